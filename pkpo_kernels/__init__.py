@@ -1,0 +1,40 @@
+"""PKPO: reward transforms that train a policy for pass@k and max@k, for NumPy, torch and JAX.
+
+    import pkpo_kernels as pk
+    advantages = pk.transform(rewards, k=8)      # (..., samples) → the same shape
+
+Importing this loads NumPy alone; torch and JAX are used only where the caller has imported them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pkpo_kernels.api import max_at_k, pass_at_k, transform
+from pkpo_kernels.dispatch import available_implementations
+from pkpo_kernels.estimators import ESTIMATORS, Estimator
+
+if TYPE_CHECKING:
+    from pkpo_kernels import schedules
+    from pkpo_kernels.evaluation import Evaluation, evaluate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ESTIMATORS",
+    "Estimator",
+    "Evaluation",
+    "available_implementations",
+    "evaluate",
+    "max_at_k",
+    "pass_at_k",
+    "schedules",
+    "transform",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "schedules":
+        return import_module("pkpo_kernels.schedules")
+    if name in ("evaluate", "Evaluation"):
+        return getattr(import_module("pkpo_kernels.evaluation"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

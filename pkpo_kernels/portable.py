@@ -1,0 +1,167 @@
+"""The row mathematics that torch and XLA share, for arrays that must be neither read on the host
+nor branched on.
+
+From (rows, N) to (rows, N): sort, gaps, weights, one prefix scan, and each value back to its
+sample's own place. What differs between the libraries is in `Primitives`; NumPy, which may look at
+its data, has a leaner way of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from pkpo_kernels.estimators import Array
+from pkpo_kernels.weights import GapWeights
+
+
+class Primitives(NamedTuple):
+    """What an array library brings; `xp` has the functions that are named alike everywhere."""
+
+    xp: Any
+    columns: Array  # (N,) the integers 1..N
+    # (rows, N) → ascending, NaN last, and where each came from
+    sort: Callable[[Array], tuple[Array, Array]]
+    # values in ascending order, where each came from → each value in its place
+    put_back: Callable[[Array, Array], Array]
+    # along the last axis
+    prefix_sum: Callable[[Array], Array]
+    # along the last axis; None where prefix_sum adds strictly from left to right
+    running_max: Callable[[Array], Array] | None
+    # False also where nobody may look
+    all_finite: Callable[[Array], bool]
+
+
+def transform_rows(
+    ops: Primitives,
+    keys: Array,
+    n: Array,
+    weights: GapWeights,
+    where: Array | None,
+    *,
+    standardised: bool,
+    scale: str,
+    undersized: str,
+) -> Array:
+    """keys (rows, N) in the dtype to compute in, n () or (rows,), where (rows, N) → (rows, N)."""
+    xp = ops.xp
+    ordered, places = _sorted(ops, keys, n, where)
+    out = _of_any_row(
+        ops,
+        ordered,
+        lambda finite: _transform(ops, finite, weights, standardised),
+        linear=not standardised,
+    )
+    if undersized == "nan":
+        out = xp.where(weights.admitted[..., None], out, xp.nan)
+    if scale == "mean":
+        out = out * n[..., None]
+    out = ops.put_back(out, places)
+    return out if where is None else xp.where(where, out, 0)
+
+
+def max_at_k_rows(
+    ops: Primitives, keys: Array, n: Array, all_weights: Sequence[GapWeights], where: Array | None
+) -> Array:
+    """keys (rows, N), n () or (rows,), weights of max@k for each k → (rows, number of ks)."""
+    xp = ops.xp
+    ordered, _ = _sorted(ops, keys, n, where)
+    columns = []
+    for weights in all_weights:
+
+        def best(finite: Array, weights: GapWeights = weights) -> Array:
+            return _constant(xp, finite, _gaps(finite), weights)
+
+        value = _of_any_row(ops, ordered, best, linear=True)
+        columns.append(xp.where(weights.admitted[..., None], value, xp.nan))
+    return xp.concatenate(columns, -1)
+
+
+def _sorted(ops: Primitives, keys: Array, n: Array, where: Array | None) -> tuple[Array, Array]:
+    """Sort; samples left out come first and take the value of the smallest that stays."""
+    xp = ops.xp
+    if where is None:
+        return ops.sort(keys)
+    ordered, places = ops.sort(xp.where(where, keys, -xp.inf))
+    n_columns = keys.shape[-1]
+    own = ops.columns > n_columns - n[:, None]
+    smallest = xp.amin(xp.where(own, ordered, xp.inf), -1)[:, None]
+    return xp.where(own, ordered, smallest), places
+
+
+def _of_any_row(
+    ops: Primitives, ordered: Array, of_finite: Callable[[Array], Array], *, linear: bool
+) -> Array:
+    """Extend a function of finite sorted rows to rows with infinities, NaN, or a range beyond the
+    largest float.
+
+    An infinite reward is M · (its sign), M beyond every bound. What M is multiplied with decides;
+    where that is 0, what remains is the function of the row with its infinities brought in to its
+    smallest and largest finite reward.
+    """
+    xp = ops.xp
+    smallest, largest = ordered[:, :1], ordered[:, -1:]
+    if ops.all_finite(largest - smallest):
+        return of_finite(ordered)
+    finite = xp.isfinite(ordered)
+    # NaN comes last in every library's sort.
+    has_nan = xp.isnan(largest)
+    low = xp.amin(xp.where(finite, ordered, xp.inf), -1)[:, None]
+    high = xp.amax(xp.where(finite, ordered, -xp.inf), -1)[:, None]
+    some = low <= high
+    low, high = xp.where(some, low, 0), xp.where(some, high, 0)
+    shrink = xp.where(xp.isfinite(high - low), xp.ones_like(low), 0.25)
+    inner = of_finite(xp.clip(ordered, low, high) * shrink)
+    leading = of_finite(xp.where(xp.isinf(ordered), xp.sign(ordered), 0))
+    if linear:
+        out = xp.where(leading != 0, xp.sign(leading) * xp.inf, inner / shrink)
+    else:
+        out = xp.where(xp.amax(xp.abs(leading), -1)[:, None] > 0, leading, inner)
+    return xp.where(has_nan, xp.nan, out)
+
+
+def _transform(ops: Primitives, ordered: Array, weights: GapWeights, standardised: bool) -> Array:
+    """Finite rows in ascending order (rows, N) → the estimator's values, in the same order."""
+    xp = ops.xp
+    gaps = _gaps(ordered)
+    sums = ops.prefix_sum(gaps * weights.gap)
+    if ops.running_max is not None:
+        # A parallel scan may add in another order from column to column. Where there is no gap,
+        # carry the sum on, so that equal rewards get equal bits; the true sums never fall, so a
+        # running maximum does it.
+        sums = ops.running_max(xp.where(gaps > 0, sums, 0))
+    out = xp.concatenate([xp.zeros_like(ordered[:, :1]), sums], -1)
+    out = out + _constant(xp, ordered, gaps, weights)
+    if standardised:
+        spread = _spread(xp, ordered, gaps, weights)
+        out = out / xp.where(spread > 0, spread, xp.inf)
+    return out
+
+
+def _gaps(ordered: Array) -> Array:
+    return ordered[:, 1:] - ordered[:, :-1]
+
+
+def _constant(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
+    """What an estimator gives a row's smallest reward, (rows, 1)."""
+    top = weights.anchor[..., None] * ordered[:, -1:]
+    # Adding 0 turns a −0 into 0.
+    return top - xp.sum(gaps * weights.below, -1)[:, None] + 0.0
+
+
+def _spread(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
+    """The deviation of the best of k (rows, 1), exactly 0 where only equal rewards can be it."""
+    largest = ordered[:, -1:]
+    best = largest - xp.sum(gaps * weights.best_below, -1)[:, None]
+    chance = xp.concatenate(
+        [
+            xp.broadcast_to(weights.best, gaps.shape),
+            xp.broadcast_to(weights.best_top[..., None], best.shape),
+        ],
+        -1,
+    )
+    deviation = xp.where(chance > 0, ordered - best, 0)
+    # Squares of deviations relative to the largest one neither overflow nor vanish.
+    unit = xp.amax(xp.abs(deviation), -1)[:, None]
+    relative = deviation / xp.where(unit > 0, unit, 1)
+    return unit * xp.sqrt(xp.sum(chance * relative * relative, -1)[:, None])

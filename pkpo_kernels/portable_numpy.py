@@ -1,0 +1,246 @@
+"""The transforms in NumPy: one sort, gaps, one prefix scan and one scatter, in float64, a
+cache-sized block of rows at a time.
+
+Rewards of up to 32 bits take a shortcut through the sort. As a float64 such a reward leaves its
+last 29 mantissa bits 0; the sample's place in the block goes there, and one sort of plain 64-bit
+integers, which NumPy vectorises, orders rewards and places together. Among equal rewards the order
+is arbitrary, and it may be: equal rewards get equal results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from os import cpu_count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pkpo_kernels.estimators import MAX_AT_K, Estimator
+from pkpo_kernels.weights import GapWeights, clip_k, host_weights
+
+Floats = NDArray[np.float64]
+
+# Elements in a block: its handful of float64 buffers stay in a core's second-level cache.
+BLOCK_ELEMENTS = 1 << 16
+# NumPy releases the interpreter lock in its loops, so blocks overlap; beyond a few threads they
+# wait on each other.
+MAX_THREADS = 4
+PLACE_BITS = np.int64((1 << 29) - 1)
+ALL_BUT_SIGN = np.int64((1 << 63) - 1)
+
+
+def transform_rows(
+    rewards: NDArray[Any],
+    k: int | NDArray[Any],
+    where: NDArray[np.bool_] | None,
+    *,
+    estimator: Estimator,
+    scale: str,
+    undersized: str,
+    dtype: np.dtype[Any],
+) -> NDArray[Any]:
+    """rewards (rows, N), k an integer or (rows,), where (rows, N) or None → (rows, N) of dtype."""
+    n_columns = rewards.shape[1]
+    out = np.empty(rewards.shape, dtype)
+
+    def weights_of(n: int | NDArray[Any], k: int | NDArray[Any], height: int) -> GapWeights:
+        if undersized == "clip":
+            k = clip_k(estimator, np.asarray(n), np.asarray(k), np)
+        weights = host_weights(estimator, n_columns, n, k)
+        # A column in front for the rows' constants, and as many rows as the block: multiplying
+        # whole arrays is fastest.
+        gap = np.zeros((height, n_columns))
+        gap[:, 1:] = weights.gap
+        return weights._replace(gap=gap)
+
+    def transform_block(block: slice) -> None:
+        mask = None if where is None else where[block]
+        n = _group_sizes(n_columns, mask)
+        ordered, places = _sort(rewards[block], mask)
+        height = len(ordered)
+        if shared is None:
+            weights = weights_of(n, k if np.ndim(k) == 0 else np.asarray(k)[block], height)
+        else:
+            weights = shared._replace(gap=shared.gap[:height])
+        result = _of_any_row(
+            ordered,
+            lambda finite: _transform(finite, weights, estimator.standardised),
+            linear=not estimator.standardised,
+        )
+        if undersized == "nan":
+            np.copyto(result, np.nan, where=~weights.admitted[..., None])
+        if scale == "mean":
+            result *= np.asarray(n)[..., None]
+        out_block = out[block]
+        with np.errstate(over="ignore", under="ignore"):
+            out_block.reshape(-1)[places.reshape(-1)] = result.astype(dtype, copy=False).reshape(-1)
+        if mask is not None:
+            out_block[~mask] = 0
+
+    blocks = _blocks(*rewards.shape)
+    shared = None
+    if where is None and np.ndim(k) == 0 and blocks:
+        shared = weights_of(n_columns, k, blocks[0].stop)
+    _run(transform_block, blocks)
+    return out
+
+
+def max_at_k_rows(
+    rewards: NDArray[Any],
+    ks: Sequence[int | NDArray[Any]],
+    where: NDArray[np.bool_] | None,
+    *,
+    dtype: np.dtype[Any],
+) -> NDArray[Any]:
+    """rewards (rows, N), each k an integer, where (rows, N) or None → (rows, len(ks)) of dtype."""
+    rows, n_columns = rewards.shape
+    out = np.empty((rows, len(ks)), dtype)
+
+    def best_of_block(block: slice) -> None:
+        mask = None if where is None else where[block]
+        n = _group_sizes(n_columns, mask)
+        ordered, _ = _sort(rewards[block], mask)
+        for column, k in enumerate(ks):
+            weights = host_weights(MAX_AT_K, n_columns, n, k)
+            best = _of_any_row(ordered, partial(_best, weights=weights), linear=True)
+            with np.errstate(over="ignore", under="ignore"):
+                out[block, column] = np.where(weights.admitted, best[:, 0], np.nan)
+
+    _run(best_of_block, _blocks(rows, n_columns))
+    return out
+
+
+def _blocks(rows: int, n_columns: int) -> list[slice]:
+    height = max(1, BLOCK_ELEMENTS // n_columns)
+    return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
+
+
+def _run(work: Callable[[slice], None], blocks: list[slice]) -> None:
+    threads = min(MAX_THREADS, cpu_count() or 1, len(blocks))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, blocks))
+    else:
+        for block in blocks:
+            work(block)
+
+
+def _group_sizes(n_columns: int, mask: NDArray[np.bool_] | None) -> int | NDArray[Any]:
+    return n_columns if mask is None else mask.sum(-1)
+
+
+def _sort(
+    rewards: NDArray[Any], mask: NDArray[np.bool_] | None
+) -> tuple[Floats, NDArray[np.int64]]:
+    """→ the rewards in ascending order as float64, and each one's place in the flattened block.
+
+    Samples that the mask leaves out come first and take the value of the smallest that it keeps.
+    A NaN comes at one end or the other.
+    """
+    keys = np.array(rewards, np.float64, order="C")
+    if mask is not None:
+        keys[~mask] = -np.inf
+    places = np.arange(keys.size).reshape(keys.shape)
+    if np.can_cast(rewards.dtype, np.float32) and keys.size <= PLACE_BITS:
+        packed = keys.view(np.int64)
+        packed |= places
+        _flip_negatives(packed, places)
+        packed.sort(-1)
+        _flip_negatives(packed, places)
+        np.bitwise_and(packed, PLACE_BITS, out=places)
+        packed ^= places
+    else:
+        order = np.argsort(keys, -1)
+        places = order + places[:, :1]
+        keys = keys.reshape(-1)[places]
+    if mask is not None:
+        left_out = (~mask).sum(-1, keepdims=True)
+        smallest = np.take_along_axis(keys, np.minimum(left_out, keys.shape[1] - 1), -1)
+        np.copyto(keys, smallest, where=np.arange(keys.shape[1]) < left_out)
+    return keys, places
+
+
+def _flip_negatives(bits: NDArray[np.int64], scratch: NDArray[np.int64]) -> None:
+    """Float bits to integers of the same order, in place; the same map leads back."""
+    np.right_shift(bits, 63, out=scratch)
+    scratch &= ALL_BUT_SIGN
+    bits ^= scratch
+
+
+def _of_any_row(ordered: Floats, of_finite: Callable[[Floats], Floats], *, linear: bool) -> Floats:
+    """Extend a function of finite sorted rows to rows with infinities, NaN, or a range beyond the
+    largest float.
+
+    An infinite reward is M · (its sign), M beyond every bound. What M is multiplied with decides;
+    where that is 0, what remains is the function of the row with its infinities brought in to its
+    smallest and largest finite reward.
+    """
+    smallest, largest = ordered[:, 0], ordered[:, -1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(largest - smallest).all():
+            return of_finite(ordered)
+    finite = np.isfinite(ordered)
+    has_nan = np.isnan(smallest) | np.isnan(largest)
+    low = np.min(ordered, -1, keepdims=True, initial=np.inf, where=finite)
+    high = np.max(ordered, -1, keepdims=True, initial=-np.inf, where=finite)
+    nothing = (low > high) | has_nan[:, None]
+    low, high = np.where(nothing, 0, low), np.where(nothing, 0, high)
+    inner = of_finite(
+        np.clip(np.nan_to_num(ordered, nan=0.0, posinf=np.inf, neginf=-np.inf), low, high) / 4
+    )
+    leading = of_finite(np.where(np.isinf(ordered), np.sign(ordered), 0))
+    if linear:
+        with np.errstate(over="ignore"):
+            out = np.where(leading != 0, np.copysign(np.inf, leading), 4 * inner)
+    else:
+        out = np.where((leading != 0).any(-1, keepdims=True), leading, inner)
+    out[has_nan] = np.nan
+    return out
+
+
+def _transform(ordered: Floats, weights: GapWeights, standardised: bool) -> Floats:
+    """Finite rows in ascending order (rows, N) → the estimator's values, in the same order."""
+    out = np.empty_like(ordered)
+    # One long subtraction instead of many short ones; what it puts at the rows' starts is replaced
+    # by their constants.
+    np.subtract(ordered.reshape(-1)[1:], ordered.reshape(-1)[:-1], out=out.reshape(-1)[1:])
+    gaps = out[:, 1:]
+    constant = _constant(ordered, gaps, weights)
+    spread = _spread(ordered, gaps, weights) if standardised else None
+    out[:, 0] = 0
+    out *= weights.gap
+    out[:, 0] = constant
+    np.cumsum(out, -1, out=out)
+    if spread is not None:
+        out /= np.where(spread > 0, spread, np.inf)[:, None]
+    return out
+
+
+def _best(ordered: Floats, weights: GapWeights) -> Floats:
+    """Finite rows in ascending order (rows, N) → max@k (rows, 1)."""
+    return _constant(ordered, np.diff(ordered, axis=-1), weights)[:, None]
+
+
+def _constant(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
+    """What an estimator gives a row's smallest reward (rows,)."""
+    if not (weights.anchor.any() or weights.below.any()):
+        return np.zeros(len(ordered))
+    return weights.anchor * ordered[:, -1] - np.einsum("rj,...j->r", gaps, weights.below) + 0.0
+
+
+def _spread(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
+    """The deviation of the best of k (rows,), exactly 0 where only equal rewards can be it."""
+    largest = ordered[:, -1]
+    best = largest - np.einsum("rj,...j->r", gaps, weights.best_below)
+    chance = np.broadcast_to(weights.best, gaps.shape)
+    deviation = np.where(chance > 0, ordered[:, :-1] - best[:, None], 0)
+    deviation_top = largest - best
+    # Squares of deviations relative to the largest one neither overflow nor vanish.
+    unit = np.maximum(np.abs(deviation).max(-1, initial=0), np.abs(deviation_top))
+    unit = np.where(unit > 0, unit, 1)
+    deviation /= unit[:, None]
+    variance = np.einsum("rj,rj,rj->r", chance, deviation, deviation)
+    return unit * np.sqrt(variance + weights.best_top * (deviation_top / unit) ** 2)

@@ -1,0 +1,230 @@
+"""Schedules of k: from the training step to the k of the next update.
+
+The paper anneals k: large early on, to reward exploration, then 1, to sharpen (arXiv 2505.15201,
+section 5.2.2):
+
+>>> k_at = piecewise_constant([8, 1], [1000])
+>>> k_at(0), k_at(999), k_at(1000)
+(8, 8, 1)
+
+A schedule takes the step as a Python or NumPy integer, a NumPy integer array, an integer torch
+tensor (also under ``torch.compile``) or a JAX array or tracer (also under ``jit`` and ``vmap``).
+The k it gives back is of the same kind and may go straight into ``transform(rewards, k)``, which
+does not recompile when k's value changes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import index
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Schedule", "cosine", "linear", "piecewise_constant"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A function of the step that is constant between the steps in ``boundaries``.
+
+    Every schedule of an integer k is one: ``values[i]`` holds until step ``boundaries[i]``, where
+    ``values[i + 1]`` takes over. Looking k up in this table, rather than computing it from a
+    formula, is exact, and so gives the same k in Python, NumPy, torch and JAX whatever their
+    floating-point precision.
+
+    Made by :func:`piecewise_constant`, :func:`linear` and :func:`cosine`. Hashable, hence a valid
+    static argument of ``jax.jit``.
+    """
+
+    description: str
+    values: tuple[int, ...]
+    boundaries: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return self.description
+
+    @overload
+    def __call__(self, step: int | np.integer[Any]) -> int: ...
+    @overload
+    def __call__(self, step: NDArray[np.integer[Any]]) -> NDArray[np.int64]: ...
+    @overload
+    def __call__(self, step: Any) -> Any: ...
+
+    def __call__(self, step: Any) -> Any:
+        """The k of a step.
+
+        Args:
+            step: an integer, or an integer array of any shape. Under ``torch.compile`` pass a
+                tensor: the value of a Python integer is part of the compiled program, and each new
+                k would compile another.
+
+        Returns:
+            An int for an integer; else an array of ``step``'s shape, library and device: int64 in
+            NumPy and torch, int32 in JAX.
+
+        Raises:
+            TypeError: ``step`` is a bool, or anything but integers.
+        """
+        if isinstance(step, (int, np.integer)) and not isinstance(step, bool):
+            return self.values[bisect_right(self.boundaries, int(step))]
+        if isinstance(step, np.ndarray) and step.dtype.kind in "iu":
+            values = np.asarray(self.values, np.int64)
+            return np.asarray(values[np.searchsorted(self.boundaries, step, side="right")])
+        # A tensor can only exist where its library has been imported already.
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(step, torch.Tensor):
+            return self._in_torch(step)
+        jax = sys.modules.get("jax")
+        if jax is not None and isinstance(step, jax.Array):
+            return self._in_jax(step)
+        raise TypeError(_not_integral("step", step, "an integer or an array of integers"))
+
+    def _in_torch(self, step: Any) -> Any:
+        import torch
+
+        if step.dtype == torch.bool or step.is_floating_point() or step.is_complex():
+            raise TypeError(_not_integral("step", step, "an integer or an array of integers"))
+        # non_blocking: the table is copied in stream order, the host does not wait for the device.
+        boundaries = torch.tensor(self.boundaries, dtype=torch.int64).to(
+            step.device, non_blocking=True
+        )
+        values = torch.tensor(self.values, dtype=torch.int64).to(step.device, non_blocking=True)
+        return values[torch.bucketize(step.detach().to(torch.int64), boundaries, right=True)]
+
+    def _in_jax(self, step: Any) -> Any:
+        import jax.numpy as jnp
+
+        if not jnp.issubdtype(step.dtype, jnp.integer):
+            raise TypeError(_not_integral("step", step, "an integer or an array of integers"))
+        dtype = jnp.int64 if step.dtype.itemsize == 8 else jnp.int32
+        # A boundary beyond what the step's dtype can hold is never reached, and would not fit.
+        last = np.iinfo(dtype).max
+        boundaries = jnp.asarray([b for b in self.boundaries if b <= last], dtype)
+        values = jnp.asarray(self.values, jnp.int32)
+        return values[jnp.searchsorted(boundaries, step.astype(dtype), side="right")]
+
+
+def piecewise_constant(values: Sequence[int], boundaries: Sequence[int]) -> Schedule:
+    """``values[0]`` before step ``boundaries[0]``, then ``values[1]`` before the next, and so on.
+
+    Args:
+        values: the ks, each at least 1; one more than there are boundaries.
+        boundaries: the steps at which the next value takes over, strictly increasing.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    >>> piecewise_constant([8, 4, 1], [100, 200])(np.array([99, 100, 199, 200]))
+    array([8, 4, 4, 1])
+    """
+    ks = checked_integers("values", values, least=1)
+    steps = checked_integers("boundaries", boundaries)
+    if len(ks) != len(steps) + 1:
+        raise ValueError(
+            f"values must have one more entry than boundaries, got {len(ks)} values {list(ks)} "
+            f"and {len(steps)} boundaries {list(steps)}"
+        )
+    if any(after <= before for before, after in pairwise(steps)):
+        raise ValueError(f"boundaries must be strictly increasing, got {list(steps)}")
+    return Schedule(f"piecewise_constant(values={list(ks)}, boundaries={list(steps)})", ks, steps)
+
+
+def linear(start: int, end: int, steps: int) -> Schedule:
+    """On a straight line from ``start`` at step 0 to ``end`` at step ``steps``.
+
+    Rounded to the nearest integer. Before step 0 it is ``start``, after step ``steps`` it is
+    ``end``; a half rounds towards ``end``.
+
+    Args:
+        start: k at step 0, at least 1.
+        end: k at step ``steps``, at least 1.
+        steps: the length of the way, at least 1.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    >>> [linear(5, 1, 8)(step) for step in range(10)]
+    [5, 4, 4, 3, 3, 2, 2, 1, 1, 1]
+    """
+    start, end, steps = _way(start, end, steps)
+    distance = abs(end - start)
+    # The j-th change is at the first step to have come j - 1/2 of the distance, in exact integers.
+    changes = [-(-(2 * j - 1) * steps // (2 * distance)) for j in range(1, distance + 1)]
+    return _monotone(f"linear(start={start}, end={end}, steps={steps})", start, end, changes)
+
+
+def cosine(start: int, end: int, steps: int) -> Schedule:
+    """On half a cosine wave from ``start`` at step 0 to ``end`` at step ``steps``.
+
+    In between, at step t, it is ``end + (start - end) * (1 + cos(pi * t / steps)) / 2``, rounded to
+    the nearest integer: slow at both ends, fast in the middle. Before step 0 it is ``start``, after
+    step ``steps`` it is ``end``; a half rounds towards ``end``.
+
+    Args:
+        start: k at step 0, at least 1.
+        end: k at step ``steps``, at least 1.
+        steps: the length of the way, at least 1.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    >>> [cosine(5, 1, 8)(step) for step in range(10)]
+    [5, 5, 4, 4, 3, 2, 2, 1, 1, 1]
+    """
+    start, end, steps = _way(start, end, steps)
+    distance = abs(end - start)
+    changes = [
+        # The slack absorbs acos's rounding where the wave meets a half exactly, as it does at steps
+        # / 2.
+        max(1, math.ceil(steps * (math.acos(1 - (2 * j - 1) / distance) / math.pi - 1e-12)))
+        for j in range(1, distance + 1)
+    ]
+    return _monotone(f"cosine(start={start}, end={end}, steps={steps})", start, end, changes)
+
+
+def _monotone(description: str, start: int, end: int, changes: Sequence[int]) -> Schedule:
+    """One unit nearer to ``end`` at each step in ``changes``."""
+    direction = 1 if end > start else -1
+    values = tuple(range(start, end + direction, direction))
+    return Schedule(description, values, tuple(changes))
+
+
+def _way(start: int, end: int, steps: int) -> tuple[int, int, int]:
+    return (
+        checked_integer("start", start, least=1),
+        checked_integer("end", end, least=1),
+        checked_integer("steps", steps, least=1),
+    )
+
+
+def checked_integers(name: str, values: Any, least: int | None = None) -> tuple[int, ...]:
+    """``values`` as a tuple of ints, or an error that names the entry."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)):
+        raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
+    return tuple(checked_integer(f"{name}[{i}]", value, least) for i, value in enumerate(values))
+
+
+def checked_integer(name: str, value: Any, least: int | None = None) -> int:
+    """``value`` as an int, or an error that names it."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(_not_integral(name, value))
+    try:
+        value = index(value)
+    except TypeError:
+        raise TypeError(_not_integral(name, value)) from None
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def _not_integral(name: str, value: object, right: str = "an integer") -> str:
+    dtype = getattr(value, "dtype", None)
+    got = repr(value) if dtype is None else f"{type(value).__name__} of dtype {dtype}"
+    return f"{name} must be {right}, got {got}"
