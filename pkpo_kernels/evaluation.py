@@ -9,7 +9,6 @@ tasks of the same kind been drawn.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.api import max_at_k, pass_at_k
+from pkpo_kernels.dispatch import library_of
 from pkpo_kernels.schedules import checked_integer, checked_integers
 
 __all__ = ["AtK", "Difference", "Evaluation", "evaluate"]
@@ -227,8 +227,9 @@ class _Run:
         # Few pairs (n, c) are distinct, however many tasks there are.
         pairs = np.stack([self.lengths, correct], axis=1)
         distinct, place = np.unique(pairs, axis=0, return_inverse=True)
-        values = pass_at_k(distinct[:, :1], distinct[:, 1:], np.asarray(ks))
-        return np.asarray(values, np.float64)[place.reshape(-1)]
+        n, c = distinct[:, :1], distinct[:, 1:]
+        values = np.where(n < ks, np.nan, pass_at_k(np.maximum(n, 1), c, ks))
+        return values[place.reshape(-1)]
 
     def _max_values(self, ks: tuple[int, ...]) -> Floats:
         values = np.full((len(self.lengths), len(ks)), np.nan)
@@ -240,7 +241,7 @@ class _Run:
             possible = [i for i, k in enumerate(ks) if k <= n]
             if possible:
                 rows = self.flat[starts[tasks][:, None] + np.arange(n)]
-                values[np.ix_(tasks, possible)] = max_at_k(rows, [ks[i] for i in possible])
+                values[tasks[:, None], possible] = max_at_k(rows, [ks[i] for i in possible])
         return values
 
 
@@ -345,8 +346,7 @@ def _flatten(
 
 
 def _as_numpy(array: Any) -> NDArray[Any]:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(array, torch.Tensor):
+    if library_of(array) == "torch":
         array = array.detach().cpu()
         # NumPy has no bfloat16.
         return np.asarray(array.double() if array.is_floating_point() else array)

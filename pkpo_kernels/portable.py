@@ -152,15 +152,16 @@ def _constant(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Arra
 def _spread(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
     """The deviation of the best of k (rows, 1), exactly 0 where only equal rewards can be it."""
     largest = ordered[:, -1:]
-    best = largest - xp.sum(gaps * weights.best_below, -1)[:, None]
+    # How far the mean of the best lies below the largest: measured from there, an offset drops out.
+    lead = xp.sum(gaps * weights.best_below, -1)[:, None]
     chance = xp.concatenate(
         [
             xp.broadcast_to(weights.best, gaps.shape),
-            xp.broadcast_to(weights.best_top[..., None], best.shape),
+            xp.broadcast_to(weights.best_top[..., None], lead.shape),
         ],
         -1,
     )
-    deviation = xp.where(chance > 0, ordered - best, 0)
+    deviation = xp.where(chance > 0, ordered - largest + lead, 0)
     # Squares of deviations relative to the largest one neither overflow nor vanish.
     unit = xp.amax(xp.abs(deviation), -1)[:, None]
     relative = deviation / xp.where(unit > 0, unit, 1)

@@ -228,19 +228,25 @@ def _constant(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
     """What an estimator gives a row's smallest reward (rows,)."""
     if not (weights.anchor.any() or weights.below.any()):
         return np.zeros(len(ordered))
-    return weights.anchor * ordered[:, -1] - np.einsum("rj,...j->r", gaps, weights.below) + 0.0
+    return weights.anchor * ordered[:, -1] - _row_sum(gaps, weights.below) + 0.0
 
 
 def _spread(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
     """The deviation of the best of k (rows,), exactly 0 where only equal rewards can be it."""
     largest = ordered[:, -1]
-    best = largest - np.einsum("rj,...j->r", gaps, weights.best_below)
+    # How far the mean of the best lies below the largest: measured from there, an offset drops out.
+    deviation_top = _row_sum(gaps, weights.best_below)
     chance = np.broadcast_to(weights.best, gaps.shape)
-    deviation = np.where(chance > 0, ordered[:, :-1] - best[:, None], 0)
-    deviation_top = largest - best
+    from_largest = ordered[:, :-1] - largest[:, None]
+    deviation = np.where(chance > 0, from_largest + deviation_top[:, None], 0)
     # Squares of deviations relative to the largest one neither overflow nor vanish.
     unit = np.maximum(np.abs(deviation).max(-1, initial=0), np.abs(deviation_top))
     unit = np.where(unit > 0, unit, 1)
     deviation /= unit[:, None]
     variance = np.einsum("rj,rj,rj->r", chance, deviation, deviation)
     return unit * np.sqrt(variance + weights.best_top * (deviation_top / unit) ** 2)
+
+
+def _row_sum(gaps: Floats, weights: Floats) -> Floats:
+    """Σ_j weights_j · gaps_j (rows,), weights (N−1,) or (rows, N−1)."""
+    return np.einsum("rj,rj->r", gaps, np.broadcast_to(weights, gaps.shape))

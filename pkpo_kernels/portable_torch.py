@@ -56,7 +56,8 @@ def max_at_k_rows(
 
 def _keys(rewards: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     compute = torch.float64 if torch.float64 in (dtype, rewards.dtype) else torch.float32
-    return rewards.detach().to(compute)
+    # Contiguous, so that sums add up in the same order whatever the layout of the rewards.
+    return rewards.detach().to(compute).contiguous()
 
 
 def _group_sizes(rewards: torch.Tensor, where: torch.Tensor | None) -> torch.Tensor:

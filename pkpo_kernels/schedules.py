@@ -16,7 +16,6 @@ does not recompile when k's value changes.
 from __future__ import annotations
 
 import math
-import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pkpo_kernels.dispatch import library_of
 
 __all__ = ["Schedule", "cosine", "linear", "piecewise_constant"]
 
@@ -77,12 +78,10 @@ class Schedule:
         if isinstance(step, np.ndarray) and step.dtype.kind in "iu":
             values = np.asarray(self.values, np.int64)
             return np.asarray(values[np.searchsorted(self.boundaries, step, side="right")])
-        # A tensor can only exist where its library has been imported already.
-        torch = sys.modules.get("torch")
-        if torch is not None and isinstance(step, torch.Tensor):
+        library = library_of(step)
+        if library == "torch":
             return self._in_torch(step)
-        jax = sys.modules.get("jax")
-        if jax is not None and isinstance(step, jax.Array):
+        if library == "jax":
             return self._in_jax(step)
         raise TypeError(_not_integral("step", step, "an integer or an array of integers"))
 

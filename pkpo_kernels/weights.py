@@ -70,7 +70,8 @@ def gap_weights(
     live = (j >= 1) & admitted[..., None]
     numerator = xp.where(j + 1 == n, k, xp.clip(j + 2 - k, 0, None))
     b = product_from_right(numerator, xp.clip(j + 1, 1, None))
-    a = b * xp.clip(j + 1 - k, 0, None) / xp.clip(j, 1, None)
+    # The ratio first: at k=1 it is exactly 1, and a exactly 1/n.
+    a = b * (xp.clip(j + 1 - k, 0, None) / xp.clip(j, 1, None))
     # A group of one has no gap at all; only its formulas' denominators need lifting.
     place = Place(j=j, n=xp.clip(n, 2, None), k=k, b=b, a=a, where=xp.where)
 

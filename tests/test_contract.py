@@ -1,0 +1,421 @@
+"""The contract: what every implementation must give, against enumeration and the float64 reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Subject, rewards_of_every_kind
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from shapes import ENUMERATED_N, REFERENCE, ks_for
+
+import pkpo_kernels as pk
+from pkpo_kernels import reference
+
+ESTIMATORS = tuple(pk.ESTIMATORS)
+OFFSET_BLIND = ("sloo_minus_one", "centered", "passk_training")
+
+
+def admitted_ks(estimator: str, ks: Any, n: int) -> list[int]:
+    return [k for k in ks if k <= pk.ESTIMATORS[estimator].largest_k(n)]
+
+
+def expected(rewards: Any, k: Any, **options: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(pk.transform(rewards, k, implementation="reference", **options))
+
+
+class TestAgainstTheDefinitions:
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    @pytest.mark.parametrize("n", ENUMERATED_N)
+    def test_transform_is_the_enumeration(
+        self, subject: Subject, rng: np.random.Generator, estimator: str, n: int
+    ) -> None:
+        rewards = rewards_of_every_kind(rng, n)
+        for k in admitted_ks(estimator, range(1, n + 1), n):
+            want = [reference.ENUMERATIONS[estimator](row, k) for row in rewards]
+            got = subject.transform(subject.array(rewards, "float32"), k, estimator=estimator)
+            # Rewards near 100 leave "s" and "sloo" with results of that size.
+            np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6 if n > 1 else 0)
+
+    @pytest.mark.parametrize("n", ENUMERATED_N)
+    def test_max_at_k_is_the_enumeration(
+        self, subject: Subject, rng: np.random.Generator, n: int
+    ) -> None:
+        rewards = rewards_of_every_kind(rng, n)
+        ks = list(range(1, n + 1))
+        want = [[reference.enumerate_max_at_k(row, k) for k in ks] for row in rewards]
+        got = subject.max_at_k(subject.array(rewards, "float32"), ks)
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    @pytest.mark.parametrize("rows, n", REFERENCE)
+    def test_transform_is_the_reference(
+        self, subject: Subject, rng: np.random.Generator, estimator: str, rows: int, n: int
+    ) -> None:
+        rewards = rng.standard_normal((rows, n)).astype(np.float32)
+        for k in admitted_ks(estimator, ks_for(n), n):
+            want = expected(rewards.astype(np.float64), k, estimator=estimator)
+            got = subject.transform(subject.array(rewards), k, estimator=estimator)
+            np.testing.assert_allclose(got, want, rtol=5e-6, atol=2e-6 * np.abs(want).max())
+
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    def test_float64_is_computed_in_float64(
+        self, subject: Subject, rng: np.random.Generator, estimator: str
+    ) -> None:
+        import jax
+
+        rewards = rewards_of_every_kind(rng, 9)
+        with jax.enable_x64(True):
+            for k in (1, 4, 8):
+                got = subject.transform(subject.array(rewards), k, estimator=estimator)
+                want = expected(rewards, k, estimator=estimator)
+                np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-13)
+
+    @pytest.mark.parametrize("offset", [0.0, 1e4])
+    @pytest.mark.parametrize("n", [1000, 16384])
+    def test_sloo_minus_one_is_accurate_component_by_component(
+        self, subject: Subject, rng: np.random.Generator, n: int, offset: float
+    ) -> None:
+        if subject.implementation == "reference":
+            pytest.skip("is what this compares with")
+        rewards = (rng.standard_normal((1, n)) + offset).astype(np.float32)
+        for k in (2, 8, n // 2, n):
+            want = expected(rewards.astype(np.float64), k)
+            got = subject.transform(subject.array(rewards), k)
+            # Below float32's normal numbers there are no 24 bits left to be right in.
+            np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-37)
+
+
+class TestProperties:
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    def test_permuting_samples_permutes_results_bit_for_bit(
+        self, subject: Subject, rng: np.random.Generator, estimator: str
+    ) -> None:
+        rewards = rewards_of_every_kind(rng, 33)
+        permutation = rng.permutation(33)
+        array = subject.array(rewards, "float32")
+        there = subject.transform(array, 5, estimator=estimator)
+        permuted = subject.array(rewards[:, permutation], "float32")
+        back = subject.transform(permuted, 5, estimator=estimator)
+        if subject.implementation == "reference":
+            np.testing.assert_allclose(back, there[:, permutation], rtol=1e-5, atol=1e-12)
+        else:
+            np.testing.assert_array_equal(back, there[:, permutation])
+
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    @pytest.mark.parametrize("n", [16, 100, 1025])
+    def test_equal_rewards_get_equal_bits(
+        self, subject: Subject, rng: np.random.Generator, estimator: str, n: int
+    ) -> None:
+        if subject.implementation == "reference":
+            pytest.skip("adds up in the order of the samples")
+        levels = np.float32(rng.standard_normal(7))
+        rewards = levels[rng.integers(0, 7, (3, n))]
+        out = subject.transform(subject.array(rewards), 4, estimator=estimator)
+        for row, result in zip(rewards, out, strict=True):
+            for level in np.unique(row):
+                assert len(np.unique(result[row == level])) == 1
+
+    @pytest.mark.parametrize("estimator", OFFSET_BLIND)
+    @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1e30, 3e-39])
+    def test_a_constant_row_gets_exactly_zero(
+        self, subject: Subject, estimator: str, value: float
+    ) -> None:
+        rewards = np.full((2, 11), value, np.float32)
+        for k in (1, 2, 10):
+            out = subject.transform(subject.array(rewards), k, estimator=estimator)
+            if subject.implementation == "reference":
+                assert np.abs(out).max() <= 1e-13 * abs(value)
+            else:
+                assert not out.any() and not np.signbit(out).any()
+
+    @pytest.mark.parametrize("estimator", OFFSET_BLIND)
+    def test_a_common_offset_drops_out(self, subject: Subject, estimator: str) -> None:
+        # Quarters plus a power of two stay exact in float32.
+        rewards = np.arange(24, dtype=np.float32).reshape(2, 12) * 7 % 11 / 4
+        plain = subject.transform(subject.array(rewards), 3, estimator=estimator)
+        shifted = subject.transform(subject.array(rewards + 4096), 3, estimator=estimator)
+        if subject.implementation == "reference":
+            np.testing.assert_allclose(shifted, plain, rtol=1e-5, atol=1e-7)
+        else:
+            np.testing.assert_array_equal(shifted, plain)
+
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    def test_scaling_rewards_scales_results(
+        self, subject: Subject, rng: np.random.Generator, estimator: str
+    ) -> None:
+        rewards = rng.standard_normal((3, 10)).astype(np.float32)
+        plain = subject.transform(subject.array(rewards), 4, estimator=estimator)
+        scaled = subject.transform(subject.array(rewards * 2**20), 4, estimator=estimator)
+        factor = 1 if pk.ESTIMATORS[estimator].standardised else 2**20
+        np.testing.assert_allclose(scaled, plain * factor, rtol=1e-6, atol=1e-7)
+
+    def test_k_1_is_leave_one_out(self, subject: Subject, rng: np.random.Generator) -> None:
+        rewards = rng.standard_normal((4, 6)).astype(np.float32)
+        others = (rewards.sum(-1, keepdims=True) - rewards) / 5
+        out = subject.transform(subject.array(rewards), 1)
+        np.testing.assert_allclose(out, (rewards - others) / 6, atol=1e-6)
+        plain = subject.transform(subject.array(rewards), 1, estimator="s")
+        np.testing.assert_allclose(plain, rewards / 6, atol=1e-6)
+
+    def test_k_n_gives_the_best_its_lead(self, subject: Subject, rng: np.random.Generator) -> None:
+        rewards = rng.standard_normal((4, 6)).astype(np.float32)
+        ordered = np.sort(rewards)
+        lead = (ordered[:, -1:] - ordered[:, -2:-1]) * (rewards == ordered[:, -1:])
+        out = subject.transform(subject.array(rewards), 6)
+        np.testing.assert_allclose(out, lead, rtol=1e-6)
+
+    def test_a_group_of_one(self, subject: Subject) -> None:
+        rewards = subject.array([[2.0], [-3.0]], "float32")
+        assert not subject.transform(rewards, 1).any()
+        np.testing.assert_array_equal(subject.transform(rewards, 1, estimator="s")[:, 0], [2, -3])
+        np.testing.assert_array_equal(subject.max_at_k(rewards, 1), [2, -3])
+
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    def test_identities(self, subject: Subject, rng: np.random.Generator, estimator: str) -> None:
+        rewards = rng.standard_normal((5, 12)).astype(np.float32)
+        out = subject.transform(subject.array(rewards), 4, estimator=estimator)
+        if estimator == "s":
+            best = subject.max_at_k(subject.array(rewards), 4)
+            np.testing.assert_allclose(out.sum(-1), 4 * best, rtol=1e-5)
+        elif estimator in ("centered", "passk_training"):
+            np.testing.assert_allclose(out.sum(-1), 0, atol=1e-5)
+        elif estimator == "sloo_minus_one":
+            assert (out >= 0).all()
+
+    def test_repeats_bit_for_bit(self, subject: Subject, rng: np.random.Generator) -> None:
+        rewards = subject.array(rng.standard_normal((700, 300)).astype(np.float32))
+        if subject.implementation == "reference":
+            rewards = rewards[:2]
+        first = subject.transform(rewards, 7)
+        for _ in range(3):
+            np.testing.assert_array_equal(subject.transform(rewards, 7), first)
+
+    @settings(
+        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(data=st.data())
+    def test_any_rewards_match_the_reference(self, subject: Subject, data: st.DataObject) -> None:
+        rows, n = data.draw(st.sampled_from([(1, 2), (3, 5), (2, 9)]))
+        number = st.one_of(
+            st.floats(-1e6, 1e6, width=32), st.integers(-2, 2).map(float), st.just(-0.0)
+        )
+        row = st.lists(number, min_size=n, max_size=n)
+        rewards = np.array(data.draw(st.lists(row, min_size=rows, max_size=rows)), np.float32)
+        where = np.array(
+            data.draw(
+                st.lists(
+                    st.lists(st.booleans(), min_size=n, max_size=n), min_size=rows, max_size=rows
+                )
+            )
+        )
+        estimator = data.draw(st.sampled_from(["sloo_minus_one", "s", "sloo"]))
+        k = data.draw(st.integers(1, pk.ESTIMATORS[estimator].largest_k(n)))
+        got = subject.transform(
+            subject.array(rewards), k, estimator=estimator, where=subject.array(where)
+        )
+        want = expected(rewards.astype(np.float64), k, estimator=estimator, where=where)
+        np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-6 * np.abs(rewards).max() + 1e-37)
+
+
+class TestOptions:
+    @pytest.mark.parametrize("undersized", ["zero", "nan", "clip"])
+    @pytest.mark.parametrize("scale", ["sum", "mean"])
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    def test_masks_and_a_k_for_every_row(
+        self,
+        subject: Subject,
+        rng: np.random.Generator,
+        estimator: str,
+        scale: str,
+        undersized: str,
+    ) -> None:
+        rewards = rng.standard_normal((24, 7)).astype(np.float32)
+        where = rng.random((24, 7)) < np.linspace(0, 1, 24)[:, None]
+        where[-1] = True
+        # What is left out must not matter.
+        rewards[~where] = np.where(rng.random((~where).sum()) < 0.5, np.nan, np.inf)
+        k = rng.integers(1, 7, 24)
+        options = {"estimator": estimator, "scale": scale, "undersized": undersized}
+        got = subject.transform(subject.array(rewards), k, where=subject.array(where), **options)
+        want = expected(rewards.astype(np.float64), k, where=where, **options)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6)
+        assert not got[~where].any()
+        n = where.sum(-1)
+        too_small = (k > pk.ESTIMATORS[estimator].largest_k(n))[:, None] & where
+        assert too_small.any()
+        if undersized == "nan":
+            assert np.isnan(got[too_small]).all()
+        elif undersized == "zero":
+            assert not got[too_small].any()
+
+    def test_a_mask_is_the_same_as_leaving_the_samples_away(
+        self, subject: Subject, rng: np.random.Generator
+    ) -> None:
+        rewards = rng.standard_normal((3, 9)).astype(np.float32)
+        where = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0], bool)
+        full = subject.transform(
+            subject.array(rewards), 3, where=subject.array(np.broadcast_to(where, (3, 9)))
+        )
+        np.testing.assert_allclose(
+            full[:, where], subject.transform(subject.array(rewards[:, where]), 3), rtol=2e-6
+        )
+
+    def test_max_at_k_with_a_mask(self, subject: Subject, rng: np.random.Generator) -> None:
+        rewards = rng.standard_normal((9, 6)).astype(np.float32)
+        where = np.arange(6) < np.array([0, 1, 2, 3, 4, 5, 6, 6, 6])[:, None]
+        rewards[~where] = np.nan
+        got = subject.max_at_k(subject.array(rewards), [1, 3, 6], where=subject.array(where))
+        for row, mask, values in zip(rewards.astype(float), where, got, strict=True):
+            for k, value in zip((1, 3, 6), values, strict=True):
+                if mask.sum() < k:
+                    assert np.isnan(value)
+                else:
+                    want = reference.enumerate_max_at_k(row[mask], k)
+                    assert value == pytest.approx(want, rel=1e-5, abs=1e-6)
+
+    def test_max_at_k_of_0_1_rewards_is_pass_at_k(
+        self, subject: Subject, rng: np.random.Generator
+    ) -> None:
+        correct = rng.random((20, 10)) < 0.3
+        got = subject.max_at_k(subject.array(correct), [1, 2, 5, 10])
+        want = pk.pass_at_k(10, correct.sum(-1)[:, None], [1, 2, 5, 10])
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+
+    def test_leading_shape_and_axis(self, subject: Subject, rng: np.random.Generator) -> None:
+        rewards = rng.standard_normal((2, 3, 5)).astype(np.float32)
+        k = np.array([[1, 2, 3], [4, 5, 1]])
+        want = np.stack(
+            [subject.transform(subject.array(r), kk) for r, kk in zip(rewards, k, strict=True)]
+        )
+        np.testing.assert_array_equal(subject.transform(subject.array(rewards), k), want)
+        for axis in (0, 1, -2, -3):
+            moved = subject.array(np.moveaxis(rewards, -1, axis))
+            got = subject.transform(moved, k, axis=axis)
+            np.testing.assert_array_equal(np.moveaxis(got, axis, -1), want)
+        broadcast = subject.transform(subject.array(rewards), np.array([[2], [3]]))
+        np.testing.assert_array_equal(broadcast[1], subject.transform(subject.array(rewards[1]), 3))
+        best = subject.max_at_k(subject.array(np.moveaxis(rewards, -1, 0)), 2, axis=0)
+        np.testing.assert_array_equal(best, subject.max_at_k(subject.array(rewards), 2))
+        assert best.shape == (2, 3)
+        assert subject.transform(subject.array(rewards[0, 0]), 2).shape == (5,)
+        assert subject.max_at_k(subject.array(rewards), [2]).shape == (2, 3, 1)
+
+    def test_no_rows(self, subject: Subject) -> None:
+        empty = subject.array(np.zeros((2, 0, 5), np.float32))
+        assert subject.transform(empty, 3).shape == (2, 0, 5)
+        assert subject.max_at_k(empty, [1, 2]).shape == (2, 0, 2)
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+    def test_floating_dtypes_come_back(
+        self, subject: Subject, rng: np.random.Generator, dtype: str
+    ) -> None:
+        rewards = subject.array(rng.standard_normal((4, 20)), dtype)
+        out = pk.transform(rewards, subject.k(3), implementation=subject.implementation)
+        assert out.dtype == rewards.dtype
+        exact = expected(subject.numpy(rewards), 3)
+        resolution = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-22}[dtype]
+        # Computed in float32 or better and rounded once.
+        np.testing.assert_allclose(subject.numpy(out), exact, rtol=1.01 * resolution, atol=6e-8)
+        assert pk.max_at_k(rewards, 2, implementation=subject.implementation).dtype == rewards.dtype
+
+    @pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "int64", "uint8"])
+    def test_integers_and_bool_give_the_default_float(self, subject: Subject, dtype: str) -> None:
+        rewards = np.array([[0, 1, 1, 0, 1], [0, 0, 0, 0, 1]])
+        out = pk.transform(
+            subject.array(rewards, dtype), subject.k(2), implementation=subject.implementation
+        )
+        default = {"numpy": "float64", "torch": "torch.float32", "jax": "float32"}[subject.kind]
+        assert str(out.dtype) == default
+        np.testing.assert_allclose(subject.numpy(out), expected(rewards, 2), rtol=1e-6)
+
+
+class TestUnusualNumbers:
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    @pytest.mark.parametrize("nan", [np.nan, -np.nan], ids=["nan", "-nan"])
+    def test_nan_stays_in_its_row(
+        self, subject: Subject, rng: np.random.Generator, estimator: str, nan: float
+    ) -> None:
+        rewards = rng.standard_normal((6, 9)).astype(np.float32)
+        clean = subject.transform(subject.array(rewards), 3, estimator=estimator)
+        rewards[2, 4] = nan
+        rewards[5, [0, 8]] = nan, np.inf
+        out = subject.transform(subject.array(rewards), 3, estimator=estimator)
+        assert np.isnan(out[[2, 5]]).all()
+        np.testing.assert_array_equal(out[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
+        best = subject.max_at_k(subject.array(rewards), 3)
+        assert np.isnan(best[[2, 5]]).all() and np.isfinite(best[[0, 1, 3, 4]]).all()
+
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    @pytest.mark.parametrize("k", [1, 2, 3, 4])
+    def test_infinities_are_limits(self, subject: Subject, estimator: str, k: int) -> None:
+        inf = np.inf
+        rewards = np.array(
+            [
+                [0.5, 1.0, -2.0, 3.0, inf],
+                [0.5, inf, -2.0, 3.0, inf],
+                [0.5, -inf, -2.0, 3.0, 1.0],
+                [-inf, -inf, -inf, 3.0, 1.0],
+                [inf, inf, inf, inf, inf],
+                [-inf, -inf, -inf, -inf, -inf],
+                [-inf, inf, -inf, 0.0, 1.0],
+            ]
+        )
+        out = subject.transform(subject.array(rewards, "float32"), k, estimator=estimator)
+        assert not np.isnan(out).any()
+        # In their place a number so large that, against it, the finite rewards are rounding errors.
+        huge = 2.0**30
+        finite = np.where(np.isfinite(rewards), rewards, 0)
+        low, high = finite.min(-1, keepdims=True), finite.max(-1, keepdims=True)
+        stand_in = np.clip(rewards, low - huge, high + huge)
+        want = np.array([reference.ENUMERATIONS[estimator](row, k) for row in stand_in])
+        if pk.ESTIMATORS[estimator].standardised:
+            np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+            return
+        infinite = np.abs(want) > 2.0**20
+        np.testing.assert_array_equal(out[infinite], np.sign(want[infinite]) * inf)
+        assert np.isfinite(out[~infinite]).all()
+        np.testing.assert_allclose(out[~infinite], want[~infinite], atol=1e-6)
+
+    def test_an_infinite_best(self, subject: Subject) -> None:
+        inf = np.inf
+        rewards = subject.array([[1.0, inf, 2.0], [-inf, -inf, 2.0], [1.0, -inf, 2.0]], "float32")
+        got = subject.max_at_k(rewards, [1, 2, 3])
+        want = [[inf, inf, inf], [-inf, -inf, 2], [-inf, 5 / 3, 2]]
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+    def test_signed_zeros_and_subnormals(self, subject: Subject) -> None:
+        rewards = np.array([[0.0, -0.0, 0.0, -0.0, 1.0]], np.float32)
+        out = subject.transform(subject.array(rewards), 2)
+        assert not out[0, :4].any() and out[0, 4] > 0
+        tiny = np.array([[3e-320, 1e-320, 2e-320]])
+        if subject.kind == "numpy":
+            np.testing.assert_array_equal(np.argsort(subject.transform(tiny, 2)[0]), [1, 2, 0])
+
+    def test_rewards_as_large_as_they_get(self, subject: Subject) -> None:
+        largest = float(np.finfo(np.float32).max)
+        rewards = subject.array([[largest, -largest, 0.0, 1.0]], "float32")
+        out = subject.transform(rewards, 2)
+        assert not np.isnan(out).any()
+        assert out[0, 0] == pytest.approx(largest * 4 / 6, rel=1e-6)
+
+
+class TestInputsStayAsTheyAre:
+    def test_read_only_strided_and_unmodified(
+        self, subject: Subject, rng: np.random.Generator
+    ) -> None:
+        values = rng.standard_normal((6, 24)).astype(np.float32)
+        want = subject.transform(subject.array(np.ascontiguousarray(values[::2, ::-3])), 3)
+        if subject.kind == "numpy":
+            values.flags.writeable = False
+            strided = values[::2, ::-3]
+        else:
+            strided = subject.array(values)[::2].T[::3].T if subject.kind == "torch" else None
+        if subject.kind == "torch":
+            want = subject.transform(subject.array(np.ascontiguousarray(values[::2, ::3])), 3)
+        if strided is not None:
+            before = subject.numpy(strided).copy()
+            np.testing.assert_array_equal(subject.transform(strided, 3), want)
+            np.testing.assert_array_equal(subject.numpy(strided), before)
