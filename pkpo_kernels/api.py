@@ -209,7 +209,9 @@ class _Groups(NamedTuple):
         n = rewards.shape[axis]
 
         def fold(x: Array) -> Array:
-            return xp.moveaxis(x, axis, -1).reshape(math.prod(leading), n)
+            if axis < len(leading):
+                x = xp.moveaxis(x, axis, -1)
+            return x.reshape(math.prod(leading), n)
 
         return cls(
             kind, fold(rewards), None if where is None else fold(where), dtype, leading, axis, xp
@@ -217,7 +219,8 @@ class _Groups(NamedTuple):
 
     def unfold(self, out: Array) -> Array:
         """(rows, n) → the shape that the rewards came in."""
-        return self.xp.moveaxis(out.reshape(*self.leading, out.shape[-1]), -1, self.axis)
+        out = out.reshape(*self.leading, out.shape[-1])
+        return self.xp.moveaxis(out, -1, self.axis) if self.axis < len(self.leading) else out
 
 
 def _named(argument: str, name: str, choices: Mapping[str, Any]) -> Any:
@@ -377,19 +380,24 @@ def _check_k_array(k: Array, kind: str | None, groups: _Groups) -> None:
 def _sequence_of_ks(k: Any, groups: _Groups) -> tuple[list[int | Array], bool]:
     """→ every k as an integer or a () array of the library's, and whether k was a sequence."""
     kind = dispatch.library_of(k)
-    if kind in (None, "numpy"):
-        values = _host_integers("k", k)
-        _check_k(values, groups.rewards.shape[-1], MAX_AT_K)
-        ks: list[int | Array] = [int(value) for value in values.reshape(-1)]
-        dimensions = values.ndim
-    else:
+    ks: list[int | Array]
+    if kind in ("torch", "jax"):
         _check_k_array(k, kind, groups)
-        dimensions = len(k.shape)
-        ks = [k] if dimensions == 0 else [k[i] for i in range(k.shape[0])]
-    if dimensions > 1:
-        raise ValueError(
-            f"k must be an integer or a flat sequence of integers; got shape {tuple(k.shape)}"
-        )
-    if not ks:
+        shape = tuple(k.shape)
+        ks = [k] if shape == () else list(k)
+    elif _is_integer(k):
+        shape, ks = (), [int(k)]
+    # Lists without NumPy: torch.compile follows it.
+    elif isinstance(k, list | tuple | range) and all(map(_is_integer, k)):
+        shape, ks = (len(k),), [int(one) for one in k]
+    else:
+        values = _host_integers("k", k)
+        shape, ks = values.shape, values.tolist()
+    if len(shape) > 1:
+        raise ValueError(f"k must be an integer or a flat sequence of integers; got shape {shape}")
+    if 0 in shape:
         raise ValueError("k must name at least one k; got an empty sequence")
-    return ks, dimensions == 1
+    for one in ks:
+        if isinstance(one, int):
+            _check_k(one, groups.rewards.shape[-1], MAX_AT_K)
+    return ks, len(shape) == 1

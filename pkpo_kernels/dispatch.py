@@ -5,14 +5,40 @@ Nothing here imports an array library that the caller has not imported already.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-_PACKAGE_OF_KIND = {"numpy": "numpy", "torch": "torch", "jax": "jax"}
+import numpy as np
+
+# Plain import statements, which torch.compile can follow; it cannot follow importlib.
+
+
+def _reference() -> ModuleType:
+    from pkpo_kernels import reference
+
+    return reference
+
+
+def _numpy() -> ModuleType:
+    from pkpo_kernels import portable_numpy
+
+    return portable_numpy
+
+
+def _torch() -> ModuleType:
+    from pkpo_kernels import portable_torch
+
+    return portable_torch
+
+
+def _xla() -> ModuleType:
+    from pkpo_kernels import portable_xla
+
+    return portable_xla
 
 
 @dataclass(frozen=True)
@@ -22,34 +48,38 @@ class Implementation:
     Attributes:
       name: what `implementation=` calls it.
       kind: the array library it serves: "numpy", "torch" or "jax".
-      module: the module with the two functions; None for a reserved name.
+      load: imports the module with the two functions; None for a reserved name.
       requires: what must be installed, by import name.
-      install: what to type where it is not.
+      install: what to give pip where it is not.
       summary: one line for people.
     """
 
     name: str
     kind: str
-    module: str | None
+    load: Callable[[], ModuleType] | None
     requires: tuple[str, ...]
     install: str
     summary: str
 
+    @property
+    def available(self) -> bool:
+        return self.load is not None and all(map(_installed, self.requires))
+
     def why_not(self) -> str | None:
         """Why this cannot be used here, and what to do about it; None where it can."""
-        missing = [name for name in self.requires if importlib.util.find_spec(name) is None]
+        missing = [package for package in self.requires if not _installed(package)]
         if missing:
             return f"{' and '.join(missing)} not installed; pip install '{self.install}'"
-        if self.module is None:
+        if self.load is None:
             return (
                 "its kernels are not part of this version;"
                 f" a later one will have them: pip install --upgrade '{self.install}'"
             )
         return None
 
-    def load(self) -> ModuleType:
-        assert self.module is not None
-        return importlib.import_module(self.module)
+
+def _installed(package: str) -> bool:
+    return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
 # Within a kind the first that is available is the default.
@@ -57,20 +87,10 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     implementation.name: implementation
     for implementation in (
         Implementation(
-            "numpy",
-            "numpy",
-            "pkpo_kernels.portable_numpy",
-            (),
-            "pkpo-kernels",
-            "vectorised NumPy, float64 inside",
+            "numpy", "numpy", _numpy, (), "pkpo-kernels", "vectorised NumPy, float64 inside"
         ),
         Implementation(
-            "reference",
-            "numpy",
-            "pkpo_kernels.reference",
-            (),
-            "pkpo-kernels",
-            "row by row from the definitions, slow",
+            "reference", "numpy", _reference, (), "pkpo-kernels", "from the definitions, slow"
         ),
         Implementation(
             "triton",
@@ -83,7 +103,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         Implementation(
             "torch",
             "torch",
-            "pkpo_kernels.portable_torch",
+            _torch,
             ("torch",),
             "pkpo-kernels[torch]",
             "torch operations, any device",
@@ -97,12 +117,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             "fused Pallas kernels for TPUs",
         ),
         Implementation(
-            "xla",
-            "jax",
-            "pkpo_kernels.portable_xla",
-            ("jax",),
-            "pkpo-kernels[jax]",
-            "JAX operations, any backend",
+            "xla", "jax", _xla, ("jax",), "pkpo-kernels[jax]", "JAX operations, any backend"
         ),
         Implementation(
             "pallas_interpret",
@@ -127,7 +142,15 @@ def library_of(array: Any) -> str | None:
 
 def namespace(kind: str) -> Any:
     """The module with the array functions of a kind: numpy, torch or jax.numpy."""
-    return importlib.import_module("jax.numpy" if kind == "jax" else kind)
+    if kind == "torch":
+        import torch
+
+        return torch
+    if kind == "jax":
+        import jax.numpy
+
+        return jax.numpy
+    return np
 
 
 def available_implementations() -> dict[str, str | None]:
@@ -143,11 +166,24 @@ def available_implementations() -> dict[str, str | None]:
 def default_implementation(kind: str) -> str:
     """Which implementation serves a library's arrays ("numpy", "torch", "jax") by default."""
     for name, implementation in IMPLEMENTATIONS.items():
-        if implementation.kind == kind and implementation.why_not() is None:
+        if implementation.kind == kind and implementation.available:
             return name
     raise ValueError(
         f"kind must be one of 'numpy', 'torch', 'jax' with its library installed; got {kind!r}"
     )
+
+
+def kind_of(name: str) -> str:
+    """The array library that an implementation serves: "numpy", "torch" or "jax"."""
+    return _named(name).kind
+
+
+def _named(name: str) -> Implementation:
+    if not isinstance(name, str) or name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}; got {name!r}"
+        )
+    return IMPLEMENTATIONS[name]
 
 
 def choose(name: str | None, kind: str) -> ModuleType:
@@ -159,14 +195,9 @@ def choose(name: str | None, kind: str) -> ModuleType:
     """
     if name is None:
         name = default_implementation(kind)
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}; got {name!r}"
-        )
-    implementation = IMPLEMENTATIONS[name]
-    reason = implementation.why_not()
-    if reason is not None:
-        raise ValueError(f"implementation={name!r} cannot be used here: {reason}")
+    implementation = _named(name)
+    if implementation.load is None or not implementation.available:
+        raise ValueError(f"implementation={name!r} cannot be used here: {implementation.why_not()}")
     if implementation.kind != kind:
         fitting = ", ".join(repr(i.name) for i in IMPLEMENTATIONS.values() if i.kind == kind)
         raise ValueError(

@@ -37,8 +37,8 @@ _FEW = 8
 class AtK:
     """One k of an evaluation.
 
-    ``estimate`` is the mean over the ``tasks`` tasks that have at least k samples; ``too_small``
-    tasks have fewer and are no part of it. NaN where no task is left. ``bootstrap`` and ``normal``
+    `estimate` is the mean over the `tasks` tasks that have at least k samples; `too_small`
+    tasks have fewer and are no part of it. NaN where no task is left. `bootstrap` and `normal`
     are (low, high), NaN below two tasks.
     """
 
@@ -54,7 +54,7 @@ class AtK:
 class Difference(AtK):
     """The paired difference at one k: the mean over tasks of this run's value minus the other's.
 
-    ``tasks`` counts the tasks that have at least k samples in both runs, ``too_small`` those that
+    `tasks` counts the tasks that have at least k samples in both runs, `too_small` those that
     do not.
     """
 
@@ -69,7 +69,7 @@ class Evaluation:
         tasks: how many tasks there are.
         samples: the fewest and the most samples a task has.
         rows: one :class:`AtK` for each k, in the order asked for.
-        difference: one :class:`Difference` for each k, or None without ``against``.
+        difference: one :class:`Difference` for each k, or None without `against`.
     """
 
     metric: Metric
@@ -80,7 +80,7 @@ class Evaluation:
     difference: tuple[Difference, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers for ``json.dumps``; None for NaN, which JSON lacks."""
+        """Plain dicts, lists and numbers for `json.dumps`; None for NaN, which JSON lacks."""
         plain: dict[str, Any] = _without_nan(asdict(self))
         return plain
 
@@ -104,12 +104,12 @@ def evaluate(
             of 1-D sequences, one a task, of any lengths; or a mapping from task id to such a
             sequence. Computed in float64.
         k: at least 1, or a sequence of such.
-        where: bool, of the form and shape of ``rewards``: the samples that count.
+        where: bool, of the form and shape of `rewards`: the samples that count.
         metric: "pass@k" (rewards are 0 or 1) or "max@k"; None chooses "pass@k" if every reward is 0
         or 1. against: another run on the same tasks, in the same form: a mapping with the same keys
         in any order, or an
             array or sequence with the tasks in the same order. The numbers of samples may differ.
-        against_where: ``where`` for ``against``.
+        against_where: `where` for `against`.
         confidence: of the intervals, between 0 and 1.
         resamples: of the bootstrap, at least 1.
         seed: of the bootstrap, at least 0. The same seed and input give the same intervals.
@@ -125,7 +125,7 @@ def evaluate(
         TypeError: an argument is of the wrong type: rewards that are no numbers, k not integral,
         and so on. ValueError: k < 1; no tasks or no samples; a reward that is NaN or infinite (the
         task is named); "pass@k"
-            forced on other rewards than 0 and 1; ``where`` of another shape; runs of different
+            forced on other rewards than 0 and 1; `where` of another shape; runs of different
             tasks.
 
     Three tasks of four samples; the chance that at least one of two passes is 1/2, 0 and 5/6:
@@ -281,7 +281,7 @@ def _summaries(table: Floats, confidence: float, resamples: int, seed: int) -> l
 
 
 def _resampled_sums(table: Floats, resamples: int, seed: int) -> Floats:
-    """Column sums of ``resamples`` tables, each of as many rows drawn with replacement."""
+    """Column sums of `resamples` tables, each of as many rows drawn with replacement."""
     rng = np.random.default_rng(seed)
     tasks = len(table)
     distinct, counts = np.unique(table, axis=0, return_counts=True)
@@ -350,9 +350,9 @@ def _as_numpy(array: Any) -> NDArray[Any]:
         array = array.detach().cpu()
         # NumPy has no bfloat16.
         return np.asarray(array.double() if array.is_floating_point() else array)
-    array = np.asarray(array)
+    plain: NDArray[Any] = np.asarray(array)
     # JAX's bfloat16 and float8 are foreign to NumPy's own kinds.
-    return array.astype(np.float64) if "float" in array.dtype.name else array
+    return plain.astype(np.float64) if "float" in plain.dtype.name else plain
 
 
 def _owners(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

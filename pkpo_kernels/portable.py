@@ -46,17 +46,13 @@ def transform_rows(
     """keys (rows, N) in the dtype to compute in, n () or (rows,), where (rows, N) → (rows, N)."""
     xp = ops.xp
     ordered, places = _sorted(ops, keys, n, where)
-    out = _of_any_row(
-        ops,
-        ordered,
-        lambda finite: _transform(ops, finite, weights, standardised),
-        linear=not standardised,
-    )
+    limits = _limits(ops, ordered, weights, standardised)
+    values = _transform(ops, _brought_in(xp, ordered, limits), weights, standardised)
+    out = _at_the_limit(xp, ops.put_back(values, places), keys, limits)
     if undersized == "nan":
         out = xp.where(weights.admitted[..., None], out, xp.nan)
     if scale == "mean":
         out = out * n[..., None]
-    out = ops.put_back(out, places)
     return out if where is None else xp.where(where, out, 0)
 
 
@@ -68,12 +64,12 @@ def max_at_k_rows(
     ordered, _ = _sorted(ops, keys, n, where)
     columns = []
     for weights in all_weights:
-
-        def best(finite: Array, weights: GapWeights = weights) -> Array:
-            return _constant(xp, finite, _gaps(finite), weights)
-
-        value = _of_any_row(ops, ordered, best, linear=True)
-        columns.append(xp.where(weights.admitted[..., None], value, xp.nan))
+        limits = _limits(ops, ordered, weights, standardised=False)
+        finite = _brought_in(xp, ordered, limits)
+        best = _constant(xp, finite, _gaps(finite), weights)
+        # Nothing is scanned: every sample of a row gets what its smallest does.
+        best = _at_the_limit(xp, best, ordered[:, :1], limits)
+        columns.append(xp.where(weights.admitted[..., None], best, xp.nan))
     return xp.concatenate(columns, -1)
 
 
@@ -89,35 +85,76 @@ def _sorted(ops: Primitives, keys: Array, n: Array, where: Array | None) -> tupl
     return xp.where(own, ordered, smallest), places
 
 
-def _of_any_row(
-    ops: Primitives, ordered: Array, of_finite: Callable[[Array], Array], *, linear: bool
-) -> Array:
-    """Extend a function of finite sorted rows to rows with infinities, NaN, or a range beyond the
-    largest float.
+class _Limits(NamedTuple):
+    """What infinities, NaN, or a range beyond the largest float make of a row; each (rows, 1).
 
     An infinite reward is M · (its sign), M beyond every bound. What M is multiplied with decides;
-    where that is 0, what remains is the function of the row with its infinities brought in to its
+    where that is 0, what remains is the estimator of the row with its infinities brought in to its
     smallest and largest finite reward.
     """
+
+    has_nan: Array
+    low: Array  # smallest and largest finite reward
+    high: Array
+    shrink: Array  # so that high − low stays finite
+    constant: Array  # the estimator on the row of signs: what it gives to the smallest,
+    above_bottom: Array  # what it adds for all that are not −inf,
+    at_top: Array  # and for those that are +inf
+    spread: Array | None
+
+
+def _limits(
+    ops: Primitives, ordered: Array, weights: GapWeights, standardised: bool
+) -> _Limits | None:
+    """None where every row is known to be finite."""
     xp = ops.xp
     smallest, largest = ordered[:, :1], ordered[:, -1:]
     if ops.all_finite(largest - smallest):
-        return of_finite(ordered)
+        return None
     finite = xp.isfinite(ordered)
-    # NaN comes last in every library's sort.
-    has_nan = xp.isnan(largest)
     low = xp.amin(xp.where(finite, ordered, xp.inf), -1)[:, None]
     high = xp.amax(xp.where(finite, ordered, -xp.inf), -1)[:, None]
     some = low <= high
     low, high = xp.where(some, low, 0), xp.where(some, high, 0)
-    shrink = xp.where(xp.isfinite(high - low), xp.ones_like(low), 0.25)
-    inner = of_finite(xp.clip(ordered, low, high) * shrink)
-    leading = of_finite(xp.where(xp.isinf(ordered), xp.sign(ordered), 0))
-    if linear:
-        out = xp.where(leading != 0, xp.sign(leading) * xp.inf, inner / shrink)
+    signs = xp.where(xp.isinf(ordered), xp.sign(ordered), 0)
+    steps, lower, upper = _gaps(signs), signs[:, :-1], signs[:, 1:]
+    from_bottom = xp.where((lower == -1) & (upper > -1), weights.gap, 0)
+    to_top = xp.where((lower < 1) & (upper == 1), weights.gap, 0)
+    return _Limits(
+        # NaN comes last in every library's sort.
+        has_nan=xp.isnan(largest),
+        low=low,
+        high=high,
+        shrink=xp.where(xp.isfinite(high - low), xp.ones_like(low), 0.25),
+        constant=_constant(xp, signs, steps, weights),
+        above_bottom=xp.sum(from_bottom, -1)[:, None],
+        at_top=xp.sum(to_top, -1)[:, None],
+        spread=_spread(xp, signs, steps, weights) if standardised else None,
+    )
+
+
+def _brought_in(xp: Any, ordered: Array, limits: _Limits | None) -> Array:
+    """The rows with only finite rewards, and finite differences of them."""
+    if limits is None:
+        return ordered
+    return xp.clip(ordered, limits.low, limits.high) * limits.shrink
+
+
+def _at_the_limit(xp: Any, values: Array, keys: Array, limits: _Limits | None) -> Array:
+    """values of the rows brought in, (rows, N) or (rows, 1), at the samples that have these keys."""
+    if limits is None:
+        return values
+    leading = (
+        limits.constant
+        + xp.where(keys > -xp.inf, limits.above_bottom, 0)
+        + xp.where(keys == xp.inf, limits.at_top, 0)
+    )
+    if limits.spread is None:
+        out = xp.where(leading != 0, xp.sign(leading) * xp.inf, values / limits.shrink)
     else:
-        out = xp.where(xp.amax(xp.abs(leading), -1)[:, None] > 0, leading, inner)
-    return xp.where(has_nan, xp.nan, out)
+        some = limits.spread > 0
+        out = xp.where(some, leading / xp.where(some, limits.spread, 1), values)
+    return xp.where(limits.has_nan, xp.nan, out)
 
 
 def _transform(ops: Primitives, ordered: Array, weights: GapWeights, standardised: bool) -> Array:

@@ -3,13 +3,16 @@ synchronisation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from pkpo_kernels import portable
 from pkpo_kernels.estimators import MAX_AT_K, Estimator
 from pkpo_kernels.weights import GapWeights, clip_k, gap_weights
+
+# Elements in a block of rows: cache-sized on a CPU, enough to fill the device elsewhere.
+BLOCK_ELEMENTS = {True: 1 << 19, False: 1 << 25}
 
 
 def transform_rows(
@@ -23,22 +26,27 @@ def transform_rows(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), detached."""
-    keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
-    whole_k = _whole(k, rewards)
-    if undersized == "clip":
-        whole_k = clip_k(estimator, n, whole_k, torch)
-    weights = _weights(estimator, keys, n, whole_k)
-    out = portable.transform_rows(
-        _primitives(keys),
-        keys,
-        n,
-        weights,
-        where,
-        standardised=estimator.standardised,
-        scale=scale,
-        undersized=undersized,
-    )
-    return out.to(dtype)
+
+    def transform_block(
+        rewards: torch.Tensor, k: int | torch.Tensor, where: torch.Tensor | None
+    ) -> torch.Tensor:
+        keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
+        whole_k = _whole(k, rewards)
+        if undersized == "clip":
+            whole_k = clip_k(estimator, n, whole_k, torch)
+        out = portable.transform_rows(
+            _primitives(keys),
+            keys,
+            n,
+            _weights(estimator, keys, n, whole_k),
+            where,
+            standardised=estimator.standardised,
+            scale=scale,
+            undersized=undersized,
+        )
+        return out.to(dtype)
+
+    return _in_blocks(transform_block, rewards, k, where)
 
 
 def max_at_k_rows(
@@ -49,9 +57,47 @@ def max_at_k_rows(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), detached."""
-    keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
-    weights = [_weights(MAX_AT_K, keys, n, _whole(k, rewards)) for k in ks]
-    return portable.max_at_k_rows(_primitives(keys), keys, n, weights, where).to(dtype)
+
+    def best_of_block(
+        rewards: torch.Tensor, k: int | torch.Tensor, where: torch.Tensor | None
+    ) -> torch.Tensor:
+        keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
+        weights = [_weights(MAX_AT_K, keys, n, _whole(one, rewards)) for one in ks]
+        return portable.max_at_k_rows(_primitives(keys), keys, n, weights, where).to(dtype)
+
+    return _in_blocks(best_of_block, rewards, 0, where)
+
+
+def _in_blocks(
+    of_block: Callable[[torch.Tensor, int | torch.Tensor, torch.Tensor | None], torch.Tensor],
+    rewards: torch.Tensor,
+    k: int | torch.Tensor,
+    where: torch.Tensor | None,
+) -> torch.Tensor:
+    """Large matrices a block of rows at a time, so that temporaries stay small beside the input.
+
+    A compiler fuses the temporaries away and gets the matrix whole.
+    """
+    rows, n_columns = rewards.shape
+    if torch.compiler.is_compiling():
+        return of_block(rewards, k, where)
+    height = max(1, BLOCK_ELEMENTS[rewards.device.type == "cpu"] // max(1, n_columns))
+    if rows <= height:
+        return of_block(rewards, k, where)
+    k_varies = isinstance(k, torch.Tensor) and k.ndim > 0
+    out: torch.Tensor | None = None
+    for start in range(0, rows, height):
+        block = slice(start, start + height)
+        part = of_block(
+            rewards[block],
+            k[block] if k_varies else k,
+            None if where is None else where[block],
+        )
+        if out is None:
+            out = part.new_empty((rows, *part.shape[1:]))
+        out[block] = part
+    assert out is not None
+    return out
 
 
 def _keys(rewards: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,18 +1,12 @@
 """Files of graded samples, called rollouts here: read, checked, and written whole or not at all.
 
-===========  ==================================================================================
-extension    what it holds
-===========  ==================================================================================
-``.jsonl``   one task a line, ``{"task_id": "a", "rewards": [0, 1, 1]}``; or one sample a line,
-             ``{"task_id": "a", "reward": 1}``. A file is of one kind; other keys are ignored.
-``.csv``     with a column ``reward`` in its header: one sample a line, other columns ignored.
-Without:
-             one task a line, every column but ``task_id`` a sample, an empty cell no sample.
-``.npy``     a (tasks, samples) array; the task ids are "0", "1", ...
-``.parquet`` columns ``task_id`` and ``rewards`` (lists), or ``task_id`` and ``reward`` (one sample
-a
-             row); needs pyarrow.
-===========  ==================================================================================
+- `.jsonl`: one task a line, `{"task_id": "a", "rewards": [0, 1, 1]}`, or one sample a line,
+  `{"task_id": "a", "reward": 1}`; a file is of one kind. Other keys are ignored.
+- `.csv`: with a column `reward` in the header, one sample a line, other columns ignored; without,
+  one task a line, every column but `task_id` a sample, an empty cell no sample.
+- `.npy`: a (tasks, samples) array; the task ids are "0", "1", …
+- `.parquet`: columns `task_id` and `rewards` (lists), or `task_id` and `reward` (one sample a row);
+  needs pyarrow.
 
 Where a line holds one sample, a task's samples are gathered in the order of the lines and tasks
 come in the order of their first sample. Rewards are finite numbers or bools.
@@ -86,15 +80,14 @@ class Rollouts:
         return len({len(task) for task in self.rewards}) > 1
 
     def by_task(self) -> dict[str, Floats]:
-        """Task id to rewards, the form that ``evaluate`` takes."""
+        """Task id to rewards, the form that `evaluate` takes."""
         return dict(zip(self.task_ids, self.rewards, strict=True))
 
     def padded(self, width: int = 0) -> tuple[Floats, NDArray[np.bool_]]:
-        """A matrix (tasks, n) of all rewards, and where it holds one; both of them float64 and
-        bool.
+        """All rewards as a (tasks, n) float64 matrix, 0 where there is no sample; and a bool one.
 
-        n is the most samples that a task has, or ``width`` if that is more. Where there is no
-        sample it holds 0.
+        The second is True where there is a sample: the `where` of `transform`. n is the most
+        samples that a task has, or `width` if that is more.
         """
         lengths = self.lengths
         where = np.arange(max(int(lengths.max()), width)) < lengths[:, None]
@@ -102,14 +95,14 @@ class Rollouts:
         rewards[where] = np.concatenate(self.rewards)
         return rewards, where
 
-    def chunks(self, cells: int) -> Iterator[Rollouts]:
-        """The same tasks in order, in pieces of about ``cells`` samples when padded, and one task
-        at least.""" start = widest = 0
+    def chunks(self, cells: int, width: int = 0) -> Iterator[Rollouts]:
+        """The tasks in order, in pieces of one task or at most `cells` when padded to `width`."""
+        start, widest = 0, width
         for i, task in enumerate(self.rewards):
             widest = max(widest, len(task))
             if i > start and (i + 1 - start) * widest > cells:
                 yield Rollouts(self.task_ids[start:i], self.rewards[start:i])
-                start, widest = i, len(task)
+                start, widest = i, max(width, len(task))
         yield Rollouts(self.task_ids[start:], self.rewards[start:])
 
 
@@ -126,33 +119,33 @@ def read_rollouts(path: PathLike) -> Rollouts:
 
 
 def check_output(path: PathLike, rollouts: Rollouts | None = None) -> None:
-    """Raise what :func:`write_transformed` would raise before it writes, so that no work is done in
-    vain.""" extension = _checked_extension(path)
+    """Raise, before any work is done, what :func:`write_transformed` would raise after it."""
+    extension = _checked_extension(path)
     check_folder(path)
     if extension == ".npy" and rollouts is not None and rollouts.ragged:
         lengths = rollouts.lengths
         raise RolloutFileError(
             path,
-            f".npy holds one number of samples for all tasks, and these have {lengths.min()} to {lengths.max()}: "
-            "write .jsonl, .csv or .parquet",
+            "a .npy array has the same number of samples for all tasks, these have "
+            f"{lengths.min()} to {lengths.max()}: write .jsonl, .csv or .parquet",
         )
 
 
 def check_folder(path: PathLike) -> None:
-    """Raise OSError where no file can be written at ``path``."""
+    """Raise OSError where no file can be written at `path`."""
     folder = Path(path).parent
     if not folder.is_dir():
-        raise FileNotFoundError(f"{os.fspath(path)}: there is no folder {str(folder)!r} to write it to")
+        raise FileNotFoundError(f"{os.fspath(path)}: there is no folder {str(folder)!r}")
     if Path(path).is_dir():
-        raise IsADirectoryError(f"{os.fspath(path)}: is a folder, a file is to be written there")
+        raise IsADirectoryError(f"{os.fspath(path)}: a folder is in the place of the file")
 
 
 def write_transformed(path: PathLike, rollouts: Rollouts, values: Sequence[Floats]) -> None:
     """Write rewards and what they were transformed to, in the format of the extension, whole or not
     at all.
 
-    ``.jsonl`` has ``{"task_id", "rewards", "transformed"}`` a line, ``.parquet`` those columns,
-    ``.csv`` the columns ``task_id,reward,transformed`` with one sample a line, ``.npy`` the
+    `.jsonl` has `{"task_id", "rewards", "transformed"}` a line, `.parquet` those columns,
+    `.csv` the columns `task_id,reward,transformed` with one sample a line, `.npy` the
     transformed (tasks, samples) array alone. All but the last can be read again as rollouts. In
     JSON, which has no NaN or infinity, they are null.
 
@@ -162,8 +155,8 @@ def write_transformed(path: PathLike, rollouts: Rollouts, values: Sequence[Float
         values: for each task as many numbers as it has rewards.
 
     Raises:
-        RolloutFileError: unknown extension, or tasks of several lengths for ``.npy``.
-        ValueError: ``values`` does not fit ``rollouts``.
+        RolloutFileError: unknown extension, or tasks of several lengths for `.npy`.
+        ValueError: `values` does not fit `rollouts`.
         ModuleNotFoundError: Parquet without pyarrow.
         OSError: the file cannot be written.
     """
@@ -185,9 +178,9 @@ def write_transformed(path: PathLike, rollouts: Rollouts, values: Sequence[Float
 
 @contextmanager
 def written_whole(path: PathLike) -> Iterator[BinaryIO]:
-    """A binary file that appears at ``path`` when the block ends, and not at all when it fails.
+    """A binary file that appears at `path` when the block ends, and not at all when it fails.
 
-    It is written beside its target, as ``.NAME.<random>.tmp``, forced to disk, and then renamed.
+    It is written beside its target, as `.NAME.<random>.tmp`, forced to disk, and then renamed.
     """
     target = Path(os.path.realpath(path))
     draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -268,9 +261,7 @@ class _Lines:
         first_seen: dict[str, int] = {}
         for task_id, number in zip(self.task_ids, self.numbers, strict=True):
             if task_id in first_seen:
-                self.fail(
-                    f"task_id {task_id!r} was on line {first_seen[task_id]} already", number
-                )
+                self.fail(f"task_id {task_id!r} was on line {first_seen[task_id]} already", number)
             first_seen[task_id] = number
         return _cut(self.task_ids, flat, self.lengths)
 
@@ -465,9 +456,7 @@ def _write_csv(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -> 
     for task_id, rewards, transformed in zip(
         rollouts.task_ids, rollouts.rewards, values, strict=True
     ):
-        table.writerows(
-            zip(repeat(task_id), rewards.tolist(), transformed.tolist(), strict=False)
-        )
+        table.writerows(zip(repeat(task_id), rewards.tolist(), transformed.tolist(), strict=False))
     # The file is the caller's to close.
     text.detach()
 

@@ -8,8 +8,8 @@ section 5.2.2):
 (8, 8, 1)
 
 A schedule takes the step as a Python or NumPy integer, a NumPy integer array, an integer torch
-tensor (also under ``torch.compile``) or a JAX array or tracer (also under ``jit`` and ``vmap``).
-The k it gives back is of the same kind and may go straight into ``transform(rewards, k)``, which
+tensor (also under `torch.compile`) or a JAX array or tracer (also under `jit` and `vmap`).
+The k it gives back is of the same kind and may go straight into `transform(rewards, k)`, which
 does not recompile when k's value changes.
 """
 
@@ -33,15 +33,15 @@ __all__ = ["Schedule", "cosine", "linear", "piecewise_constant"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A function of the step that is constant between the steps in ``boundaries``.
+    """A function of the step that is constant between the steps in `boundaries`.
 
-    Every schedule of an integer k is one: ``values[i]`` holds until step ``boundaries[i]``, where
-    ``values[i + 1]`` takes over. Looking k up in this table, rather than computing it from a
+    Every schedule of an integer k is one: `values[i]` holds until step `boundaries[i]`, where
+    `values[i + 1]` takes over. Looking k up in this table, rather than computing it from a
     formula, is exact, and so gives the same k in Python, NumPy, torch and JAX whatever their
     floating-point precision.
 
     Made by :func:`piecewise_constant`, :func:`linear` and :func:`cosine`. Hashable, hence a valid
-    static argument of ``jax.jit``.
+    static argument of `jax.jit`.
     """
 
     description: str
@@ -62,16 +62,16 @@ class Schedule:
         """The k of a step.
 
         Args:
-            step: an integer, or an integer array of any shape. Under ``torch.compile`` pass a
+            step: an integer, or an integer array of any shape. Under `torch.compile` pass a
                 tensor: the value of a Python integer is part of the compiled program, and each new
                 k would compile another.
 
         Returns:
-            An int for an integer; else an array of ``step``'s shape, library and device: int64 in
+            An int for an integer; else an array of `step`'s shape, library and device: int64 in
             NumPy and torch, int32 in JAX.
 
         Raises:
-            TypeError: ``step`` is a bool, or anything but integers.
+            TypeError: `step` is a bool, or anything but integers.
         """
         if isinstance(step, (int, np.integer)) and not isinstance(step, bool):
             return self.values[bisect_right(self.boundaries, int(step))]
@@ -111,7 +111,7 @@ class Schedule:
 
 
 def piecewise_constant(values: Sequence[int], boundaries: Sequence[int]) -> Schedule:
-    """``values[0]`` before step ``boundaries[0]``, then ``values[1]`` before the next, and so on.
+    """`values[0]` before step `boundaries[0]`, then `values[1]` before the next, and so on.
 
     Args:
         values: the ks, each at least 1; one more than there are boundaries.
@@ -136,14 +136,14 @@ def piecewise_constant(values: Sequence[int], boundaries: Sequence[int]) -> Sche
 
 
 def linear(start: int, end: int, steps: int) -> Schedule:
-    """On a straight line from ``start`` at step 0 to ``end`` at step ``steps``.
+    """On a straight line from `start` at step 0 to `end` at step `steps`.
 
-    Rounded to the nearest integer. Before step 0 it is ``start``, after step ``steps`` it is
-    ``end``; a half rounds towards ``end``.
+    Rounded to the nearest integer. Before step 0 it is `start`, after step `steps` it is
+    `end`; a half rounds towards `end`.
 
     Args:
         start: k at step 0, at least 1.
-        end: k at step ``steps``, at least 1.
+        end: k at step `steps`, at least 1.
         steps: the length of the way, at least 1.
 
     Raises:
@@ -160,15 +160,15 @@ def linear(start: int, end: int, steps: int) -> Schedule:
 
 
 def cosine(start: int, end: int, steps: int) -> Schedule:
-    """On half a cosine wave from ``start`` at step 0 to ``end`` at step ``steps``.
+    """On half a cosine wave from `start` at step 0 to `end` at step `steps`.
 
-    In between, at step t, it is ``end + (start - end) * (1 + cos(pi * t / steps)) / 2``, rounded to
-    the nearest integer: slow at both ends, fast in the middle. Before step 0 it is ``start``, after
-    step ``steps`` it is ``end``; a half rounds towards ``end``.
+    In between, at step t, it is `end + (start - end) * (1 + cos(pi * t / steps)) / 2`, rounded to
+    the nearest integer: slow at both ends, fast in the middle. Before step 0 it is `start`, after
+    step `steps` it is `end`; a half rounds towards `end`.
 
     Args:
         start: k at step 0, at least 1.
-        end: k at step ``steps``, at least 1.
+        end: k at step `steps`, at least 1.
         steps: the length of the way, at least 1.
 
     Raises:
@@ -189,7 +189,7 @@ def cosine(start: int, end: int, steps: int) -> Schedule:
 
 
 def _monotone(description: str, start: int, end: int, changes: Sequence[int]) -> Schedule:
-    """One unit nearer to ``end`` at each step in ``changes``."""
+    """One unit nearer to `end` at each step in `changes`."""
     direction = 1 if end > start else -1
     values = tuple(range(start, end + direction, direction))
     return Schedule(description, values, tuple(changes))
@@ -204,23 +204,23 @@ def _way(start: int, end: int, steps: int) -> tuple[int, int, int]:
 
 
 def checked_integers(name: str, values: Any, least: int | None = None) -> tuple[int, ...]:
-    """``values`` as a tuple of ints, or an error that names the entry."""
+    """`values` as a tuple of ints, or an error that names the entry."""
     if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)):
         raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
     return tuple(checked_integer(f"{name}[{i}]", value, least) for i, value in enumerate(values))
 
 
 def checked_integer(name: str, value: Any, least: int | None = None) -> int:
-    """``value`` as an int, or an error that names it."""
+    """`value` as an int, or an error that names it."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(_not_integral(name, value))
     try:
-        value = index(value)
+        integer = index(value)
     except TypeError:
         raise TypeError(_not_integral(name, value)) from None
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value
+    if least is not None and integer < least:
+        raise ValueError(f"{name} must be at least {least}, got {integer}")
+    return integer
 
 
 def _not_integral(name: str, value: object, right: str = "an integer") -> str:

@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 @dataclass(frozen=True)
 class Subject:
-    """One implementation as a user meets it: arrays of its library in, arrays of its library out."""
+    """One implementation as a user meets it: arrays of its library in and out."""
 
     id: str
     implementation: str
@@ -48,7 +48,7 @@ class Subject:
         return self.array(np.asarray(k)) if self.hidden_k else k
 
     def numpy(self, array: Any) -> np.ndarray[Any, Any]:
-        """A result as float64, after checking that it is of the library it should be of."""
+        """A result as float64, after checking its library."""
         if self.kind == "torch":
             import torch
 
@@ -106,7 +106,7 @@ def rng() -> np.random.Generator:
 def rewards_of_every_kind(
     rng: np.random.Generator, n: int, rows: int = 4
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(rows · 5, n): gaussian, tied, 0/1, constant, and gaussian far from 0; all exact in float32."""
+    """(rows · 5, n): gaussian, tied, 0/1, constant, gaussian far from 0; exact in float32."""
     gaussian = rng.standard_normal((rows, n))
     kinds = (
         gaussian,

@@ -1,4 +1,4 @@
-"""The contract: what every implementation must give, against enumeration and the float64 reference."""
+"""The contract that every implementation keeps, against enumeration and the reference."""
 
 from __future__ import annotations
 

@@ -1,0 +1,199 @@
+"""The weights, against exact fractions."""
+
+from __future__ import annotations
+
+import warnings
+from fractions import Fraction
+from math import comb
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pkpo_kernels as pk
+from pkpo_kernels.estimators import MAX_AT_K, Estimator, Place
+from pkpo_kernels.weights import GapWeights, host_weights
+
+
+def as_published(estimator: str, n: int, k: int) -> tuple[list[Fraction], list[Fraction]]:
+    """Order weights v_j and gap weights w_j of out_(i) = Σ_j v_j g_(j) + Σ_{j<i} w_j d_j."""
+    total = comb(n, k)
+
+    def c(a: int, b: int) -> int:
+        return comb(a, b) if 0 <= b <= a else 0
+
+    first = [Fraction(j == 1) for j in range(1, n + 1)]
+    a = [Fraction(c(j - 1, k - 1), total) for j in range(1, n + 1)]
+    v_of_s = (
+        [one / n for one in first]
+        if k == 1
+        else [Fraction(c(j - 2, k - 2), total) for j in range(1, n + 1)]
+    )
+    if estimator == "sloo_minus_one" and k == 1:
+        mean = Fraction(1, n * (n - 1))
+        return [one / (n - 1) - mean for one in first], [Fraction(1, n - 1)] * (n - 1)
+    if estimator == "sloo_minus_one":
+        return [Fraction(0)] * n, [Fraction(c(j, k - 1), total) for j in range(1, n)]
+    if estimator == "s":
+        return v_of_s, a[:-1]
+    if estimator == "sloo":
+        others = [Fraction(k * c(j - 2, k - 1), (n - 1) * comb(n - 1, k)) for j in range(1, n + 1)]
+        factor = 1 + Fraction(k * n, (n - 1) * (n - k))
+        return [v - o for v, o in zip(v_of_s, others, strict=True)], [x * factor for x in a[:-1]]
+    if estimator == "centered":
+        factor = Fraction(n, n - k)
+        constant = [factor * (v - Fraction(k, n) * x) for v, x in zip(v_of_s, a, strict=True)]
+        return constant, [x * factor for x in a[:-1]]
+    if estimator == "passk_training":
+        constant = [Fraction(n, k) * v - x for v, x in zip(v_of_s, a, strict=True)]
+        return constant, [Fraction(n, k) * x for x in a[:-1]]
+    assert estimator == "max_at_k"
+    return a, [Fraction(0)] * (n - 1)
+
+
+def exactly(
+    estimator: Estimator, n: int, k: int
+) -> tuple[Fraction, list[Fraction], list[Fraction]]:
+    """The estimator's own formulas on fractions: anchor, below_j, gap_j."""
+    j = np.array([Fraction(j) for j in range(1, n)], dtype=object)
+    b = np.array([Fraction(comb(i, k - 1), comb(n, k)) for i in range(1, n)], dtype=object)
+    a = np.array([Fraction(comb(i - 1, k - 1), comb(n, k)) for i in range(1, n)], dtype=object)
+    n_, k_ = Fraction(n), Fraction(k)
+    place = Place(j=j, n=n_, k=k_, b=b, a=a, where=lambda c, x, y: x if c else y)
+    return (
+        Fraction(estimator.anchor(n_, k_)),
+        list(estimator.below(place)),
+        list(estimator.gap(place)),
+    )
+
+
+@pytest.mark.parametrize("name", [*pk.ESTIMATORS, "max_at_k"])
+def test_formulas_are_the_published_weights_exactly(name: str) -> None:
+    estimator = pk.ESTIMATORS.get(name, MAX_AT_K)
+    for n in range(2, 10):
+        for k in range(1, estimator.largest_k(n) + 1):
+            v, w = as_published(name, n, k)
+            anchor, below, gap = exactly(estimator, n, k)
+            # Σ_j v_j g_(j) = (Σ_j v_j) g_(n) − Σ_j (v_1 + … + v_j) d_j
+            assert anchor == sum(v)
+            assert below == [sum(v[:j]) for j in range(1, n)]
+            assert gap == w
+            assert all(weight >= 0 for weight in (*below, *gap))
+
+
+def relative_error(got: Any, numerators: list[int], denominator: int) -> float:
+    """The worst over weights that float64 holds in full; the others must be 0 or as small."""
+    worst = 0.0
+    for weight, numerator in zip(got, numerators, strict=True):
+        exact = numerator / denominator
+        if exact < 1e-300:
+            assert 0 <= weight < 1e-299
+        else:
+            worst = max(worst, abs(weight - exact) / exact)
+    return worst
+
+
+def exact_run(n: int, k: int) -> list[int]:
+    """C(j, k−1) for j = 1..n−1, each from the one above it; 0 where they are of no weight."""
+    numbers = [comb(n - 1, k - 1)]
+    for j in range(n - 1, 1, -1):
+        numbers.append(numbers[-1] * (j - k + 1) // j)
+    return numbers[::-1]
+
+
+@pytest.mark.parametrize("n", [2, 3, 17, 1000, 4096])
+def test_host_weights_are_exact_to_1e_12(n: int) -> None:
+    for k in sorted({1, 2, min(3, n), min(8, n), n // 2, n - 1, n}):
+        # sloo_minus_one's gap weights at k ≥ 2, and n/k of s's at k = 1, are C(j, k−1)/C(n, k).
+        name, factor = ("sloo_minus_one", 1) if k > 1 else ("s", 1)
+        weights = host_weights(pk.ESTIMATORS[name], n, n, k)
+        assert relative_error(weights.gap, exact_run(n, k), factor * comb(n, k)) <= 1e-12
+
+
+@pytest.mark.parametrize("k", [2, 3, 8, 65535, 65536])
+def test_host_weights_of_65536_samples(k: int) -> None:
+    n = 65536
+    weights = host_weights(pk.ESTIMATORS["sloo_minus_one"], n, n, k)
+    if k > n // 2:
+        # All but the last few are 0.
+        exact = [comb(j, k - 1) if j >= k - 1 else 0 for j in range(n - 3, n)]
+        assert relative_error(weights.gap[-3:], exact, comb(n, k)) <= 1e-12
+        assert not weights.gap[:-2].any()
+    else:
+        exact = [comb(j, k - 1) for j in range(1, n)]
+        assert relative_error(weights.gap, exact, comb(n, k)) <= 1e-12
+
+
+def test_host_weights_deep_in_the_middle() -> None:
+    n, k = 65536, 32768
+    weights = host_weights(pk.ESTIMATORS["sloo_minus_one"], n, n, k)
+    # The run reaches 1e-300 after a thousand steps; what lies below is 0 to working precision.
+    ratio, worst = Fraction(k, n), 0.0
+    for j in range(n - 1, n - 900, -1):
+        worst = max(worst, abs(weights.gap[j - 1] / float(ratio) - 1))
+        ratio = Fraction(float(ratio)) * (j - k + 1) / j
+    assert worst <= 1e-12
+    assert not weights.gap[: n - 1200].any()
+
+
+def test_no_inf_no_nan_no_warning() -> None:
+    n = np.array([0, 1, 1, 2, 5, 9, 9, 9, 9])
+    k = np.array([1, 1, 2, 2, 9, 9, 0, -3, 8])
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        for estimator in (*pk.ESTIMATORS.values(), MAX_AT_K):
+            weights = host_weights(estimator, 9, n, k)
+            assert all(np.isfinite(part).all() for part in weights)
+            out = ~weights.admitted
+            assert not weights.gap[out].any() and not weights.anchor[out].any()
+            for size in (1, 2, 1024):
+                host_weights(estimator, size, size, size)
+
+
+def test_a_rows_own_n_shifts_its_weights_to_the_right() -> None:
+    estimator = pk.ESTIMATORS["sloo"]
+    wide = host_weights(estimator, 9, np.array([5, 9]), np.array([2, 3]))
+    narrow = host_weights(estimator, 5, 5, 2)
+    np.testing.assert_array_equal(wide.gap[0, 4:], narrow.gap)
+    np.testing.assert_array_equal(wide.below[0, 4:], narrow.below)
+    assert not wide.gap[0, :4].any() and not wide.below[0, :4].any()
+    np.testing.assert_array_equal(wide.gap[1], host_weights(estimator, 9, 9, 3).gap)
+
+
+def traced(library: str, name: str, n: int, k: int) -> GapWeights:
+    estimator = pk.ESTIMATORS[name]
+    if library == "jax":
+        import jax.numpy as jnp
+
+        from pkpo_kernels.portable_xla import _traced_weights
+
+        return _traced_weights(estimator, jnp.zeros((1, n)), jnp.asarray(n), jnp.asarray(k))
+    import torch
+
+    from pkpo_kernels.portable_torch import _weights
+
+    keys = torch.zeros((1, n), dtype=torch.float64)
+    return _weights(estimator, keys, torch.tensor(n), torch.tensor(k))
+
+
+@pytest.mark.parametrize("name", ["sloo_minus_one", "sloo"])
+@pytest.mark.parametrize("library, allowed", [("jax", 1e-6), ("torch", 1e-12)])
+def test_traced_weights_stay_at_a_few_roundings(library: str, allowed: float, name: str) -> None:
+    # A plain float32 product of 16384 ratios would be wrong by 1e-5.
+    for n, ks in ((7, (1, 3, 6)), (16384, (2, 3, 8, 8192, 16383))):
+        for k in ks:
+            want = host_weights(pk.ESTIMATORS[name], n, n, k)
+            got = traced(library, name, n, k)
+            for field in ("gap", "below", "best"):
+                exact = getattr(want, field)
+                normal = exact > 1e-36
+                error = np.abs(
+                    np.asarray(getattr(got, field), np.float64) / np.where(normal, exact, 1) - 1
+                )
+                assert error[normal].max(initial=0) <= allowed, (n, k, field)
+
+
+def test_estimators_offer_their_weights() -> None:
+    weights = pk.ESTIMATORS["s"].weights(4, 2)
+    np.testing.assert_allclose(weights.gap, [0, 1 / 6, 2 / 6])
+    assert weights.anchor == pytest.approx(0.5)
