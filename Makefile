@@ -1,0 +1,41 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+BIN := .venv/bin
+# The processors that tests are spread over.
+WORKERS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[torch,jax,triton,tpu,cli,parquet,test,bench]'
+	touch $@
+
+demo: .venv/installed  ## set up, then verify, transform and evaluate a set of rollouts, with a plot
+	mkdir -p demo
+	$(BIN)/python -m bench.rollouts demo
+	$(BIN)/pkpo info
+	$(BIN)/pkpo verify
+	$(BIN)/pkpo transform demo/trained.jsonl -k 8 -o demo/transformed.jsonl
+	$(BIN)/pkpo passk demo/trained.jsonl -k 1,2,4,8,16 --against demo/base.jsonl --plot demo/passk.png
+	@echo "The plot is at $(CURDIR)/demo/passk.png, the transformed rewards at demo/transformed.jsonl."
+
+lint: .venv/installed  ## formatting, lints and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint  ## set up, then lints, types, all tests and doctests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+bench: .venv/installed  ## measure the portable implementations against their libraries' sorts
+	$(BIN)/python -m bench.portable
+
+clean:  ## remove everything that was made
+	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,178 @@
+"""How much the portable implementations cost beyond the sort that they cannot do without.
+
+    python -m bench.portable [--json FILE]
+
+Every time is the median of interleaved rounds in this one process, and what counts is its ratio to
+the library's own sort of the same matrix (np.argsort, torch.sort, lax.sort of keys and places), or
+to the row-by-row reference. Peak temporary memory is the most that was allocated at one time besides
+input and result, in multiples of the input: traced by tracemalloc for NumPy, by torch's profiler for
+torch, and the compiler's own figure for XLA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import jax
+import jax.numpy as jnp
+import torch
+from jax import lax
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import pkpo_kernels as pk
+from bench import commit_id
+
+# (rows, n) and the most that the whole may cost in units of the sort.
+SHAPES = ((262144, 16), (4096, 1024))
+BARS = {"numpy": 1.6, "torch": 1.6, "xla": 2.0}
+REFERENCE_SHAPE, REFERENCE_BAR = (4096, 64), 100
+MEMORY_BAR = 8
+K = 4
+ROUNDS = 9
+
+
+@jax.jit
+def sort_pairs(x: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(lax.sort((x, lax.broadcasted_iota(jnp.int32, x.shape, 1)), num_keys=1))
+
+
+def arms(rewards: np.ndarray[Any, Any]) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+    """implementation → (the transform, the sort alone)."""
+    tensor, array = torch.from_numpy(rewards), jnp.asarray(rewards)
+    return {
+        "numpy": (lambda: pk.transform(rewards, K), lambda: np.argsort(rewards, -1)),
+        "torch": (lambda: pk.transform(tensor, K), lambda: torch.sort(tensor, -1)),
+        "xla": (
+            lambda: jax.block_until_ready(pk.transform(array, K)),
+            lambda: jax.block_until_ready(sort_pairs(array)),
+        ),
+    }
+
+
+def medians(functions: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
+    """Median seconds of each, the functions taking turns."""
+    times: list[list[float]] = [[] for _ in functions]
+    for turn in range(rounds + 1):
+        for function, seconds in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            if turn:  # the first warms up
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def temporary_memory(implementation: str, rewards: np.ndarray[Any, Any]) -> float:
+    """Peak bytes besides input and result, in units of the input."""
+    if implementation == "numpy":
+        tracemalloc.start()
+        out = pk.transform(rewards, K)
+        peak = tracemalloc.get_traced_memory()[1] - out.nbytes
+        tracemalloc.stop()
+        return float(peak / rewards.nbytes)
+    if implementation == "torch":
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            pk.transform(torch.from_numpy(rewards), K)
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+        return float(held.max() / rewards.nbytes - 1)
+    compiled = jax.jit(lambda x: pk.transform(x, K)).lower(jnp.asarray(rewards)).compile()
+    return float(compiled.memory_analysis().temp_size_in_bytes / rewards.nbytes)
+
+
+def measure() -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    results: list[dict[str, Any]] = []
+    for rows, n in track(SHAPES, "sorts", console=Console(stderr=True), transient=True):
+        rewards = rng.standard_normal((rows, n)).astype(np.float32)
+        for implementation, (transform, sort) in arms(rewards).items():
+            whole, alone = medians([transform, sort])
+            results.append(
+                {
+                    "implementation": implementation,
+                    "rows": rows,
+                    "n": n,
+                    "milliseconds": 1e3 * whole,
+                    "against": "its library's sort",
+                    "against_milliseconds": 1e3 * alone,
+                    "ratio": whole / alone,
+                    "bar": BARS[implementation],
+                    "temporary_memory": temporary_memory(implementation, rewards),
+                }
+            )
+    rows, n = REFERENCE_SHAPE
+    rewards = rng.standard_normal((rows, n)).astype(np.float32)
+    (reference,) = medians([lambda: pk.transform(rewards, K, implementation="reference")], 1)
+    for implementation, (transform, _) in arms(rewards).items():
+        (whole,) = medians([transform])
+        results.append(
+            {
+                "implementation": implementation,
+                "rows": rows,
+                "n": n,
+                "milliseconds": 1e3 * whole,
+                "against": "the reference, row by row",
+                "against_milliseconds": 1e3 * reference,
+                "ratio": whole / reference,
+                "bar": 1 / REFERENCE_BAR,
+                "temporary_memory": temporary_memory(implementation, rewards),
+            }
+        )
+    return results
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    out = Table(title=f"transform at k={K}, float32, gaussian")
+    columns = ("implementation", "rows x n", "ms", "against", "ms", "ratio", "bar", "memory")
+    for column in columns:
+        out.add_column(
+            column, justify="left" if column in ("implementation", "against") else "right"
+        )
+    for result in results:
+        met = "" if result["ratio"] <= result["bar"] else " missed"
+        out.add_row(
+            result["implementation"],
+            f"{result['rows']} x {result['n']}",
+            f"{result['milliseconds']:.1f}",
+            result["against"],
+            f"{result['against_milliseconds']:.1f}",
+            f"{result['ratio']:.3g}",
+            f"{result['bar']:.3g}{met}",
+            f"{result['temporary_memory']:.1f} x",
+        )
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    results = measure()
+    Console(width=120).print(table(results))
+    if arguments.json:
+        record = {
+            "device": f"CPU, {os.cpu_count()} cores, {platform.machine()}",
+            "commit": commit_id(),
+            "versions": {name: version(name) for name in ("numpy", "torch", "jax")},
+            "results": results,
+        }
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

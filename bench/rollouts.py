@@ -1,0 +1,36 @@
+"""Made-up rollouts for trying the program out: two runs of one policy, before and after training.
+
+    python -m bench.rollouts FOLDER      writes FOLDER/base.jsonl and FOLDER/trained.jsonl
+
+A task's chance of success is drawn from a Beta distribution with much weight near 0, as graded
+samples of hard tasks have; training lifts it, most where it was small.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+TASKS, SAMPLES = 400, 16
+
+
+def write(folder: Path, seed: int = 0) -> None:
+    """Write both files, the same ones for the same seed."""
+    rng = np.random.default_rng(seed)
+    chance = rng.beta(0.35, 1.2, TASKS)
+    for name, chances in (("base", chance), ("trained", chance**0.7)):
+        graded = rng.random((TASKS, SAMPLES)) < chances[:, None]
+        lines = (
+            json.dumps({"task_id": f"task-{i}", "rewards": row})
+            for i, row in enumerate(graded.astype(int).tolist())
+        )
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit("usage: python -m bench.rollouts FOLDER (an existing folder)")
+    write(Path(sys.argv[1]))
