@@ -2,11 +2,11 @@
 
     python -m bench.portable [--json FILE]
 
-Every time is the median of interleaved rounds in this one process, and what counts is its ratio to
-the library's own sort of the same matrix (np.argsort, torch.sort, lax.sort of keys and places), or
-to the row-by-row reference. Peak temporary memory is the most that was allocated at one time besides
-input and result, in multiples of the input: traced by tracemalloc for NumPy, by torch's profiler for
-torch, and the compiler's own figure for XLA.
+Every time is the median of interleaved rounds in this one process, and what counts is its ratio
+to the library's own sort of the same matrix (np.argsort, torch.sort, lax.sort of keys and places),
+or to the row-by-row reference. Peak temporary memory is the most that was held at one time besides
+input and result, in multiples of the input: traced by tracemalloc for NumPy, by torch's profiler
+for torch, and the compiler's own figure for XLA.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from rich.table import Table
 import pkpo_kernels as pk
 from bench import commit_id
 
-# (rows, n) and the most that the whole may cost in units of the sort.
-SHAPES = ((262144, 16), (4096, 1024))
+# (rows, n) of the comparison with the sort, and the most that the whole may cost in units of it.
+BARS_SHAPES = ((262144, 16), (4096, 1024))
 BARS = {"numpy": 1.6, "torch": 1.6, "xla": 2.0}
 REFERENCE_SHAPE, REFERENCE_BAR = (4096, 64), 100
 MEMORY_BAR = 8
@@ -58,8 +58,8 @@ def arms(rewards: np.ndarray[Any, Any]) -> dict[str, tuple[Callable[[], Any], Ca
         "numpy": (lambda: pk.transform(rewards, K), lambda: np.argsort(rewards, -1)),
         "torch": (lambda: pk.transform(tensor, K), lambda: torch.sort(tensor, -1)),
         "xla": (
-            lambda: jax.block_until_ready(pk.transform(array, K)),
-            lambda: jax.block_until_ready(sort_pairs(array)),
+            lambda: pk.transform(array, K).block_until_ready(),
+            lambda: sort_pairs(array)[0].block_until_ready(),
         ),
     }
 
@@ -92,13 +92,15 @@ def temporary_memory(implementation: str, rewards: np.ndarray[Any, Any]) -> floa
         held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
         return float(held.max() / rewards.nbytes - 1)
     compiled = jax.jit(lambda x: pk.transform(x, K)).lower(jnp.asarray(rewards)).compile()
-    return float(compiled.memory_analysis().temp_size_in_bytes / rewards.nbytes)
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    return float(memory.temp_size_in_bytes / rewards.nbytes)
 
 
 def measure() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     results: list[dict[str, Any]] = []
-    for rows, n in track(SHAPES, "sorts", console=Console(stderr=True), transient=True):
+    for rows, n in track(BARS_SHAPES, "sorts", console=Console(stderr=True), transient=True):
         rewards = rng.standard_normal((rows, n)).astype(np.float32)
         for implementation, (transform, sort) in arms(rewards).items():
             whole, alone = medians([transform, sort])

@@ -201,7 +201,7 @@ def passk(
     written: dict[Path, bytes] = {}
     if plot is not None:
         curves = [result, *(evaluated(other, result.metric) for other in tasks[1:])]
-        written[plot] = _drawn(dict(zip(map(str, runs), curves, strict=True)), plot)
+        written[plot] = _drawn(list(zip(map(str, runs), curves, strict=True)), plot)
     if json_file is not None:
         names = {"file": str(file), "against": None if against is None else str(against)}
         written[json_file] = json.dumps(names | result.as_dict(), indent=2).encode() + b"\n"
@@ -329,7 +329,7 @@ def _check_plot(path: Path) -> None:
         raise ValueError(f"--plot must end in one of {', '.join(sorted(known))}, got {str(path)!r}")
 
 
-def _drawn(curves: dict[str, Evaluation], path: Path) -> bytes:
+def _drawn(curves: Sequence[tuple[str, Evaluation]], path: Path) -> bytes:
     """The plot as the bytes of a file with the extension of `path`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -337,7 +337,7 @@ def _drawn(curves: dict[str, Evaluation], path: Path) -> bytes:
     # A Figure made without pyplot needs no display and leaves no state behind.
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for name, curve in curves.items():
+    for name, curve in curves:
         factor = 100 if curve.metric == "pass@k" else 1
         rows = sorted(curve.rows, key=lambda row: row.k)
         ks = [row.k for row in rows]

@@ -84,13 +84,12 @@ def _in_blocks(
     height = max(1, BLOCK_ELEMENTS[rewards.device.type == "cpu"] // max(1, n_columns))
     if rows <= height:
         return of_block(rewards, k, where)
-    k_varies = isinstance(k, torch.Tensor) and k.ndim > 0
     out: torch.Tensor | None = None
     for start in range(0, rows, height):
         block = slice(start, start + height)
         part = of_block(
             rewards[block],
-            k[block] if k_varies else k,
+            k[block] if isinstance(k, torch.Tensor) and k.ndim else k,
             None if where is None else where[block],
         )
         if out is None:

@@ -6,7 +6,7 @@ k is an operand of the compiled program, never a constant of it: a new value com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,9 @@ from jax import lax
 from pkpo_kernels import portable
 from pkpo_kernels.estimators import MAX_AT_K, Estimator
 from pkpo_kernels.weights import GapWeights, clip_k, gap_weights, host_weights
+
+# Elements that are worked on at one time.
+BLOCK_ELEMENTS = 1 << 20
 
 
 def transform_rows(
@@ -69,20 +72,24 @@ def _transform_rows(
     undersized: str,
     dtype: Any,
 ) -> jax.Array:
-    keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
-    if weights is None:
-        weights = _traced_weights(estimator, keys, n, jnp.asarray(k), clip=undersized == "clip")
-    out = portable.transform_rows(
-        _primitives(keys),
-        keys,
-        n,
-        weights,
-        where,
-        standardised=estimator.standardised,
-        scale=scale,
-        undersized=undersized,
-    )
-    return out.astype(dtype)
+
+    def transform_block(
+        rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
+    ) -> jax.Array:
+        keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
+        out = portable.transform_rows(
+            _primitives(keys),
+            keys,
+            n,
+            weights or _traced_weights(estimator, keys, n, k, clip=undersized == "clip"),
+            where,
+            standardised=estimator.standardised,
+            scale=scale,
+            undersized=undersized,
+        )
+        return out.astype(dtype)
+
+    return _in_blocks(transform_block, rewards, None if k is None else jnp.asarray(k), where)
 
 
 @partial(jax.jit, static_argnames=("dtype",))
@@ -94,12 +101,51 @@ def _max_at_k_rows(
     *,
     dtype: Any,
 ) -> jax.Array:
-    keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
-    all_weights = [
-        _traced_weights(MAX_AT_K, keys, n, jnp.asarray(k)) if known is None else known
-        for k, known in zip(ks, weights, strict=True)
-    ]
-    return portable.max_at_k_rows(_primitives(keys), keys, n, all_weights, where).astype(dtype)
+    def best_of_block(
+        rewards: jax.Array, _: jax.Array | None, where: jax.Array | None
+    ) -> jax.Array:
+        keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
+        all_weights = [
+            known or _traced_weights(MAX_AT_K, keys, n, k)
+            for k, known in zip(ks, weights, strict=True)
+        ]
+        best = portable.max_at_k_rows(_primitives(keys), keys, n, all_weights, where)
+        return best.astype(dtype)
+
+    return _in_blocks(best_of_block, rewards, None, where)
+
+
+def _in_blocks(
+    of_block: Callable[[jax.Array, jax.Array | None, jax.Array | None], jax.Array],
+    rewards: jax.Array,
+    k: jax.Array | None,
+    where: jax.Array | None,
+) -> jax.Array:
+    """Large matrices in turns, so that temporaries stay small beside the input.
+
+    A turn takes every blocks-th row, not a run of them: where rows are sharded over devices, each
+    device has its share of every turn, and nothing moves between them.
+    """
+    rows, n_columns = rewards.shape
+    blocks = 1
+    # A symbolic number of rows, in an export, is not known to be large.
+    if isinstance(rows, int) and isinstance(n_columns, int):
+        while rows % (2 * blocks) == 0 and rows * n_columns > blocks * BLOCK_ELEMENTS:
+            blocks *= 2
+    if blocks == 1:
+        return of_block(rewards, k, where)
+
+    def deal(x: jax.Array) -> jax.Array:
+        return x.reshape(rows // blocks, blocks, *x.shape[1:]).swapaxes(0, 1)
+
+    k_varies = k is not None and k.ndim > 0
+    dealt = (
+        deal(rewards),
+        deal(k) if k is not None and k_varies else None,
+        None if where is None else deal(where),
+    )
+    out = lax.map(lambda block: of_block(block[0], block[1] if k_varies else k, block[2]), dealt)
+    return out.swapaxes(0, 1).reshape(rows, out.shape[-1])
 
 
 def _compute_dtype(rewards: jax.Array, dtype: Any) -> Any:
@@ -126,8 +172,9 @@ def _known_weights(
 
 
 def _traced_weights(
-    estimator: Estimator, keys: jax.Array, n: jax.Array, k: jax.Array, *, clip: bool = False
+    estimator: Estimator, keys: jax.Array, n: jax.Array, k: Any, *, clip: bool = False
 ) -> GapWeights:
+    k = jnp.asarray(k)
     if clip:
         k = clip_k(estimator, n, k, jnp)
     return gap_weights(

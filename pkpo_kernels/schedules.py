@@ -95,7 +95,9 @@ class Schedule:
             step.device, non_blocking=True
         )
         values = torch.tensor(self.values, dtype=torch.int64).to(step.device, non_blocking=True)
-        return values[torch.bucketize(step.detach().to(torch.int64), boundaries, right=True)]
+        place = torch.bucketize(step.detach().to(torch.int64), boundaries, right=True)
+        # Not values[place], which reads a scalar place on the host.
+        return torch.take(values, place)
 
     def _in_jax(self, step: Any) -> Any:
         import jax.numpy as jnp

@@ -1,13 +1,10 @@
-"""Shapes of reward matrices, declared once for the tests and the benchmarks."""
+"""Shapes of reward matrices, declared once for all tests."""
 
 # Every k of these is checked against all subsets.
 ENUMERATED_N = (1, 2, 3, 4, 6)
 
 # (rows, n) checked against the reference: around powers of two, odd counts, one row, one sample.
 REFERENCE = ((1, 1), (5, 2), (3, 7), (3, 8), (3, 9), (17, 31), (4, 64), (2, 257), (2, 1024))
-
-# (rows, n) of the performance bars.
-BARS = ((262144, 16), (4096, 1024))
 
 
 def ks_for(n: int) -> tuple[int, ...]:

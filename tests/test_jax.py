@@ -118,7 +118,12 @@ np.testing.assert_allclose(got, want, rtol=1e-6)
 placed = jax.device_put(x, NamedSharding(mesh, P("rows")))
 automatic = jax.jit(lambda x: pk.transform(x, 3))
 np.testing.assert_allclose(automatic(placed), want, rtol=1e-6)
-print(automatic.lower(placed).compile().as_text().count("all-gather"))
+program = automatic.lower(placed).compile().as_text()
+# Large enough for several turns.
+large = jax.ShapeDtypeStruct((8192, 512), jnp.float32, sharding=NamedSharding(mesh, P("rows")))
+program += automatic.lower(large).compile().as_text()
+assert "while" in program
+print(sum(program.count(word) for word in ("all-gather", "all-to-all", "collective-permute")))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-2000:]

@@ -167,9 +167,7 @@ def test_they_say_what_they_are() -> None:
         (lambda: piecewise_constant(8, []), TypeError, "values must be a sequence of integers"),
     ],
 )
-def test_arguments_are_checked_when_built(
-    build: Any, error: type[Exception], message: str
-) -> None:
+def test_arguments_are_checked_when_built(build: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
 

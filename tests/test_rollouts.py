@@ -1,0 +1,353 @@
+"""Files of rollouts: every format read and written, every fault named by its line, no half files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pkpo_kernels import rollouts as module
+from pkpo_kernels.rollouts import (
+    RolloutFileError,
+    Rollouts,
+    check_output,
+    read_rollouts,
+    write_transformed,
+    written_whole,
+)
+
+TASKS = {"b": [0.0, 1.0, 1.0], "a": [1.0], 'ü ,"': [0.5, -2.0]}
+
+
+def put(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def plain(rollouts: Rollouts) -> dict[str, list[float]]:
+    assert all(task.dtype == np.float64 and task.ndim == 1 for task in rollouts.rewards)
+    return {task: rewards.tolist() for task, rewards in rollouts.by_task().items()}
+
+
+def made(tasks: dict[str, list[float]]) -> Rollouts:
+    return Rollouts(tuple(tasks), tuple(np.array(rewards) for rewards in tasks.values()))
+
+
+class TestReading:
+    def test_jsonl_of_tasks(self, tmp_path: Path) -> None:
+        text = "\n".join(
+            json.dumps({"task_id": task, "rewards": rewards, "model": "x"}, ensure_ascii=False)
+            for task, rewards in TASKS.items()
+        )
+        assert plain(read_rollouts(put(tmp_path / "r.jsonl", text))) == TASKS
+        assert list(plain(read_rollouts(tmp_path / "r.jsonl"))) == list(TASKS)
+
+    def test_jsonl_of_samples_in_any_order(self, tmp_path: Path) -> None:
+        samples = [("b", 0), ("a", True), ("b", 1.5), (7, -1), ("b", False)]
+        text = "\r\n\r\n".join(json.dumps({"task_id": t, "reward": r}) for t, r in samples)
+        got = plain(read_rollouts(put(tmp_path / "r.JSONL", "\ufeff" + text + "\n\n")))
+        assert got == {"b": [0, 1.5, 0], "a": [1], "7": [-1]}
+        assert list(got) == ["b", "a", "7"]
+
+    def test_csv_of_samples(self, tmp_path: Path) -> None:
+        text = 'model,task_id,reward\nx,b,0\nx,"a, or\nso",TRUE\nx,b,1.5e0\n\nx,b,false\n'
+        got = plain(read_rollouts(put(tmp_path / "r.csv", text)))
+        assert got == {"b": [0, 1.5, 0], "a, or\nso": [1]}
+
+    def test_csv_of_tasks(self, tmp_path: Path) -> None:
+        text = "task_id,s0,s1,s2\nb,0,1,1\na,,1, \n"
+        got = plain(read_rollouts(put(tmp_path / "r.csv", text)))
+        assert got == {"b": [0, 1, 1], "a": [1]}
+
+    @pytest.mark.parametrize("dtype", ["bool", "int8", "float32", "float64"])
+    def test_npy(self, tmp_path: Path, dtype: str) -> None:
+        np.save(tmp_path / "r.npy", np.array([[0, 1, 1], [1, 0, 0]], dtype))
+        got = plain(read_rollouts(tmp_path / "r.npy"))
+        assert got == {"0": [0, 1, 1], "1": [1, 0, 0]}
+
+    def test_parquet_of_tasks_and_of_samples(self, tmp_path: Path) -> None:
+        pa = pytest.importorskip("pyarrow")
+        pq = pytest.importorskip("pyarrow.parquet")
+        path = tmp_path / "r.parquet"
+        columns = {"task_id": list(TASKS), "rewards": list(TASKS.values()), "other": [1, 2, 3]}
+        pq.write_table(pa.table(columns), path, row_group_size=2)
+        assert plain(read_rollouts(path)) == TASKS
+        pq.write_table(pa.table({"task_id": [4, 5, 4], "reward": [True, False, False]}), path)
+        assert plain(read_rollouts(path)) == {"4": [1, 0], "5": [0]}
+
+    def test_many_lines(self, tmp_path: Path) -> None:
+        text = "".join(f'{{"task_id": "{i // 10}", "reward": {i % 2}}}\n' for i in range(100_000))
+        got = read_rollouts(put(tmp_path / "r.jsonl", text))
+        assert len(got.task_ids) == 10_000
+        assert set(map(len, got.rewards)) == {10}
+        assert sum(task.sum() for task in got.rewards) == 50_000
+
+
+GOOD = '{"task_id": "a", "rewards": [1]}\n'
+FAULTS = {
+    "empty.jsonl": ("", "{}: the file holds no tasks"),
+    "blank.jsonl": ("\n \n", "{}: the file holds no tasks"),
+    "broken.jsonl": (GOOD + '{"task_id"\n', "{}:2: not valid JSON: "),
+    "list.jsonl": (GOOD + "\n[1]\n", "{}:3: a line must be a JSON object"),
+    "no_id.jsonl": ('{"rewards": [1]}', "{}:1: the key task_id is missing"),
+    "no_rewards.jsonl": ('{"task_id": "a"}', "{}:1: a line must have one of the keys rewards and"),
+    "both.jsonl": ('{"task_id": "a", "rewards": [1], "reward": 1}', "{}:1: a line must have one"),
+    "mixed.jsonl": (GOOD + '{"task_id": "b", "reward": 1}', "{}:2: the file mixes lines"),
+    "twice.jsonl": (
+        GOOD + '{"task_id": "b", "rewards": [1]}\n' + GOOD,
+        "{}:3: task_id 'a' was on line 1 already",
+    ),
+    "no_list.jsonl": ('{"task_id": "a", "rewards": 1}', "{}:1: rewards must be a list, got 1"),
+    "none_left.jsonl": (GOOD + '{"task_id": "b", "rewards": []}', "{}:2: task 'b' has no rewards"),
+    "text.jsonl": (
+        GOOD + '{"task_id": "b", "rewards": [1, "0"]}',
+        '{}:2: a reward must be a number, got "0"',
+    ),
+    "null.jsonl": ('{"task_id": "b", "reward": null}', "{}:1: a reward must be a number, got null"),
+    "nested.jsonl": (
+        '{"task_id": "b", "rewards": [[1]]}',
+        "{}:1: a reward must be a number, got [1]",
+    ),
+    "huge.jsonl": (
+        '{"task_id": "b", "rewards": [1' + "0" * 400 + "]}",
+        "{}:1: a reward must be a number, got 1000",
+    ),
+    "nan.jsonl": (
+        GOOD + '{"task_id": "b", "rewards": [0, NaN]}\n{"task_id": "c", "rewards": [0]}',
+        "{}:2: a reward must be finite, got nan",
+    ),
+    "infinite.jsonl": (
+        '{"task_id": "b", "reward": 1e999}',
+        "{}:1: a reward must be finite, got inf",
+    ),
+    "bad_id.jsonl": (
+        '{"task_id": [1], "reward": 1}',
+        "{}:1: task_id must be a string or an integer",
+    ),
+    "latin.jsonl": (GOOD.encode() + b'{"task_id": "\xe4"}', "{}:2: not UTF-8 at byte 13"),
+    "empty.csv": ("", "{}: the file is empty"),
+    "header_only.csv": ("task_id,reward\n", "{}: the file holds no tasks"),
+    "no_header.csv": ("a,1\nb,0\n", "{}:1: the header must have task_id once, got a,1"),
+    "alone.csv": ("task_id\na\n", "{}:1: the header must have task_id and rewards"),
+    "text.csv": ("task_id,reward\na,1\nb,yes\n", '{}:3: a reward must be a number, got "yes"'),
+    "hole.csv": ("task_id,reward\na,\n", '{}:2: a reward must be a number, got ""'),
+    "nan.csv": ("task_id,reward\na,1\nb,nan\n", "{}:3: a reward must be finite, got nan"),
+    "short.csv": ("task_id,s0,s1\na,1,0\nb,1\n", "{}:3: 2 cells where the header has 3"),
+    "none_left.csv": ("task_id,s0,s1\na,,\n", "{}:2: task 'a' has no rewards"),
+    "twice.csv": ("task_id,s0\na,1\na,0\n", "{}:3: task_id 'a' was on line 2 already"),
+    "no_id.csv": ("task_id,reward\n,1\n", "{}:2: the task_id is empty"),
+    "quote.csv": ('task_id,reward\n"a"x,1\n', "{}:2: not valid CSV: "),
+    "text.npy": ("hello", "{}: not a .npy file of numbers: "),
+    "rollouts.txt": (GOOD, "{}: extension must be .jsonl, .csv, .npy or .parquet, got '.txt'"),
+    "rollouts": (GOOD, "{}: extension must be .jsonl, .csv, .npy or .parquet, got 'none'"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_named_by_file_and_line(tmp_path: Path, name: str) -> None:
+    text, message = FAULTS[name]
+    path = put(tmp_path / name, text)
+    with pytest.raises(RolloutFileError) as caught:
+        read_rollouts(path)
+    assert str(caught.value).startswith(message.format(path))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(3), "must hold a (tasks, samples) array, got shape (3,)"),
+        (np.zeros((0, 3)), "must hold a (tasks, samples) array, got shape (0, 3)"),
+        (np.array([["a"]]), "must hold numbers or bools, got dtype <U1"),
+        (np.array([[0, 1], [0, np.nan]]), "a reward must be finite, got nan in task 1, sample 1"),
+        (np.array([[None]]), "not a .npy file of numbers: "),
+    ],
+)
+def test_a_fault_in_npy(tmp_path: Path, array: Any, message: str) -> None:
+    path = tmp_path / "r.npy"
+    np.save(path, array)
+    with pytest.raises(RolloutFileError) as caught:
+        read_rollouts(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"task": ["a"], "reward": [1]}, ": must have the column task_id and one of the columns"),
+        ({"task_id": ["a", "b"], "rewards": [[1], None]}, ":2: rewards is null"),
+        ({"task_id": ["a", None], "rewards": [[1], [1]]}, ":2: task_id is null"),
+        ({"task_id": ["a", "b"], "rewards": [[1], []]}, ":2: task 'b' has no rewards"),
+        ({"task_id": ["a", "a"], "rewards": [[1], [0]]}, ":2: task_id 'a' was on line 1 already"),
+        ({"task_id": ["a", "b"], "rewards": [[1.0], [1.0, None]]}, ":2: a reward must be finite"),
+        ({"task_id": ["a", "b"], "reward": ["x", "y"]}, ": reward must be numbers or bools, got"),
+        ({"task_id": ["a", "b"], "rewards": [1, 2]}, ": not a Parquet file of rollouts: "),
+    ],
+)
+def test_a_fault_in_parquet(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "r.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(RolloutFileError) as caught:
+        read_rollouts(path)
+    assert str(caught.value).startswith(f"{path}{message}")
+
+
+def test_what_is_no_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with pytest.raises(RolloutFileError, match="not a Parquet file"):
+        read_rollouts(put(tmp_path / "r.parquet", "hello"))
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    for act in (read_rollouts, check_output):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'pkpo-kernels\[parquet\]'"):
+            act(tmp_path / "r.parquet")
+
+
+class TestRollouts:
+    def test_padded(self) -> None:
+        rewards, where = made(TASKS).padded()
+        np.testing.assert_array_equal(rewards, [[0, 1, 1], [1, 0, 0], [0.5, -2, 0]])
+        np.testing.assert_array_equal(where, [[1, 1, 1], [1, 0, 0], [1, 1, 0]])
+        assert made(TASKS).padded(5)[1].sum(axis=1).tolist() == [3, 1, 2]
+        assert made(TASKS).padded(5)[0].shape == (3, 5)
+
+    def test_ragged(self) -> None:
+        assert made(TASKS).ragged
+        assert not made({"a": [1.0, 0.0], "b": [0.0, 0.0]}).ragged
+
+    @pytest.mark.parametrize(("cells", "width"), [(1, 0), (4, 0), (6, 2), (10, 3), (100, 50)])
+    def test_chunks_hold_every_task_once_and_fit(self, cells: int, width: int) -> None:
+        lengths = [1, 1, 1, 2, 5, 1, 1, 1, 1, 3]
+        tasks = made({str(i): [float(i)] * n for i, n in enumerate(lengths)})
+        chunks = list(tasks.chunks(cells, width))
+        assert [t for chunk in chunks for t in chunk.task_ids] == list(tasks.task_ids)
+        for chunk in chunks:
+            assert chunk.padded(width)[0].size <= cells or len(chunk.task_ids) == 1
+        if cells == 100:
+            assert len(chunks) == 5
+
+
+class TestWriting:
+    VALUES = (np.array([0.0, 0.5, 0.5]), np.array([0.0]), np.array([1 / 3, np.nan]))
+
+    def test_jsonl(self, tmp_path: Path) -> None:
+        write_transformed(tmp_path / "o.jsonl", made(TASKS), self.VALUES)
+        records = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+        assert records[0] == {"task_id": "b", "rewards": [0, 1, 1], "transformed": [0, 0.5, 0.5]}
+        assert records[2]["transformed"] == [1 / 3, None]
+
+    def test_csv(self, tmp_path: Path) -> None:
+        write_transformed(tmp_path / "o.csv", made(TASKS), self.VALUES)
+        lines = (tmp_path / "o.csv").read_text(encoding="utf-8").split("\n")
+        assert lines == [
+            "task_id,reward,transformed",
+            "b,0.0,0.0",
+            "b,1.0,0.5",
+            "b,1.0,0.5",
+            "a,1.0,0.0",
+            '"ü ,""",0.5,0.3333333333333333',
+            '"ü ,""",-2.0,nan',
+            "",
+        ]
+
+    def test_npy(self, tmp_path: Path) -> None:
+        tasks = made({"a": [1.0, 0.0], "b": [0.0, 0.0]})
+        write_transformed(tmp_path / "o.npy", tasks, [np.array([0.5, 0]), np.array([0.0, 1])])
+        np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), [[0.5, 0], [0, 1]])
+
+    def test_parquet(self, tmp_path: Path) -> None:
+        pq = pytest.importorskip("pyarrow.parquet")
+        write_transformed(tmp_path / "o.parquet", made(TASKS), self.VALUES)
+        columns = pq.read_table(tmp_path / "o.parquet").to_pydict()
+        assert columns["task_id"] == list(TASKS)
+        assert columns["rewards"] == list(TASKS.values())
+        assert columns["transformed"][:2] == [[0, 0.5, 0.5], [0]]
+
+    @pytest.mark.parametrize("extension", ["jsonl", "csv", "parquet"])
+    def test_what_was_written_can_be_read(self, tmp_path: Path, extension: str) -> None:
+        if extension == "parquet":
+            pytest.importorskip("pyarrow")
+        path = tmp_path / f"o.{extension}"
+        write_transformed(path, made(TASKS), self.VALUES)
+        assert plain(read_rollouts(path)) == TASKS
+
+    def test_ragged_npy_is_refused_before_anything(self, tmp_path: Path) -> None:
+        path = tmp_path / "o.npy"
+        for act in (check_output, lambda p, r: write_transformed(p, r, self.VALUES)):
+            with pytest.raises(RolloutFileError, match=r"o\.npy: .* 1 to 3: write \.jsonl"):
+                act(path, made(TASKS))
+        assert os.listdir(tmp_path) == []
+
+    def test_values_that_do_not_fit(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="one number for each reward, 6 in 3 tasks, got 3 in"):
+            write_transformed(tmp_path / "o.jsonl", made(TASKS), self.VALUES[:1])
+        assert os.listdir(tmp_path) == []
+
+    def test_no_folder_and_a_folder_in_the_way(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="there is no folder"):
+            check_output(tmp_path / "none" / "o.csv")
+        (tmp_path / "o.csv").mkdir()
+        with pytest.raises(IsADirectoryError, match="a folder is in the place of the file"):
+            check_output(tmp_path / "o.csv")
+
+    @pytest.mark.parametrize("extension", ["jsonl", "csv", "npy", "parquet"])
+    def test_a_failure_midway_leaves_the_old_file_alone(
+        self, tmp_path: Path, extension: str
+    ) -> None:
+        if extension == "parquet":
+            pytest.importorskip("pyarrow")
+        path = put(tmp_path / f"o.{extension}", "precious")
+        tasks = made({"a": [1.0], "b": [0.0]})
+
+        class Explosive:
+            """Fails when its numbers are asked for, after the first task was written."""
+
+            def __len__(self) -> int:
+                return 1
+
+            def __getattr__(self, name: str) -> Any:
+                raise RuntimeError("the disk is full")
+
+        with pytest.raises(RuntimeError, match="the disk is full"):
+            write_transformed(path, tasks, [np.array([1.0]), Explosive()])  # type: ignore[list-item]
+        assert os.listdir(tmp_path) == [path.name]
+        assert path.read_text() == "precious"
+
+    def test_a_file_replaces_its_own_source(self, tmp_path: Path) -> None:
+        path = put(tmp_path / "r.jsonl", GOOD)
+        path.chmod(0o640)
+        write_transformed(path, read_rollouts(path), [np.array([0.25])])
+        assert json.loads(path.read_text())["transformed"] == [0.25]
+        assert path.stat().st_mode & 0o777 == 0o640
+        assert os.listdir(tmp_path) == ["r.jsonl"]
+
+    def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
+        target = put(tmp_path / "real.jsonl", GOOD)
+        link = tmp_path / "link.jsonl"
+        link.symlink_to(target)
+        write_transformed(link, made({"a": [1.0]}), [np.array([0.25])])
+        assert link.is_symlink()
+        assert "transformed" in target.read_text()
+
+    @pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
+    def test_written_whole_or_not_at_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+    ) -> None:
+        def failing(*_: Any) -> None:
+            raise fault
+
+        monkeypatch.setattr(module.os, "replace", failing)
+        with pytest.raises(fault), written_whole(tmp_path / "x.bin") as file:
+            file.write(b"half")
+            assert len(os.listdir(tmp_path)) == 1
+            assert not (tmp_path / "x.bin").exists()
+        assert os.listdir(tmp_path) == []
