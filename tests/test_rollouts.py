@@ -1,4 +1,4 @@
-"""Files of rollouts: every format read and written, every fault named by its line, no half files."""
+"""Files of rollouts: every format, every fault named by its line, and no half-written files."""
 
 from __future__ import annotations
 
