@@ -45,9 +45,9 @@ try:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.table import Table
 except ModuleNotFoundError as error:
-    _missing = error.name
+    _missing = (error.name or "typer").partition(".")[0]
 else:
-    _missing = None
+    _missing = ""
 
 __all__ = ["main", "run"]
 
@@ -57,7 +57,7 @@ _CELLS = 1 << 22
 
 def main() -> NoReturn:
     """The entry point of the command."""
-    if _missing is not None:
+    if _missing:
         print(
             f"pkpo: {_missing} is not installed; pip install 'pkpo-kernels[cli]'", file=sys.stderr
         )

@@ -20,14 +20,11 @@ class Primitives(NamedTuple):
 
     xp: Any
     columns: Array  # (N,) the integers 1..N
-    # (rows, N) → ascending, NaN last, and where each came from
+    # (rows, N) → ascending, NaN last; and what it takes to lead results back
     sort: Callable[[Array], tuple[Array, Array]]
-    # values in ascending order, where each came from → each value in its place
-    put_back: Callable[[Array, Array], Array]
-    # along the last axis
-    prefix_sum: Callable[[Array], Array]
-    # along the last axis; None where prefix_sum adds strictly from left to right
-    running_max: Callable[[Array], Array] | None
+    # (gaps, a term for each, what sort left) → for every sample, in its own place, the sum of the
+    # terms of the gaps beneath it; the same bits for samples with no gap between them
+    sum_beneath: Callable[[Array, Array, Array], Array]
     # False also where nobody may look
     all_finite: Callable[[Array], bool]
 
@@ -47,8 +44,8 @@ def transform_rows(
     xp = ops.xp
     ordered, places = _sorted(ops, keys, n, where)
     limits = _limits(ops, ordered, weights, standardised)
-    values = _transform(ops, _brought_in(xp, ordered, limits), weights, standardised)
-    out = _at_the_limit(xp, ops.put_back(values, places), keys, limits)
+    values = _transform(ops, _brought_in(xp, ordered, limits), places, weights, standardised)
+    out = _at_the_limit(xp, values, keys, limits)
     if undersized == "nan":
         out = xp.where(weights.admitted[..., None], out, xp.nan)
     if scale == "mean":
@@ -141,7 +138,7 @@ def _brought_in(xp: Any, ordered: Array, limits: _Limits | None) -> Array:
 
 
 def _at_the_limit(xp: Any, values: Array, keys: Array, limits: _Limits | None) -> Array:
-    """values of the rows brought in, (rows, N) or (rows, 1), at the samples that have these keys."""
+    """Values of the rows brought in, (rows, N) or (rows, 1), where samples have these keys."""
     if limits is None:
         return values
     leading = (
@@ -157,17 +154,13 @@ def _at_the_limit(xp: Any, values: Array, keys: Array, limits: _Limits | None) -
     return xp.where(limits.has_nan, xp.nan, out)
 
 
-def _transform(ops: Primitives, ordered: Array, weights: GapWeights, standardised: bool) -> Array:
-    """Finite rows in ascending order (rows, N) → the estimator's values, in the same order."""
+def _transform(
+    ops: Primitives, ordered: Array, places: Array, weights: GapWeights, standardised: bool
+) -> Array:
+    """Finite rows in ascending order (rows, N) → the estimator's values in the samples' places."""
     xp = ops.xp
     gaps = _gaps(ordered)
-    sums = ops.prefix_sum(gaps * weights.gap)
-    if ops.running_max is not None:
-        # A parallel scan may add in another order from column to column. Where there is no gap,
-        # carry the sum on, so that equal rewards get equal bits; the true sums never fall, so a
-        # running maximum does it.
-        sums = ops.running_max(xp.where(gaps > 0, sums, 0))
-    out = xp.concatenate([xp.zeros_like(ordered[:, :1]), sums], -1)
+    out = ops.sum_beneath(gaps, gaps * weights.gap, places)
     out = out + _constant(xp, ordered, gaps, weights)
     if standardised:
         spread = _spread(xp, ordered, gaps, weights)

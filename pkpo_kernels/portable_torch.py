@@ -152,9 +152,7 @@ def _primitives(keys: torch.Tensor) -> portable.Primitives:
         xp=torch,
         columns=torch.arange(1, keys.shape[-1] + 1, device=keys.device),
         sort=_sort,
-        put_back=_put_back,
-        prefix_sum=_prefix_sum,
-        running_max=None if plain_cpu else _running_max,
+        sum_beneath=_sum_beneath if plain_cpu else _sum_beneath_by_parallel_scan,
         all_finite=_all_finite if plain_cpu else _unknown,
     )
 
@@ -164,16 +162,25 @@ def _sort(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ordered, places
 
 
-def _put_back(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(values).scatter_(-1, places, values)
+def _sum_beneath(gaps: torch.Tensor, terms: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return _put_back(torch.cumsum(terms, -1), places)
 
 
-def _prefix_sum(x: torch.Tensor) -> torch.Tensor:
-    return torch.cumsum(x, -1)
+def _sum_beneath_by_parallel_scan(
+    gaps: torch.Tensor, terms: torch.Tensor, places: torch.Tensor
+) -> torch.Tensor:
+    sums = torch.cumsum(terms, -1)
+    # A parallel scan may add in another order from column to column. Where there is no gap, carry
+    # the sum on; the true sums never fall, so a running maximum does it.
+    if sums.shape[-1]:
+        sums = torch.cummax(torch.where(gaps > 0, sums, 0), -1).values
+    return _put_back(sums, places)
 
 
-def _running_max(x: torch.Tensor) -> torch.Tensor:
-    return torch.cummax(x, -1).values if x.shape[-1] else x
+def _put_back(sums: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Sums for all but the smallest of each row, which has nothing beneath it."""
+    out = torch.zeros(places.shape, dtype=sums.dtype, device=sums.device)
+    return out.scatter_(-1, places[:, 1:], sums)
 
 
 def _all_finite(x: torch.Tensor) -> bool:

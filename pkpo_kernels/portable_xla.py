@@ -239,11 +239,9 @@ def _leading_bits(x: jax.Array) -> jax.Array:
 def _primitives(keys: jax.Array) -> portable.Primitives:
     return portable.Primitives(
         xp=jnp,
-        columns=jnp.arange(1, keys.shape[-1] + 1),
+        columns=jnp.arange(1, keys.shape[1] + 1),
         sort=_sort,
-        put_back=_put_back,
-        prefix_sum=lambda x: lax.cumsum(x, axis=1),
-        running_max=lambda x: lax.cummax(x, axis=1),
+        sum_beneath=_sum_beneath,
         all_finite=lambda x: False,
     )
 
@@ -254,8 +252,14 @@ def _sort(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     return ordered, places
 
 
-@jax.vmap
-def _put_back(values: jax.Array, places: jax.Array) -> jax.Array:
-    return (
-        jnp.zeros_like(values).at[places].set(values, unique_indices=True, mode="promise_in_bounds")
-    )
+def _sum_beneath(gaps: jax.Array, terms: jax.Array, places: jax.Array) -> jax.Array:
+    # A parallel scan may add in another order from column to column. Where there is no gap, carry
+    # the sum on; the true sums never fall, so a running maximum does it.
+    sums = lax.cummax(jnp.where(gaps > 0, lax.cumsum(terms, axis=1), 0), axis=1)
+
+    @jax.vmap
+    def put_back(sums: jax.Array, places: jax.Array) -> jax.Array:
+        out = jnp.zeros(places.shape, sums.dtype)
+        return out.at[places[1:]].set(sums, unique_indices=True, mode="promise_in_bounds")
+
+    return put_back(sums, places)

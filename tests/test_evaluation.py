@@ -266,5 +266,6 @@ def test_many_tasks(rng: np.random.Generator) -> None:
 def test_errors_name_the_argument(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    defaults: dict[str, Any] = {"rewards": [[0, 1], [1, 1]], "k": 1}
     with pytest.raises(error, match=message):
-        evaluate(**{"rewards": [[0, 1], [1, 1]], "k": 1} | arguments)
+        evaluate(**defaults | arguments)

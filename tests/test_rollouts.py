@@ -88,7 +88,7 @@ class TestReading:
 
 
 GOOD = '{"task_id": "a", "rewards": [1]}\n'
-FAULTS = {
+FAULTS: dict[str, tuple[str | bytes, str]] = {
     "empty.jsonl": ("", "{}: the file holds no tasks"),
     "blank.jsonl": ("\n \n", "{}: the file holds no tasks"),
     "broken.jsonl": (GOOD + '{"task_id"\n', "{}:2: not valid JSON: "),
@@ -345,7 +345,7 @@ class TestWriting:
         def failing(*_: Any) -> None:
             raise fault
 
-        monkeypatch.setattr(module.os, "replace", failing)
+        monkeypatch.setattr(os, "replace", failing)
         with pytest.raises(fault), written_whole(tmp_path / "x.bin") as file:
             file.write(b"half")
             assert len(os.listdir(tmp_path)) == 1

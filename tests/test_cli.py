@@ -1,0 +1,439 @@
+"""The command: its figures, its tables, its exit codes, and that it leaves nothing half done."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from pkpo_kernels import available_implementations, cli, rollouts, transform
+from pkpo_kernels.rollouts import read_rollouts
+from pkpo_kernels.verification import Finding
+
+Pkpo = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def pkpo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Pkpo:
+    """Runs the command; → exit code, stdout, stderr."""
+    monkeypatch.setenv("COLUMNS", "40")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of the body of every table that was printed."""
+    return [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in table.splitlines()
+        if line.startswith("│")
+    ]
+
+
+def write_jsonl(path: Path, tasks: dict[str, list[Any]]) -> Path:
+    lines = (json.dumps({"task_id": task, "rewards": rewards}) for task, rewards in tasks.items())
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def binary(tmp_path: Path) -> Path:
+    """Four tasks with 0, 1, 5 and 10 correct of 10."""
+    correct = {"none": 0, "one": 1, "half": 5, "all": 10}
+    return write_jsonl(
+        tmp_path / "binary.jsonl", {task: [1] * c + [0] * (10 - c) for task, c in correct.items()}
+    )
+
+
+@pytest.fixture
+def ragged(tmp_path: Path) -> Path:
+    tasks = {"a": [0.5, 1.0, 2.0, 0.25], "b": [1.0], "c": [3.0, 1.0, 2.0]}
+    return write_jsonl(tmp_path / "ragged.jsonl", tasks)
+
+
+class TestPassk:
+    def test_percentages_in_full(self, pkpo: Pkpo, binary: Path) -> None:
+        # pass@1 = 16/40; pass@5 = (0 + 1/2 + 251/252 + 1)/4; pass@10 = 3/4.
+        code, out, err = pkpo("passk", binary, "-k", "1,5,10-11")
+        assert (code, err) == (0, "")
+        assert [(row[0], row[1], row[4], row[5]) for row in rows_of(out)] == [
+            ("1", "40 %", "4", "0"),
+            ("5", "62.400794 %", "4", "0"),
+            ("10", "75 %", "4", "0"),
+            ("11", "–", "0", "4"),
+        ]
+        assert "4 tasks of 10 samples" in " ".join(out.split())
+
+    def test_six_decimals_as_published_figures_have(self, pkpo: Pkpo, tmp_path: Path) -> None:
+        # 2876 correct of 8000: 35.95 %.
+        tasks = {f"{i}": [1] * c + [0] * (10 - c) for i, c in enumerate([4] * 476 + [3] * 324)}
+        path = write_jsonl(tmp_path / "r.jsonl", tasks)
+        _, out, _ = pkpo("passk", path, "-k", "1,5")
+        # (476 · (1 − 6/252) + 324 · (1 − 21/252)) / 800
+        assert [row[1] for row in rows_of(out)] == ["35.95 %", "95.208333 %"]
+
+    def test_intervals(self, pkpo: Pkpo, binary: Path) -> None:
+        _, out, _ = pkpo("passk", binary, "-k", "1", "--confidence", "0.9", "--seed", "3")
+        (row,) = rows_of(out)
+        # Values 0, 0.1, 0.5, 1: sd 0.454606, times 1.644854/2 is 0.373880.
+        assert row[3] == "2.61 to 77.39 %"
+        assert re.fullmatch(r"\d+\.\d\d to \d+\.\d\d %", row[2])
+        assert "90 % bootstrap" in out
+
+    def test_metric_can_be_forced(self, pkpo: Pkpo, binary: Path, ragged: Path) -> None:
+        assert "max@k" in pkpo("passk", binary, "-k", "1", "--metric", "max")[1]
+        code, _, err = pkpo("passk", ragged, "-k", "1", "--metric", "pass")
+        assert code == 2
+        assert "needs rewards of 0 and 1 only" in err
+
+    def test_max_at_k_and_tasks_too_small(self, pkpo: Pkpo, ragged: Path) -> None:
+        _, out, _ = pkpo("passk", ragged, "-k", "1,3")
+        # (15/16 + 1 + 2)/3; at 3 the subsets of "a" have a best of 2 but one, 1: 7/4, and "c" 3.
+        assert [(row[1], row[4], row[5]) for row in rows_of(out)] == [
+            ("1.3125", "3", "0"),
+            ("2.375", "2", "1"),
+        ]
+
+    def test_against_is_paired_by_task(self, pkpo: Pkpo, binary: Path, tmp_path: Path) -> None:
+        other = write_jsonl(
+            tmp_path / "other.jsonl", {"all": [1, 1], "half": [0, 0], "one": [0, 0], "none": [0, 0]}
+        )
+        code, out, _ = pkpo("passk", binary, "-k", "1", "--against", other)
+        assert code == 0
+        first, difference = rows_of(out)
+        assert first[1] == "40 %"
+        assert difference[1] == "+15 %"
+        assert difference[3].startswith("-8.")
+        write_jsonl(other, {"all": [1], "half": [1], "one": [1], "other": [1]})
+        code, out, err = pkpo("passk", binary, "-k", "1", "--against", other)
+        assert (code, out) == (2, "")
+        assert "lacks 'none' and adds 'other'" in err
+
+    def test_json(self, pkpo: Pkpo, binary: Path, tmp_path: Path) -> None:
+        pkpo("passk", binary, "-k", "1,11", "--json", tmp_path / "o.json", "--against", binary)
+        found = json.loads((tmp_path / "o.json").read_text())
+        assert (found["file"], found["against"]) == (str(binary), str(binary))
+        assert found["rows"][0]["estimate"] == pytest.approx(0.4)
+        assert found["rows"][1]["estimate"] is None
+        assert found["difference"][0]["estimate"] == 0
+
+    @pytest.mark.parametrize(("extension", "head"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+    def test_plot(
+        self, pkpo: Pkpo, binary: Path, tmp_path: Path, extension: str, head: bytes
+    ) -> None:
+        pytest.importorskip("matplotlib")
+        path = tmp_path / f"curve.{extension}"
+        code, out, err = pkpo("passk", binary, "-k", "1-10", "--plot", path, "--against", binary)
+        assert (code, err) == (0, "")
+        assert path.read_bytes().startswith(head)
+        assert f"written to {path}" in out
+
+    def test_plot_shows_both_runs(
+        self, pkpo: Pkpo, binary: Path, ragged: Path, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        figures = []
+        pytest.importorskip("matplotlib")
+        from matplotlib.figure import Figure
+
+        monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+        other = write_jsonl(
+            tmp_path / "o.jsonl", {t: [1, 0] for t in ("none", "one", "half", "all")}
+        )
+        pkpo("passk", binary, "-k", "2,1", "--against", other, "--plot", tmp_path / "c.png")
+        (axes,) = figures[0].axes
+        mine, others = axes.get_lines()
+        assert mine.get_xdata().tolist() == [1, 2]
+        assert mine.get_ydata() == pytest.approx([40, (0.2 + 7 / 9 + 1) / 4 * 100])
+        assert others.get_ydata() == pytest.approx([50, 100])
+        assert len(axes.collections) == 2
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("k, samples per task", "pass@k (%)")
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+            str(binary),
+            str(other),
+        ]
+
+    def test_plot_without_matplotlib_is_refused_first(
+        self, pkpo: Pkpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cli, "find_spec", lambda name: None)
+        code, _, err = pkpo("passk", tmp_path / "none.jsonl", "-k", "1", "--plot", "c.png")
+        assert code == 2
+        assert err == "pkpo: --plot needs matplotlib; pip install 'pkpo-kernels[cli]'\n"
+
+    def test_all_outputs_or_none(
+        self, pkpo: Pkpo, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(*_: Any) -> bytes:
+            raise OSError("no font")
+
+        monkeypatch.setattr(cli, "_drawn", failing)
+        before = os.listdir(tmp_path)
+        code, out, err = pkpo(
+            "passk", binary, "-k", "1", "--json", tmp_path / "o.json", "--plot", tmp_path / "c.png"
+        )
+        assert (code, out, err) == (2, "", "pkpo: no font\n")
+        assert os.listdir(tmp_path) == before
+
+
+class TestTransform:
+    @pytest.mark.parametrize("extension", ["jsonl", "csv", "parquet"])
+    def test_ragged_tasks_each_by_themselves(
+        self, pkpo: Pkpo, ragged: Path, tmp_path: Path, extension: str
+    ) -> None:
+        if extension == "parquet":
+            pytest.importorskip("pyarrow")
+        output = tmp_path / f"o.{extension}"
+        code, out, err = pkpo("transform", ragged, "-k", "2", "-o", output)
+        assert (code, err) == (0, "")
+        assert dict(rows_of(out)) == {
+            "tasks": "3",
+            "samples": "8",
+            "tasks with too few samples (zero)": "1",
+            "written to": str(output),
+        }
+        rewards = read_rollouts(output)
+        assert rewards.task_ids == ("a", "b", "c")
+        np.testing.assert_array_equal(rewards.rewards[2], [3, 1, 2])
+
+    def test_values(self, pkpo: Pkpo, ragged: Path, tmp_path: Path) -> None:
+        output = tmp_path / "o.jsonl"
+        pkpo("transform", ragged, "-k", "2", "-o", output)
+        values = [json.loads(line)["transformed"] for line in output.read_text().splitlines()]
+        # Eq 33 at k=2: the mean over pairs of what the sample adds to the other, 1/C(n,2) each.
+        assert values[0] == pytest.approx([0.25 / 6, 1.25 / 6, (1.5 + 1 + 1.75) / 6, 0])
+        assert values[1] == [0]
+        assert values[2] == pytest.approx([(2 + 1) / 3, 0, 1 / 3])
+
+    @pytest.mark.parametrize(
+        ("options", "kept"),
+        [
+            (["--estimator", "s"], {"estimator": "s"}),
+            (["--scale", "mean"], {"scale": "mean"}),
+            (["--estimator", "sloo", "--undersized", "clip"], {"estimator": "sloo"}),
+            (["--implementation", "reference"], {}),
+        ],
+    )
+    def test_options_reach_the_library(
+        self, pkpo: Pkpo, ragged: Path, tmp_path: Path, options: list[str], kept: dict[str, Any]
+    ) -> None:
+        output = tmp_path / "o.jsonl"
+        assert pkpo("transform", ragged, "-k", "2", "-o", output, *options)[0] == 0
+        values = [json.loads(line)["transformed"] for line in output.read_text().splitlines()]
+        for index in (0, 2):
+            rewards = read_rollouts(ragged).rewards[index]
+            assert values[index] == pytest.approx(transform(rewards, 2, **kept).tolist())
+
+    def test_undersized_nan_is_null_in_json(self, pkpo: Pkpo, ragged: Path, tmp_path: Path) -> None:
+        output = tmp_path / "o.jsonl"
+        pkpo("transform", ragged, "-k", "4", "-o", output, "--undersized", "nan")
+        values = [json.loads(line)["transformed"] for line in output.read_text().splitlines()]
+        assert values[0] == pytest.approx([0, 0, 1, 0])
+        assert values[1:] == [[None], [None] * 3]
+
+    @pytest.mark.parametrize("name", ["torch", "xla"])
+    def test_every_library(self, pkpo: Pkpo, ragged: Path, tmp_path: Path, name: str) -> None:
+        if available_implementations()[name] is not None:
+            pytest.skip(f"{name} is not available")
+        output = tmp_path / "o.jsonl"
+        code, *_ = pkpo("transform", ragged, "-k", "2", "-o", output, "--implementation", name)
+        assert code == 0
+        values = [json.loads(line)["transformed"] for line in output.read_text().splitlines()]
+        assert values[2] == pytest.approx([1, 0, 1 / 3], rel=1e-6)
+
+    def test_chunks_do_not_show(
+        self, pkpo: Pkpo, ragged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pkpo("transform", ragged, "-k", "2", "-o", tmp_path / "whole.jsonl")
+        monkeypatch.setattr(cli, "_CELLS", 1)
+        pkpo("transform", ragged, "-k", "2", "-o", tmp_path / "chunks.jsonl")
+        whole, chunks = (
+            [
+                json.loads(line)["transformed"]
+                for line in (tmp_path / name).read_text().split("\n")[:3]
+            ]
+            for name in ("whole.jsonl", "chunks.jsonl")
+        )
+        for one, other in zip(whole, chunks, strict=True):
+            assert one == pytest.approx(other, rel=1e-14)
+
+    def test_npy(self, pkpo: Pkpo, tmp_path: Path) -> None:
+        rewards = np.array([[0.0, 1, 0, 3], [1, 1, 1, 1]])
+        np.save(tmp_path / "r.npy", rewards)
+        assert pkpo("transform", tmp_path / "r.npy", "-k", "2", "-o", tmp_path / "o.npy")[0] == 0
+        np.testing.assert_allclose(
+            np.load(tmp_path / "o.npy"), [[0.0, 1 / 3, 0.0, 4 / 3], [0.0] * 4], rtol=1e-15
+        )
+
+    def test_a_failure_midway_leaves_nothing(
+        self, pkpo: Pkpo, ragged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(file: Any, *_: Any) -> None:
+            file.write(b"half a li")
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(rollouts, "_write_jsonl", failing)
+        before = sorted(os.listdir(tmp_path))
+        code, out, err = pkpo("transform", ragged, "-k", "2", "-o", tmp_path / "o.jsonl")
+        assert (code, out, err) == (2, "", "pkpo: No space left on device\n")
+        assert sorted(os.listdir(tmp_path)) == before
+
+
+REFUSED = {
+    "k above every n": (
+        "transform {ragged} -k 5 -o {out}",
+        "k must be at most the number of samples; got k=5 with n=4",
+    ),
+    "sloo at k=n": ("transform {ragged} -k 4 -o {out} --estimator sloo", "k=4 with n=4"),
+    "k below 1": ("transform {ragged} -k 0 -o {out}", "k must be at least 1; got k=0"),
+    "k no integer": ("transform {ragged} -k two -o {out}", "-k two"),
+    "estimator": ("transform {ragged} -k 2 -o {out} --estimator x", "estimator must be one of"),
+    "scale": ("transform {ragged} -k 2 -o {out} --scale x", "scale must be one of"),
+    "undersized": ("transform {ragged} -k 2 -o {out} --undersized x", "undersized must be one of"),
+    "implementation": (
+        "transform {ragged} -k 2 -o {out} --implementation x",
+        "implementation must be None or one of",
+    ),
+    "no output": ("transform {ragged} -k 2", "'-o' / '--output'"),
+    "ragged npy": ("transform {ragged} -k 2 -o {out}.npy", "1 to 4: write .jsonl"),
+    "extension": ("transform {ragged} -k 2 -o {out}.txt", "extension must be .jsonl"),
+    "no folder": ("transform {ragged} -k 2 -o {out}/o.csv", "there is no folder"),
+    "no file": ("passk {out} -k 1", "No such file or directory"),
+    "ks": ("passk {ragged} -k 1,x", "rising ranges, such as 1,5,10 or 1-10, got '1,x'"),
+    "falling range": ("passk {ragged} -k 5-1", "got '5-1'"),
+    "zero": ("passk {ragged} -k 0", "got '0'"),
+    "metric": ("passk {ragged} -k 1 --metric best", "--metric must be pass or max, got 'best'"),
+    "confidence": ("passk {ragged} -k 1 --confidence 95", "confidence must be between 0 and 1"),
+    "seed": ("passk {ragged} -k 1 --seed -1", "seed must be at least 0, got -1"),
+    "plot": ("passk {ragged} -k 1 --plot {out}", "--plot must end in one of"),
+    "json": ("passk {ragged} -k 1 --json {out}/o.json", "there is no folder"),
+    "unknown option": ("passk {ragged} -k 1 --foo", "--foo"),
+    "unknown command": ("foo", "'foo'"),
+    "no command": ("", "Missing command"),
+    "verify unknown": ("verify --implementation foo", "got 'foo'"),
+    "verify seed": ("verify --seed -1", "--seed must be at least 0, got -1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_one_line_exit_code_2_and_nothing_left_behind(
+    pkpo: Pkpo, ragged: Path, tmp_path: Path, case: str
+) -> None:
+    line, message = REFUSED[case]
+    out = tmp_path / "o.jsonl"
+    code, stdout, stderr = pkpo(*line.format(ragged=ragged, out=out).split())
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith("pkpo: ")
+    assert stderr.count("\n") == 1
+    assert message in stderr
+    assert os.listdir(tmp_path) == [ragged.name]
+
+
+def test_a_bad_line_is_named(pkpo: Pkpo, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"task_id": "a", "rewards": [1]}\n{"task_id": "b", "rewards": [null]}\n')
+    for command in (["passk"], ["transform", "-o", tmp_path / "o.csv"]):
+        code, _, err = pkpo(*command, path, "-k", "1")
+        assert (code, err) == (2, f"pkpo: {path}:2: a reward must be a number, got null\n")
+    assert os.listdir(tmp_path) == ["r.jsonl"]
+
+
+class TestVerify:
+    def test_what_is_right(self, pkpo: Pkpo) -> None:
+        code, out, err = pkpo("verify", "--implementation", "numpy")
+        assert (code, err) == (0, "")
+        rows = rows_of(out)
+        assert {row[0] for row in rows} == {"numpy"}
+        assert {row[2] for row in rows} == {"enumeration", "reference"}
+        assert all(row[-1] == "ok" and float(row[4]) <= float(row[5]) for row in rows)
+        assert f"all {len(rows)} checks passed" in out
+
+    @pytest.mark.parametrize("error", [2e-6, float("nan")])
+    def test_what_is_wrong(self, pkpo: Pkpo, monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+        def findings(names: Any, seed: int) -> Iterator[Finding]:
+            assert (names, seed) == (["numpy", "torch"], 7)
+            yield Finding("numpy", "s", "reference", 10, 1e-9, 1e-6, "n=9 k=2 gaussian")
+            yield Finding("torch", "s", "reference", 10, error, 1e-6, "n=9 k=3 0/1")
+
+        monkeypatch.setattr(cli, "findings", findings)
+        monkeypatch.setattr(cli, "count_findings", lambda names: 2)
+        code, out, _ = pkpo(
+            *("verify", "--implementation", "numpy", "--implementation", "torch", "--seed", "7")
+        )
+        assert code == 1
+        assert [row[-1] for row in rows_of(out)] == ["ok", "FAILED at n=9 k=3 0/1"]
+        assert "1 of 2 checks failed" in out
+
+
+class TestInfo:
+    def test_everything_is_said_in_full(self, pkpo: Pkpo) -> None:
+        code, out, err = pkpo("info")
+        assert (code, err) == (0, "")
+        rows = rows_of(out)
+        assert ["numpy", np.__version__] in rows
+        there = {row[0]: row[-1] for row in rows if len(row) == 4}
+        for name, reason in available_implementations().items():
+            assert there[name] == (reason or "available")
+        assert ["numpy", "numpy"] in rows
+
+    def test_what_is_not_installed(self, pkpo: Pkpo, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "jax" else True)
+        monkeypatch.setattr(cli, "_torch_devices", lambda torch: ["cpu", "cuda:0 H200"])
+        _, out, _ = pkpo("info")
+        rows = rows_of(out)
+        assert rows.count(["jax", "not installed; pip install 'pkpo-kernels[jax]'"]) == 2
+        assert ["", "cuda:0 H200"] in rows
+
+    def test_a_broken_library_is_reported(
+        self, pkpo: Pkpo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(_: Any) -> list[str]:
+            raise OSError("libcuda.so.1: no such file")
+
+        monkeypatch.setattr(cli, "_torch_devices", broken)
+        code, out, _ = pkpo("info")
+        assert code == 0
+        assert "not usable: OSError: libcuda.so.1: no such file" in out
+
+
+def test_python_m(binary: Path) -> None:
+    command = [sys.executable, "-m", "pkpo_kernels", "passk", str(binary), "-k", "5"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "30"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "62.400794 %" in done.stdout
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_without_typer_or_rich_it_says_what_to_install(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from pkpo_kernels.cli import main; main()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"pkpo: {package} is not installed; pip install 'pkpo-kernels[cli]'\n"
+
+
+def test_importing_the_command_loads_no_array_library_but_numpy() -> None:
+    code = "import sys, pkpo_kernels.cli; print({'torch', 'jax', 'matplotlib'} & set(sys.modules))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout == "set()\n"
