@@ -125,10 +125,10 @@ def evaluate(
 
     Raises:
         TypeError: an argument is of the wrong type: rewards that are no numbers, k not integral,
-        and so on. ValueError: k < 1; no tasks or no samples; a reward that is NaN or infinite (the
-        task is named); "pass@k"
-            forced on other rewards than 0 and 1; `where` of another shape; runs of different
-            tasks.
+            and so on.
+        ValueError: k < 1; no tasks or no samples; a reward that is NaN or infinite (the task is
+            named); "pass@k" forced on other rewards than 0 and 1; `where` of another shape; runs
+            of different tasks.
 
     Three tasks of four samples; the chance that at least one of two passes is 1/2, 0 and 5/6:
 

@@ -141,13 +141,12 @@ def check_folder(path: PathLike) -> None:
 
 
 def write_transformed(path: PathLike, rollouts: Rollouts, values: Sequence[Floats]) -> None:
-    """Write rewards and what they were transformed to, in the format of the extension, whole or not
-    at all.
+    """Write rewards and what they were transformed to, whole or not at all.
 
-    `.jsonl` has `{"task_id", "rewards", "transformed"}` a line, `.parquet` those columns,
-    `.csv` the columns `task_id,reward,transformed` with one sample a line, `.npy` the
-    transformed (tasks, samples) array alone. All but the last can be read again as rollouts. In
-    JSON, which has no NaN or infinity, they are null.
+    The extension chooses the format. `.jsonl` has `{"task_id", "rewards", "transformed"}` a line,
+    `.parquet` those columns, `.csv` the columns `task_id,reward,transformed` with one sample a
+    line, `.npy` the transformed (tasks, samples) array alone. All but the last can be read again as
+    rollouts. In JSON, which has no NaN or infinity, they are null.
 
     Args:
         path: where to; a file already there is replaced only once all is written.

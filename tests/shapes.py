@@ -4,7 +4,7 @@
 ENUMERATED_N = (1, 2, 3, 4, 6)
 
 # (rows, n) checked against the reference: around powers of two, odd counts, one row, one sample.
-REFERENCE = ((1, 1), (5, 2), (3, 7), (3, 8), (3, 9), (17, 31), (4, 64), (2, 257), (2, 1024))
+REFERENCE = ((1, 1), (3, 7), (3, 8), (17, 33), (2, 257), (2, 1024))
 
 
 def ks_for(n: int) -> tuple[int, ...]:

@@ -73,14 +73,15 @@ class TestAgainstTheDefinitions:
                 want = expected(rewards, k, estimator=estimator)
                 np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-13)
 
-    @pytest.mark.parametrize("offset", [0.0, 1e4])
     @pytest.mark.parametrize("n", [1000, 16384])
     def test_sloo_minus_one_is_accurate_component_by_component(
-        self, subject: Subject, rng: np.random.Generator, n: int, offset: float
+        self, subject: Subject, rng: np.random.Generator, n: int
     ) -> None:
         if subject.implementation == "reference":
             pytest.skip("is what this compares with")
-        rewards = (rng.standard_normal((1, n)) + offset).astype(np.float32)
+        # The second row far from 0: what it has lost is lost in the input, not here.
+        offset = np.array([[0.0], [1e4]])
+        rewards = (rng.standard_normal((2, n)) + offset).astype(np.float32)
         for k in (2, 8, n // 2, n):
             want = expected(rewards.astype(np.float64), k)
             got = subject.transform(subject.array(rewards), k)
@@ -105,7 +106,7 @@ class TestProperties:
             np.testing.assert_array_equal(back, there[:, permutation])
 
     @pytest.mark.parametrize("estimator", ESTIMATORS)
-    @pytest.mark.parametrize("n", [16, 100, 1025])
+    @pytest.mark.parametrize("n", [16, 1025])
     def test_equal_rewards_get_equal_bits(
         self, subject: Subject, rng: np.random.Generator, estimator: str, n: int
     ) -> None:
@@ -221,8 +222,9 @@ class TestProperties:
 
 
 class TestOptions:
-    @pytest.mark.parametrize("undersized", ["zero", "nan", "clip"])
-    @pytest.mark.parametrize("scale", ["sum", "mean"])
+    @pytest.mark.parametrize(
+        "undersized, scale", [("zero", "mean"), ("nan", "sum"), ("clip", "sum")]
+    )
     @pytest.mark.parametrize("estimator", ESTIMATORS)
     def test_masks_and_a_k_for_every_row(
         self,
