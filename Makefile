@@ -4,6 +4,9 @@ BIN := .venv/bin
 # The processors that tests are spread over.
 WORKERS ?= auto
 
+# Without a TPU, libtpu looks for one at length and complains; with one: make demo JAX_PLATFORMS=tpu
+export JAX_PLATFORMS ?= cpu
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench clean
 
