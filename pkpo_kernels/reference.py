@@ -167,7 +167,7 @@ def _centered(g: Row, k: int) -> Row:
 def _passk_training(g: Row, k: int) -> Row:
     """(n/k · s_i − max@k) / sigma, sigma² the variance of the maximum."""
     n = len(g)
-    # An offset drops out. Seen from the largest, all terms have one sign, and small sums stay exact.
+    # An offset drops out. Seen from the largest all terms have one sign: small sums stay exact.
     g = g - g.max()
     chance = _ratios(0, k - 1, n, n, k)
     best = _max_at_k(g, k)
