@@ -1,5 +1,4 @@
-"""The row mathematics that torch and XLA share, for arrays that must be neither read on the host
-nor branched on.
+"""The row mathematics that torch and XLA share: no value is read on the host or branched on.
 
 From (rows, N) to (rows, N): sort, gaps, weights, one prefix scan, and each value back to its
 sample's own place. What differs between the libraries is in `Primitives`; NumPy, which may look at

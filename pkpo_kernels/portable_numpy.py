@@ -1,5 +1,6 @@
-"""The transforms in NumPy: one sort, gaps, one prefix scan and one scatter, in float64, a
-cache-sized block of rows at a time.
+"""The transforms in NumPy: one sort, one prefix scan, one scatter, in blocks that fit the cache.
+
+Everything between the rewards and the results is float64.
 
 Rewards of up to 32 bits take a shortcut through the sort. As a float64 such a reward leaves its
 last 29 mantissa bits 0; the sample's place in the block goes there, and one sort of plain 64-bit
@@ -24,7 +25,7 @@ from pkpo_kernels.weights import GapWeights, clip_k, host_weights
 Floats = NDArray[np.float64]
 
 # Elements in a block: its handful of float64 buffers stay in a core's second-level cache.
-BLOCK_ELEMENTS = 1 << 16
+BLOCK_ELEMENTS = 1 << 17
 # NumPy releases the interpreter lock in its loops, so blocks overlap; beyond a few threads they
 # wait on each other.
 MAX_THREADS = 4
@@ -75,8 +76,7 @@ def transform_rows(
         if scale == "mean":
             result *= np.asarray(n)[..., None]
         out_block = out[block]
-        with np.errstate(over="ignore", under="ignore"):
-            out_block.reshape(-1)[places.reshape(-1)] = result.astype(dtype, copy=False).reshape(-1)
+        out_block.reshape(-1)[places.reshape(-1)] = result.astype(dtype, copy=False).reshape(-1)
         if mask is not None:
             out_block[~mask] = 0
 
@@ -106,8 +106,7 @@ def max_at_k_rows(
         for column, k in enumerate(ks):
             weights = host_weights(MAX_AT_K, n_columns, n, k)
             best = _of_any_row(ordered, partial(_best, weights=weights), linear=True)
-            with np.errstate(over="ignore", under="ignore"):
-                out[block, column] = np.where(weights.admitted, best[:, 0], np.nan)
+            out[block, column] = np.where(weights.admitted, best[:, 0], np.nan)
 
     _run(best_of_block, _blocks(rows, n_columns))
     return out
@@ -119,13 +118,18 @@ def _blocks(rows: int, n_columns: int) -> list[slice]:
 
 
 def _run(work: Callable[[slice], None], blocks: list[slice]) -> None:
+    def quietly(block: slice) -> None:
+        # What overflows, underflows or is invalid has a documented result, and needs no warning.
+        with np.errstate(all="ignore"):
+            work(block)
+
     threads = min(MAX_THREADS, cpu_count() or 1, len(blocks))
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, blocks))
+            list(pool.map(quietly, blocks))
     else:
         for block in blocks:
-            work(block)
+            quietly(block)
 
 
 def _group_sizes(n_columns: int, mask: NDArray[np.bool_] | None) -> int | NDArray[Any]:
@@ -171,30 +175,26 @@ def _flip_negatives(bits: NDArray[np.int64], scratch: NDArray[np.int64]) -> None
 
 
 def _of_any_row(ordered: Floats, of_finite: Callable[[Floats], Floats], *, linear: bool) -> Floats:
-    """Extend a function of finite sorted rows to rows with infinities, NaN, or a range beyond the
-    largest float.
+    """Extend a function of finite sorted rows to infinities, NaN, a range beyond the largest float.
 
     An infinite reward is M · (its sign), M beyond every bound. What M is multiplied with decides;
     where that is 0, what remains is the function of the row with its infinities brought in to its
     smallest and largest finite reward.
     """
     smallest, largest = ordered[:, 0], ordered[:, -1]
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(largest - smallest).all():
-            return of_finite(ordered)
+    if np.isfinite(largest - smallest).all():
+        return of_finite(ordered)
     finite = np.isfinite(ordered)
     has_nan = np.isnan(smallest) | np.isnan(largest)
     low = np.min(ordered, -1, keepdims=True, initial=np.inf, where=finite)
     high = np.max(ordered, -1, keepdims=True, initial=-np.inf, where=finite)
     nothing = (low > high) | has_nan[:, None]
     low, high = np.where(nothing, 0, low), np.where(nothing, 0, high)
-    inner = of_finite(
-        np.clip(np.nan_to_num(ordered, nan=0.0, posinf=np.inf, neginf=-np.inf), low, high) / 4
-    )
+    # A quarter, so that high − low stays finite.
+    inner = of_finite(np.clip(ordered, low, high) / 4)
     leading = of_finite(np.where(np.isinf(ordered), np.sign(ordered), 0))
     if linear:
-        with np.errstate(over="ignore"):
-            out = np.where(leading != 0, np.copysign(np.inf, leading), 4 * inner)
+        out = np.where(leading != 0, np.copysign(np.inf, leading), 4 * inner)
     else:
         out = np.where((leading != 0).any(-1, keepdims=True), leading, inner)
     out[has_nan] = np.nan

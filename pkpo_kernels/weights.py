@@ -43,8 +43,7 @@ def gap_weights(
     columns: Array,
     product_from_right: Callable[[Array, Array], Array],
 ) -> GapWeights:
-    """The weights for groups of n samples each, standing in the last n of N = n_columns sorted
-    columns.
+    """The weights for groups of n samples each, in the last n of N = n_columns sorted columns.
 
     Args:
       estimator: whose weights.
