@@ -78,7 +78,7 @@ def transform(
     _named("undersized", undersized, dict.fromkeys(UNDERSIZED))
     groups = _Groups.of(rewards, where, axis)
     rows_k = _k_of_rows(k, groups, chosen)
-    module = dispatch.choose(implementation, groups.kind)
+    module = dispatch.choose(implementation, groups.kind, groups.rewards)
     out = module.transform_rows(
         groups.rewards,
         rows_k,
@@ -127,7 +127,7 @@ def max_at_k(
     """
     groups = _Groups.of(rewards, where, axis)
     ks, several = _sequence_of_ks(k, groups)
-    module = dispatch.choose(implementation, groups.kind)
+    module = dispatch.choose(implementation, groups.kind, groups.rewards)
     out = module.max_at_k_rows(groups.rewards, ks, groups.where, dtype=groups.dtype)
     return out.reshape(*groups.leading, len(ks)) if several else out.reshape(groups.leading)
 

@@ -41,6 +41,10 @@ def _xla() -> ModuleType:
     return portable_xla
 
 
+def _serves_all(rewards: Any) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute; its module offers `transform_rows` and `max_at_k_rows`.
@@ -52,6 +56,7 @@ class Implementation:
       requires: what must be installed, by import name.
       install: what to give pip where it is not.
       summary: one line for people.
+      refuses: rewards of the kind → why they cannot be served (their device, say), or None.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Implementation:
     requires: tuple[str, ...]
     install: str
     summary: str
+    refuses: Callable[[Any], str | None] = _serves_all
 
     @property
     def available(self) -> bool:
@@ -82,7 +88,7 @@ def _installed(package: str) -> bool:
     return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
-# Within a kind the first that is available is the default.
+# Within a kind the first that is available and does not refuse the rewards is the default.
 IMPLEMENTATIONS: dict[str, Implementation] = {
     implementation.name: implementation
     for implementation in (
@@ -163,10 +169,14 @@ def available_implementations() -> dict[str, str | None]:
     return {name: implementation.why_not() for name, implementation in IMPLEMENTATIONS.items()}
 
 
-def default_implementation(kind: str) -> str:
-    """Which implementation serves a library's arrays ("numpy", "torch", "jax") by default."""
+def default_implementation(kind: str, rewards: Any = None) -> str:
+    """Which implementation serves a library's arrays ("numpy", "torch", "jax") by default.
+
+    With rewards, the one for this very array; without, the first that is available at all.
+    """
     for name, implementation in IMPLEMENTATIONS.items():
-        if implementation.kind == kind and implementation.available:
+        fits = implementation.kind == kind and implementation.available
+        if fits and (rewards is None or implementation.refuses(rewards) is None):
             return name
     raise ValueError(
         f"kind must be one of 'numpy', 'torch', 'jax' with its library installed; got {kind!r}"
@@ -186,16 +196,14 @@ def _named(name: str) -> Implementation:
     return IMPLEMENTATIONS[name]
 
 
-def choose(name: str | None, kind: str) -> ModuleType:
-    """The module that computes for arrays of this kind. A name is never replaced by another.
+def choose(name: str | None, kind: str, rewards: Any = None) -> ModuleType:
+    """The module that computes for these rewards, of this kind. A name is never replaced.
 
     Raises:
-      ValueError: there is no implementation of that name, it cannot be used here, or it serves
-        another array library.
+      ValueError: there is no implementation of that name, it cannot be used here, it serves another
+        array library, or it refuses these rewards.
     """
-    if name is None:
-        name = default_implementation(kind)
-    implementation = _named(name)
+    implementation = _named(default_implementation(kind, rewards) if name is None else name)
     if implementation.load is None or not implementation.available:
         raise ValueError(f"implementation={name!r} cannot be used here: {implementation.why_not()}")
     if implementation.kind != kind:
@@ -204,4 +212,7 @@ def choose(name: str | None, kind: str) -> ModuleType:
             f"implementation={name!r} serves {implementation.kind} arrays and rewards are"
             f" a {kind} array; choose one of {fitting}, or None"
         )
+    reason = None if rewards is None else implementation.refuses(rewards)
+    if reason is not None:
+        raise ValueError(f"implementation={name!r} cannot serve these rewards: {reason}")
     return implementation.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from math import comb
 from typing import Any
@@ -129,6 +130,24 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     reasons = pk.available_implementations()
     assert reasons["xla"] == "jax not installed; pip install 'pkpo-kernels[jax]'"
     assert reasons["triton"] is not None and "torch and triton not installed" in reasons["triton"]
+
+
+def test_an_implementation_may_refuse_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    picky = replace(
+        dispatch.IMPLEMENTATIONS["reference"],
+        name="picky",
+        refuses=lambda rewards: "rewards are small" if rewards.size < 10 else None,
+    )
+    # In front of the others, as a kernel for some devices will be.
+    table = {"picky": picky, **dispatch.IMPLEMENTATIONS}
+    monkeypatch.setattr(dispatch, "IMPLEMENTATIONS", table)
+    assert dispatch.default_implementation("numpy", REWARDS) == "picky"
+    assert dispatch.default_implementation("numpy", REWARDS[:1]) == "numpy"
+    with pytest.raises(ValueError, match="'picky' cannot serve these rewards: rewards are small"):
+        pk.transform(REWARDS[:1], 2, implementation="picky")
+    np.testing.assert_allclose(
+        pk.transform(REWARDS, 2), pk.transform(REWARDS, 2, implementation="numpy")
+    )
 
 
 def test_a_hidden_k_outside_1_to_n_makes_rows_undersized() -> None:
