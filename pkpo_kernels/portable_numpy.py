@@ -3,9 +3,9 @@
 Everything between the rewards and the results is float64.
 
 Rewards of up to 32 bits take a shortcut through the sort. As a float64 such a reward leaves its
-last 29 mantissa bits 0; the sample's place in the block goes there, and one sort of plain 64-bit
-integers, which NumPy vectorises, orders rewards and places together. Among equal rewards the order
-is arbitrary, and it may be: equal rewards get equal results.
+last 29 mantissa bits 0; the sample's place in the block goes there, and one plain sort, which
+NumPy vectorises, orders rewards and places together. Among equal rewards the order is arbitrary,
+and it may be: equal rewards get equal results.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ Floats = NDArray[np.float64]
 
 # Elements in a block: its handful of float64 buffers stay in a core's second-level cache.
 BLOCK_ELEMENTS = 1 << 17
-# NumPy releases the interpreter lock in its loops, so blocks overlap; beyond a few threads they
-# wait on each other.
+# NumPy releases the interpreter lock in its loops, so blocks overlap; with more than a few threads
+# they wait on each other.
 MAX_THREADS = 4
 PLACE_BITS = np.int64((1 << 29) - 1)
-ALL_BUT_SIGN = np.int64((1 << 63) - 1)
+# Below all that 32 bits can hold, and with the same bits at 0.
+LOWEST = -(2.0**1000)
 
 
 def transform_rows(
@@ -57,10 +58,10 @@ def transform_rows(
         gap[:, 1:] = weights.gap
         return weights._replace(gap=gap)
 
-    def transform_block(block: slice) -> None:
+    def transform_block(block: slice, buffers: _Buffers) -> None:
         mask = None if where is None else where[block]
         n = _group_sizes(n_columns, mask)
-        ordered, places = _sort(rewards[block], mask)
+        ordered, places = _sort(rewards[block], mask, buffers)
         height = len(ordered)
         if shared is None:
             weights = weights_of(n, k if np.ndim(k) == 0 else np.asarray(k)[block], height)
@@ -68,7 +69,7 @@ def transform_rows(
             weights = shared._replace(gap=shared.gap[:height])
         result = _of_any_row(
             ordered,
-            lambda finite: _transform(finite, weights, estimator.standardised),
+            lambda finite: _transform(finite, weights, estimator.standardised, buffers.values),
             linear=not estimator.standardised,
         )
         if undersized == "nan":
@@ -76,7 +77,9 @@ def transform_rows(
         if scale == "mean":
             result *= np.asarray(n)[..., None]
         out_block = out[block]
-        out_block.reshape(-1)[places.reshape(-1)] = result.astype(dtype, copy=False).reshape(-1)
+        narrow = buffers.narrow[:height]
+        narrow[:] = result
+        out_block.reshape(-1)[places.reshape(-1)] = narrow.reshape(-1)
         if mask is not None:
             out_block[~mask] = 0
 
@@ -84,7 +87,7 @@ def transform_rows(
     shared = None
     if where is None and np.ndim(k) == 0 and blocks:
         shared = weights_of(n_columns, k, blocks[0].stop)
-    _run(transform_block, blocks)
+    _run(transform_block, blocks, n_columns, dtype)
     return out
 
 
@@ -99,16 +102,16 @@ def max_at_k_rows(
     rows, n_columns = rewards.shape
     out = np.empty((rows, len(ks)), dtype)
 
-    def best_of_block(block: slice) -> None:
+    def best_of_block(block: slice, buffers: _Buffers) -> None:
         mask = None if where is None else where[block]
         n = _group_sizes(n_columns, mask)
-        ordered, _ = _sort(rewards[block], mask)
+        ordered, _ = _sort(rewards[block], mask, buffers)
         for column, k in enumerate(ks):
             weights = host_weights(MAX_AT_K, n_columns, n, k)
             best = _of_any_row(ordered, partial(_best, weights=weights), linear=True)
             out[block, column] = np.where(weights.admitted, best[:, 0], np.nan)
 
-    _run(best_of_block, _blocks(rows, n_columns))
+    _run(best_of_block, _blocks(rows, n_columns), n_columns, dtype)
     return out
 
 
@@ -117,19 +120,37 @@ def _blocks(rows: int, n_columns: int) -> list[slice]:
     return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
 
 
-def _run(work: Callable[[slice], None], blocks: list[slice]) -> None:
-    def quietly(block: slice) -> None:
+class _Buffers:
+    """A thread's own scratch, used again for every block: fresh memory costs more than the work."""
+
+    def __init__(self, height: int, n_columns: int, dtype: np.dtype[Any]) -> None:
+        shape = (height, n_columns)
+        self.keys = np.empty(shape)
+        self.places = np.empty(shape, np.int64)
+        self.values = np.empty(shape)
+        self.narrow = np.empty(shape, dtype)
+        self.own_places = np.arange(height * n_columns).reshape(shape)
+
+
+def _run(
+    work: Callable[[slice, _Buffers], None],
+    blocks: list[slice],
+    n_columns: int,
+    dtype: np.dtype[Any],
+) -> None:
+    def share(blocks: list[slice]) -> None:
+        buffers = _Buffers(blocks[0].stop - blocks[0].start, n_columns, dtype)
         # What overflows, underflows or is invalid has a documented result, and needs no warning.
         with np.errstate(all="ignore"):
-            work(block)
+            for block in blocks:
+                work(block, buffers)
 
     threads = min(MAX_THREADS, cpu_count() or 1, len(blocks))
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(quietly, blocks))
-    else:
-        for block in blocks:
-            quietly(block)
+            list(pool.map(share, [blocks[first::threads] for first in range(threads)]))
+    elif blocks:
+        share(blocks)
 
 
 def _group_sizes(n_columns: int, mask: NDArray[np.bool_] | None) -> int | NDArray[Any]:
@@ -137,41 +158,38 @@ def _group_sizes(n_columns: int, mask: NDArray[np.bool_] | None) -> int | NDArra
 
 
 def _sort(
-    rewards: NDArray[Any], mask: NDArray[np.bool_] | None
+    rewards: NDArray[Any], mask: NDArray[np.bool_] | None, buffers: _Buffers
 ) -> tuple[Floats, NDArray[np.int64]]:
     """→ the rewards in ascending order as float64, and each one's place in the flattened block.
 
     Samples that the mask leaves out come first and take the value of the smallest that it keeps.
-    A NaN comes at one end or the other.
+    NaN comes last.
     """
-    keys = np.array(rewards, np.float64, order="C")
+    height, n_columns = rewards.shape
+    keys, own_places = buffers.keys[:height], buffers.own_places[:height]
+    keys[:] = rewards
     if mask is not None:
-        keys[~mask] = -np.inf
-    places = np.arange(keys.size).reshape(keys.shape)
-    if np.can_cast(rewards.dtype, np.float32) and keys.size <= PLACE_BITS:
-        packed = keys.view(np.int64)
-        packed |= places
-        _flip_negatives(packed, places)
-        packed.sort(-1)
-        _flip_negatives(packed, places)
+        keys[~mask] = LOWEST if _packs(rewards) else -np.inf
+    if _packs(rewards) and np.isfinite(keys).all():
+        packed, places = keys.view(np.int64), buffers.places[:height]
+        packed |= own_places
+        keys.sort(-1)
         np.bitwise_and(packed, PLACE_BITS, out=places)
         packed ^= places
     else:
         order = np.argsort(keys, -1)
-        places = order + places[:, :1]
+        places = order + own_places[:, :1]
         keys = keys.reshape(-1)[places]
     if mask is not None:
         left_out = (~mask).sum(-1, keepdims=True)
-        smallest = np.take_along_axis(keys, np.minimum(left_out, keys.shape[1] - 1), -1)
-        np.copyto(keys, smallest, where=np.arange(keys.shape[1]) < left_out)
+        smallest = np.take_along_axis(keys, np.minimum(left_out, n_columns - 1), -1)
+        np.copyto(keys, smallest, where=np.arange(n_columns) < left_out)
     return keys, places
 
 
-def _flip_negatives(bits: NDArray[np.int64], scratch: NDArray[np.int64]) -> None:
-    """Float bits to integers of the same order, in place; the same map leads back."""
-    np.right_shift(bits, 63, out=scratch)
-    scratch &= ALL_BUT_SIGN
-    bits ^= scratch
+def _packs(rewards: NDArray[Any]) -> bool:
+    """Whether a place fits into the bits that a reward leaves 0 in float64."""
+    return bool(np.can_cast(rewards.dtype, np.float32) and rewards.size <= PLACE_BITS)
 
 
 def _of_any_row(ordered: Floats, of_finite: Callable[[Floats], Floats], *, linear: bool) -> Floats:
@@ -185,25 +203,27 @@ def _of_any_row(ordered: Floats, of_finite: Callable[[Floats], Floats], *, linea
     if np.isfinite(largest - smallest).all():
         return of_finite(ordered)
     finite = np.isfinite(ordered)
-    has_nan = np.isnan(smallest) | np.isnan(largest)
+    has_nan = np.isnan(largest)
     low = np.min(ordered, -1, keepdims=True, initial=np.inf, where=finite)
     high = np.max(ordered, -1, keepdims=True, initial=-np.inf, where=finite)
     nothing = (low > high) | has_nan[:, None]
     low, high = np.where(nothing, 0, low), np.where(nothing, 0, high)
     # A quarter, so that high − low stays finite.
     inner = of_finite(np.clip(ordered, low, high) / 4)
+    # of_finite may use its memory again.
+    inner = 4 * inner if linear else inner.copy()
     leading = of_finite(np.where(np.isinf(ordered), np.sign(ordered), 0))
     if linear:
-        out = np.where(leading != 0, np.copysign(np.inf, leading), 4 * inner)
+        out = np.where(leading != 0, np.copysign(np.inf, leading), inner)
     else:
         out = np.where((leading != 0).any(-1, keepdims=True), leading, inner)
     out[has_nan] = np.nan
     return out
 
 
-def _transform(ordered: Floats, weights: GapWeights, standardised: bool) -> Floats:
+def _transform(ordered: Floats, weights: GapWeights, standardised: bool, buffer: Floats) -> Floats:
     """Finite rows in ascending order (rows, N) → the estimator's values, in the same order."""
-    out = np.empty_like(ordered)
+    out = buffer[: len(ordered)]
     # One long subtraction instead of many short ones; what it puts at the rows' starts is replaced
     # by their constants.
     np.subtract(ordered.reshape(-1)[1:], ordered.reshape(-1)[:-1], out=out.reshape(-1)[1:])

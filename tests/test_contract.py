@@ -333,6 +333,27 @@ class TestOptions:
         assert str(out.dtype) == default
         np.testing.assert_allclose(subject.numpy(out), expected(rewards, 2), rtol=1e-6)
 
+    def test_large_matrices_are_their_rows(
+        self, subject: Subject, rng: np.random.Generator
+    ) -> None:
+        if subject.implementation == "reference":
+            pytest.skip("goes row by row anyway")
+        # Beyond what any implementation takes in one block, and no whole number of blocks.
+        rows = 2200
+        rewards = rng.standard_normal((rows, 512)).astype(np.float32)
+        where = rng.random((rows, 512)) < 0.9
+        k = rng.integers(1, 100, rows)
+        full = subject.transform(subject.array(rewards), k, where=subject.array(where))
+        best = subject.max_at_k(subject.array(rewards), [3], where=subject.array(where))
+        for part in (slice(0, 3), slice(1020, 1030), slice(rows - 3, rows)):
+            some, mask = subject.array(rewards[part]), subject.array(where[part])
+            np.testing.assert_allclose(
+                full[part], subject.transform(some, k[part], where=mask), rtol=2e-6, atol=1e-9
+            )
+            np.testing.assert_allclose(
+                best[part], subject.max_at_k(some, [3], where=mask), rtol=2e-6
+            )
+
 
 class TestUnusualNumbers:
     @pytest.mark.parametrize("estimator", ESTIMATORS)
