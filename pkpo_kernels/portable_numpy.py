@@ -123,13 +123,13 @@ def _blocks(rows: int, n_columns: int) -> list[slice]:
 class _Buffers:
     """A thread's own scratch, used again for every block: fresh memory costs more than the work."""
 
-    def __init__(self, height: int, n_columns: int, dtype: np.dtype[Any]) -> None:
-        shape = (height, n_columns)
+    def __init__(self, own_places: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
+        shape = own_places.shape
+        self.own_places = own_places  # 0, 1, 2, …; shared by the threads and only read
         self.keys = np.empty(shape)
         self.places = np.empty(shape, np.int64)
         self.values = np.empty(shape)
         self.narrow = np.empty(shape, dtype)
-        self.own_places = np.arange(height * n_columns).reshape(shape)
 
 
 def _run(
@@ -138,8 +138,13 @@ def _run(
     n_columns: int,
     dtype: np.dtype[Any],
 ) -> None:
+    if not blocks:
+        return
+    height = blocks[0].stop
+    own_places = np.arange(height * n_columns).reshape(height, n_columns)
+
     def share(blocks: list[slice]) -> None:
-        buffers = _Buffers(blocks[0].stop - blocks[0].start, n_columns, dtype)
+        buffers = _Buffers(own_places, dtype)
         # What overflows, underflows or is invalid has a documented result, and needs no warning.
         with np.errstate(all="ignore"):
             for block in blocks:
@@ -149,7 +154,7 @@ def _run(
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(share, [blocks[first::threads] for first in range(threads)]))
-    elif blocks:
+    else:
         share(blocks)
 
 
