@@ -101,3 +101,25 @@ class TestCompile:
         want = -(advantages - advantages.sum(-1, keepdim=True) / 16)
         torch.testing.assert_close(logits.grad, want, rtol=1e-5, atol=1e-6)
         assert logits.grad.any()
+
+
+@pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
+def test_nothing_on_another_device_is_read_on_the_host(estimator: str) -> None:
+    # Meta tensors have shapes and no data: reading one on the host raises.
+    rewards = torch.empty(3, 5, 8, device="meta")
+    where = torch.empty(3, 5, 8, dtype=torch.bool, device="meta")
+    rows_k = torch.empty(3, 5, dtype=torch.int32, device="meta")
+    one_k = torch.empty((), dtype=torch.int64, device="meta")
+    for k in (2, one_k, rows_k):
+        for mask in (None, where):
+            for undersized in ("zero", "nan", "clip"):
+                out = pk.transform(
+                    rewards, k, estimator=estimator, where=mask, undersized=undersized
+                )
+                assert out.device.type == "meta" and out.shape == rewards.shape
+    best = pk.max_at_k(rewards, [1, 2], where=where)
+    assert best.device.type == "meta" and best.shape == (3, 5, 2)
+    schedule = pk.schedules.piecewise_constant([4, 1], [10])
+    assert pk.transform(rewards, schedule(one_k)).device.type == "meta"
+    with pytest.raises(ValueError, match="where must be on the device of rewards, meta"):
+        pk.transform(rewards, 2, where=torch.ones(3, 5, 8, dtype=torch.bool))
