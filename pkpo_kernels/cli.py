@@ -58,9 +58,7 @@ _CELLS = 1 << 22
 def main() -> NoReturn:
     """The entry point of the command."""
     if _missing:
-        print(
-            f"pkpo: {_missing} is not installed; pip install 'pkpo-kernels[cli]'", file=sys.stderr
-        )
+        print(f"pkpo: {_missing} is not installed; pip install typer rich", file=sys.stderr)
         raise SystemExit(2)
     raise SystemExit(run(sys.argv[1:]))
 
@@ -320,7 +318,7 @@ def _parsed_ks(text: str) -> list[int]:
 
 def _check_plot(path: Path) -> None:
     if find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("--plot needs matplotlib; pip install 'pkpo-kernels[cli]'")
+        raise ModuleNotFoundError("--plot needs matplotlib; pip install matplotlib")
     check_folder(path)
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -407,7 +405,7 @@ def _version(package: str) -> str:
 
 
 def _not_installed(kind: str) -> str:
-    return f"not installed; pip install 'pkpo-kernels[{kind}]'"
+    return f"not installed; pip install {kind}"
 
 
 def _devices(package: str, listed: Callable[[Any], list[str]]) -> str:

@@ -53,8 +53,7 @@ class Implementation:
       name: what `implementation=` calls it.
       kind: the array library it serves: "numpy", "torch" or "jax".
       load: imports the module with the two functions; None for a reserved name.
-      requires: what must be installed, by import name.
-      install: what to give pip where it is not.
+      requires: what must be installed, by the name that import and pip know it by.
       summary: one line for people.
       refuses: rewards of the kind → why they cannot be served (their device, say), or None.
     """
@@ -63,7 +62,6 @@ class Implementation:
     kind: str
     load: Callable[[], ModuleType] | None
     requires: tuple[str, ...]
-    install: str
     summary: str
     refuses: Callable[[Any], str | None] = _serves_all
 
@@ -73,14 +71,11 @@ class Implementation:
 
     def why_not(self) -> str | None:
         """Why this cannot be used here, and what to do about it; None where it can."""
+        if self.load is None:
+            return "its kernels are not part of this version of pkpo-kernels; install a later one"
         missing = [package for package in self.requires if not _installed(package)]
         if missing:
-            return f"{' and '.join(missing)} not installed; pip install '{self.install}'"
-        if self.load is None:
-            return (
-                "its kernels are not part of this version;"
-                f" a later one will have them: pip install --upgrade '{self.install}'"
-            )
+            return f"{' and '.join(missing)} not installed; pip install {' '.join(missing)}"
         return None
 
 
@@ -92,46 +87,16 @@ def _installed(package: str) -> bool:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     implementation.name: implementation
     for implementation in (
+        Implementation("numpy", "numpy", _numpy, (), "vectorised NumPy, float64 inside"),
+        Implementation("reference", "numpy", _reference, (), "from the definitions, slow"),
         Implementation(
-            "numpy", "numpy", _numpy, (), "pkpo-kernels", "vectorised NumPy, float64 inside"
+            "triton", "torch", None, ("torch", "triton"), "fused Triton kernels for GPUs"
         ),
+        Implementation("torch", "torch", _torch, ("torch",), "torch operations, any device"),
+        Implementation("pallas", "jax", None, ("jax", "libtpu"), "fused Pallas kernels for TPUs"),
+        Implementation("xla", "jax", _xla, ("jax",), "JAX operations, any backend"),
         Implementation(
-            "reference", "numpy", _reference, (), "pkpo-kernels", "from the definitions, slow"
-        ),
-        Implementation(
-            "triton",
-            "torch",
-            None,
-            ("torch", "triton"),
-            "pkpo-kernels[triton]",
-            "fused Triton kernels for GPUs",
-        ),
-        Implementation(
-            "torch",
-            "torch",
-            _torch,
-            ("torch",),
-            "pkpo-kernels[torch]",
-            "torch operations, any device",
-        ),
-        Implementation(
-            "pallas",
-            "jax",
-            None,
-            ("jax", "libtpu"),
-            "pkpo-kernels[tpu]",
-            "fused Pallas kernels for TPUs",
-        ),
-        Implementation(
-            "xla", "jax", _xla, ("jax",), "pkpo-kernels[jax]", "JAX operations, any backend"
-        ),
-        Implementation(
-            "pallas_interpret",
-            "jax",
-            None,
-            ("jax",),
-            "pkpo-kernels[jax]",
-            "the Pallas kernels, interpreted anywhere",
+            "pallas_interpret", "jax", None, ("jax",), "the Pallas kernels, interpreted anywhere"
         ),
     )
 }

@@ -1,5 +1,7 @@
-"""The transforms in plain torch operations, on any device, eagerly or under torch.compile. No host
-synchronisation."""
+"""The transforms in plain torch operations, on any device, eagerly or under torch.compile.
+
+The host never waits for a device: only what lies on the CPU is ever looked at.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from pkpo_kernels import portable
 from pkpo_kernels.estimators import MAX_AT_K, Estimator
 from pkpo_kernels.weights import GapWeights, clip_k, gap_weights
 
-# Elements in a block of rows: cache-sized on a CPU, enough to fill the device elsewhere.
-BLOCK_ELEMENTS = {True: 1 << 19, False: 1 << 25}
+# Elements in a block of rows: cache-sized on a CPU, enough to fill any other device.
+CPU_BLOCK_ELEMENTS = 1 << 19
+DEVICE_BLOCK_ELEMENTS = 1 << 25
 
 
 def transform_rows(
@@ -81,7 +84,8 @@ def _in_blocks(
     rows, n_columns = rewards.shape
     if torch.compiler.is_compiling():
         return of_block(rewards, k, where)
-    height = max(1, BLOCK_ELEMENTS[rewards.device.type == "cpu"] // max(1, n_columns))
+    on_cpu = rewards.device.type == "cpu"
+    height = max(1, (CPU_BLOCK_ELEMENTS if on_cpu else DEVICE_BLOCK_ELEMENTS) // n_columns)
     if rows <= height:
         return of_block(rewards, k, where)
     out: torch.Tensor | None = None

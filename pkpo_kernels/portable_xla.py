@@ -1,5 +1,4 @@
-"""The transforms in plain JAX operations, for every backend that XLA has: jit, vmap, scan,
-shard_map, export.
+"""The transforms in plain JAX operations: every backend, jit, vmap, scan, shard_map, export.
 
 k is an operand of the compiled program, never a constant of it: a new value compiles nothing.
 """

@@ -204,9 +204,7 @@ def _checked_extension(path: PathLike) -> str:
             path, f"extension must be .jsonl, .csv, .npy or .parquet, got {extension or 'none'!r}"
         )
     if extension == ".parquet" and find_spec("pyarrow") is None:
-        raise ModuleNotFoundError(
-            f"{os.fspath(path)}: Parquet needs pyarrow; pip install 'pkpo-kernels[parquet]'"
-        )
+        raise ModuleNotFoundError(f"{os.fspath(path)}: Parquet needs pyarrow; pip install pyarrow")
     return extension
 
 

@@ -208,7 +208,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     for act in (read_rollouts, check_output):
-        with pytest.raises(ModuleNotFoundError, match=r"pip install 'pkpo-kernels\[parquet\]'"):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install pyarrow"):
             act(tmp_path / "r.parquet")
 
 
