@@ -36,34 +36,36 @@ def transform(
     estimates that of max@k.
 
     Args:
-      rewards: (..., n) floating, integer or bool: n samples of one task along `axis`, any leading
-        shape. A NumPy array or nested list, a torch.Tensor, a jax.Array or a tracer. Rows with a
-        NaN become NaN; infinities are limits of ever larger finite rewards.
-      k: how many samples the trained policy will get, 1 ≤ k ≤ n. An integer, or integers that
-        broadcast against the leading shape (one k a group). In JAX it may be traced, in torch a
-        tensor on the device; such values are never read on the host, and where one is not in 1..n
-        its group counts as undersized. A new k never recompiles.
-      estimator: a name from `ESTIMATORS`: "sloo_minus_one" (the default, Eq 33), "sloo" (Eq 29),
-        "s" (Eq 8 and 19), "centered", "passk_training".
-      where: (..., n) bool, in the shape of rewards. A sample left out (False) gets 0 and is no part
-        of its group.
-      axis: the axis of the samples.
-      scale: "sum", the paper's, for losses that sum over a group's samples; "mean" multiplies by
-        the group's size, for trainers that average over samples. ("passk_training" is normalised
-        by its own paper: use "sum".)
-      undersized: what groups with too few samples for k get: "zero" (no signal), "nan", or "clip"
-        (such a group uses the largest k that it admits).
-      implementation: a name from `available_implementations()`, or None to choose. A name never
-        falls back.
+        rewards: (..., n) floating, integer or bool: n samples of one task along `axis`, any leading
+          shape. A NumPy array or nested list, a torch.Tensor, a jax.Array or a tracer. Rows with a
+          NaN become NaN; infinities are limits of ever larger finite rewards.
+        k: how many samples the trained policy will get, 1 ≤ k ≤ n. An integer, or integers that
+          broadcast against the leading shape (one k a group). In JAX it may be traced, in torch a
+          tensor on the device; such values are never read on the host, and where one is not in 1..n
+          its group counts as undersized. A new k never recompiles; to torch.compile pass it as a
+          tensor, since a new Python integer there is a new program.
+        estimator: a name from `ESTIMATORS`: "sloo_minus_one" (the default, Eq 33), "sloo" (Eq 29),
+          "s" (Eq 8 and 19), "centered", "passk_training".
+        where: (..., n) bool, in the shape of rewards. A sample left out (False) gets 0 and is no
+          part of its group.
+        axis: the axis of the samples.
+        scale: "sum", the paper's, for losses that sum over a group's samples; "mean" multiplies by
+          the group's size, for trainers that average over samples. ("passk_training" is normalised
+          by its own paper: use "sum".)
+        undersized: what groups with too few samples for k get: "zero" (no signal), "nan", or "clip"
+          (such a group uses the largest k that it admits).
+        implementation: a name from `available_implementations()`, or None to choose. A name never
+          falls back.
 
     Returns:
-      An array of the same library, shape and device, in the same floating dtype (integers and bool:
-      the library's default float). float16, bfloat16 and float32 are computed in float32 or better.
+        An array of the same library, shape and device, in the same floating dtype (integers and
+        bool: the library's default float). float16, bfloat16 and float32 are computed in float32 or
+        better.
 
     Raises:
-      ValueError: an argument's value is wrong: k < 1, k > n, k = n for "sloo" or "centered", an
-        unknown name, `where` of another shape, an axis that is not there.
-      TypeError: an argument's type or dtype is wrong, or arrays of two libraries are mixed.
+        ValueError: an argument's value is wrong: k < 1, k > n, k = n for "sloo" or "centered", an
+          unknown name, `where` of another shape, an axis that is not there.
+        TypeError: an argument's type or dtype is wrong, or arrays of two libraries are mixed.
 
     Source: Walder & Karkhanis 2025, "Pass@K Policy Optimization", arXiv 2505.15201.
 
@@ -103,19 +105,19 @@ def max_at_k(
     rewards it is pass@k.
 
     Args:
-      rewards: (..., n), as for `transform`.
-      k: an integer, or a sequence of integers: several k from one sort.
-      where: (..., n) bool; samples left out are no part of their group.
-      axis: the axis of the samples.
-      implementation: a name from `available_implementations()`, or None to choose.
+        rewards: (..., n), as for `transform`.
+        k: an integer, or a sequence of integers: several k from one sort.
+        where: (..., n) bool; samples left out are no part of their group.
+        axis: the axis of the samples.
+        implementation: a name from `available_implementations()`, or None to choose.
 
     Returns:
-      The leading shape of rewards for one k, with one more axis at the end for a sequence of ks; a
-      constant of the loss, in the floating dtype of rewards (integers and bool: the library's
-      default float). NaN where a group has fewer than k samples.
+        The leading shape of rewards for one k, with one more axis at the end for a sequence of ks;
+        a constant of the loss, in the floating dtype of rewards (integers and bool: the library's
+        default float). NaN where a group has fewer than k samples.
 
     Raises:
-      ValueError, TypeError: as `transform` does.
+        ValueError, TypeError: as `transform` does.
 
     Source: Walder & Karkhanis 2025, arXiv 2505.15201, Eq 12–14.
 
@@ -136,17 +138,17 @@ def pass_at_k(n: Any, c: Any, k: Any) -> Any:
     """The unbiased estimate of pass@k from counts: 1 − C(n−c, k)/C(n, k).
 
     Args:
-      n: samples of a task, n ≥ 1.
-      c: how many of them are correct, 0 ≤ c ≤ n.
-      k: how many samples the policy gets, k ≥ 1. n, c and k are integers or integer arrays that
-        broadcast.
+        n: samples of a task, n ≥ 1.
+        c: how many of them are correct, 0 ≤ c ≤ n.
+        k: how many samples the policy gets, k ≥ 1. n, c and k are integers or integer arrays that
+          broadcast.
 
     Returns:
-      float64 of the broadcast shape, relative error below 1e-12 for n to 10^6; NaN where k > n.
+        float64 of the broadcast shape, relative error below 1e-12 for n to 10^6; NaN where k > n.
 
     Raises:
-      ValueError: n < 1, c outside 0..n, k < 1, or shapes that do not broadcast.
-      TypeError: an argument is not integral.
+        ValueError: n < 1, c outside 0..n, k < 1, or shapes that do not broadcast.
+        TypeError: an argument is not integral.
 
     Source: Walder & Karkhanis 2025, arXiv 2505.15201, Eq 3; Chen et al. 2021, arXiv 2107.03374.
 

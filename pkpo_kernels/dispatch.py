@@ -50,12 +50,12 @@ class Implementation:
     """One way to compute; its module offers `transform_rows` and `max_at_k_rows`.
 
     Attributes:
-      name: what `implementation=` calls it.
-      kind: the array library it serves: "numpy", "torch" or "jax".
-      load: imports the module with the two functions; None for a reserved name.
-      requires: what must be installed, by the name that import and pip know it by.
-      summary: one line for people.
-      refuses: rewards of the kind → why they cannot be served (their device, say), or None.
+        name: what `implementation=` calls it.
+        kind: the array library it serves: "numpy", "torch" or "jax".
+        load: imports the module with the two functions; None for a reserved name.
+        requires: what must be installed, by the name that import and pip know it by.
+        summary: one line for people.
+        refuses: rewards of the kind → why they cannot be served (their device, say), or None.
     """
 
     name: str
@@ -165,8 +165,8 @@ def choose(name: str | None, kind: str, rewards: Any = None) -> ModuleType:
     """The module that computes for these rewards, of this kind. A name is never replaced.
 
     Raises:
-      ValueError: there is no implementation of that name, it cannot be used here, it serves another
-        array library, or it refuses these rewards.
+        ValueError: there is no implementation of that name, it cannot be used here, it serves
+          another array library, or it refuses these rewards.
     """
     implementation = _named(default_implementation(kind, rewards) if name is None else name)
     if implementation.load is None or not implementation.available:

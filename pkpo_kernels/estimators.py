@@ -47,15 +47,15 @@ class Estimator:
     """One reward transform.
 
     Attributes:
-      name: what `transform(..., estimator=name)` calls it.
-      equation: where it stands in its paper, and its definition there.
-      source: that paper.
-      summary: one line for people.
-      spared: how many samples must stay outside a subset: k may be at most n − spared.
-      anchor: (n, k) → the weight of the largest reward.
-      below: Place → below_j, the weight of each gap in the row's constant (subtracted).
-      gap: Place → gap_j, the weight of each gap in the prefix scan.
-      standardised: the outcome is divided by the standard deviation of the best of k samples.
+        name: what `transform(..., estimator=name)` calls it.
+        equation: where it stands in its paper, and its definition there.
+        source: that paper.
+        summary: one line for people.
+        spared: how many samples must stay outside a subset: k may be at most n − spared.
+        anchor: (n, k) → the weight of the largest reward.
+        below: Place → below_j, the weight of each gap in the row's constant (subtracted).
+        gap: Place → gap_j, the weight of each gap in the prefix scan.
+        standardised: the outcome is divided by the standard deviation of the best of k samples.
     """
 
     name: str

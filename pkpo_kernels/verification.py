@@ -25,12 +25,12 @@ class Finding:
     """What one implementation of one estimator gave.
 
     Attributes:
-      implementation, estimator: what was checked.
-      against: "enumeration" (small n, every k) or "reference" (larger n).
-      cases: how many rows were compared.
-      worst_error: the largest difference, relative to the size of the row's results or rewards.
-      tolerance: what is allowed.
-      worst_case: where the worst was seen.
+        implementation, estimator: what was checked.
+        against: "enumeration" (small n, every k) or "reference" (larger n).
+        cases: how many rows were compared.
+        worst_error: the largest difference, relative to the size of the row's results or rewards.
+        tolerance: what is allowed.
+        worst_case: where the worst was seen.
     """
 
     implementation: str
@@ -51,11 +51,11 @@ def verify(implementations: Sequence[str] | None = None, *, seed: int = 0) -> It
     """Check implementations; yields one `Finding` after another.
 
     Args:
-      implementations: names from `available_implementations()`; None checks all available ones.
-      seed: of the random rewards.
+        implementations: names from `available_implementations()`; None checks all available ones.
+        seed: of the random rewards.
 
     Raises:
-      ValueError: a name is unknown or cannot be used here; raised before anything is computed.
+        ValueError: a name is unknown or cannot be used here; raised before anything is computed.
 
     >>> all(finding.ok for finding in verify(["numpy"]))
     True

@@ -46,14 +46,14 @@ def gap_weights(
     """The weights for groups of n samples each, in the last n of N = n_columns sorted columns.
 
     Args:
-      estimator: whose weights.
-      n_columns: N ≥ 1, the width of the matrix.
-      n, k: (...) arrays of whole numbers in the floating dtype to compute in; they broadcast. A k
-        outside 1..estimator.largest_k(n) gives weights of 0.
-      xp: numpy, torch or jax.numpy.
-      columns: (N−1,) the numbers 1..N−1, in the dtype and on the device of n and k.
-      product_from_right: (numerators, denominators) → the running product of their ratios, from the
-        last column on.
+        estimator: whose weights.
+        n_columns: N ≥ 1, the width of the matrix.
+        n, k: (...) arrays of whole numbers in the floating dtype to compute in; they broadcast. A k
+          outside 1..estimator.largest_k(n) gives weights of 0.
+        xp: numpy, torch or jax.numpy.
+        columns: (N−1,) the numbers 1..N−1, in the dtype and on the device of n and k.
+        product_from_right: (numerators, denominators) → the running product of their ratios, from
+          the last column on.
     """
     admitted = (k >= 1) & (k <= estimator.largest_k(n))
     # Rows that admit no k go through the formulas as n=2, k=1, so that nothing is divided by 0, and
