@@ -4,9 +4,10 @@
 
 Every time is the median of interleaved rounds in this one process, and what counts is its ratio
 to the library's own sort of the same matrix (np.argsort, torch.sort, lax.sort of keys and places),
-or to the row-by-row reference. Peak temporary memory is the most that was held at one time besides
-input and result, in multiples of the input: traced by tracemalloc for NumPy, by torch's profiler
-for torch, and the compiler's own figure for XLA.
+or to a form that goes row by row in NumPy: the listing in bench/listing.py, and the package's own
+reference. Peak temporary memory is the most that was held at one time besides input and result, in
+multiples of the input: traced by tracemalloc for NumPy, by torch's profiler for torch, and the
+compiler's own figure for XLA.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from rich.progress import track
 from rich.table import Table
 
 import pkpo_kernels as pk
-from bench import commit_id
+from bench import commit_id, listing
 
 # (rows, n) of the comparison with the sort, and the most that the whole may cost in units of it.
 BARS_SHAPES = ((262144, 16), (4096, 1024))
 BARS = {"numpy": 1.6, "torch": 1.6, "xla": 2.0}
-REFERENCE_SHAPE, REFERENCE_BAR = (4096, 64), 100
+ROW_BY_ROW_SHAPE, ROW_BY_ROW_BAR = (4096, 64), 100
 MEMORY_BAR = 8
 K = 4
 ROUNDS = 9
@@ -117,24 +118,32 @@ def measure() -> list[dict[str, Any]]:
                     "temporary_memory": temporary_memory(implementation, rewards),
                 }
             )
-    rows, n = REFERENCE_SHAPE
+    rows, n = ROW_BY_ROW_SHAPE
     rewards = rng.standard_normal((rows, n)).astype(np.float32)
-    (reference,) = medians([lambda: pk.transform(rewards, K, implementation="reference")], 1)
+    row_by_row: dict[str, Callable[[], Any]] = {
+        "the listing, row by row": lambda: listing.transform(rewards, K),
+        "the reference, row by row": lambda: pk.transform(rewards, K, implementation="reference"),
+    }
+    np.testing.assert_allclose(
+        listing.transform(rewards[:9], K), pk.transform(rewards[:9], K), atol=1e-6
+    )
+    alone = medians(list(row_by_row.values()), 1)
     for implementation, (transform, _) in arms(rewards).items():
         (whole,) = medians([transform])
-        results.append(
+        results += [
             {
                 "implementation": implementation,
                 "rows": rows,
                 "n": n,
                 "milliseconds": 1e3 * whole,
-                "against": "the reference, row by row",
-                "against_milliseconds": 1e3 * reference,
-                "ratio": whole / reference,
-                "bar": 1 / REFERENCE_BAR,
+                "against": name,
+                "against_milliseconds": 1e3 * seconds,
+                "ratio": whole / seconds,
+                "bar": 1 / ROW_BY_ROW_BAR,
                 "temporary_memory": temporary_memory(implementation, rewards),
             }
-        )
+            for name, seconds in zip(row_by_row, alone, strict=True)
+        ]
     return results
 
 

@@ -371,6 +371,12 @@ class TestUnusualNumbers:
         best = subject.max_at_k(subject.array(rewards), 3)
         assert np.isnan(best[[2, 5]]).all() and np.isfinite(best[[0, 1, 3, 4]]).all()
 
+    def test_nan_is_not_hidden_by_too_few_samples(self, subject: Subject) -> None:
+        rewards = subject.array([[1.0, np.nan, 2.0], [1.0, 3.0, 2.0]], "float32")
+        where = subject.array([[True, True, False], [True, True, False]])
+        out = subject.transform(rewards, 3, where=where)
+        np.testing.assert_array_equal(out, [[np.nan, np.nan, 0], [0, 0, 0]])
+
     @pytest.mark.parametrize("estimator", ESTIMATORS)
     @pytest.mark.parametrize("k", [1, 2, 3, 4])
     def test_infinities_are_limits(self, subject: Subject, estimator: str, k: int) -> None:
