@@ -127,7 +127,7 @@ def measure() -> list[dict[str, Any]]:
     np.testing.assert_allclose(
         listing.transform(rewards[:9], K), pk.transform(rewards[:9], K), atol=1e-6
     )
-    alone = medians(list(row_by_row.values()), 1)
+    row_by_row_seconds = medians(list(row_by_row.values()), 1)
     for implementation, (transform, _) in arms(rewards).items():
         (whole,) = medians([transform])
         results += [
@@ -142,7 +142,7 @@ def measure() -> list[dict[str, Any]]:
                 "bar": 1 / ROW_BY_ROW_BAR,
                 "temporary_memory": temporary_memory(implementation, rewards),
             }
-            for name, seconds in zip(row_by_row, alone, strict=True)
+            for name, seconds in zip(row_by_row, row_by_row_seconds, strict=True)
         ]
     return results
 
