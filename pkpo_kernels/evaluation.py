@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.api import max_at_k, pass_at_k
+from pkpo_kernels.arguments import checked_integer, checked_integers
 from pkpo_kernels.dispatch import library_of
-from pkpo_kernels.schedules import checked_integer, checked_integers
 
 __all__ = ["AtK", "Difference", "Evaluation", "evaluate"]
 

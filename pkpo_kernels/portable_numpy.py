@@ -24,7 +24,8 @@ from pkpo_kernels.weights import GapWeights, clip_k, host_weights
 
 Floats = NDArray[np.float64]
 
-# Elements in a block: its handful of float64 buffers stay in a core's second-level cache.
+# Elements in a block, as measured: enough to keep several threads busy with NumPy's loops rather
+# than the interpreter's, and few enough for a cache.
 BLOCK_ELEMENTS = 1 << 17
 # NumPy releases the interpreter lock in its loops, so blocks overlap; with more than a few threads
 # they wait on each other.

@@ -20,12 +20,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import index
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pkpo_kernels.arguments import checked_integer, checked_integers, not_integral
 from pkpo_kernels.dispatch import library_of
 
 __all__ = ["Schedule", "cosine", "linear", "piecewise_constant"]
@@ -83,13 +83,13 @@ class Schedule:
             return self._in_torch(step)
         if library == "jax":
             return self._in_jax(step)
-        raise TypeError(_not_integral("step", step, "an integer or an array of integers"))
+        raise TypeError(not_integral("step", step, "an integer or an array of integers"))
 
     def _in_torch(self, step: Any) -> Any:
         import torch
 
         if step.dtype == torch.bool or step.is_floating_point() or step.is_complex():
-            raise TypeError(_not_integral("step", step, "an integer or an array of integers"))
+            raise TypeError(not_integral("step", step, "an integer or an array of integers"))
         # non_blocking: the table is copied in stream order, the host does not wait for the device.
         boundaries = torch.tensor(self.boundaries, dtype=torch.int64).to(
             step.device, non_blocking=True
@@ -103,7 +103,7 @@ class Schedule:
         import jax.numpy as jnp
 
         if not jnp.issubdtype(step.dtype, jnp.integer):
-            raise TypeError(_not_integral("step", step, "an integer or an array of integers"))
+            raise TypeError(not_integral("step", step, "an integer or an array of integers"))
         dtype = jnp.int64 if step.dtype.itemsize == 8 else jnp.int32
         # A boundary beyond what the step's dtype can hold is never reached, and would not fit.
         last = np.iinfo(dtype).max
@@ -203,29 +203,3 @@ def _way(start: int, end: int, steps: int) -> tuple[int, int, int]:
         checked_integer("end", end, least=1),
         checked_integer("steps", steps, least=1),
     )
-
-
-def checked_integers(name: str, values: Any, least: int | None = None) -> tuple[int, ...]:
-    """`values` as a tuple of ints, or an error that names the entry."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)):
-        raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
-    return tuple(checked_integer(f"{name}[{i}]", value, least) for i, value in enumerate(values))
-
-
-def checked_integer(name: str, value: Any, least: int | None = None) -> int:
-    """`value` as an int, or an error that names it."""
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(_not_integral(name, value))
-    try:
-        integer = index(value)
-    except TypeError:
-        raise TypeError(_not_integral(name, value)) from None
-    if least is not None and integer < least:
-        raise ValueError(f"{name} must be at least {least}, got {integer}")
-    return integer
-
-
-def _not_integral(name: str, value: object, right: str = "an integer") -> str:
-    dtype = getattr(value, "dtype", None)
-    got = repr(value) if dtype is None else f"{type(value).__name__} of dtype {dtype}"
-    return f"{name} must be {right}, got {got}"

@@ -354,6 +354,42 @@ class TestOptions:
                 best[part], subject.max_at_k(some, [3], where=mask), rtol=2e-6
             )
 
+    def test_every_output_is_written_whole(
+        self, subject: Subject, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if subject.kind == "jax":
+            pytest.skip("XLA has no memory that is not written")
+        rewards = rng.standard_normal((50, 9)).astype(np.float32)
+        where = rng.random((50, 9)) < 0.7
+        options: dict[str, Any] = {"where": subject.array(where), "estimator": "sloo"}
+        clean = subject.transform(subject.array(rewards), 3, **options)
+        best = subject.max_at_k(subject.array(rewards), [1, 2])
+
+        real = np.empty
+
+        def poisoned(shape: Any, dtype: Any = float, **rest: Any) -> Any:
+            out = real(shape, dtype, **rest)
+            out.fill(np.nan if out.dtype.kind == "f" else 7)
+            return out
+
+        import torch
+
+        from pkpo_kernels import portable_numpy, portable_torch
+
+        monkeypatch.setattr(np, "empty", poisoned)
+        # Several blocks, the last one smaller.
+        monkeypatch.setattr(portable_numpy, "BLOCK_ELEMENTS", 9 * 16)
+        monkeypatch.setattr(portable_torch, "CPU_BLOCK_ELEMENTS", 9 * 16)
+        # torch then fills what it would leave as it was with NaN.
+        torch.use_deterministic_algorithms(True)
+        try:
+            again = subject.transform(subject.array(rewards), 3, **options)
+            best_again = subject.max_at_k(subject.array(rewards), [1, 2])
+        finally:
+            torch.use_deterministic_algorithms(False)
+        np.testing.assert_array_equal(again, clean)
+        np.testing.assert_array_equal(best_again, best)
+
 
 class TestUnusualNumbers:
     @pytest.mark.parametrize("estimator", ESTIMATORS)
