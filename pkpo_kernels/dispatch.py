@@ -6,6 +6,7 @@ Nothing here imports an array library that the caller has not imported already.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,22 @@ def _torch() -> ModuleType:
     from pkpo_kernels import portable_torch
 
     return portable_torch
+
+
+def _triton() -> ModuleType:
+    from pkpo_kernels import fused_triton
+
+    return fused_triton
+
+
+def _triton_refuses(rewards: Any) -> str | None:
+    # Asked for every tensor: only for those that it may serve is Triton imported.
+    if rewards.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return (
+        f"its kernels run on GPUs and the rewards are on {rewards.device}; move them with"
+        " .to('cuda'), or set TRITON_INTERPRET=1 to have the kernels interpreted"
+    )
 
 
 def _xla() -> ModuleType:
@@ -90,7 +107,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         Implementation("numpy", "numpy", _numpy, (), "vectorised NumPy, float64 inside"),
         Implementation("reference", "numpy", _reference, (), "from the definitions, slow"),
         Implementation(
-            "triton", "torch", None, ("torch", "triton"), "fused Triton kernels for GPUs"
+            "triton",
+            "torch",
+            _triton,
+            ("torch", "triton"),
+            "fused Triton kernels for GPUs",
+            _triton_refuses,
         ),
         Implementation("torch", "torch", _torch, ("torch",), "torch operations, any device"),
         Implementation("pallas", "jax", None, ("jax", "libtpu"), "fused Pallas kernels for TPUs"),

@@ -12,6 +12,11 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# The Triton kernels need a process of their own: `make test` runs the contract once more with
+# TRITON_INTERPRET=1, and `make gpu-test` with TEST_DEVICE=cuda.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -30,7 +35,7 @@ class Subject:
         if self.kind == "torch":
             import torch
 
-            tensor = torch.from_numpy(np.array(values))
+            tensor = torch.from_numpy(np.array(values)).to(DEVICE)
             return tensor if dtype is None else tensor.to(getattr(torch, dtype))
         if self.kind == "jax":
             import jax.numpy as jnp
@@ -53,7 +58,7 @@ class Subject:
             import torch
 
             assert isinstance(array, torch.Tensor)
-            return array.to(torch.float64).numpy()
+            return array.to(torch.float64).cpu().numpy()
         if self.kind == "jax":
             import jax
 
@@ -75,7 +80,11 @@ class Subject:
         return self.numpy(out)
 
 
-SUBJECTS = (
+_TRITON = (
+    Subject("triton", "triton", "torch"),
+    Subject("triton-hidden-k", "triton", "torch", hidden_k=True),
+)
+_PORTABLE = (
     Subject("reference", "reference", "numpy"),
     Subject("numpy", "numpy", "numpy"),
     Subject("torch", "torch", "torch"),
@@ -83,6 +92,7 @@ SUBJECTS = (
     Subject("xla", "xla", "jax"),
     Subject("xla-traced", "xla", "jax", hidden_k=True),
 )
+SUBJECTS = _TRITON if INTERPRETED or DEVICE == "cuda" else _PORTABLE
 
 
 @pytest.fixture(params=SUBJECTS, ids=lambda subject: subject.id, scope="module")

@@ -1,0 +1,1114 @@
+"""Sort a row in registers, weigh its gaps, scan them, and put every value back: one launch.
+
+A row of n samples lies in LANES threads, CHUNK samples in each. A vector here is one value a
+thread, of shape (T,) with T = BLOCK_ROWS · LANES threads; a tuple of CHUNK vectors is a block of
+rows. The way of the data:
+
+    load → sort, keeping every decision → gaps · weights → prefix scan → the decisions backwards
+         → store
+
+What an estimator gives the i-th smallest of a row's rewards g_(1) ≤ … ≤ g_(n), with gaps
+d_j = g_(j+1) − g_(j), is
+
+    anchor · g_(n) − Σ_j (below + slope · |j − mirror · (n−1)|) · r_j · d_j + gap · Σ_{j<i} r_j · d_j
+
+where r_j = C(j−LAG, k−1) / C(n, k) is a running product downward from j = n−1:
+r_{j−1} = r_j · (j−LAG−k+1) / (j−LAG). These scalars are all that a kernel knows of an estimator.
+
+Rows of two different rewards are not sorted but counted, where a whole block consists of them.
+Blocks with an infinity, a NaN or huge rewards are made harmless first and put right at the end.
+Samples that are no part of their row (masked, or beyond n) take the value of its largest, so that
+the gaps above are 0. Equal rewards get equal bits: a gap of 0 adds nothing to a sum.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pkpo_triton.networks import chunk_steps, merge_steps, padded
+
+# ---------------------------------------------------------------------- between threads and tuples
+
+
+@triton.jit
+def _unstack(x, N: tl.constexpr, T: tl.constexpr):
+    """(N, T) → a tuple of N vectors."""
+    if N == 1:
+        return (tl.reshape(x, [T]),)
+    else:
+        # Off the highest bit of the sample's number: every thread keeps what it holds.
+        first, second = tl.split(tl.permute(tl.reshape(x, [2, N // 2, T]), (1, 2, 0)))
+        return _unstack(first, N // 2, T) + _unstack(second, N // 2, T)
+
+
+@triton.jit
+def _stack(t, N: tl.constexpr, T: tl.constexpr):
+    """A tuple of N vectors → (N, T)."""
+    if N == 1:
+        return tl.reshape(t[0], [1, T])
+    else:
+        halves = tl.join(_stack(t[: N // 2], N // 2, T), _stack(t[N // 2 :], N // 2, T))
+        return tl.reshape(tl.permute(halves, (2, 0, 1)), [N, T])
+
+
+@triton.jit
+def _of_partner(x, BIT: tl.constexpr):
+    """(M, T): what the thread holds whose lane differs in one bit. A shuffle for each of M."""
+    M: tl.constexpr = x.shape[0]
+    T: tl.constexpr = x.shape[1]
+    if x.dtype.primitive_bitwidth == 64:
+        bits = x.to(tl.int64, bitcast=True)
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+    pairs = tl.reshape(bits, [M, T // (2 << BIT), 2, 1 << BIT])
+    # Integer sums wrap around: without one's own, exactly the other's is left.
+    partner = tl.sum(pairs, axis=2, keep_dims=True) - pairs
+    return tl.reshape(partner, [M, T]).to(x.dtype, bitcast=True)
+
+
+@triton.jit
+def _halves(x, DISTANCE: tl.constexpr):
+    """(M, T) → the samples of every pair that lies so far apart, twice (M / 2, T)."""
+    M: tl.constexpr = x.shape[0]
+    T: tl.constexpr = x.shape[1]
+    pairs = tl.reshape(x, [M // (2 * DISTANCE), 2, DISTANCE, T])
+    a, b = tl.split(tl.permute(pairs, (0, 2, 3, 1)))
+    return tl.reshape(a, [M // 2, T]), tl.reshape(b, [M // 2, T])
+
+
+@triton.jit
+def _whole(a, b, DISTANCE: tl.constexpr):
+    """The inverse of `_halves`."""
+    M: tl.constexpr = 2 * a.shape[0]
+    T: tl.constexpr = a.shape[1]
+    pairs = tl.reshape(tl.join(a, b), [M // (2 * DISTANCE), DISTANCE, T, 2])
+    return tl.reshape(tl.permute(pairs, (0, 3, 1, 2)), [M, T])
+
+
+@triton.jit
+def _over_lanes(x, MAX: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """The sum or the maximum over the lanes of every row, in each of them."""
+    if LANES > 1:
+        rows = tl.reshape(x, [T // LANES, LANES])
+        joined = tl.max(rows, 1, keep_dims=True) if MAX else tl.sum(rows, 1, keep_dims=True)
+        x = tl.reshape(tl.broadcast_to(joined, [T // LANES, LANES]), [T])
+    return x
+
+
+@triton.jit
+def _before(x, lane, nothing, MAX: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """The sum or the maximum over the lanes in front, `nothing` for the first."""
+    before = tl.zeros([T], x.dtype) + nothing
+    total = x
+    for bit in tl.static_range(LANES.bit_length() - 1):
+        other = tl.reshape(_of_partner(tl.reshape(total, [1, T]), bit), [T])
+        joined = tl.maximum(before, other) if MAX else before + other
+        before = tl.where(((lane >> bit) & 1) != 0, joined, before)
+        total = tl.maximum(total, other) if MAX else total + other
+    return before
+
+
+# ------------------------------------------------------------------------------------ the network
+
+
+@triton.jit
+def _decision(difference):
+    """1 where a difference is negative: its sign, which joins a word in one funnel shift."""
+    if difference.dtype.primitive_bitwidth == 64:
+        return (difference.to(tl.uint64, bitcast=True) >> 63).to(tl.uint32)
+    else:
+        return difference.to(tl.uint32, bitcast=True) >> 31
+
+
+@triton.jit
+def _sort_chunks(t, CHUNK: tl.constexpr):
+    """Every thread's samples in ascending order, and the decisions that led there, in words."""
+    STEPS: tl.constexpr = chunk_steps(CHUNK)
+    COUNT: tl.constexpr = len(STEPS)
+    words = ()
+    word = tl.zeros(t[0].shape, tl.uint32)
+    for i in tl.static_range(COUNT):
+        a = t[STEPS[i][0]]
+        b = t[STEPS[i][1]]
+        t = t[: STEPS[i][0]] + (tl.minimum(a, b),) + t[STEPS[i][0] + 1 :]
+        t = t[: STEPS[i][1]] + (tl.maximum(a, b),) + t[STEPS[i][1] + 1 :]
+        word = (word << 1) | _decision(b - a)
+        if STEPS[i][4]:
+            words = words + (word,)
+            word = tl.zeros(t[0].shape, tl.uint32)
+    return t, words
+
+
+@triton.jit
+def _unsort_chunks(t, words, CHUNK: tl.constexpr):
+    """What belongs to the sorted samples → to the samples' own places."""
+    STEPS: tl.constexpr = chunk_steps(CHUNK)
+    COUNT: tl.constexpr = len(STEPS)
+    for back in tl.static_range(COUNT):
+        swapped = (words[STEPS[COUNT - 1 - back][2]] & STEPS[COUNT - 1 - back][3]) != 0
+        a = t[STEPS[COUNT - 1 - back][0]]
+        b = t[STEPS[COUNT - 1 - back][1]]
+        t = (
+            t[: STEPS[COUNT - 1 - back][0]]
+            + (tl.where(swapped, b, a),)
+            + t[STEPS[COUNT - 1 - back][0] + 1 : STEPS[COUNT - 1 - back][1]]
+            + (tl.where(swapped, a, b),)
+            + t[STEPS[COUNT - 1 - back][1] + 1 :]
+        )
+    return t
+
+
+@triton.jit
+def _turned(x, lane, BIT: tl.constexpr, OTHER: tl.constexpr):
+    sign = 1 - 2 * (((lane >> BIT) ^ (lane >> OTHER)) & 1)
+    return x * sign.to(x.dtype)[None, :]
+
+
+@triton.jit
+def _merge(x, lane, LANES: tl.constexpr):
+    """(CHUNK, T) sorted chunks, every other one turned → sorted rows, and the decisions."""
+    COMPARE: tl.constexpr = 0
+    ACROSS: tl.constexpr = 1
+    CHUNK: tl.constexpr = x.shape[0]
+    T: tl.constexpr = x.shape[1]
+    STEPS: tl.constexpr = merge_steps(CHUNK, LANES)
+    COUNT: tl.constexpr = len(STEPS)
+    words = ()
+    word = tl.zeros([CHUNK // 2, T], tl.uint32)
+    for i in tl.static_range(COUNT):
+        if STEPS[i][0] == COMPARE:
+            a, b = _halves(x, STEPS[i][1])
+            word = (word << 1) | _decision(b - a)
+            x = _whole(tl.minimum(a, b), tl.maximum(a, b), STEPS[i][1])
+        elif STEPS[i][0] == ACROSS:
+            other = -_of_partner(x, STEPS[i][1])
+            a, b = _halves(other - x, CHUNK // 2)
+            word = (((word << 1) | _decision(a)) << 1) | _decision(b)
+            x = tl.minimum(x, other)
+        else:
+            x = _turned(x, lane, STEPS[i][1], STEPS[i][2])
+        if STEPS[i][5]:
+            words = words + (word,)
+            word = tl.zeros([CHUNK // 2, T], tl.uint32)
+    return x, words
+
+
+@triton.jit
+def _unmerge(x, words, LANES: tl.constexpr):
+    COMPARE: tl.constexpr = 0
+    ACROSS: tl.constexpr = 1
+    STEPS: tl.constexpr = merge_steps(x.shape[0], LANES)
+    COUNT: tl.constexpr = len(STEPS)
+    HALF: tl.constexpr = x.shape[0] // 2
+    for back in tl.static_range(COUNT):
+        if STEPS[COUNT - 1 - back][0] == COMPARE:
+            swapped = (words[STEPS[COUNT - 1 - back][3]] & STEPS[COUNT - 1 - back][4]) != 0
+            a, b = _halves(x, STEPS[COUNT - 1 - back][1])
+            x = _whole(
+                tl.where(swapped, b, a), tl.where(swapped, a, b), STEPS[COUNT - 1 - back][1]
+            )
+        elif STEPS[COUNT - 1 - back][0] == ACROSS:
+            word = words[STEPS[COUNT - 1 - back][3]]
+            a, b = _halves(x, HALF)
+            other_a, other_b = _halves(_of_partner(x, STEPS[COUNT - 1 - back][1]), HALF)
+            x = _whole(
+                tl.where((word & (2 * STEPS[COUNT - 1 - back][4])) != 0, other_a, a),
+                tl.where((word & STEPS[COUNT - 1 - back][4]) != 0, other_b, b),
+                HALF,
+            )
+    return x
+
+
+@triton.jit
+def _sort(t, lane, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """→ the rows in ascending order, and all decisions: within threads, and between them."""
+    if LANES == 1:
+        t, words = _sort_chunks(t, CHUNK)
+        return t, words, ()
+    else:
+        sign = (1 - 2 * (lane & 1)).to(t[0].dtype)
+        turned = ()
+        for c in tl.static_range(CHUNK):
+            turned = turned + (t[c] * sign,)
+        t, words = _sort_chunks(turned, CHUNK)
+        x, merged = _merge(_stack(t, CHUNK, T), lane, LANES)
+        return _unstack(x, CHUNK, T), words, merged
+
+
+@triton.jit
+def _unsort(t, words, merged, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """What belongs to the sorted samples → to the samples' own places."""
+    if LANES > 1:
+        t = _unstack(_unmerge(_stack(t, CHUNK, T), merged, LANES), CHUNK, T)
+    return _unsort_chunks(t, words, CHUNK)
+
+
+# -------------------------------------------------------------------------------------- the weights
+
+
+@triton.jit
+def _look_up(pointers, once):
+    """What lies there. Pointers that a loop carries, and be it once, the compiler takes as they
+    are; for computed ones it walks all that hangs together with them, which is the network."""
+    value = tl.zeros(pointers.shape, pointers.dtype.element_ty)
+    for _ in tl.range(once):
+        value = tl.load(pointers)
+        pointers += 1
+    return value
+
+
+@triton.jit
+def _quotient(a, b):
+    """a / b, correctly rounded."""
+    if a.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
+def _ratio(i, n, k, table_ptr, table_size, once, T: tl.constexpr):
+    """C(i, k−1) / C(n, k) for integers i ≤ n and 1 ≤ k ≤ n, a vector; 0 for i < k−1.
+
+    = k · i! (n−k)! / ((i−k+1)! n!) from a table of factorials j! = mantissa · 65536^exponent: first
+    all mantissas, then all exponents.
+    """
+    DTYPE: tl.constexpr = table_ptr.dtype.element_ty
+    every = tl.zeros([T], tl.int32)
+    i, n, k = every + i, every + n, every + k
+    rest = i - k + 1
+    inside = rest >= 0
+    i_ptr, rest_ptr = table_ptr + tl.maximum(i, 0), table_ptr + tl.maximum(rest, 0)
+    top_ptr, bottom_ptr = table_ptr + (n - k), table_ptr + n
+    i_mantissa = tl.zeros([T], DTYPE)
+    rest_mantissa, top, bottom, exponent = i_mantissa, i_mantissa, i_mantissa, i_mantissa
+    # As `_look_up` does, with all pointers in one loop: the mantissas; then on to the exponents.
+    for _ in tl.range(once):
+        i_mantissa, rest_mantissa = tl.load(i_ptr), tl.load(rest_ptr)
+        top, bottom = tl.load(top_ptr), tl.load(bottom_ptr)
+        i_ptr += table_size
+        rest_ptr += table_size
+        top_ptr += table_size
+        bottom_ptr += table_size
+    for _ in tl.range(once):
+        exponent = (tl.load(i_ptr) - tl.load(rest_ptr)) + (tl.load(top_ptr) - tl.load(bottom_ptr))
+        i_ptr += table_size
+        rest_ptr += table_size
+        top_ptr += table_size
+        bottom_ptr += table_size
+    ratio = k.to(DTYPE) * ((i_mantissa / rest_mantissa) * (top / bottom))
+    # What comes near the smallest normal number counts as 0.
+    if DTYPE == tl.float64:
+        inside = inside & (exponent > -60)
+        power = ((tl.maximum(exponent, -60.0) * 16 + 1023).to(tl.int64) << 52).to(DTYPE, bitcast=True)
+    else:
+        inside = inside & (exponent > -7)
+        power = ((tl.maximum(exponent, -7.0) * 16 + 127).to(tl.int32) << 23).to(DTYPE, bitcast=True)
+    # At k=1 exactly what an estimator's anchor may be, so that the two cancel.
+    ratio = tl.where(k == 1, _quotient(k.to(DTYPE), n.to(DTYPE)), ratio * power)
+    return tl.where(inside, ratio, 0.0)
+
+
+@triton.jit
+def _scalars(form_ptr, n, k, DTYPE: tl.constexpr):
+    """An estimator's anchor, gap, below and slope for rows of n samples: see `forms.Form`."""
+    first = k == 1
+    f = ()
+    for i in tl.static_range(13):
+        f = f + (tl.where(first, tl.load(form_ptr + 13 + i), tl.load(form_ptr + i)).to(DTYPE),)
+    n, k = n.to(DTYPE), k.to(DTYPE)
+    others, rest = tl.maximum(n - 1, 1), tl.maximum(n - k, 1)
+    under = (1 + f[0] * (k - 1)) * (1 + f[1] * (rest - 1)) * (1 + f[2] * (others - 1))
+    gap = (f[3] + f[4] * k + f[5] * n + f[6] * (n * (n - 1))) / under
+    below = (f[7] + f[8] * k) / under
+    slope = (f[9] + f[10] * n) / under
+    anchor = f[11] + f[12] * _quotient(k, n * (1 + f[2] * (others - 1)))
+    return anchor, gap, below, slope
+
+
+@triton.jit
+def _chain_start(
+    n, k, lane, table_ptr, table_size, once, LAG: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """r_j at the last of a thread's samples that is its row's own, j being its place from 0."""
+    DTYPE: tl.constexpr = table_ptr.dtype.element_ty
+    if LANES == 1:
+        start = _quotient(k.to(DTYPE), n.to(DTYPE))
+        if LAG == 1:
+            start = start * ((n - k).to(DTYPE) / tl.maximum(n - 1, 1).to(DTYPE))
+        return start
+    else:
+        last = tl.minimum(lane * CHUNK + (CHUNK - 1), n - 1)
+        return _ratio(last - LAG, n, k, table_ptr, table_size, once, T)
+
+
+@triton.jit
+def _inverses(
+    inverse_ptr, lane, once, LAG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    T: tl.constexpr,
+):  # fmt: skip
+    """1/(j − LAG) for a thread's samples, where they differ from thread to thread: from a table
+    (2, CHUNK, 256), so that neighbouring lanes read neighbours."""
+    if LANES == 1:
+        return ()
+    else:
+        rows = (LAG * CHUNK + tl.arange(0, CHUNK)) * 256
+        return _unstack(_look_up(inverse_ptr + rows[:, None] + lane[None, :], once), CHUNK, T)
+
+
+@triton.jit
+def _chain_next(
+    r, c: tl.constexpr, n, k, lane, inverses, LAG: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, UNEVEN: tl.constexpr,
+):  # fmt: skip
+    """r of the sample in place c of its thread → r of the one beneath."""
+    if LANES == 1:
+        beneath = r * ((c - LAG + 1.0) - k.to(r.dtype)) * (1.0 / (c - LAG))
+    else:
+        first = (lane * CHUNK + (1 - LAG) - k).to(r.dtype)
+        beneath = r * (first + c) * inverses[c]
+    # Above its row's own samples the run waits.
+    return tl.where(lane * CHUNK + c < n, beneath, r) if UNEVEN else beneath
+
+
+@triton.jit
+def _scan(
+    t, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, UNEVEN: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """Sorted rows → what each sample has beneath it, Σ r_j d_j, and the row's
+    Σ (below + slope · |j − middle|) · r_j · d_j and Σ (j/k) · r_j · d_j."""
+    DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
+    FIRST: tl.constexpr = 1 if LANES == 1 else 0
+    inverses = _inverses(inverse_ptr, lane, once, LAG, CHUNK, LANES, T)
+    terms = ()
+    r = start
+    for back in tl.static_range(CHUNK - FIRST):
+        if back == CHUNK - 1:
+            under = _before(t[CHUNK - 1], lane, -float("inf"), True, LANES, T)
+            under = tl.where(lane == 0, t[0], under)
+        else:
+            under = t[CHUNK - 2 - back]
+        terms = (r * (t[CHUNK - 1 - back] - under),) + terms
+        if CHUNK - 1 - back > FIRST:
+            r = _chain_next(
+                r, CHUNK - 1 - back, n, k, lane, inverses, LAG, CHUNK, LANES, UNEVEN
+            )  # fmt: skip
+    if LANES == 1:
+        terms = (tl.zeros([T], DTYPE),) + terms
+
+    constant = tl.zeros([T], DTYPE)
+    if has_constant != 0:
+        place = (lane * CHUNK).to(DTYPE)
+        for c in tl.static_range(CHUNK):
+            constant += (below + slope * tl.abs(place + c - middle)) * terms[c]
+        constant = _over_lanes(constant, False, LANES, T)
+
+    total = terms[0]
+    local = (total,)
+    for c in tl.static_range(1, CHUNK):
+        total = total + terms[c]
+        local = local + (total,)
+    if LANES > 1:
+        base = _before(total, lane, 0.0, False, LANES, T)
+        # Partial sums of more than four lanes are not added up from left to right, and a sample
+        # equal to the last of the lane in front must get that one's bits: nothing of its own added,
+        # it takes the largest sum in front, which is that one's.
+        lead = base
+        if LANES > 4:
+            lead = _before(tl.where(total > 0, base + total, 0.0), lane, 0.0, True, LANES, T)
+        sums = ()
+        for c in tl.static_range(CHUNK):
+            value = base + local[c]
+            if LANES > 4:
+                value = tl.where(local[c] > 0, tl.maximum(value, lead), lead)
+            sums = sums + (value,)
+    else:
+        sums = local
+    return sums, constant
+
+
+@triton.jit
+def _spread(
+    t, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, UNEVEN: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """Sorted rows → the deviation of the best of k, exactly 0 where only equals can be it."""
+    DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
+    # The chance to be the best of k, of the sample in place j from 0, is C(j, k−1) / C(n, k).
+    top = live * _chain_start(n, k, lane, table_ptr, table_size, once, 0, CHUNK, LANES, T)
+    inverses = _inverses(inverse_ptr, lane, once, 0, CHUNK, LANES, T)
+    # How far the mean of the best lies below the largest: measured from there, an offset drops out.
+    lead = tl.zeros([T], DTYPE)
+    unit = tl.zeros([T], DTYPE)
+    spread = tl.zeros([T], DTYPE)
+    for turn in tl.static_range(3):
+        chance = top
+        for back in tl.static_range(CHUNK):
+            own = chance > 0
+            if UNEVEN:
+                own = own & (lane * CHUNK + (CHUNK - 1 - back) < n)
+            apart = largest - t[CHUNK - 1 - back]
+            deviation = tl.where(own, lead - apart, 0.0)
+            if turn == 0:
+                lead += tl.where(own, chance * apart, 0.0)
+            elif turn == 1:
+                unit = tl.maximum(unit, tl.abs(deviation))
+            else:
+                # Relative to the largest, squares neither overflow nor vanish.
+                deviation = deviation / tl.where(unit > 0, unit, 1.0)
+                spread += chance * (deviation * deviation)
+            if back < CHUNK - 1:
+                chance = _chain_next(
+                    chance, CHUNK - 1 - back, n, k, lane, inverses, 0, CHUNK, LANES, UNEVEN
+                )  # fmt: skip
+        if turn == 0:
+            lead = _over_lanes(lead, False, LANES, T)
+        elif turn == 1:
+            unit = _over_lanes(unit, True, LANES, T)
+    return unit * tl.sqrt(_over_lanes(spread, False, LANES, T))
+
+
+# ------------------------------------------------------------------- infinities, NaN, huge rewards
+
+
+@triton.jit
+def _bring_in(t, own, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """Rows with only finite rewards, whose differences are finite; how many rewards were −inf and
+    +inf, whether there was a NaN, and what the rewards have been multiplied with."""
+    INF: tl.constexpr = float("inf")
+    low = tl.full([T], INF, t[0].dtype)
+    high = -low
+    below = tl.zeros([T], t[0].dtype)
+    above = tl.zeros([T], t[0].dtype)
+    nan = tl.zeros([T], t[0].dtype)
+    for c in tl.static_range(CHUNK):
+        finite = (tl.abs(t[c]) < INF) & own[c]
+        low = tl.minimum(low, tl.where(finite, t[c], INF))
+        high = tl.maximum(high, tl.where(finite, t[c], -INF))
+        below += tl.where((t[c] == -INF) & own[c], 1.0, 0.0)
+        above += tl.where((t[c] == INF) & own[c], 1.0, 0.0)
+        nan = tl.maximum(nan, tl.where((t[c] != t[c]) & own[c], 1.0, 0.0))
+    low = -_over_lanes(-low, True, LANES, T)
+    high = _over_lanes(high, True, LANES, T)
+    some = low <= high
+    low, high = tl.where(some, low, 0.0), tl.where(some, high, 0.0)
+    shrink = tl.where(high - low < INF, tl.full([T], 1.0, t[0].dtype), 0.25)
+    tame = ()
+    for c in tl.static_range(CHUNK):
+        # What compares false, NaN, goes to the front. What is not the row's own goes to the end.
+        inside = tl.where(t[c] >= low, tl.minimum(t[c], high), low)
+        tame = tame + (tl.where(own[c], inside, high) * shrink,)
+    below = _over_lanes(below, False, LANES, T).to(tl.int32)
+    above = _over_lanes(above, False, LANES, T).to(tl.int32)
+    nan = _over_lanes(nan, True, LANES, T) > 0
+    return tame, shrink, below, above, nan
+
+
+@triton.jit
+def _limits(
+    minus, plus, group, n, k, live, anchor, gap, below, slope, middle, table_ptr, table_size, once,
+    LAG: tl.constexpr, STANDARDISED: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """The estimator of the row of signs, with `minus` rewards of −inf and `plus` of +inf: what it
+    gives the smallest, adds for all that are not −inf, and for those that are +inf; its spread."""
+    DTYPE: tl.constexpr = table_ptr.dtype.element_ty
+    under = group - plus  # where the step up to +inf is; the one from −inf is at `minus`
+    at_minus = _ratio(minus - LAG, n, k, table_ptr, table_size, once, T)
+    at_under = _ratio(under - LAG, n, k, table_ptr, table_size, once, T)
+    first = tl.where((minus > 0) & (minus < group), live * at_minus, 0.0)
+    second = tl.where((plus > 0) & (plus < group), live * at_under, 0.0)
+    sign = tl.where(plus > 0, 1.0, tl.where(minus == group, -1.0, 0.0))
+    constant = anchor * sign - first * (below + slope * tl.abs(minus.to(DTYPE) - middle))
+    constant -= second * (below + slope * tl.abs(under.to(DTYPE) - middle))
+    spread = first * 0.0
+    if STANDARDISED:
+        # The chances that the best of k is −inf, and that it is not +inf: C(j, k) / C(n, k).
+        tl.static_assert(LAG == 1)
+        worst = at_minus * minus.to(DTYPE) / k.to(DTYPE)
+        worst = tl.where(minus == 0, 0.0, tl.where(minus == group, 1.0, worst))
+        bound = at_under * under.to(DTYPE) / k.to(DTYPE)
+        bound = tl.where(under == 0, 0.0, tl.where(plus == 0, 1.0, bound))
+        mean = 1 - bound - worst
+        spread = worst * (1 + mean) * (1 + mean) + (bound - worst) * mean * mean
+        spread = live * tl.sqrt(spread + (1 - bound) * (1 - mean) * (1 - mean))
+    return constant, first * gap, second * gap, spread
+
+
+# --------------------------------------------------------------------------------------- the kernel
+
+
+@triton.jit
+def _places(
+    stride_row, stride_sample, FLAT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Where a block's samples lie from the block's beginning on, in the shape of a tile.
+
+    FLAT: (BLOCK_ROWS · CHUNK,). One thread a row: (BLOCK_ROWS, padded CHUNK). Several:
+    (LANES, BLOCK_ROWS, CHUNK / VECTOR, VECTOR), so that every thread reads VECTOR neighbours at a
+    time, and what it reads is what it sorts.
+    """
+    if FLAT:
+        return tl.arange(0, BLOCK_ROWS * CHUNK)
+    else:
+        rows, samples = _rows_and_samples(CHUNK, LANES, BLOCK_ROWS, VECTOR)
+        return rows.to(tl.int64) * stride_row + samples.to(tl.int64) * stride_sample
+
+
+@triton.jit
+def _rows_and_samples(
+    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr
+):
+    if LANES == 1:
+        rows = tl.arange(0, BLOCK_ROWS)[:, None]
+        samples = tl.arange(0, padded(CHUNK))[None, :]
+    else:
+        rows = tl.arange(0, BLOCK_ROWS)[None, :, None, None]
+        samples = tl.arange(0, LANES)[:, None, None, None] * VECTOR
+        samples = samples + tl.arange(0, CHUNK // VECTOR)[None, None, :, None] * (LANES * VECTOR)
+        samples = samples + tl.arange(0, VECTOR)[None, None, None, :]
+    return rows, samples
+
+
+@triton.jit
+def _inside(
+    rows_left, n_samples, FLAT: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Which places of a tile there are."""
+    if FLAT:
+        return tl.arange(0, BLOCK_ROWS * CHUNK) < rows_left * CHUNK
+    else:
+        rows, samples = _rows_and_samples(CHUNK, LANES, BLOCK_ROWS, VECTOR)
+        if LANES > 1 and not SHORT:
+            return tl.broadcast_to(rows < rows_left, [LANES, BLOCK_ROWS, CHUNK // VECTOR, VECTOR])
+        else:
+            return (rows < rows_left) & (samples < n_samples)
+
+
+@triton.jit
+def _load(
+    block_ptr, stride_row, stride_sample, rows_left, n_samples, FLAT: tl.constexpr,
+    SHORT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """A tile, 0 where there is nothing."""
+    pointers = block_ptr + _places(
+        stride_row, stride_sample, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR
+    )  # fmt: skip
+    x = tl.zeros(pointers.shape, pointers.dtype.element_ty)
+    full = 0
+    # Every block but the last is full, and needs no masks. One of the two loops runs, once: with
+    # pointers that a loop carries, the compiler does not walk the whole network for this access.
+    if FLAT or (LANES > 1 and not SHORT):
+        full = (rows_left == BLOCK_ROWS).to(tl.int32)
+        whole = pointers
+        for _ in tl.range(full):
+            x = tl.load(whole)
+            whole += BLOCK_ROWS
+    for _ in tl.range(1 - full):
+        inside = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+        x = tl.load(pointers, mask=inside, other=0)
+        pointers += BLOCK_ROWS
+    return x
+
+
+@triton.jit
+def _store(
+    t, valid, block_ptr, stride_row, stride_sample, rows_left, n_samples, FLAT: tl.constexpr,
+    MASKED: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Vectors → a tile in memory, 0 for samples left out. As `_load` does."""
+    pointers = block_ptr + _places(
+        stride_row, stride_sample, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR
+    )  # fmt: skip
+    tile = _from_vectors(t, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    if MASKED:
+        tile = tl.where(valid, tile, 0.0)
+    tile = tile.to(pointers.dtype.element_ty)
+    full = 0
+    if FLAT or (LANES > 1 and not SHORT):
+        full = (rows_left == BLOCK_ROWS).to(tl.int32)
+        whole = pointers
+        for _ in tl.range(full):
+            tl.store(whole, tile)
+            whole += BLOCK_ROWS
+    for _ in tl.range(1 - full):
+        inside = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+        tl.store(pointers, tile, mask=inside)
+        pointers += BLOCK_ROWS
+
+
+@triton.jit
+def _to_vectors(x, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    if LANES == 1:
+        x = tl.trans(tl.reshape(x, [T, padded(CHUNK)]))
+        return _unstack(x, padded(CHUNK), T)[:CHUNK]
+    else:
+        return _unstack(tl.reshape(tl.permute(x, (2, 3, 1, 0)), [CHUNK, T]), CHUNK, T)
+
+
+@triton.jit
+def _from_vectors(
+    t, FLAT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    if LANES == 1:
+        filled = t + (t[0],) * (padded(CHUNK) - CHUNK)
+        tile = tl.trans(_stack(filled, padded(CHUNK), BLOCK_ROWS))
+        return tl.reshape(tile, [BLOCK_ROWS * CHUNK]) if FLAT else tile
+    else:
+        tile = _stack(t, CHUNK, BLOCK_ROWS * LANES)
+        tile = tl.reshape(tile, [CHUNK // VECTOR, VECTOR, BLOCK_ROWS, LANES])
+        return tl.permute(tile, (3, 2, 0, 1))
+
+
+@triton.jit
+def _own(
+    valid, lane, n_samples, MASKED: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, VECTOR: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """Which of a thread's samples are its row's own: a tuple of vectors."""
+    own = ()
+    if MASKED:
+        bits = _to_vectors(valid.to(tl.int8), CHUNK, LANES, T)
+        for c in tl.static_range(CHUNK):
+            own = own + (bits[c] != 0,)
+    else:
+        for c in tl.static_range(CHUNK):
+            column = ((c // VECTOR) * LANES + lane) * VECTOR + c % VECTOR
+            own = own + (column < n_samples if SHORT else lane >= 0,)
+    return own
+
+
+@triton.jit
+def _group(
+    own, n_samples, MASKED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr
+):
+    """How many samples a row has: a number, or a vector where they are masked."""
+    group = tl.full([], n_samples, tl.int32)
+    if MASKED:
+        group = tl.zeros([T], tl.int32)
+        for c in tl.static_range(CHUNK):
+            group += own[c].to(tl.int32)
+        group = _over_lanes(group, False, LANES, T)
+    return group
+
+
+@triton.jit
+def _look(t, CHUNK: tl.constexpr, COUNT_ONLY: tl.constexpr):
+    """What a block is like: 2, not finite or near overflow; 0, its rows may have two levels; 1."""
+    energy = t[0] * t[0]
+    for c in tl.static_range(1, CHUNK):
+        energy += t[c] * t[c]
+    # NaN compares false.
+    look = tl.where(energy < float("inf"), 0, 2)
+    if CHUNK > 8 and not COUNT_ONLY:
+        three = (t[0] != t[1]) & (t[1] != t[2]) & (t[0] != t[2])
+        look = tl.maximum(look, three.to(tl.int32))
+    return tl.max(look, 0)
+
+
+@triton.jit
+def _fill(t, own, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """Samples that are not the row's own take the value of its largest, 0 where there is none."""
+    INF: tl.constexpr = float("inf")
+    largest = tl.full([T], -INF, t[0].dtype)
+    for c in tl.static_range(CHUNK):
+        largest = tl.maximum(largest, tl.where(own[c], t[c], -INF))
+    largest = _over_lanes(largest, True, LANES, T)
+    largest = tl.where(largest > -INF, largest, 0.0)
+    filled = ()
+    for c in tl.static_range(CHUNK):
+        filled = filled + (tl.where(own[c], t[c], largest),)
+    return filled
+
+
+@triton.jit
+def _range(t, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    low = t[0]
+    high = t[0]
+    for c in tl.static_range(1, CHUNK):
+        low = tl.minimum(low, t[c])
+        high = tl.maximum(high, t[c])
+    return -_over_lanes(-low, True, LANES, T), _over_lanes(high, True, LANES, T)
+
+
+@triton.jit
+def _has_two_levels(t, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """Whether every row of the block consists of its smallest and its largest reward."""
+    low, high = _range(t, CHUNK, LANES, T)
+    third = tl.zeros([T], tl.int32)
+    for c in tl.static_range(CHUNK):
+        third = tl.where((t[c] == low) | (t[c] == high), third, 1)
+    return tl.max(third, 0) == 0
+
+
+@triton.jit
+def _ordered_by_count(t, lane, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """Rows of two levels in ascending order."""
+    low, high = _range(t, CHUNK, LANES, T)
+    count = tl.zeros([T], tl.int32)
+    for c in tl.static_range(CHUNK):
+        count += tl.where(t[c] == high, 1, 0)
+    first = CHUNK * LANES - _over_lanes(count, False, LANES, T) - lane * CHUNK
+    ordered = ()
+    for c in tl.static_range(CHUNK):
+        ordered = ordered + (tl.where(c >= first, high, low),)
+    return ordered
+
+
+@triton.jit
+def _counted(
+    t, n, k, lane, live, start, below, slope, middle, has_constant,
+    table_ptr, table_size, inverse_ptr, once, LAG: tl.constexpr, STANDARDISED: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, UNEVEN: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """`_sorted` for rows of two levels: the sorted row follows from a count, and so do the places
+    of the outcome."""
+    ordered = _ordered_by_count(t, lane, CHUNK, LANES, T)
+    high = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
+    sums, constant = _scan(
+        ordered, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
+        CHUNK, LANES, UNEVEN, T,
+    )  # fmt: skip
+    spread = high * 0.0
+    if STANDARDISED:
+        spread = _spread(
+            ordered, high, n, k, lane, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
+            LANES, UNEVEN, T,
+        )  # fmt: skip
+    top = _over_lanes(sums[CHUNK - 1], True, LANES, T)
+    placed = ()
+    for c in tl.static_range(CHUNK):
+        placed = placed + (tl.where(t[c] == high, top, 0.0),)
+    return placed, constant, high, spread
+
+
+@triton.jit
+def _sorted(
+    t, n, k, lane, live, start, below, slope, middle, has_constant,
+    table_ptr, table_size, inverse_ptr, once, LAG: tl.constexpr, STANDARDISED: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, UNEVEN: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """Rows → what each sample has beneath it, in its own place; the row's constant, its largest
+    reward, and the spread of the best of k."""
+    ordered, words, merged = _sort(t, lane, CHUNK, LANES, T)
+    largest = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
+    sums, constant = _scan(
+        ordered, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
+        CHUNK, LANES, UNEVEN, T,
+    )  # fmt: skip
+    spread = largest * 0.0
+    if STANDARDISED:
+        spread = _spread(
+            ordered, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
+            LANES, UNEVEN, T,
+        )  # fmt: skip
+    return _unsort(sums, words, merged, CHUNK, LANES, T), constant, largest, spread
+
+
+@triton.jit
+def _finish(
+    t, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
+    out_sample, rows_left, n_samples, FLAT: tl.constexpr, MASKED: tl.constexpr, SHORT: tl.constexpr,
+    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """What samples have beneath them → the estimator's values, stored."""
+    # Adding 0 turns a −0 into 0.
+    smallest = (anchor * largest - constant) + 0.0 + otherwise
+    divisor = tl.where(spread > 0, spread, float("inf"))
+    out = ()
+    for c in tl.static_range(CHUNK):
+        value = gap * t[c] + smallest
+        out = out + (value / divisor if STANDARDISED else value,)
+    _store(
+        out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, CHUNK,
+        LANES, BLOCK_ROWS, VECTOR,
+    )  # fmt: skip
+
+
+@triton.jit
+def _at_the_limit(
+    rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid, rows_left,
+    n_samples, constant, above_bottom, at_top, spread,
+    shrink, nan, FLAT: tl.constexpr, MASKED: tl.constexpr, SHORT: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Put right what has just been stored for a block brought in."""
+    INF: tl.constexpr = float("inf")
+    T: tl.constexpr = BLOCK_ROWS * LANES
+    DTYPE: tl.constexpr = constant.dtype
+    # Both are read again: this is rare, and until here they take up no registers.
+    tl.debug_barrier()
+    tile = _load(
+        rewards_ptr, rewards_row, rewards_sample, rows_left, n_samples, FLAT, SHORT, CHUNK, LANES,
+        BLOCK_ROWS, VECTOR,
+    )  # fmt: skip
+    rewards = _to_vectors(tile.to(DTYPE), CHUNK, LANES, T)
+    tile = _load(
+        out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS,
+        VECTOR,
+    )  # fmt: skip
+    values = _to_vectors(tile.to(DTYPE), CHUNK, LANES, T)
+    out = ()
+    for c in tl.static_range(CHUNK):
+        leading = constant + tl.where(rewards[c] > -INF, above_bottom, 0.0)
+        leading += tl.where(rewards[c] == INF, at_top, 0.0)
+        if STANDARDISED:
+            # What is divided by its spread stays finite.
+            value = tl.where(spread > 0, leading / tl.where(spread > 0, spread, 1.0), values[c])
+        else:
+            infinite = tl.where(leading > 0, INF, -INF)
+            value = tl.where(leading != 0, infinite, values[c] / shrink)
+        out = out + (tl.where(nan, float("nan"), value),)
+    _store(
+        out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, CHUNK,
+        LANES, BLOCK_ROWS, VECTOR,
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=(
+        *("table_size", "n_rows", "k", "spared", "undersized", "by_mean", "has_constant"),
+        "mirror",
+    )
+)
+def transform_kernel(
+    rewards_ptr, where_ptr, k_ptr, out_ptr, form_ptr, table_ptr, inverse_ptr, table_size,
+    n_rows, n_samples, k, spared, undersized, by_mean, has_constant, mirror,
+    rewards_row, rewards_sample, where_row, where_sample, out_row, out_sample,
+    first: "fp64", anchor: "fp64", gap: "fp64", below: "fp64", slope: "fp64",
+    K: tl.constexpr, MASKED: tl.constexpr, LAG: tl.constexpr, STANDARDISED: tl.constexpr,
+    COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """One block of rows.
+
+    K says where k is: "int", the argument; "scalar", in memory for all rows; "row", one for each.
+    With an int and no mask the estimator's scalars come ready, and with them r_{n−1} (`first`);
+    otherwise every row has its own. undersized: 0 zero, 1 NaN, 2 clip. COUNT_ONLY: bool rewards.
+    CONTIGUOUS: rows of exactly CHUNK samples, one after the other. SHORT: rows may end before the
+    last sample of their threads.
+    """
+    DTYPE: tl.constexpr = table_ptr.dtype.element_ty
+    T: tl.constexpr = BLOCK_ROWS * LANES
+    UNIFORM: tl.constexpr = K == "int" and not MASKED
+    FLAT: tl.constexpr = CONTIGUOUS and padded(CHUNK) == CHUNK
+    UNEVEN: tl.constexpr = MASKED or SHORT
+    if LANES == 1:
+        n_samples = CHUNK
+    if CONTIGUOUS:
+        rewards_row, rewards_sample = CHUNK, 1
+        where_row, where_sample = CHUNK, 1
+        out_row, out_sample = CHUNK, 1
+
+    # Always 1, which the compiler does not know: see `_look_up`.
+    once = (n_rows > 0).to(tl.int32)
+
+    # Load.
+    block = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    rows_left = tl.minimum(n_rows - block, BLOCK_ROWS).to(tl.int32)
+    thread = tl.arange(0, T)
+    lane = thread % LANES
+    rewards_ptr += block * rewards_row
+    out_ptr += block * out_row
+    x = _load(
+        rewards_ptr, rewards_row, rewards_sample, rows_left, n_samples, FLAT, SHORT, CHUNK, LANES,
+        BLOCK_ROWS, VECTOR,
+    ).to(DTYPE)  # fmt: skip
+    valid = 0
+    if MASKED:
+        valid = 0 != _load(
+            where_ptr + block * where_row, where_row, where_sample, rows_left, n_samples, FLAT,
+            SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+        )  # fmt: skip
+        x = tl.where(valid, x, 0.0)
+    t = _to_vectors(x, CHUNK, LANES, T)
+    own = _own(valid, lane, n_samples, MASKED, SHORT, CHUNK, LANES, VECTOR, T)
+
+    # The group, its k, and the estimator for it.
+    group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
+    if K == "scalar":
+        k = tl.minimum(tl.maximum(tl.load(k_ptr).to(tl.int64), 0), 1 << 30).to(tl.int32)
+    if K == "row":
+        row = thread // LANES
+        k = tl.load(k_ptr + block + row, mask=row < rows_left, other=1).to(tl.int64)
+        k = tl.minimum(tl.maximum(k, 0), 1 << 30).to(tl.int32)
+    n = group
+    live = tl.full([], 1.0, DTYPE)
+    otherwise = tl.full([], 0.0, DTYPE)
+    if UNIFORM:
+        anchor, gap = tl.full([], anchor, DTYPE), tl.full([], gap, DTYPE)
+        below, slope = tl.full([], below, DTYPE), tl.full([], slope, DTYPE)
+    else:
+        if undersized == 2:
+            k = tl.minimum(k, group - spared)
+        admitted = (k >= 1) & (k <= group - spared)
+        # Where no k is admitted the formulas see two samples and k=1, and their outcome is not used.
+        n, k = tl.where(admitted, group, 2), tl.where(admitted, k, 1)
+        live = tl.where(admitted, 1.0, 0.0).to(DTYPE)
+        anchor, gap, below, slope = _scalars(form_ptr, n, k, DTYPE)
+        times = live * tl.where(by_mean != 0, group, 1).to(DTYPE)
+        anchor, gap, below, slope = anchor * times, gap * times, below * times, slope * times
+        otherwise = tl.where(admitted | (undersized != 1), 0.0, float("nan")).to(DTYPE)
+    middle = (mirror * (n - 1)).to(DTYPE)
+    if UNIFORM and LANES == 1:
+        start = tl.full([], first, DTYPE)
+    else:
+        start = live * _chain_start(
+            n, k, lane, table_ptr, table_size, once, LAG, CHUNK, LANES, T
+        )  # fmt: skip
+
+    # What is not the row's own takes the value of its largest.
+    if UNEVEN:
+        t = _fill(t, own, CHUNK, LANES, T)
+
+    look = _look(t, CHUNK, COUNT_ONLY)
+    shrink = tl.full([T], 1.0, DTYPE)
+    minus = tl.zeros([T], tl.int32)
+    plus = tl.zeros([T], tl.int32)
+    nan = minus > 0
+    if look == 2:
+        t, shrink, minus, plus, nan = _bring_in(t, own, CHUNK, LANES, T)
+
+    counted = look < 0
+    if COUNT_ONLY:
+        counted = look >= 0
+    elif CHUNK > 8:
+        if look != 1:
+            counted = _has_two_levels(t, CHUNK, LANES, T)
+    if CHUNK > 8 or COUNT_ONLY:
+        if counted:
+            u, constant, largest, spread = _counted(
+                t, n, k, lane, live, start, below, slope, middle, has_constant,
+                table_ptr, table_size, inverse_ptr, once, LAG, STANDARDISED, CHUNK, LANES, UNEVEN, T,
+            )  # fmt: skip
+            _finish(
+                u, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
+                out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+            )  # fmt: skip
+    if not COUNT_ONLY:
+        if counted == 0:
+            u, constant, largest, spread = _sorted(
+                t, n, k, lane, live, start, below, slope, middle, has_constant,
+                table_ptr, table_size, inverse_ptr, once, LAG, STANDARDISED, CHUNK, LANES, UNEVEN, T,
+            )  # fmt: skip
+            _finish(
+                u, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
+                out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+            )  # fmt: skip
+
+    if look == 2:
+        constant, above_bottom, at_top, spread = _limits(
+            minus, plus, group, n, k, live, anchor, gap, below, slope, middle,
+            table_ptr, table_size, once, LAG, STANDARDISED, T,
+        )  # fmt: skip
+        _at_the_limit(
+            rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid, rows_left,
+    n_samples, constant, above_bottom, at_top, spread,
+            shrink, nan, FLAT, MASKED, SHORT, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+        )  # fmt: skip
+
+
+@triton.jit
+def _in_order(
+    t, lane, counted, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr,
+    COUNT_ONLY: tl.constexpr,
+):  # fmt: skip
+    """The rows in ascending order, by counting where they have two levels."""
+    if COUNT_ONLY:
+        t = _ordered_by_count(t, lane, CHUNK, LANES, T)
+    elif CHUNK > 8:
+        if counted:
+            t = _ordered_by_count(t, lane, CHUNK, LANES, T)
+        else:
+            t, _, _ = _sort(t, lane, CHUNK, LANES, T)
+    else:
+        t, _, _ = _sort(t, lane, CHUNK, LANES, T)
+    return t
+
+
+@triton.jit(do_not_specialize=("table_size", "n_rows", "n_ks"))
+def max_at_k_kernel(
+    rewards_ptr, where_ptr, ks_ptr, out_ptr, table_ptr, inverse_ptr, table_size,
+    n_rows, n_samples, n_ks, rewards_row, rewards_sample, where_row, where_sample,
+    MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, SHORT: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """The mean of the best of k for one block of rows and every k: (n_rows, n_ks), NaN where a row
+    has fewer than k samples."""
+    DTYPE: tl.constexpr = table_ptr.dtype.element_ty
+    T: tl.constexpr = BLOCK_ROWS * LANES
+    FLAT: tl.constexpr = CONTIGUOUS and padded(CHUNK) == CHUNK
+    UNEVEN: tl.constexpr = MASKED or SHORT
+    if LANES == 1:
+        n_samples = CHUNK
+    if CONTIGUOUS:
+        rewards_row, rewards_sample = CHUNK, 1
+        where_row, where_sample = CHUNK, 1
+    once = (n_rows > 0).to(tl.int32)
+    block = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    rows_left = tl.minimum(n_rows - block, BLOCK_ROWS).to(tl.int32)
+    thread = tl.arange(0, T)
+    lane = thread % LANES
+    x = _load(
+        rewards_ptr + block * rewards_row, rewards_row, rewards_sample, rows_left, n_samples, FLAT,
+        SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+    ).to(DTYPE)  # fmt: skip
+    valid = 0
+    if MASKED:
+        valid = 0 != _load(
+            where_ptr + block * where_row, where_row, where_sample, rows_left, n_samples, FLAT,
+            SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+        )  # fmt: skip
+        x = tl.where(valid, x, 0.0)
+    t = _to_vectors(x, CHUNK, LANES, T)
+    own = _own(valid, lane, n_samples, MASKED, SHORT, CHUNK, LANES, VECTOR, T)
+    group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
+    if UNEVEN:
+        t = _fill(t, own, CHUNK, LANES, T)
+    look = _look(t, CHUNK, COUNT_ONLY)
+    shrink = tl.full([T], 1.0, DTYPE)
+    minus = tl.zeros([T], tl.int32)
+    plus = tl.zeros([T], tl.int32)
+    nan = minus > 0
+    if look == 2:
+        t, shrink, minus, plus, nan = _bring_in(t, own, CHUNK, LANES, T)
+    counted = look < 0
+    if CHUNK > 8 and not COUNT_ONLY:
+        if look != 1:
+            counted = _has_two_levels(t, CHUNK, LANES, T)
+    t = _in_order(t, lane, counted, CHUNK, LANES, T, COUNT_ONLY)
+    largest = _over_lanes(t[CHUNK - 1], True, LANES, T)
+
+    zero = tl.zeros([T], DTYPE)
+    for q in tl.range(n_ks):
+        k = tl.minimum(tl.maximum(tl.load(ks_ptr + q).to(tl.int64), 0), 1 << 30).to(tl.int32)
+        admitted = (k >= 1) & (k <= group)
+        n, k = tl.where(admitted, group, 2), tl.where(admitted, k, 1)
+        live = tl.where(admitted, 1.0, 0.0).to(DTYPE)
+        start = live * _chain_start(n, k, lane, table_ptr, table_size, once, 1, CHUNK, LANES, T)
+        slope = 1 / k.to(DTYPE)
+        _, constant = _scan(
+            t, n, k, lane, start, zero, slope, zero, once, inverse_ptr, once, 1, CHUNK, LANES,
+            UNEVEN, T,
+        )  # fmt: skip
+        best = ((live * largest - constant) + 0.0) / shrink
+        if look == 2:
+            leading, _, _, _ = _limits(
+                minus, plus, group, n, k, live, live, zero, zero, slope, zero, table_ptr,
+                table_size, once, 1, False, T,
+            )  # fmt: skip
+            best = tl.where(leading != 0, tl.where(leading > 0, float("inf"), -float("inf")), best)
+        best = tl.where(nan | (live == 0), float("nan"), best)
+        row = thread // LANES
+        tl.store(
+            out_ptr + (block + row) * n_ks + q,
+            best.to(out_ptr.dtype.element_ty),
+            mask=(row < rows_left) & (lane == 0),
+        )

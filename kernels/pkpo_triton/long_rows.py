@@ -1,0 +1,408 @@
+"""Rows too long to be sorted on chip: the library's sort, then one launch for all the rest.
+
+One program takes a sorted row and walks along it, block by block: once for the row's constant, once
+more for the prefix scan, whose values it writes straight to the samples' own places. What an
+estimator is, and what becomes of infinities, NaN and huge rewards: see `kernels`. There a weight
+comes from its neighbour; here each stands alone, taken from a table of factorials, so that an error
+does not grow along the row.
+
+In the sort samples left out are +inf. They stand behind the row's own n samples, or among its own
++inf, where which is which makes no difference. What stands behind the own samples takes the value
+of the largest of these, so that the gaps above are 0.
+"""
+
+# Triton has no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from pkpo_triton.kernels import _quotient, _scalars
+
+BLOCK = 2048
+WARPS = 8
+
+UNDERSIZED_NAN = 1
+
+# A k beyond the longest row, as good as any larger one.
+MOST = 1 << 30
+
+
+# ----------------------------------------------------------------------------------------- weights
+
+
+@triton.jit
+def _factorial(i, table_ptr, table_size):
+    """i! as mantissa and exponent, for whole numbers i ≥ 0."""
+    return tl.load(table_ptr + i), tl.load(table_ptr + table_size + i)
+
+
+@triton.jit
+def _lead(n, k, live, table_ptr, table_size):
+    """What the weights of a row have in common, times `live`: see `_ratios`."""
+    over, over_exponent = _factorial(n - k, table_ptr, table_size)
+    under, under_exponent = _factorial(n, table_ptr, table_size)
+    mantissa = live.to(over.dtype) * k.to(over.dtype) * _quotient(over, under)
+    # At k=1 exactly what an estimator's anchor may be, so that the two cancel.
+    first = live * _quotient(k.to(live.dtype), n.to(live.dtype))
+    return mantissa, over_exponent - under_exponent, first
+
+
+@triton.jit
+def _ratios(i, n, k, lead, table_ptr, table_size, DTYPE: tl.constexpr):
+    """live · C(i, k−1) / C(n, k) for whole numbers i < n; 0 for i < k−1 and for i ≥ n.
+
+    = live · k · i! (n−k)! / ((i−k+1)! n!) from a table of factorials, mantissa · 65536^exponent:
+    first all mantissas, then all exponents.
+    """
+    mantissa, exponent, first = lead
+    inside = (i >= k - 1) & (i < n)
+    # The table reaches as far as the row does, and a block may reach further.
+    i = tl.where(inside, i, k - 1)
+    over, over_exponent = _factorial(i, table_ptr, table_size)
+    under, under_exponent = _factorial(i - k + 1, table_ptr, table_size)
+    exponent += over_exponent - under_exponent
+    # Half the power of 2, which is a normal number wherever the ratio is one.
+    if over.dtype == tl.float64:
+        half = tl.maximum(exponent, -127.0) * 8 + 1023
+        half = (half.to(tl.int64) << 52).to(tl.float64, bitcast=True)
+    else:
+        half = tl.maximum(exponent, -15.0) * 8 + 127
+        half = (half.to(tl.int32) << 23).to(tl.float32, bitcast=True)
+    ratio = ((over / under * mantissa) * half * half).to(DTYPE)
+    return tl.where(inside, tl.where(k == 1, first, ratio), 0.0)
+
+
+# --------------------------------------------------------------------------------------- the kernel
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def _values(ordered_ptr, p, n_samples, low, high, shrink):
+    """Rewards at places p ≥ −1 of a sorted row, brought in; before the first is the first."""
+    x = tl.load(ordered_ptr + tl.maximum(p, 0), mask=p < n_samples, other=float("inf"))
+    return tl.minimum(tl.maximum(x.to(low.dtype), low), high) * shrink
+
+
+@triton.jit
+def _gaps(ordered_ptr, p, n_samples, low, high, shrink):
+    return _values(ordered_ptr, p, n_samples, low, high, shrink) - _values(
+        ordered_ptr, p - 1, n_samples, low, high, shrink
+    )
+
+
+@triton.jit(do_not_specialize=["table_size", "n_samples", "k"])
+def _row_kernel(
+    ordered_ptr, places_ptr, where_ptr, group_ptr, k_ptr, out_ptr, form_ptr, table_ptr, table_size,
+    n_samples, k, spared, undersized, by_mean, mirror, where_row, where_sample, out_row,
+    K: tl.constexpr, MASKED: tl.constexpr, MAX_AT_K: tl.constexpr, LAG: tl.constexpr,
+    STANDARDISED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row; DTYPE is what to compute in.
+
+    K says where k is: "int", the argument; "scalar", in memory for all rows; "row", one for each.
+    undersized: 0 zero, 1 NaN, 2 clip. MAX_AT_K: a single number for the row, and no form is read.
+    """
+    INF: tl.constexpr = float("inf")
+    row = tl.program_id(0).to(tl.int64)
+    ordered_ptr += row * n_samples
+    every = tl.arange(0, BLOCK)
+    zero = tl.full([], 0.0, DTYPE)
+    # What is summed up over blocks: rounding there would add up along a row of a million.
+    nothing = tl.full([], 0.0, tl.float64)
+
+    # The group, its k, and the estimator for it.
+    group = tl.full([], n_samples, tl.int32)
+    if MASKED:
+        group = tl.load(group_ptr + row).to(tl.int32)
+    if K == "int":
+        k = tl.full([], k, tl.int32)
+    else:
+        if K == "row":
+            k_ptr += row
+        k = tl.minimum(tl.maximum(tl.load(k_ptr).to(tl.int64), 0), 1 << 30).to(tl.int32)
+    if undersized == 2:
+        k = tl.minimum(k, group - spared)
+    admitted = (k >= 1) & (k <= group - spared)
+    live = tl.where(admitted, zero + 1, zero)
+    # Where no k is admitted the formulas see two samples and k=1, all weights times 0.
+    n, k = tl.where(admitted, group, 2), tl.where(admitted, k, 1)
+    if MAX_AT_K:
+        anchor, gap, below, slope = live, zero, zero, live / k.to(DTYPE)
+    else:
+        anchor, gap, below, slope = _scalars(form_ptr, n, k, DTYPE)
+        times = live * tl.where(by_mean != 0, group, 1).to(DTYPE)
+        anchor, gap, below, slope = anchor * times, gap * times, below * times, slope * times
+    middle = (mirror * (n - 1)).to(DTYPE)
+    lead = _lead(n, k, live, table_ptr, table_size)
+
+    low = tl.load(ordered_ptr).to(DTYPE)
+    high = tl.load(ordered_ptr + tl.maximum(group - 1, 0)).to(DTYPE)
+    shrink = zero + 1
+
+    # The estimator of the row of signs: what it gives the smallest, adds for all that are not −inf,
+    # and for those that are +inf; its spread.
+    bottom, above_bottom, at_top, sign_spread = zero, zero, zero, zero
+    # NaN compares false.
+    if (high - low < INF) == 0:
+        minus = tl.full([], 0, tl.int32)
+        plus = tl.full([], 0, tl.int32)
+        for start in tl.range(0, n_samples, BLOCK):
+            p = start + every
+            x = tl.load(ordered_ptr + p, mask=p < group, other=0.0)
+            minus += tl.sum((x == -INF).to(tl.int32), 0)
+            plus += tl.sum((x == INF).to(tl.int32), 0)
+        under = group - plus  # where the step up to +inf is; the one from −inf is at `minus`
+        some = minus < under
+        low = tl.load(ordered_ptr + tl.where(some, minus, 0)).to(DTYPE)
+        high = tl.load(ordered_ptr + tl.where(some, under - 1, 0)).to(DTYPE)
+        low, high = tl.where(some, low, zero), tl.where(some, high, zero)
+        shrink = tl.where(high - low < INF, zero + 1, 0.25)
+        if MAX_AT_K or STANDARDISED:
+            # The chances that the best of k is −inf, finite, +inf. From here on nothing is
+            # subtracted that is not small, or exactly 0 where it has to be.
+            worst, between, top = nothing, nothing, nothing
+            for start in tl.range(0, n_samples, BLOCK):
+                p = start + every
+                chance = _ratios(p, n, k, lead, table_ptr, table_size, DTYPE)
+                worst += tl.sum(tl.where(p < minus, chance, 0.0), 0).to(tl.float64)
+                top += tl.sum(tl.where(p >= under, chance, 0.0), 0).to(tl.float64)
+                chance = tl.where((p >= minus) & (p < under), chance, 0.0)
+                between += tl.sum(chance, 0).to(tl.float64)
+            mean = top - worst
+            if MAX_AT_K:
+                bottom = mean.to(DTYPE)
+            else:
+                from_minus, from_plus = 2 * top + between, 2 * worst + between
+                spread = worst * from_minus * from_minus + top * from_plus * from_plus
+                sign_spread = tl.sqrt(spread + between * mean * mean).to(DTYPE)
+        if not MAX_AT_K:
+            first = _ratios(minus - LAG, n, k, lead, table_ptr, table_size, DTYPE)
+            second = _ratios(under - LAG, n, k, lead, table_ptr, table_size, DTYPE)
+            first = tl.where((minus > 0) & (minus < group), first, zero)
+            second = tl.where((plus > 0) & (plus < group), second, zero)
+            sign = tl.where(plus > 0, zero + 1, tl.where(minus == group, zero - 1, zero))
+            bottom = anchor * sign - first * (below + slope * tl.abs(minus.to(DTYPE) - middle))
+            bottom -= second * (below + slope * tl.abs(under.to(DTYPE) - middle))
+            above_bottom, at_top = first * gap, second * gap
+    largest = high * shrink
+
+    # The row's constant; the mean of the best of k, measured from the largest so that an offset
+    # drops out; how far down it can lie.
+    constant, mean, reach = nothing, nothing, zero
+    if STANDARDISED or ((below != 0) | (slope != 0)):
+        for start in tl.range(0, n_samples, BLOCK):
+            p = start + every
+            ratio = _ratios(p - LAG, n, k, lead, table_ptr, table_size, DTYPE)
+            weight = ratio * (below + slope * tl.abs(p.to(DTYPE) - middle))
+            gaps = _gaps(ordered_ptr, p, n_samples, low, high, shrink)
+            constant += tl.sum(weight * gaps, 0).to(tl.float64)
+            if STANDARDISED:
+                chance = _ratios(p, n, k, lead, table_ptr, table_size, DTYPE)
+                apart = largest - _values(ordered_ptr, p, n_samples, low, high, shrink)
+                mean += tl.sum(chance * apart, 0).to(tl.float64)
+                reach = tl.maximum(reach, tl.max(tl.where(chance > 0, apart, 0.0), 0))
+    otherwise = tl.where((live > 0) | (undersized != 1), 0.0, float("nan")).to(DTYPE)
+    # Adding 0 turns a −0 into 0.
+    smallest = (anchor * largest - constant.to(DTYPE)) + 0.0 + otherwise
+
+    divisor = zero + 1
+    if STANDARDISED:
+        down = mean.to(DTYPE)
+        # The largest deviation: relative to it, squares neither overflow nor vanish.
+        unit = tl.maximum(down, reach - down)
+        inverse = tl.where(unit > 0, 1 / tl.where(unit > 0, unit, 1.0), zero)
+        variance = nothing
+        for start in tl.range(0, n_samples, BLOCK):
+            p = start + every
+            chance = _ratios(p, n, k, lead, table_ptr, table_size, DTYPE)
+            apart = largest - _values(ordered_ptr, p, n_samples, low, high, shrink)
+            deviation = tl.where(chance > 0, (down - apart) * inverse, 0.0)
+            variance += tl.sum(chance * deviation * deviation, 0).to(tl.float64)
+        spread = unit * tl.sqrt(variance).to(DTYPE)
+        divisor = tl.where(spread > 0, spread, INF)
+
+    # NaN comes last in a sort.
+    last = tl.load(ordered_ptr + n_samples - 1)
+    nan = last != last
+    stretch = 1 / shrink
+    if MAX_AT_K:
+        infinite = tl.where(bottom > 0, INF, -INF)
+        value = tl.where(bottom != 0, infinite, smallest * stretch)
+        tl.store(out_ptr + row * out_row, tl.where(nan, float("nan"), value))
+    else:
+        places_ptr += row * n_samples
+        out_ptr += row * out_row
+        beneath = nothing  # the sum over all blocks before
+        level = zero  # what the sample before has beneath it
+        for start in tl.range(0, n_samples, BLOCK):
+            p = start + every
+            inside = p < n_samples
+            ratio = _ratios(p - LAG, n, k, lead, table_ptr, table_size, DTYPE)
+            gaps = _gaps(ordered_ptr, p, n_samples, low, high, shrink)
+            terms = ratio * gaps
+            sums = beneath.to(DTYPE) + tl.cumsum(terms, 0)
+            beneath += tl.sum(terms, 0).to(tl.float64)
+            # A parallel scan may add in another order from sample to sample. Where there is no gap,
+            # carry the sum on; the true sums never fall, so a running maximum does it.
+            sums = tl.where(gaps > 0, tl.maximum(sums, level), level)
+            sums = tl.associative_scan(sums, 0, _larger)
+            level = tl.max(sums, 0)
+            value = gap * sums + smallest
+
+            x = tl.load(ordered_ptr + p, mask=inside, other=0.0)
+            leading = bottom + tl.where(x > -INF, above_bottom, zero)
+            leading += tl.where(x == INF, at_top, zero)
+            if STANDARDISED:
+                # What is divided by its spread stays finite.
+                at_limit = leading / tl.where(sign_spread > 0, sign_spread, zero + 1)
+                value = tl.where(sign_spread > 0, at_limit, value / divisor)
+            else:
+                infinite = tl.where(leading > 0, INF, -INF)
+                value = tl.where(leading != 0, infinite, value * stretch)
+            value = tl.where(nan, float("nan"), value)
+            place = tl.load(places_ptr + p, mask=inside, other=0)
+            if MASKED:
+                own = tl.load(where_ptr + row * where_row + place * where_sample, mask=inside)
+                value = tl.where(own != 0, value, 0.0)
+            tl.store(out_ptr + place, value, mask=inside)
+
+
+# ------------------------------------------------------------------------------------ on the host
+
+
+def transform_long(
+    rewards: torch.Tensor,
+    k: int | torch.Tensor,
+    where: torch.Tensor | None,
+    *,
+    form: torch.Tensor,
+    lag: int,
+    mirror: int,
+    spared: int,
+    standardised: bool,
+    by_mean: bool,
+    undersized: int,
+    table: torch.Tensor,
+    dtype: torch.dtype,
+    block: int = BLOCK,
+) -> torch.Tensor:
+    """The estimator's values, (rows, N); nothing is read on the host.
+
+    Args:
+        rewards: (rows, N).
+        k: an integer, or () or (rows,) integers on the device.
+        where: (rows, N) bool, or None.
+        form, lag, mirror, spared, standardised: the estimator; form is (2, 13).
+        by_mean: values times the size of the row's group.
+        undersized: 0 zero, 1 NaN, 2 clip.
+        table: (2, N + 1 or more), mantissas and exponents of the factorials from 0! on, in float64
+            or in what is computed in.
+        dtype: of the values.
+        block: samples that a program takes at a time, a power of two.
+    """
+    out = torch.empty(rewards.shape, dtype=dtype, device=rewards.device)
+    compute = _compute_dtype(rewards, dtype)
+    ordered, places, group = _sorted(rewards, where, compute)
+    _launch(
+        ordered, places, where, group, k, out, form, table,
+        spared=spared, undersized=undersized, by_mean=int(by_mean), mirror=mirror, MAX_AT_K=False,
+        LAG=lag, STANDARDISED=standardised, compute=compute, block=block,
+    )  # fmt: skip
+    return out
+
+
+def max_at_k_long(
+    rewards: torch.Tensor,
+    ks: Sequence[int | torch.Tensor],
+    where: torch.Tensor | None,
+    *,
+    table: torch.Tensor,
+    dtype: torch.dtype,
+    block: int = BLOCK,
+) -> torch.Tensor:
+    """max@k of (rows, N) rewards for each k, an integer or a () tensor: (rows, len(ks)), from one
+    sort; NaN where the row has fewer samples than k. The rest is as in `transform_long`."""
+    out = torch.empty((rewards.shape[0], len(ks)), dtype=dtype, device=rewards.device)
+    compute = _compute_dtype(rewards, dtype)
+    ordered, places, group = _sorted(rewards, where, compute)
+    for column, k in enumerate(ks):
+        _launch(
+            ordered, places, where, group, k, out[:, column], None, table,
+            spared=0, undersized=UNDERSIZED_NAN, by_mean=0, mirror=0, MAX_AT_K=True,
+            LAG=1, STANDARDISED=False, compute=compute, block=block,
+        )  # fmt: skip
+    return out
+
+
+def _compute_dtype(rewards: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if torch.float64 in (dtype, rewards.dtype) else torch.float32
+
+
+def _sorted(
+    rewards: torch.Tensor, where: torch.Tensor | None, compute: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Keys in ascending order, their places, and how many samples each row has of its own."""
+    keys = rewards.detach()
+    # Short floats sort in fewer passes, and in the same order.
+    if keys.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        keys = keys.to(compute)
+    group = None
+    if where is not None:
+        keys, group = torch.where(where, keys, float("inf")), where.sum(-1)
+    ordered, places = torch.sort(keys.contiguous(), dim=-1)
+    return ordered, places, group
+
+
+def _launch(
+    ordered: torch.Tensor,
+    places: torch.Tensor,
+    where: torch.Tensor | None,
+    group: torch.Tensor | None,
+    k: int | torch.Tensor,
+    out: torch.Tensor,
+    form: torch.Tensor | None,
+    table: torch.Tensor,
+    *,
+    compute: torch.dtype,
+    block: int,
+    **constants: Any,
+) -> None:
+    rows, n_samples = ordered.shape
+    kind, number, k_tensor = "int", 0, None
+    if isinstance(k, torch.Tensor):
+        kind, k_tensor = "row" if k.ndim else "scalar", k.contiguous()
+    else:
+        number = min(max(k, 0), MOST)
+    _row_kernel[(rows,)](
+        ordered,
+        places,
+        None if where is None else where.view(torch.uint8),
+        group,
+        k_tensor,
+        out,
+        form,
+        table,
+        table_size=table.shape[-1],
+        n_samples=n_samples,
+        k=number,
+        where_row=0 if where is None else where.stride(0),
+        where_sample=0 if where is None else where.stride(1),
+        out_row=out.stride(0),
+        K=kind,
+        MASKED=where is not None,
+        DTYPE=tl.float64 if compute == torch.float64 else tl.float32,
+        BLOCK=block,
+        num_warps=max(1, min(WARPS, block // 256)),
+        **constants,
+    )

@@ -1,0 +1,139 @@
+"""Sorting networks, as data that a kernel unrolls.
+
+A row lies in LANES threads, CHUNK samples in each. It is sorted in three kinds of step:
+
+    COMPARE, distance  samples of every thread that far apart: the smaller to the front
+    ACROSS, bit        every sample, and the same one of the lane whose number differs in that bit
+    TURN, bit, other   threads where these two bits differ change the sign of their samples
+
+Every thread first sorts its own samples, by a short list of comparators (a, b); then sorted runs
+are merged pair by pair, all samples in one step (bitonic merges). A bitonic merge wants one run of the two descending:
+with the sign of its samples changed, every comparison is an ascending one. Between two lanes the
+lower keeps the smaller sample; with the sign of the upper changed, both keep the smaller.
+
+What a comparison found ("swapped" or not) is a bit; bits are packed into words, newest lowest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+
+COMPARE, ACROSS, TURN = 0, 1, 2
+
+# A bit that is 0 in every lane's number.
+NO_BIT = 30
+
+# Decisions in a word: ptxas moves up to 24 bits of a register into predicates, 7 at a time.
+WORD_BITS = 24
+
+# Triton calls these while it compiles; Python calls them as they are.
+
+
+@triton.constexpr_function  # type: ignore[untyped-decorator]
+def sort_sixteen() -> Any:
+    """The best network known for 16: 60 comparators (after Green 1969), where Batcher's has 63."""
+    layers = (
+        ((0, 13), (1, 12), (2, 15), (3, 14), (4, 8), (5, 6), (7, 11), (9, 10)),
+        ((0, 5), (1, 7), (2, 9), (3, 4), (6, 13), (8, 14), (10, 15), (11, 12)),
+        ((0, 1), (2, 3), (4, 5), (6, 8), (7, 9), (10, 11), (12, 13), (14, 15)),
+        ((0, 2), (1, 3), (4, 10), (5, 11), (6, 7), (8, 9), (12, 14), (13, 15)),
+        ((1, 2), (3, 12), (4, 6), (5, 7), (8, 10), (9, 11), (13, 14)),
+        ((1, 4), (2, 6), (5, 8), (7, 10), (9, 13), (11, 14)),
+        ((2, 4), (3, 6), (9, 12), (11, 13)),
+        ((3, 5), (6, 8), (7, 9), (10, 12)),
+        ((3, 4), (5, 6), (7, 8), (9, 10), (11, 12)),
+        ((6, 7), (8, 9)),
+    )
+    return [pair for layer in layers for pair in layer]
+
+
+@triton.constexpr_function  # type: ignore[untyped-decorator]
+def odd_even_merges(n: Any, run: Any) -> Any:
+    """Batcher's odd-even merges of sorted runs of `run`, a power of two: comparators (a, b)."""
+    pairs = []
+    while run < n:
+        distance = run
+        while distance >= 1:
+            for start in range(distance % run, n - distance, 2 * distance):
+                for a in range(start, min(start + distance, n - distance)):
+                    if a // (2 * run) == (a + distance) // (2 * run):
+                        pairs.append((a, a + distance))
+            distance //= 2
+        run *= 2
+    return pairs
+
+
+@triton.constexpr_function  # type: ignore[untyped-decorator]
+def sort_chunk(n: Any) -> Any:
+    """A network for any n, the shorter of two: comparators (a, b) with a < b.
+
+    Comparators beyond n fall away: what is not there would be larger than all that is.
+    """
+    runs = [
+        (first + a, first + b)
+        for first in range(0, n, 16)
+        for a, b in sort_sixteen()
+        if first + b < n
+    ]
+    return min(odd_even_merges(n, 1), runs + odd_even_merges(n, 16), key=len)
+
+
+@triton.constexpr_function  # type: ignore[untyped-decorator]
+def chunk_steps(n: Any) -> Any:
+    """`sort_chunk` with what the kernel needs to keep its decisions: a tuple of (a, b, word, mask,
+    closes): the word and the bit of the comparator's decision, and whether it is the word's last.
+    """
+    pairs = sort_chunk(n)
+    steps = []
+    for number, pair in enumerate(pairs):
+        word = number // WORD_BITS
+        newest = min(len(pairs), (word + 1) * WORD_BITS) - 1
+        steps.append((*pair, word, 1 << (newest - number), number == newest))
+    return tuple(steps)
+
+
+@triton.constexpr_function  # type: ignore[untyped-decorator]
+def merge_steps(chunk: Any, lanes: Any) -> Any:
+    """What merges `lanes` sorted chunks: sample c of lane p ends as the (p · chunk + c)-th smallest.
+
+    Args:
+        chunk: samples in a thread, a power of two.
+        lanes: threads for a row, a power of two.
+
+    Returns:
+        A tuple of (kind, a, b, word, mask, closes). A COMPARE has one bit for a pair, an ACROSS two.
+    """
+    plain: list[tuple[int, int, int]] = []
+    for level in range(lanes.bit_length() - 1):
+        plain.append((TURN, level + 1, NO_BIT))
+        for bit in range(level, -1, -1):
+            plain.append((ACROSS, bit, 0))
+            plain.append((TURN, bit, bit - 1 if bit else NO_BIT))
+        distance = chunk // 2
+        while distance >= 1:
+            plain.append((COMPARE, distance, 0))
+            distance //= 2
+
+    # Words hold at most 24 bits; an ACROSS keeps its two in one.
+    bits = {COMPARE: 1, ACROSS: 2, TURN: 0}
+    words: list[list[int]] = [[]]
+    for number, step in enumerate(plain):
+        if sum(bits[plain[other][0]] for other in words[-1]) + bits[step[0]] > WORD_BITS:
+            words.append([])
+        if bits[step[0]]:
+            words[-1].append(number)
+    steps = [(*step, 0, 0, False) for step in plain]
+    for word, numbers in enumerate(words):
+        position = sum(bits[plain[number][0]] for number in numbers)
+        for number in numbers:
+            position -= bits[plain[number][0]]
+            steps[number] = (*plain[number], word, 1 << position, number == numbers[-1])
+    return tuple(steps)
+
+
+@triton.constexpr_function  # type: ignore[untyped-decorator]
+def padded(n: Any) -> Any:
+    """The power of two that n fits in."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,108 @@
+"""Numbers that kernels read and that depend on nothing but the length of rows: made once a device.
+
+Tables are copied to the device on the current stream, from pinned memory, without waiting; another
+stream that uses one waits on the device for the copy, not on the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Threads that a row may lie in.
+MOST_LANES = 256
+
+_RADIX_BITS = 16
+_PRECISION_BITS = 100
+
+
+@dataclass
+class _Table:
+    values: torch.Tensor
+    source: torch.Tensor  # pinned memory must outlive the copy
+    stream: torch.cuda.Stream | None = None
+    copied: torch.cuda.Event | None = None
+
+
+_tables: dict[tuple[str, torch.device, torch.dtype, Any], _Table] = {}
+
+
+def factorials(largest: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """0!, 1!, … as mantissa · 65536^exponent, for every number up to at least `largest`.
+
+    Returns:
+        (2, size): the mantissas, in [1, 65536), and the exponents.
+    """
+    size = max(1024, 1 << largest.bit_length())
+    return _on_device("factorials", device, dtype, size)
+
+
+def inverses(chunk: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """(2, chunk, MOST_LANES): 1/(j − lag) for sample j = lane · chunk + c, 0 where j ≤ lag; first
+    for a lag of 0, then of 1."""
+    return _on_device("inverses", device, dtype, chunk)
+
+
+def forms(numbers: tuple[tuple[int, ...], ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """An estimator's form for k ≥ 2 and for k = 1, as `pkpo_triton.Weights` orders it: (2, 13)."""
+    return _on_device("form", device, dtype, numbers)
+
+
+def _on_device(
+    what: str, device: torch.device, dtype: torch.dtype, size: Any
+) -> torch.Tensor:
+    key = (what, device, dtype, size)
+    table = _tables.get(key)
+    if table is None:
+        table = _made(what, device, dtype, size)
+        # A table made while a graph is captured is the graph's: it holds nothing before a replay.
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            _tables[key] = table
+    elif table.copied is not None and table.stream != torch.cuda.current_stream(device):
+        if table.copied.query():
+            table.copied = None
+        else:
+            torch.cuda.current_stream(device).wait_event(table.copied)
+    return table.values
+
+
+def _made(what: str, device: torch.device, dtype: torch.dtype, size: Any) -> _Table:
+    makers = {"factorials": _factorials, "inverses": _inverses, "form": torch.tensor}
+    source = makers[what](size).to(dtype)
+    if device.type != "cuda":
+        return _Table(source.to(device), source)
+    source = source.pin_memory()
+    values = source.to(device, non_blocking=True)
+    stream = torch.cuda.current_stream(device)
+    if torch.cuda.is_current_stream_capturing():
+        # The graph copies from here whenever it is replayed.
+        _captured.append(source)
+        return _Table(values, source)
+    copied = torch.cuda.Event()
+    copied.record(stream)
+    return _Table(values, source, stream, copied)
+
+
+_captured: list[torch.Tensor] = []
+
+
+def _factorials(size: int) -> torch.Tensor:
+    mantissas, exponents = [], []
+    # n! in fixed point: a hundred bits lose 2^−100 of it in a step.
+    mantissa, exponent = 1 << _PRECISION_BITS, 0
+    for n in range(size):
+        mantissa *= max(n, 1)
+        while mantissa >> (_PRECISION_BITS + _RADIX_BITS):
+            mantissa >>= _RADIX_BITS
+            exponent += 1
+        mantissas.append(mantissa / (1 << _PRECISION_BITS))
+        exponents.append(float(exponent))
+    return torch.tensor([mantissas, exponents], dtype=torch.float64)
+
+
+def _inverses(chunk: int) -> torch.Tensor:
+    samples = torch.arange(MOST_LANES) * chunk + torch.arange(chunk)[:, None]
+    numbers = samples - torch.arange(2)[:, None, None]
+    return torch.where(numbers > 0, 1 / numbers.clamp(min=1).to(torch.float64), 0.0)
