@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Subject, rewards_of_every_kind
+from conftest import INTERPRETED, Subject, rewards_of_every_kind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shapes import ENUMERATED_N, REFERENCE, ks_for
@@ -187,7 +187,8 @@ class TestProperties:
             assert (out >= 0).all()
 
     def test_repeats_bit_for_bit(self, subject: Subject, rng: np.random.Generator) -> None:
-        rewards = subject.array(rng.standard_normal((700, 300)).astype(np.float32))
+        rows = 20 if INTERPRETED else 700
+        rewards = subject.array(rng.standard_normal((rows, 300)).astype(np.float32))
         if subject.implementation == "reference":
             rewards = rewards[:2]
         first = subject.transform(rewards, 7)
@@ -319,6 +320,8 @@ class TestOptions:
         assert out.dtype == rewards.dtype
         exact = expected(subject.numpy(rewards), 3)
         resolution = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-22}[dtype]
+        if INTERPRETED and dtype == "bfloat16":
+            resolution *= 2  # Triton's interpreter cuts off where a GPU rounds
         # Computed in float32 or better and rounded once.
         np.testing.assert_allclose(subject.numpy(out), exact, rtol=1.01 * resolution, atol=6e-8)
         assert pk.max_at_k(rewards, 2, implementation=subject.implementation).dtype == rewards.dtype
@@ -339,13 +342,13 @@ class TestOptions:
         if subject.implementation == "reference":
             pytest.skip("goes row by row anyway")
         # Beyond what any implementation takes in one block, and no whole number of blocks.
-        rows = 2200
+        rows = 41 if INTERPRETED else 2200
         rewards = rng.standard_normal((rows, 512)).astype(np.float32)
         where = rng.random((rows, 512)) < 0.9
         k = rng.integers(1, 100, rows)
         full = subject.transform(subject.array(rewards), k, where=subject.array(where))
         best = subject.max_at_k(subject.array(rewards), [3], where=subject.array(where))
-        for part in (slice(0, 3), slice(1020, 1030), slice(rows - 3, rows)):
+        for part in (slice(0, 3), slice(rows // 2, rows // 2 + 5), slice(rows - 3, rows)):
             some, mask = subject.array(rewards[part]), subject.array(where[part])
             np.testing.assert_allclose(
                 full[part], subject.transform(some, k[part], where=mask), rtol=2e-6, atol=1e-9

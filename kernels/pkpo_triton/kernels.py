@@ -298,15 +298,14 @@ def _ratio(i, n, k, table_ptr, table_size, once, T: tl.constexpr):
         top_ptr += table_size
         bottom_ptr += table_size
     ratio = k.to(DTYPE) * ((i_mantissa / rest_mantissa) * (top / bottom))
-    # What comes near the smallest normal number counts as 0.
+    # Half the power of 2, which is a normal number wherever the ratio is one.
     if DTYPE == tl.float64:
-        inside = inside & (exponent > -60)
-        power = ((tl.maximum(exponent, -60.0) * 16 + 1023).to(tl.int64) << 52).to(DTYPE, bitcast=True)
+        half = (tl.maximum(exponent, -127.0) * 8 + 1023).to(tl.int64) << 52
     else:
-        inside = inside & (exponent > -7)
-        power = ((tl.maximum(exponent, -7.0) * 16 + 127).to(tl.int32) << 23).to(DTYPE, bitcast=True)
+        half = (tl.maximum(exponent, -15.0) * 8 + 127).to(tl.int32) << 23
+    half = half.to(DTYPE, bitcast=True)
     # At k=1 exactly what an estimator's anchor may be, so that the two cancel.
-    ratio = tl.where(k == 1, _quotient(k.to(DTYPE), n.to(DTYPE)), ratio * power)
+    ratio = tl.where(k == 1, _quotient(k.to(DTYPE), n.to(DTYPE)), ratio * half * half)
     return tl.where(inside, ratio, 0.0)
 
 
@@ -1105,7 +1104,8 @@ def max_at_k_kernel(
                 table_size, once, 1, False, T,
             )  # fmt: skip
             best = tl.where(leading != 0, tl.where(leading > 0, float("inf"), -float("inf")), best)
-        best = tl.where(nan | (live == 0), float("nan"), best)
+        best = tl.where(live > 0, best, float("nan"))
+        best = tl.where(nan, float("nan"), best)
         row = thread // LANES
         tl.store(
             out_ptr + (block + row) * n_ks + q,
