@@ -128,7 +128,9 @@ def compile_variant(variant: Variant, target: GPUTarget) -> Compiled:
     with tempfile.TemporaryDirectory() as empty, triton.knobs.cache.scope():
         triton.knobs.cache.dir = empty
         start = time.perf_counter()
-        kernel = triton.compile(source, target=target, options={"num_warps": variant.num_warps})
+        kernel = triton.compile(
+            source, target=target, options={"num_warps": variant.num_warps, "num_stages": 1}
+        )
         seconds = time.perf_counter() - start
     usage = nvidia_usage(kernel) if target.backend == "cuda" else amd_usage(kernel)
     return Compiled(variant, target, kernel, seconds, usage)

@@ -373,12 +373,23 @@ def _chain_next(
 
 
 @triton.jit
+def _constant(
+    terms, lane, below, slope, middle, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr
+):
+    """Σ (below + slope · |j − middle|) · r_j · d_j of every row."""
+    constant = tl.zeros_like(terms[0])
+    place = (lane * CHUNK).to(constant.dtype)
+    for c in tl.static_range(CHUNK):
+        constant += (below + slope * tl.abs(place + c - middle)) * terms[c]
+    return _over_lanes(constant, False, LANES, T)
+
+
+@triton.jit
 def _scan(
     t, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr, UNEVEN: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Sorted rows → what each sample has beneath it, Σ r_j d_j, and the row's
-    Σ (below + slope · |j − middle|) · r_j · d_j and Σ (j/k) · r_j · d_j."""
+    """Sorted rows → what each sample has beneath it, Σ r_j d_j, and the row's constant."""
     DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
     FIRST: tl.constexpr = 1 if LANES == 1 else 0
     inverses = _inverses(inverse_ptr, lane, once, LAG, CHUNK, LANES, T)
@@ -400,10 +411,7 @@ def _scan(
 
     constant = tl.zeros([T], DTYPE)
     if has_constant != 0:
-        place = (lane * CHUNK).to(DTYPE)
-        for c in tl.static_range(CHUNK):
-            constant += (below + slope * tl.abs(place + c - middle)) * terms[c]
-        constant = _over_lanes(constant, False, LANES, T)
+        constant = _constant(terms, lane, below, slope, middle, CHUNK, LANES, T)
 
     total = terms[0]
     local = (total,)
@@ -609,10 +617,20 @@ def _load(
             x = tl.load(whole)
             whole += BLOCK_ROWS
     for _ in tl.range(1 - full):
-        inside = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
-        x = tl.load(pointers, mask=inside, other=0)
+        x = _load_inside(
+            pointers, rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR
+        )  # fmt: skip
         pointers += BLOCK_ROWS
     return x
+
+
+@triton.jit
+def _load_inside(
+    pointers, rows_left, n_samples, FLAT: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    inside = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    return tl.load(pointers, mask=inside, other=0)
 
 
 @triton.jit
@@ -637,9 +655,19 @@ def _store(
             tl.store(whole, tile)
             whole += BLOCK_ROWS
     for _ in tl.range(1 - full):
-        inside = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
-        tl.store(pointers, tile, mask=inside)
+        _store_inside(
+            pointers, tile, rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR
+        )  # fmt: skip
         pointers += BLOCK_ROWS
+
+
+@triton.jit
+def _store_inside(
+    pointers, tile, rows_left, n_samples, FLAT: tl.constexpr, SHORT: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    inside = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    tl.store(pointers, tile, mask=inside)
 
 
 @triton.jit
@@ -762,56 +790,6 @@ def _ordered_by_count(t, lane, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.c
 
 
 @triton.jit
-def _counted(
-    t, n, k, lane, live, start, below, slope, middle, has_constant,
-    table_ptr, table_size, inverse_ptr, once, LAG: tl.constexpr, STANDARDISED: tl.constexpr,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, UNEVEN: tl.constexpr, T: tl.constexpr,
-):  # fmt: skip
-    """`_sorted` for rows of two levels: the sorted row follows from a count, and so do the places
-    of the outcome."""
-    ordered = _ordered_by_count(t, lane, CHUNK, LANES, T)
-    high = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
-    sums, constant = _scan(
-        ordered, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
-        CHUNK, LANES, UNEVEN, T,
-    )  # fmt: skip
-    spread = high * 0.0
-    if STANDARDISED:
-        spread = _spread(
-            ordered, high, n, k, lane, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
-            LANES, UNEVEN, T,
-        )  # fmt: skip
-    top = _over_lanes(sums[CHUNK - 1], True, LANES, T)
-    placed = ()
-    for c in tl.static_range(CHUNK):
-        placed = placed + (tl.where(t[c] == high, top, 0.0),)
-    return placed, constant, high, spread
-
-
-@triton.jit
-def _sorted(
-    t, n, k, lane, live, start, below, slope, middle, has_constant,
-    table_ptr, table_size, inverse_ptr, once, LAG: tl.constexpr, STANDARDISED: tl.constexpr,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, UNEVEN: tl.constexpr, T: tl.constexpr,
-):  # fmt: skip
-    """Rows → what each sample has beneath it, in its own place; the row's constant, its largest
-    reward, and the spread of the best of k."""
-    ordered, words, merged = _sort(t, lane, CHUNK, LANES, T)
-    largest = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
-    sums, constant = _scan(
-        ordered, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
-        CHUNK, LANES, UNEVEN, T,
-    )  # fmt: skip
-    spread = largest * 0.0
-    if STANDARDISED:
-        spread = _spread(
-            ordered, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
-            LANES, UNEVEN, T,
-        )  # fmt: skip
-    return _unsort(sums, words, merged, CHUNK, LANES, T), constant, largest, spread
-
-
-@triton.jit
 def _finish(
     t, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
     out_sample, rows_left, n_samples, FLAT: tl.constexpr, MASKED: tl.constexpr, SHORT: tl.constexpr,
@@ -828,6 +806,72 @@ def _finish(
     _store(
         out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, CHUNK,
         LANES, BLOCK_ROWS, VECTOR,
+    )  # fmt: skip
+
+
+@triton.jit
+def _by_counting(
+    t, n, k, lane, live, start, below, slope, middle, has_constant, table_ptr, table_size,
+    inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
+    n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr, SHORT: tl.constexpr,
+    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Store the outcome for rows of two levels: what the sorted row is follows from a count, and
+    where its values belong, from the rewards."""
+    T: tl.constexpr = BLOCK_ROWS * LANES
+    UNEVEN: tl.constexpr = MASKED or SHORT
+    ordered = _ordered_by_count(t, lane, CHUNK, LANES, T)
+    largest = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
+    sums, constant = _scan(
+        ordered, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
+        CHUNK, LANES, UNEVEN, T,
+    )  # fmt: skip
+    spread = largest * 0.0
+    if STANDARDISED:
+        spread = _spread(
+            ordered, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
+            LANES, UNEVEN, T,
+        )  # fmt: skip
+    top = _over_lanes(sums[CHUNK - 1], True, LANES, T)
+    placed = ()
+    for c in tl.static_range(CHUNK):
+        placed = placed + (tl.where(t[c] == largest, top, 0.0),)
+    _finish(
+        placed, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
+        out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, STANDARDISED, CHUNK, LANES,
+        BLOCK_ROWS, VECTOR,
+    )  # fmt: skip
+
+
+@triton.jit
+def _by_sorting(
+    t, n, k, lane, live, start, below, slope, middle, has_constant, table_ptr, table_size,
+    inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
+    n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr, SHORT: tl.constexpr,
+    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Store the outcome for any rows."""
+    T: tl.constexpr = BLOCK_ROWS * LANES
+    UNEVEN: tl.constexpr = MASKED or SHORT
+    ordered, words, merged = _sort(t, lane, CHUNK, LANES, T)
+    largest = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
+    sums, constant = _scan(
+        ordered, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
+        CHUNK, LANES, UNEVEN, T,
+    )  # fmt: skip
+    spread = largest * 0.0
+    if STANDARDISED:
+        spread = _spread(
+            ordered, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
+            LANES, UNEVEN, T,
+        )  # fmt: skip
+    placed = _unsort(sums, words, merged, CHUNK, LANES, T)
+    _finish(
+        placed, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
+        out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, STANDARDISED, CHUNK, LANES,
+        BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
 
@@ -983,23 +1027,19 @@ def transform_kernel(
             counted = _has_two_levels(t, CHUNK, LANES, T)
     if CHUNK > 8 or COUNT_ONLY:
         if counted:
-            u, constant, largest, spread = _counted(
+            _by_counting(
                 t, n, k, lane, live, start, below, slope, middle, has_constant,
-                table_ptr, table_size, inverse_ptr, once, LAG, STANDARDISED, CHUNK, LANES, UNEVEN, T,
-            )  # fmt: skip
-            _finish(
-                u, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
-                out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+                table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
+                out_row, out_sample, rows_left, n_samples, LAG, FLAT, MASKED, SHORT, STANDARDISED,
+                CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
     if not COUNT_ONLY:
         if counted == 0:
-            u, constant, largest, spread = _sorted(
+            _by_sorting(
                 t, n, k, lane, live, start, below, slope, middle, has_constant,
-                table_ptr, table_size, inverse_ptr, once, LAG, STANDARDISED, CHUNK, LANES, UNEVEN, T,
-            )  # fmt: skip
-            _finish(
-                u, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
-                out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+                table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
+                out_row, out_sample, rows_left, n_samples, LAG, FLAT, MASKED, SHORT, STANDARDISED,
+                CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
 
     if look == 2:

@@ -1,0 +1,215 @@
+"""The Triton kernels at the edges of their regimes, and how they meet torch.
+
+Run with TRITON_INTERPRET=1, or with TEST_DEVICE=cuda on a GPU; what they compute otherwise is the
+contract's business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import DEVICE, INTERPRETED, rewards_of_every_kind
+
+import pkpo_kernels as pk
+
+torch = pytest.importorskip("torch")
+if not (INTERPRETED or DEVICE == "cuda"):
+    pytest.skip("needs TRITON_INTERPRET=1 or TEST_DEVICE=cuda", allow_module_level=True)
+
+from pkpo_triton import plan as plans  # noqa: E402
+from pkpo_triton.networks import merge_steps, sort_chunk  # noqa: E402
+
+# Every length at which something changes, one less and one more.
+EDGES = (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 300)
+
+
+def transformed(rewards: Any, k: Any, **options: Any) -> Any:
+    return pk.transform(rewards, k, implementation="triton", **options).cpu()
+
+
+def expected(rewards: np.ndarray[Any, Any], k: Any, **options: Any) -> Any:
+    return pk.transform(rewards.astype(np.float64), k, implementation="numpy", **options)
+
+
+def tensor(values: Any) -> Any:
+    return torch.from_numpy(np.array(values)).to(DEVICE)
+
+
+class TestNetworks:
+    @pytest.mark.parametrize("n", range(1, 17))
+    def test_a_chunk_of_zeros_and_ones_is_sorted(self, n: int) -> None:
+        # What sorts all zeros and ones sorts everything.
+        rows = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+        for a, b in sort_chunk(n):
+            assert a < b
+            low, high = rows[:, [a, b]].min(1), rows[:, [a, b]].max(1)
+            rows[:, a], rows[:, b] = low, high
+        assert (np.diff(rows, axis=1) >= 0).all()
+
+    @pytest.mark.parametrize("n", [24, 31, 33, 48, 63, 64])
+    def test_longer_chunks_are_sorted(self, n: int, rng: np.random.Generator) -> None:
+        rows = rng.integers(0, 2, (2000, n))
+        for a, b in sort_chunk(n):
+            low, high = rows[:, [a, b]].min(1), rows[:, [a, b]].max(1)
+            rows[:, a], rows[:, b] = low, high
+        assert (np.diff(rows, axis=1) >= 0).all()
+
+    def test_every_decision_of_a_merge_has_a_bit_of_its_own(self) -> None:
+        for lanes in (2, 8, 64, 256):
+            used = [step for step in merge_steps(32, lanes) if step[4]]
+            bits = [(word, mask) for _, _, _, word, mask, _ in used]
+            wide = [(word, 2 * mask) for kind, _, _, word, mask, _ in used if kind == 1]
+            assert len(set(bits + wide)) == len(bits) + len(wide)
+            assert max(mask for _, mask in bits + wide) < 2**24
+            closing = [word for _, _, _, word, _, closes in used if closes]
+            assert closing == sorted({word for word, _ in bits})
+
+
+@pytest.mark.parametrize("n", EDGES)
+def test_every_regime_and_its_edges(n: int, rng: np.random.Generator) -> None:
+    rewards = rewards_of_every_kind(rng, n, rows=2).astype(np.float32)
+    for estimator, k in (("sloo_minus_one", max(1, n // 3)), ("sloo", max(1, n // 2))):
+        if k > pk.ESTIMATORS[estimator].largest_k(n):
+            continue
+        want = expected(rewards, k, estimator=estimator)
+        got = transformed(tensor(rewards), k, estimator=estimator)
+        np.testing.assert_allclose(got, want, rtol=5e-6, atol=3e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("n", [9, 64, 65, 130])
+def test_masks_at_the_edges(n: int, rng: np.random.Generator) -> None:
+    rewards = rng.standard_normal((6, n)).astype(np.float32)
+    where = rng.random((6, n)) < np.array([[1.0], [0.9], [0.5], [0.1], [0.0], [0.7]])
+    k = rng.integers(1, 5, 6)
+    for undersized in ("zero", "nan", "clip"):
+        options: dict[str, Any] = {"estimator": "sloo", "undersized": undersized}
+        want = expected(rewards, k, where=where, **options)
+        got = transformed(tensor(rewards), k, where=tensor(where), **options)
+        np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [5, 32, 40, 100])
+def test_zeros_and_ones_and_bools_agree(n: int, rng: np.random.Generator) -> None:
+    rewards = rng.random((7, n)) < 0.3
+    for estimator in ("sloo_minus_one", "s", "passk_training"):
+        want = expected(rewards, 3, estimator=estimator)
+        for dtype in (np.bool_, np.float32):
+            got = transformed(tensor(rewards.astype(dtype)), 3, estimator=estimator)
+            np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [16, 100])
+def test_counting_and_sorting_give_the_same_bits(n: int, rng: np.random.Generator) -> None:
+    rows = (rng.random((64, n)) < 0.5).astype(np.float32)
+    alone = transformed(tensor(rows), 3)
+    # One row of three levels in every block sends all of it through the network.
+    rows = np.repeat(rows, 2, axis=0)
+    rows[1::2] = rng.standard_normal((64, n))
+    np.testing.assert_array_equal(transformed(tensor(rows), 3)[::2], alone)
+
+
+@pytest.mark.parametrize("n", [8, 33, 70])
+def test_any_layout_is_read_as_it_is(n: int, rng: np.random.Generator) -> None:
+    values = rng.standard_normal((12, n)).astype(np.float32)
+    want = transformed(tensor(values), 3)
+    by_samples = tensor(values.T)
+    got = pk.transform(by_samples, 3, axis=0, implementation="triton")
+    np.testing.assert_array_equal(got.cpu().T, want)
+    assert got.stride() == by_samples.stride()
+    wide = tensor(np.repeat(np.repeat(values, 2, axis=0), 3, axis=1))
+    np.testing.assert_array_equal(transformed(wide[::2, ::3], 3), want)
+    np.testing.assert_array_equal(
+        transformed(tensor(values[0]).expand(4, n), 3), want[:1].expand(4, n)
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 129, 513])
+def test_any_number_of_rows(rows: int, rng: np.random.Generator) -> None:
+    rewards = rng.standard_normal((rows, 8)).astype(np.float32)
+    np.testing.assert_allclose(
+        transformed(tensor(rewards), 2), expected(rewards, 2), rtol=5e-6, atol=1e-7
+    )
+
+
+def test_a_long_row(rng: np.random.Generator) -> None:
+    n = plans.LONGEST_ON_CHIP + 1
+    rewards = rewards_of_every_kind(rng, n, rows=1).astype(np.float32)
+    where = rng.random(rewards.shape) < 0.9
+    want = expected(rewards, 7, where=where)
+    got = transformed(tensor(rewards), 7, where=tensor(where))
+    np.testing.assert_allclose(got, want, rtol=5e-6, atol=2e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("n", [20, 100])
+def test_max_at_k_of_several_ks(n: int, rng: np.random.Generator) -> None:
+    rewards = rewards_of_every_kind(rng, n, rows=2).astype(np.float32)
+    rewards[0, 0] = np.nan
+    ks = [1, 4, n]
+    got = pk.max_at_k(tensor(rewards), ks, implementation="triton").cpu()
+    want = pk.max_at_k(rewards.astype(np.float64), ks, implementation="numpy")
+    np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)
+
+
+class TestTorch:
+    def test_gradients_stop(self) -> None:
+        rewards = torch.randn(4, 8, device=DEVICE, requires_grad=True)
+        assert not pk.transform(rewards, 2, implementation="triton").requires_grad
+
+    def test_the_operators_pass_opcheck(self) -> None:
+        from pkpo_triton import op
+
+        rewards = torch.randn(4, 8, device=DEVICE)
+        form = [0, 0, 0, 1, *([0] * 9)]
+        where = torch.ones(4, 8, dtype=torch.bool, device=DEVICE)
+        k = torch.tensor(3, device=DEVICE)
+        for mask, hidden in ((None, None), (where, k)):
+            arguments = (rewards, 2, hidden, mask, form, form, [0, 0, 0, 0], False, 0)
+            torch.library.opcheck(op._transform_op, (*arguments, torch.float32))
+        torch.library.opcheck(op._max_at_k_op, (rewards, k[None], None, torch.float32))
+
+    def test_compiles_whole_and_takes_new_ks_and_rows(self) -> None:
+        torch._dynamo.reset()
+        programs = 0
+
+        def counting(graph: Any, inputs: Any) -> Any:
+            nonlocal programs
+            programs += 1
+            return graph.forward
+
+        @torch.compile(backend=counting, fullgraph=True, dynamic=True)
+        def step(rewards: Any, k: Any) -> Any:
+            return 2 * pk.transform(rewards * 1.0, k, implementation="triton")
+
+        for rows, k in ((4, 2), (4, 3), (9, 3)):
+            rewards = torch.randn(rows, 8, device=DEVICE)
+            got = step(rewards, torch.tensor(k, device=DEVICE))
+            want = 2 * pk.transform(rewards, k, implementation="torch")
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+        assert programs == 1
+
+    def test_fake_tensors_have_the_layout_of_real_ones(self) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        from pkpo_triton import op
+
+        for rewards in (torch.randn(6, 8), torch.randn(8, 6).t(), torch.randn(12, 8)[::2]):
+            real = pk.transform(rewards.to(DEVICE), 2, implementation="triton")
+            with FakeTensorMode() as mode:
+                fake = op._empty_result(mode.from_tensor(rewards), torch.float32)
+            assert fake.stride() == real.stride()
+
+
+def test_a_new_k_is_no_new_kernel() -> None:
+    if INTERPRETED:
+        pytest.skip("nothing is compiled")
+    from pkpo_triton import kernels
+
+    rewards = torch.randn(64, 16, device=DEVICE)
+    pk.transform(rewards, 2, implementation="triton")
+    before = sum(map(len, (cache[0] for cache in kernels.transform_kernel.device_caches.values())))
+    for k in (1, 3, 16):
+        pk.transform(torch.randn(64 + k, 16, device=DEVICE), k, implementation="triton")
+    after = sum(map(len, (cache[0] for cache in kernels.transform_kernel.device_caches.values())))
+    assert before == after
