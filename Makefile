@@ -1,6 +1,8 @@
 # Everything runs in .venv, which the first target that needs it makes.
 PYTHON ?= python3
 BIN := .venv/bin
+# The Python of the gpu- targets: one whose torch sees the GPU, with pytest, hypothesis and jax.
+GPU_PYTHON ?= python3
 # The processors that tests are spread over.
 WORKERS ?= auto
 
@@ -8,10 +10,10 @@ WORKERS ?= auto
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test gpu-test gpu-bench gpu-static lint bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
@@ -34,8 +36,18 @@ lint: .venv/installed  ## formatting, lints and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint  ## set up, then lints, types, all tests and doctests
+test: lint  ## set up, then lints, types, all tests and doctests, and the Triton kernels interpreted
 	$(BIN)/python -m pytest -n $(WORKERS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_contract.py tests/test_triton.py
+
+gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that the kernels promise
+	TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest tests/test_contract.py tests/test_triton.py tests/test_gpu.py
+
+gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile and torch.sort
+	$(GPU_PYTHON) -m bench.throughput --device cuda
+
+gpu-static: .venv/installed  ## without a GPU: count the instructions of the compiled kernels
+	$(BIN)/python -m bench.gpu_static
 
 bench: .venv/installed  ## measure the portable implementations against their libraries' sorts
 	$(BIN)/python -m bench.portable

@@ -42,8 +42,23 @@ def _triton() -> ModuleType:
     return fused_triton
 
 
+# What the drivers of NVIDIA, AMD, and Windows' Linux leave where a GPU is.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
+def _no_gpu() -> str | None:
+    torch = sys.modules.get("torch")
+    # Without torch in memory this is not the place to load it.
+    there = any(map(os.path.exists, _GPU_FILES)) if torch is None else torch.cuda.is_available()
+    if there or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return (
+        "no GPU that torch can use; install a torch that sees one, or set TRITON_INTERPRET=1 to"
+        " have the kernels interpreted"
+    )
+
+
 def _triton_refuses(rewards: Any) -> str | None:
-    # Asked for every tensor: only for those that it may serve is Triton imported.
     if rewards.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return (
@@ -58,7 +73,43 @@ def _xla() -> ModuleType:
     return portable_xla
 
 
+def _jax_triton() -> ModuleType:
+    from pkpo_kernels import fused_jax_triton
+
+    return fused_jax_triton
+
+
+def _jax_triton_refuses(rewards: Any) -> str | None:
+    import jax
+
+    # Of a tracer nobody knows yet where it will run: the program has both ways.
+    if not isinstance(rewards, jax.core.Tracer):
+        devices = rewards.devices()
+        for device in devices:
+            # AMD's are "gpu" too.
+            version = str(device.client.platform_version).lower()
+            if device.platform not in ("gpu", "cuda") or "rocm" in version:
+                return (
+                    f"its kernels run on NVIDIA GPUs and the rewards are on {device}; move them"
+                    " with jax.device_put"
+                )
+        if len(devices) > 1:
+            return (
+                f"the rewards are sharded over {len(devices)} devices, and the compiler cannot"
+                " divide a kernel's rows; call it inside jax.shard_map"
+            )
+    try:
+        import jax_triton  # noqa: F401
+    except ImportError as error:  # as where JAX itself has no support for GPUs
+        return f"jax_triton cannot be imported: {error}"
+    return None
+
+
 def _serves_all(rewards: Any) -> None:
+    return None
+
+
+def _nothing() -> str | None:
     return None
 
 
@@ -73,6 +124,7 @@ class Implementation:
         requires: what must be installed, by the name that import and pip know it by.
         summary: one line for people.
         refuses: rewards of the kind → why they cannot be served (their device, say), or None.
+        lacks: what this machine lacks for it, or None; it may load the array library to find out.
     """
 
     name: str
@@ -81,6 +133,7 @@ class Implementation:
     requires: tuple[str, ...]
     summary: str
     refuses: Callable[[Any], str | None] = _serves_all
+    lacks: Callable[[], str | None] = _nothing
 
     @property
     def available(self) -> bool:
@@ -93,7 +146,7 @@ class Implementation:
         missing = [package for package in self.requires if not _installed(package)]
         if missing:
             return f"{' and '.join(missing)} not installed; pip install {' '.join(missing)}"
-        return None
+        return self.lacks()
 
 
 def _installed(package: str) -> bool:
@@ -113,9 +166,18 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             ("torch", "triton"),
             "fused Triton kernels for GPUs",
             _triton_refuses,
+            _no_gpu,
         ),
         Implementation("torch", "torch", _torch, ("torch",), "torch operations, any device"),
         Implementation("pallas", "jax", None, ("jax", "libtpu"), "fused Pallas kernels for TPUs"),
+        Implementation(
+            "triton_jax",
+            "jax",
+            _jax_triton,
+            ("jax", "triton", "jax_triton"),
+            "the Triton kernels through jax-triton; elsewhere JAX operations",
+            _jax_triton_refuses,
+        ),
         Implementation("xla", "jax", _xla, ("jax",), "JAX operations, any backend"),
         Implementation(
             "pallas_interpret", "jax", None, ("jax",), "the Pallas kernels, interpreted anywhere"

@@ -1,13 +1,14 @@
-"""The Triton kernels behind the API: an estimator becomes the numbers that they take."""
+"""The Triton kernels behind the API, for torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pkpo_triton
 import torch
+from pkpo_triton import op
 
 from pkpo_kernels.estimators import Estimator
+from pkpo_kernels.fused_weights import kernel_weights
 
 
 def transform_rows(
@@ -21,11 +22,11 @@ def transform_rows(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), detached."""
-    return pkpo_triton.transform(
+    return op.transform(
         rewards,
         k if isinstance(k, int) else k.to(rewards.device),
         where,
-        _weights(estimator),
+        kernel_weights(estimator),
         by_mean=scale == "mean",
         undersized=undersized,
         dtype=dtype,
@@ -40,16 +41,4 @@ def max_at_k_rows(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), detached."""
-    return pkpo_triton.max_at_k(rewards, ks, where, dtype=dtype)
-
-
-def _weights(estimator: Estimator) -> pkpo_triton.Weights:
-    form, at_1 = estimator.form, estimator.form_at_1 or estimator.form
-    return pkpo_triton.Weights(
-        form=form.numbers,
-        form_at_1=at_1.numbers,
-        lag=form.lag,
-        mirror=form.mirror,
-        spared=estimator.spared,
-        standardised=estimator.standardised,
-    )
+    return op.max_at_k(rewards, ks, where, dtype=dtype)

@@ -46,7 +46,7 @@ REWARDS = np.arange(12.0).reshape(3, 4)
         (
             {"implementation": "triton"},
             ValueError,
-            ["'triton'", "not part of this version", "install a later one"],
+            ["'triton' serves torch arrays", "numpy"],
         ),
         ({"implementation": "pallas"}, ValueError, ["'pallas'", "not part of this version"]),
         ({"where": np.ones((3, 3), bool)}, ValueError, ["where", "(3, 4)", "(3, 3)"]),
@@ -118,7 +118,7 @@ def test_nested_lists_and_numpy_integers() -> None:
 def test_the_default_is_the_first_that_is_available() -> None:
     available = pk.available_implementations()
     assert list(available) == [
-        "numpy", "reference", "triton", "torch", "pallas", "xla", "pallas_interpret",
+        "numpy", "reference", "triton", "torch", "pallas", "triton_jax", "xla", "pallas_interpret",
     ]  # fmt: skip
     assert [name for name, reason in available.items() if reason is None] == [
         "numpy", "reference", "torch", "xla",
@@ -129,11 +129,20 @@ def test_the_default_is_the_first_that_is_available() -> None:
     )
 
 
+def test_triton_says_where_its_gpu_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reason = pk.available_implementations()["triton"]
+    assert reason is not None and "no GPU" in reason and "TRITON_INTERPRET=1" in reason
+    with pytest.raises(ValueError, match="rewards are on cpu; move them"):
+        pk.transform(torch.zeros(2, 3), 2, implementation="triton")
+
+
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_installed", lambda name: False)
     reasons = pk.available_implementations()
     assert reasons["xla"] == "jax not installed; pip install jax"
-    assert reasons["triton"] is not None and "not part of this version" in reasons["triton"]
+    assert reasons["triton"] == "torch and triton not installed; pip install torch triton"
 
 
 def test_an_implementation_may_refuse_an_array(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -492,12 +492,15 @@ def _bring_in(t, own, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr)
     above = tl.zeros([T], t[0].dtype)
     nan = tl.zeros([T], t[0].dtype)
     for c in tl.static_range(CHUNK):
-        finite = (tl.abs(t[c]) < INF) & own[c]
+        mine = tl.full([T], True, tl.int1)
+        if len(own) > 0:
+            mine = own[c]
+        finite = (tl.abs(t[c]) < INF) & mine
         low = tl.minimum(low, tl.where(finite, t[c], INF))
         high = tl.maximum(high, tl.where(finite, t[c], -INF))
-        below += tl.where((t[c] == -INF) & own[c], 1.0, 0.0)
-        above += tl.where((t[c] == INF) & own[c], 1.0, 0.0)
-        nan = tl.maximum(nan, tl.where((t[c] != t[c]) & own[c], 1.0, 0.0))
+        below += tl.where((t[c] == -INF) & mine, 1.0, 0.0)
+        above += tl.where((t[c] == INF) & mine, 1.0, 0.0)
+        nan = tl.maximum(nan, tl.where((t[c] != t[c]) & mine, 1.0, 0.0))
     low = -_over_lanes(-low, True, LANES, T)
     high = _over_lanes(high, True, LANES, T)
     some = low <= high
@@ -507,7 +510,9 @@ def _bring_in(t, own, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr)
     for c in tl.static_range(CHUNK):
         # What compares false, NaN, goes to the front. What is not the row's own goes to the end.
         inside = tl.where(t[c] >= low, tl.minimum(t[c], high), low)
-        tame = tame + (tl.where(own[c], inside, high) * shrink,)
+        if len(own) > 0:
+            inside = tl.where(own[c], inside, high)
+        tame = tame + (inside * shrink,)
     below = _over_lanes(below, False, LANES, T).to(tl.int32)
     above = _over_lanes(above, False, LANES, T).to(tl.int32)
     nan = _over_lanes(nan, True, LANES, T) > 0
@@ -696,19 +701,15 @@ def _from_vectors(
 
 @triton.jit
 def _own(
-    valid, lane, n_samples, MASKED: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, VECTOR: tl.constexpr, T: tl.constexpr,
-):  # fmt: skip
-    """Which of a thread's samples are its row's own: a tuple of vectors."""
+    valid, MASKED: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Which of a thread's samples are its row's own: a tuple of vectors, empty if all are."""
     own = ()
-    if MASKED:
+    if MASKED or SHORT:
         bits = _to_vectors(valid.to(tl.int8), CHUNK, LANES, T)
         for c in tl.static_range(CHUNK):
             own = own + (bits[c] != 0,)
-    else:
-        for c in tl.static_range(CHUNK):
-            column = ((c // VECTOR) * LANES + lane) * VECTOR + c % VECTOR
-            own = own + (column < n_samples if SHORT else lane >= 0,)
     return own
 
 
@@ -971,8 +972,10 @@ def transform_kernel(
             SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         )  # fmt: skip
         x = tl.where(valid, x, 0.0)
+    elif SHORT:
+        valid = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
     t = _to_vectors(x, CHUNK, LANES, T)
-    own = _own(valid, lane, n_samples, MASKED, SHORT, CHUNK, LANES, VECTOR, T)
+    own = _own(valid, MASKED, SHORT, CHUNK, LANES, T)
 
     # The group, its k, and the estimator for it.
     group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
@@ -989,8 +992,7 @@ def transform_kernel(
         anchor, gap = tl.full([], anchor, DTYPE), tl.full([], gap, DTYPE)
         below, slope = tl.full([], below, DTYPE), tl.full([], slope, DTYPE)
     else:
-        if undersized == 2:
-            k = tl.minimum(k, group - spared)
+        k = tl.where(undersized == 2, tl.minimum(k, group - spared), k)
         admitted = (k >= 1) & (k <= group - spared)
         # Where no k is admitted the formulas see two samples and k=1, and their outcome is not used.
         n, k = tl.where(admitted, group, 2), tl.where(admitted, k, 1)
@@ -1106,8 +1108,10 @@ def max_at_k_kernel(
             SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         )  # fmt: skip
         x = tl.where(valid, x, 0.0)
+    elif SHORT:
+        valid = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
     t = _to_vectors(x, CHUNK, LANES, T)
-    own = _own(valid, lane, n_samples, MASKED, SHORT, CHUNK, LANES, VECTOR, T)
+    own = _own(valid, MASKED, SHORT, CHUNK, LANES, T)
     group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
     if UNEVEN:
         t = _fill(t, own, CHUNK, LANES, T)

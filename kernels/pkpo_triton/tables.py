@@ -11,11 +11,7 @@ from typing import Any
 
 import torch
 
-# Threads that a row may lie in.
-MOST_LANES = 256
-
-_RADIX_BITS = 16
-_PRECISION_BITS = 100
+from pkpo_triton import weights
 
 
 @dataclass
@@ -35,8 +31,7 @@ def factorials(largest: int, device: torch.device, dtype: torch.dtype) -> torch.
     Returns:
         (2, size): the mantissas, in [1, 65536), and the exponents.
     """
-    size = max(1024, 1 << largest.bit_length())
-    return _on_device("factorials", device, dtype, size)
+    return _on_device("factorials", device, dtype, weights.factorials_size(largest))
 
 
 def inverses(chunk: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -89,20 +84,8 @@ _captured: list[torch.Tensor] = []
 
 
 def _factorials(size: int) -> torch.Tensor:
-    mantissas, exponents = [], []
-    # n! in fixed point: a hundred bits lose 2^−100 of it in a step.
-    mantissa, exponent = 1 << _PRECISION_BITS, 0
-    for n in range(size):
-        mantissa *= max(n, 1)
-        while mantissa >> (_PRECISION_BITS + _RADIX_BITS):
-            mantissa >>= _RADIX_BITS
-            exponent += 1
-        mantissas.append(mantissa / (1 << _PRECISION_BITS))
-        exponents.append(float(exponent))
-    return torch.tensor([mantissas, exponents], dtype=torch.float64)
+    return torch.tensor(weights.factorials(size), dtype=torch.float64)
 
 
 def _inverses(chunk: int) -> torch.Tensor:
-    samples = torch.arange(MOST_LANES) * chunk + torch.arange(chunk)[:, None]
-    numbers = samples - torch.arange(2)[:, None, None]
-    return torch.where(numbers > 0, 1 / numbers.clamp(min=1).to(torch.float64), 0.0)
+    return torch.tensor(weights.inverses(chunk), dtype=torch.float64)

@@ -1,0 +1,454 @@
+"""The Triton kernels behind the API, for JAX arrays on NVIDIA GPUs, through jax-triton.
+
+Where a program runs is known when it is lowered, not when it is traced: for anything but CUDA, and
+for rows that no kernel holds, these functions are those of `portable_xla`. They batch under vmap,
+by more rows. The compiler cannot divide a kernel's rows over devices as it divides operations:
+arrays that are sharded under jit are gathered first, so call it inside `jax.shard_map`.
+"""
+
+# Triton has no types, so its decorator makes every kernel an untyped function.
+# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax_triton
+import numpy as np
+import triton
+import triton.language as tl
+from jax import lax
+from jax.custom_batching import custom_vmap
+from pkpo_triton import weights as tables
+from pkpo_triton.kernels import max_at_k_kernel, transform_kernel
+from pkpo_triton.plan import LONGEST_ON_CHIP, Plan, plan
+
+from pkpo_kernels import portable_xla
+from pkpo_kernels.estimators import Estimator
+from pkpo_kernels.fused_weights import kernel_weights
+
+# Larger than any row: what a k may be cut to before it becomes an int32.
+_LARGE = 1 << 30
+
+
+class _Transform(NamedTuple):
+    """What a compiled transform is compiled for; k where it is a constant of the program."""
+
+    estimator: Estimator
+    scale: str
+    undersized: str
+    dtype: np.dtype[Any]
+    k: int | None
+
+
+class _MaxAtK(NamedTuple):
+    """None in ks stands for the next of those that are operands."""
+
+    dtype: np.dtype[Any]
+    ks: tuple[int | None, ...]
+
+
+def transform_rows(
+    rewards: jax.Array,
+    k: int | jax.Array,
+    where: jax.Array | None,
+    *,
+    estimator: Estimator,
+    scale: str,
+    undersized: str,
+    dtype: Any,
+) -> jax.Array:
+    """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), a constant."""
+    if not _on_chip(rewards):
+        return portable_xla.transform_rows(
+            rewards,
+            k,
+            where,
+            estimator=estimator,
+            scale=scale,
+            undersized=undersized,
+            dtype=dtype,
+        )
+    known = _constant_of_the_program(rewards, k)
+    options = _Transform(estimator, scale, undersized, jnp.dtype(dtype), known)
+    hidden_k = jnp.asarray(k) if known is None else None
+    return _transform_rows(lax.stop_gradient(rewards), hidden_k, where, options)
+
+
+def max_at_k_rows(
+    rewards: jax.Array,
+    ks: Sequence[int | jax.Array],
+    where: jax.Array | None,
+    *,
+    dtype: Any,
+) -> jax.Array:
+    """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), a constant."""
+    if not _on_chip(rewards):
+        return portable_xla.max_at_k_rows(rewards, ks, where, dtype=dtype)
+    known = tuple(_constant_of_the_program(rewards, k) for k in ks)
+    hidden = [jnp.asarray(k) for k, one in zip(ks, known, strict=True) if one is None]
+    options = _MaxAtK(jnp.dtype(dtype), known)
+    return _max_at_k_rows(lax.stop_gradient(rewards), hidden, where, options)
+
+
+def _on_chip(rewards: jax.Array) -> bool:
+    rows, n = rewards.shape
+    # An export's symbolic sizes are no integers, and a kernel's grid is made of integers.
+    return isinstance(rows, int) and isinstance(n, int) and rows > 0 and 0 < n <= LONGEST_ON_CHIP
+
+
+def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array) -> int | None:
+    # Within somebody's jit an integer is a constant anyway, and the kernel is faster for it. Outside
+    # it would mean another program for every k.
+    return k if isinstance(k, int) and isinstance(rewards, jax.core.Tracer) else None
+
+
+# The way from a call to a kernel: one program, more rows for vmap, then the choice by platform.
+
+
+@partial(jax.jit, static_argnames=("options",))
+def _transform_rows(
+    rewards: jax.Array, k: jax.Array | None, where: jax.Array | None, options: _Transform
+) -> jax.Array:
+    @custom_vmap
+    def of_rows(
+        rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
+    ) -> jax.Array:
+        return lax.platform_dependent(
+            rewards,
+            k,
+            where,
+            cuda=partial(_launch_transform, options),
+            default=partial(_portable_transform, options),
+        )
+
+    @of_rows.def_vmap
+    def of_more_rows(
+        size: int,
+        batched: Sequence[Any],
+        rewards: jax.Array,
+        k: jax.Array | None,
+        where: jax.Array | None,
+    ) -> tuple[jax.Array, bool]:
+        rewards = _with_batch(size, batched[0], rewards)
+        rows, n = rewards.shape[1:]
+        if k is not None and (batched[1] or k.ndim > 0):
+            k = _with_batch(size, batched[1], k)
+            k = jnp.broadcast_to(k.reshape(size, -1), (size, rows)).reshape(-1)
+        if where is not None:
+            where = _with_batch(size, batched[2], where).reshape(-1, n)
+        out = _transform_rows(rewards.reshape(-1, n), k, where, options)
+        return out.reshape(size, rows, n), True
+
+    return of_rows(rewards, k, where)
+
+
+@partial(jax.jit, static_argnames=("options",))
+def _max_at_k_rows(
+    rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None, options: _MaxAtK
+) -> jax.Array:
+    @custom_vmap
+    def of_rows(
+        rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None
+    ) -> jax.Array:
+        return lax.platform_dependent(
+            rewards,
+            ks,
+            where,
+            cuda=partial(_launch_max_at_k, options),
+            default=partial(_portable_max_at_k, options),
+        )
+
+    @of_rows.def_vmap
+    def of_more_rows(
+        size: int,
+        batched: Sequence[Any],
+        rewards: jax.Array,
+        ks: Sequence[jax.Array],
+        where: jax.Array | None,
+    ) -> tuple[jax.Array, bool]:
+        rewards = _with_batch(size, batched[0], rewards)
+        rows, n = rewards.shape[1:]
+        if where is not None:
+            where = _with_batch(size, batched[2], where)
+        if any(batched[1]):
+            # A kernel has the same ks for all its rows: one launch for each element of the batch.
+            ks = [_with_batch(size, of_k, k) for of_k, k in zip(batched[1], ks, strict=True)]
+            return lax.map(lambda one: _max_at_k_rows(*one, options), (rewards, ks, where)), True
+        if where is not None:
+            where = where.reshape(-1, n)
+        out = _max_at_k_rows(rewards.reshape(-1, n), ks, where, options)
+        return out.reshape(size, rows, -1), True
+
+    return of_rows(rewards, ks, where)
+
+
+def _with_batch(size: int, batched: bool, x: jax.Array) -> jax.Array:
+    return x if batched else jnp.broadcast_to(x, (size, *x.shape))
+
+
+def _portable_transform(
+    options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
+) -> jax.Array:
+    return portable_xla.transform_rows(
+        rewards,
+        options.k if k is None else k,
+        where,
+        estimator=options.estimator,
+        scale=options.scale,
+        undersized=options.undersized,
+        dtype=options.dtype,
+    )
+
+
+def _portable_max_at_k(
+    options: _MaxAtK, rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None
+) -> jax.Array:
+    hidden = iter(ks)
+    every = [next(hidden) if k is None else k for k in options.ks]
+    return portable_xla.max_at_k_rows(rewards, every, where, dtype=options.dtype)
+
+
+# jax-triton takes a kernel's outputs behind all its inputs, and hands no None over, so a kernel
+# here only puts its arguments in the order of pkpo_triton's. A number that is 1 jax-triton makes a
+# constant, and compiles another kernel for it: integers arrive with something added, and floats
+# that are never negative with their sign changed. The length of a row is a constant of the program,
+# so here it is one of the kernel, which then knows how rows are aligned.
+
+
+@triton.jit
+def _bytes(pointer):
+    """bools as the bytes that they are."""
+    if pointer.dtype.element_ty == tl.int1:
+        pointer = pointer.to(tl.pointer_type(tl.uint8))
+    return pointer
+
+
+@triton.jit
+def _transform_in_order(
+    rewards_ptr, where_ptr, k_ptr, form_ptr, table_ptr, inverse_ptr, rows_plus_1, k_plus_2,
+    spared_plus_2, undersized_plus_2, by_mean_plus_2, has_constant_plus_2, mirror_plus_2,
+    minus_first, anchor, minus_gap, minus_below, minus_slope, out_ptr,
+    N: tl.constexpr, TABLE_SIZE: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
+    LAG: tl.constexpr, STANDARDISED: tl.constexpr, COUNT_ONLY: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    transform_kernel(
+        rewards_ptr=_bytes(rewards_ptr),
+        where_ptr=_bytes(where_ptr),
+        k_ptr=k_ptr,
+        out_ptr=out_ptr,
+        form_ptr=form_ptr,
+        table_ptr=table_ptr,
+        inverse_ptr=inverse_ptr,
+        table_size=TABLE_SIZE,
+        n_rows=rows_plus_1 - 1,
+        n_samples=N,
+        k=k_plus_2 - 2,
+        spared=spared_plus_2 - 2,
+        undersized=undersized_plus_2 - 2,
+        by_mean=by_mean_plus_2 - 2,
+        has_constant=has_constant_plus_2 - 2,
+        mirror=mirror_plus_2 - 2,
+        rewards_row=N,
+        rewards_sample=1,
+        where_row=N,
+        where_sample=1,
+        out_row=N,
+        out_sample=1,
+        first=-minus_first,
+        anchor=anchor,
+        gap=-minus_gap,
+        below=-minus_below,
+        slope=-minus_slope,
+        K=K,
+        MASKED=MASKED,
+        LAG=LAG,
+        STANDARDISED=STANDARDISED,
+        COUNT_ONLY=COUNT_ONLY,
+        CONTIGUOUS=CONTIGUOUS,
+        SHORT=SHORT,
+        CHUNK=CHUNK,
+        LANES=LANES,
+        BLOCK_ROWS=BLOCK_ROWS,
+        VECTOR=VECTOR,
+    )
+
+
+@triton.jit
+def _max_at_k_in_order(
+    rewards_ptr, where_ptr, ks_ptr, table_ptr, inverse_ptr, rows_plus_1, n_ks_plus_1, out_ptr,
+    N: tl.constexpr, TABLE_SIZE: tl.constexpr, MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    max_at_k_kernel(
+        rewards_ptr=_bytes(rewards_ptr),
+        where_ptr=_bytes(where_ptr),
+        ks_ptr=ks_ptr,
+        out_ptr=out_ptr,
+        table_ptr=table_ptr,
+        inverse_ptr=inverse_ptr,
+        table_size=TABLE_SIZE,
+        n_rows=rows_plus_1 - 1,
+        n_samples=N,
+        n_ks=n_ks_plus_1 - 1,
+        rewards_row=N,
+        rewards_sample=1,
+        where_row=N,
+        where_sample=1,
+        MASKED=MASKED,
+        COUNT_ONLY=COUNT_ONLY,
+        CONTIGUOUS=CONTIGUOUS,
+        SHORT=SHORT,
+        CHUNK=CHUNK,
+        LANES=LANES,
+        BLOCK_ROWS=BLOCK_ROWS,
+        VECTOR=VECTOR,
+    )
+
+
+def _launch_transform(
+    options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
+) -> jax.Array:
+    rows, n = rewards.shape
+    weights = kernel_weights(options.estimator)
+    by_mean = options.scale == "mean"
+    compute, chosen = _compute_dtype(rewards, options.dtype), _plan(rewards, options.dtype)
+    table, inverse = _tables(chosen, compute)
+    kind = "int" if k is None else "row" if k.ndim else "scalar"
+    known_k = None if options.undersized == "clip" else options.k
+    anchor, gap, below, slope, first = 0.0, 0.0, 0.0, 0.0, 0.0
+    if options.k is not None and where is None:
+        times = n if by_mean else 1
+        anchor, gap, below, slope = (times * x for x in weights.scalars(n, options.k))
+        first = options.k / n * ((n - options.k) / max(n - 1, 1) if weights.lag else 1.0)
+    return _varying_as(
+        (rewards, k, where),
+        jax_triton.triton_call(
+            rewards,
+            rewards if where is None else where,
+            rewards if k is None else k,
+            jnp.asarray(np.array([weights.form, weights.form_at_1], compute)),
+            table,
+            inverse,
+            rows + 1,
+            (options.k or 0) + 2,
+            weights.spared + 2,
+            tables.UNDERSIZED.index(options.undersized) + 2,
+            by_mean + 2,
+            weights.has_constant(known_k) + 2,
+            weights.mirror + 2,
+            -first,
+            anchor,
+            -gap,
+            -below,
+            -slope,
+            kernel=_transform_in_order,
+            out_shape=jax.ShapeDtypeStruct((rows, n), options.dtype),
+            K=kind,
+            LAG=weights.lag,
+            STANDARDISED=weights.standardised,
+            **_constants(rewards, where, table, chosen),
+        ),
+    )
+
+
+def _launch_max_at_k(
+    options: _MaxAtK, rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None
+) -> jax.Array:
+    rows = rewards.shape[0]
+    compute, chosen = _compute_dtype(rewards, options.dtype), _plan(rewards, options.dtype)
+    table, inverse = _tables(chosen, compute)
+    hidden = iter(ks)
+    every = [jnp.int32(k) if k is not None else _int32(next(hidden)) for k in options.ks]
+    return _varying_as(
+        (rewards, ks, where),
+        jax_triton.triton_call(
+            rewards,
+            rewards if where is None else where,
+            jnp.stack(every),
+            table,
+            inverse,
+            rows + 1,
+            len(every) + 1,
+            kernel=_max_at_k_in_order,
+            out_shape=jax.ShapeDtypeStruct((rows, len(every)), options.dtype),
+            **_constants(rewards, where, table, chosen),
+        ),
+    )
+
+
+def _int32(k: jax.Array) -> jax.Array:
+    """Any integer, such that one beyond every row stays beyond every row."""
+    if jnp.iinfo(k.dtype).max > _LARGE:
+        k = jnp.clip(k, 0, _LARGE)
+    return k.astype(jnp.int32)
+
+
+def _compute_dtype(rewards: jax.Array, dtype: Any) -> np.dtype[Any]:
+    return np.dtype(np.float64 if np.float64 in (dtype, rewards.dtype) else np.float32)
+
+
+def _plan(rewards: jax.Array, dtype: Any) -> Plan:
+    wide = _compute_dtype(rewards, dtype) == np.float64
+    return plan(rewards.shape[1], rewards.dtype.itemsize, wide)
+
+
+def _tables(chosen: Plan, compute: np.dtype[Any]) -> tuple[jax.Array, jax.Array]:
+    table = jnp.asarray(_factorials(compute))
+    return table, jnp.asarray(_inverses(chosen.chunk, compute)) if chosen.lanes > 1 else table
+
+
+@lru_cache
+def _factorials(compute: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    return np.array(tables.factorials(tables.factorials_size(LONGEST_ON_CHIP + 1)), compute)
+
+
+@lru_cache
+def _inverses(chunk: int, compute: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    return np.array(tables.inverses(chunk), compute)
+
+
+def _constants(
+    rewards: jax.Array, where: jax.Array | None, table: jax.Array, chosen: Plan
+) -> dict[str, Any]:
+    rows, n = rewards.shape
+    return {
+        "N": n,
+        "TABLE_SIZE": table.shape[1],
+        "MASKED": where is not None,
+        "COUNT_ONLY": rewards.dtype == np.bool_,
+        "CONTIGUOUS": chosen.lanes == 1,
+        "SHORT": chosen.lanes > 1 and n != chosen.chunk * chosen.lanes,
+        "CHUNK": chosen.chunk,
+        "LANES": chosen.lanes,
+        "BLOCK_ROWS": chosen.block_rows,
+        "VECTOR": chosen.vector,
+        "grid": (-(-rows // chosen.block_rows),),
+        "num_warps": chosen.num_warps,
+        "num_stages": 1,
+    }
+
+
+def _varying_as(operands: Any, out: jax.Array) -> jax.Array:
+    """Inside shard_map a result differs between devices where an operand does; jax-triton does not
+    say so of a kernel's."""
+    axes = frozenset[Any]().union(*map(_axes_it_varies_over, jax.tree.leaves(operands)))
+    axes -= _axes_it_varies_over(out)
+    if not axes:
+        return out
+    varying: Callable[..., jax.Array] = lax.pcast
+    return varying(out, tuple(axes), to="varying")
+
+
+def _axes_it_varies_over(x: jax.Array) -> frozenset[Any]:
+    # Under its name of JAX 0.10 and newer, and of the older ones.
+    kind = getattr(jax.typeof(x), "manual_axis_type", jax.typeof(x))
+    return frozenset(getattr(kind, "varying", getattr(kind, "vma", ())))

@@ -1,0 +1,341 @@
+"""The Triton kernels behind JAX: which program is made where, and what it computes.
+
+jax-triton need not be installed: what stands in for it runs the kernels, interpreted, on the CPU.
+That wants a process with TRITON_INTERPRET=1, which the first test here starts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import INTERPRETED, rewards_of_every_kind
+from jax import lax
+
+import pkpo_kernels as pk
+from pkpo_kernels import dispatch
+
+triton = pytest.importorskip("triton")
+torch = pytest.importorskip("torch")
+
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+
+
+def run_interpreted(
+    *args: Any, kernel: Any, out_shape: Any, grid: Any, num_warps: int, num_stages: int, **meta: Any
+) -> jax.Array:
+    """What jax_triton.triton_call does: arrays and numbers in their places, outputs behind them."""
+    arrays = [i for i, arg in enumerate(args) if not isinstance(arg, int | float)]
+
+    def on_host(*values: Any) -> Any:
+        every: list[Any] = list(args)
+        for i, value in zip(arrays, values, strict=True):
+            every[i] = torch.from_numpy(np.array(value))
+        out = torch.from_numpy(np.empty(out_shape.shape, out_shape.dtype))
+        kernel[grid](*every, out, **meta)
+        return out.numpy()
+
+    # A number that is 1 is a constant, for which another kernel is compiled.
+    assert not any(isinstance(arg, int) and arg == 1 for arg in args)
+    # Like triton_call it neither differentiates nor batches.
+    return jax.pure_callback(on_host, out_shape, *(args[i] for i in arrays))
+
+
+@pytest.fixture
+def jax_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    module = ModuleType("jax_triton")
+    module.triton_call = run_interpreted  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "jax_triton", module)
+    monkeypatch.delitem(sys.modules, "pkpo_kernels.fused_jax_triton", raising=False)
+    # A package keeps its modules as attributes too.
+    monkeypatch.delattr(pk, "fused_jax_triton", raising=False)
+    yield module
+    sys.modules.pop("pkpo_kernels.fused_jax_triton", None)
+    vars(pk).pop("fused_jax_triton", None)
+
+
+@pytest.fixture
+def on_gpu(jax_triton: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's programs are made as CUDA's."""
+    real = lax.platform_dependent
+
+    def platform_dependent(*args: Any, cuda: Any, default: Any) -> Any:
+        return real(*args, cpu=cuda, default=default)
+
+    monkeypatch.setattr(lax, "platform_dependent", platform_dependent)
+    entry = dispatch.IMPLEMENTATIONS["triton_jax"]
+    table = {
+        **dispatch.IMPLEMENTATIONS,
+        "triton_jax": SimpleNamespace(
+            name=entry.name, kind=entry.kind, load=entry.load, available=True,
+            refuses=lambda rewards: None,
+        ),
+    }  # fmt: skip
+    monkeypatch.setattr(dispatch, "IMPLEMENTATIONS", table)
+
+
+fused = partial(pk.transform, implementation="triton_jax")
+fused_max = partial(pk.max_at_k, implementation="triton_jax")
+
+
+def same(got: Any, want: Any, tolerance: float = 5e-6) -> None:
+    assert got.dtype == want.dtype and got.shape == want.shape
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
+def rewards_of(n: int, dtype: Any = jnp.float32) -> jax.Array:
+    values = rewards_of_every_kind(np.random.default_rng(n), n, rows=2)
+    return jnp.asarray(values > 0 if dtype == bool else values, dtype)
+
+
+def transform_as(implementation: str, *args: Any, **options: Any) -> jax.Array:
+    """Inside jit, where k is a constant."""
+    return jax.jit(lambda x: pk.transform(x, *args, implementation=implementation, **options))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is interpreted already")
+def test_everything_again_with_the_kernels_interpreted() -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stdout[-3000:] + out.stderr[-2000:]
+
+
+class TestWhoIsServed:
+    def test_concrete_arrays_elsewhere_are_refused(self, jax_triton: ModuleType) -> None:
+        rewards = rewards_of(4)
+        assert dispatch.default_implementation("jax", rewards) == "xla"
+        with pytest.raises(ValueError, match="NVIDIA GPUs and the rewards are on"):
+            fused(rewards, 2)
+
+    def test_tracers_are_accepted_and_run_where_they_are_compiled_for(
+        self, jax_triton: ModuleType
+    ) -> None:
+        chosen = []
+
+        def step(x: jax.Array, k: Any) -> jax.Array:
+            chosen.append(dispatch.default_implementation("jax", x))
+            return pk.transform(x, k, implementation="triton_jax")
+
+        rewards = rewards_of(8)
+        want = pk.transform(rewards, 3, implementation="xla")
+        same(jax.jit(step)(rewards, jnp.asarray(3)), want)
+        same(jax.jit(step, static_argnums=1)(rewards, 3), want)
+        assert chosen == ["triton_jax"] * 2
+
+    def test_one_program_has_no_trace_of_the_other(self, jax_triton: ModuleType) -> None:
+        step = jax.jit(lambda x, k: pk.max_at_k(x, [2, k]) + pk.transform(x, k).sum(-1)[:, None])
+        traced = step.trace(rewards_of(8), jnp.asarray(2))
+        text = traced.lower(lowering_platforms=("cpu",)).as_text()
+        assert "stablehlo.sort" in text and "callback" not in text
+
+    def test_where_jax_triton_does_not_import_jax_serves(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "jax_triton", None)
+        rewards = rewards_of(4)
+        same(jax.jit(lambda x: pk.transform(x, 2))(rewards), pk.transform(rewards, 2))
+        with pytest.raises(ValueError, match="jax_triton cannot be imported"):
+            jax.jit(lambda x: fused(x, 2))(rewards)
+
+    def test_arrays_on_gpus_are_served(self, jax_triton: ModuleType) -> None:
+        def device(platform: str, version: str) -> Any:
+            client = SimpleNamespace(platform_version=version)
+            return SimpleNamespace(platform=platform, client=client)
+
+        def refuses(*devices: Any) -> str | None:
+            return dispatch.IMPLEMENTATIONS["triton_jax"].refuses(
+                SimpleNamespace(devices=lambda: set(map(id, devices)) and devices)
+            )
+
+        nvidia = device("gpu", "PJRT C API\ncuda 12080")
+        assert refuses(nvidia) is None
+        assert "NVIDIA" in str(refuses(device("gpu", "PJRT C API\nrocm 60300")))
+        assert "shard_map" in str(refuses(nvidia, nvidia))
+
+
+def test_the_kernels_import_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import pkpo_triton.kernels, pkpo_triton.plan, pkpo_triton.networks, pkpo_triton.weights\n"
+        "from pkpo_triton import Weights\n"
+        "assert Weights is pkpo_triton.weights.Weights\n"
+        "import types; sys.modules['jax_triton'] = types.ModuleType('jax_triton')\n"
+        "import pkpo_kernels.fused_jax_triton\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
+
+
+@interpreted
+@pytest.mark.usefixtures("on_gpu")
+class TestWhatItComputes:
+    @pytest.mark.parametrize("n", [1, 2, 8, 12, 40, 70])
+    @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
+    def test_as_xla(self, estimator: str, n: int) -> None:
+        rewards = rewards_of(n)
+        k = max(1, min(3, n - 1))
+        if estimator in ("sloo", "centered") and n == 1:
+            return
+        for options in ({}, {"scale": "mean"}):
+            options = {"estimator": estimator, **options}
+            want = pk.transform(rewards, k, implementation="xla", **options)
+            same(transform_as("triton_jax", k, **options)(rewards), want, 2e-5)
+            # Outside jit the same k is an operand.
+            same(fused(rewards, k, **options), want, 2e-5)
+
+    @pytest.mark.parametrize("n", [6, 16, 70])
+    @pytest.mark.parametrize("undersized", ["zero", "nan", "clip"])
+    def test_masks_and_a_k_for_each_row(self, n: int, undersized: str) -> None:
+        rewards = rewards_of(n)
+        rng = np.random.default_rng(n)
+        where = jnp.asarray(rng.random(rewards.shape) < 0.6)
+        ks = jnp.asarray(rng.integers(1, 6, len(rewards)))
+        for k in (2, jnp.asarray(2), ks):
+            options: dict[str, Any] = {"where": where, "undersized": undersized}
+            want = pk.transform(rewards, k, implementation="xla", **options)
+            same(fused(rewards, k, **options), want, 2e-5)
+        step = jax.jit(lambda x, w: fused(x, 2, where=w, undersized=undersized))
+        want = pk.transform(
+            rewards, 2, where=where, undersized=undersized, implementation="xla"
+        )
+        same(step(rewards, where), want, 2e-5)
+
+    @pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "float16"])
+    def test_dtypes(self, dtype: str) -> None:
+        rewards = rewards_of(12, np.dtype(dtype))
+        for n in (12, 9):
+            x = rewards[:, :n]
+            same(fused(x, 3), pk.transform(x, 3, implementation="xla"), 1e-3)
+            same(fused_max(x, [1, 3]), pk.max_at_k(x, [1, 3], implementation="xla"), 1e-3)
+
+    def test_float64(self) -> None:
+        with jax.enable_x64(True):
+            rewards = rewards_of(40, jnp.float64)
+            same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"), 1e-12)
+            ks = [2, jnp.asarray(2**40), jnp.asarray(3, jnp.uint64)]
+            got = fused_max(rewards, jnp.stack([jnp.asarray(k, jnp.int64) for k in ks]))
+            assert np.isnan(got[:, 1]).all()
+            same(got[:, ::2], pk.max_at_k(rewards, [2, 3], implementation="xla"), 1e-12)
+
+    @pytest.mark.parametrize("n", [1, 9, 70])
+    def test_max_at_k(self, n: int) -> None:
+        rewards, ks = rewards_of(n), [1, min(3, n), n]
+        where = rewards > -1
+        for options in ({}, {"where": where}):
+            want = pk.max_at_k(rewards, ks, implementation="xla", **options)
+            same(fused_max(rewards, ks, **options), want)
+            same(jax.jit(lambda x, o: fused_max(x, ks, **o))(rewards, options), want)
+            same(fused_max(rewards, jnp.asarray(ks), **options), want)
+
+    def test_rows_that_no_kernel_holds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def never(*_: Any, **__: Any) -> Any:
+            raise AssertionError
+
+        monkeypatch.setattr(sys.modules["jax_triton"], "triton_call", never)
+        for shape in ((2, 1025), (0, 4)):
+            rewards = jnp.ones(shape)
+            same(fused(rewards, 2), pk.transform(rewards, 2, implementation="xla"))
+            same(fused_max(rewards, 2), pk.max_at_k(rewards, 2, implementation="xla"))
+        (rows,) = jax.export.symbolic_shape("rows")
+        symbolic = jax.ShapeDtypeStruct((rows, 16), jnp.float32)
+        exported = jax.export.export(jax.jit(lambda x: fused(x, 5)))(symbolic)
+        rewards = rewards_of(16)
+        same(exported.call(rewards), pk.transform(rewards, 5, implementation="xla"))
+
+
+@interpreted
+@pytest.mark.usefixtures("on_gpu")
+class TestTransformations:
+    def test_the_fake_is_what_runs(self) -> None:
+        step = jax.jit(lambda x: fused(x, 2))
+        assert "callback" in step.lower(rewards_of(4)).as_text()
+
+    def test_a_new_k_outside_jit_compiles_nothing(self) -> None:
+        rewards = rewards_of(8)
+        fused(rewards, 3)
+        fused_max(rewards, 3)
+        from pkpo_kernels import fused_jax_triton as module
+
+        before = module._transform_rows._cache_size(), module._max_at_k_rows._cache_size()
+        for k in (8, 4, 2, 1):
+            fused(rewards, k)
+            fused_max(rewards, k)
+        after = module._transform_rows._cache_size(), module._max_at_k_rows._cache_size()
+        assert before == after
+
+    def test_vmap_over_rewards_k_and_masks(self) -> None:
+        rewards = rewards_of(6)[:8]
+        where = rewards > -1
+        ks = jnp.asarray([1, 2, 4, 6])
+        want = jnp.stack([pk.transform(rewards, k, implementation="xla") for k in ks])
+        same(jax.vmap(lambda k: fused(rewards, k))(ks), want)
+        same(jax.jit(jax.vmap(lambda k: fused(rewards, k)))(ks), want)
+        cube = rewards.reshape(2, 4, 6)
+        want = pk.transform(cube, 3, implementation="xla")
+        same(jax.vmap(lambda x: fused(x, 3))(cube), want)
+        same(jax.vmap(jax.vmap(lambda x: fused(x, 3)))(cube), want)
+        same(jax.vmap(jax.vmap(lambda x, k: fused(x, k), (0, None)))(cube, jnp.full(2, 3)), want)
+        # One k for each row, with and without a batch of its own.
+        want = pk.transform(cube, ks, implementation="xla")
+        same(jax.vmap(lambda x: fused(x, ks))(cube), want)
+        same(jax.vmap(fused)(cube, jnp.stack([ks, ks])), want)
+        pair = jax.vmap(lambda x, k, m: fused(x, k, where=m))
+        want = pk.transform(rewards, 3, where=where, implementation="xla")
+        same(pair(rewards, jnp.full(8, 3), where), want)
+
+    def test_vmap_of_max_at_k(self) -> None:
+        rewards = rewards_of(6)[:8]
+        where = rewards > -1
+        want = pk.max_at_k(rewards, [1, 3], where=where, implementation="xla")
+        same(jax.vmap(lambda x, m: fused_max(x, [1, 3], where=m))(rewards, where), want)
+        of_k = jax.vmap(lambda k: fused_max(rewards, [1, k], where=where))
+        same(of_k(jnp.asarray([3, 3])), jnp.stack([want, want]))
+
+    def test_results_are_constants_of_the_loss(self) -> None:
+        rewards = rewards_of(6)
+
+        def loss(logits: jax.Array, x: jax.Array) -> jax.Array:
+            advantages = fused(x, 4) + fused_max(x, 2)[:, None]
+            return -(advantages * jax.nn.log_softmax(logits)).sum()
+
+        advantages = pk.transform(rewards, 4, implementation="xla")
+        advantages += pk.max_at_k(rewards, 2, implementation="xla")[:, None]
+        want = -(advantages - advantages.sum(-1, keepdims=True) / 6)
+        zeros = jnp.zeros_like(rewards)
+        for of_loss in (loss, jax.jit(loss), jax.checkpoint(loss)):
+            by_logits, by_rewards = jax.grad(of_loss, (0, 1))(zeros, rewards)
+            same(by_logits, want, 2e-5)
+            assert not by_rewards.any()
+
+    def test_scan(self) -> None:
+        rewards, ks = rewards_of(6), jnp.asarray([6, 4, 1])
+        _, outs = lax.scan(lambda carry, k: (carry, fused(rewards, k)), 0, ks)
+        same(outs, jnp.stack([pk.transform(rewards, k, implementation="xla") for k in ks]))
+
+    def test_shard_map(self) -> None:
+        rewards = rewards_of(6)
+        axis = jax.sharding.PartitionSpec("rows")
+        mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+        step = jax.jit(
+            jax.shard_map(
+                lambda x: (fused(x, 2), fused_max(x, [2])),
+                mesh=mesh, in_specs=axis, out_specs=axis,
+            )
+        )  # fmt: skip
+        got, best = step(rewards)
+        same(got, pk.transform(rewards, 2, implementation="xla"))
+        same(best, pk.max_at_k(rewards, [2], implementation="xla"))
