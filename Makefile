@@ -38,7 +38,8 @@ lint: .venv/installed  ## formatting, lints and types
 
 test: lint  ## set up, then lints, types, all tests and doctests, and the Triton kernels interpreted
 	$(BIN)/python -m pytest -n $(WORKERS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_contract.py tests/test_triton.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_contract.py tests/test_triton.py \
+		tests/test_jax_triton.py
 
 gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that the kernels promise
 	TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest tests/test_contract.py tests/test_triton.py tests/test_gpu.py

@@ -8,7 +8,7 @@ arrays that are sharded under jit are gathered first, so call it inside `jax.sha
 
 # Triton has no types, so its decorator makes every kernel an untyped function.
 # mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
-# mypy: disallow-untyped-calls=False
+# mypy: disallow-incomplete-defs=False, disallow-untyped-calls=False
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def transform_rows(
     dtype: Any,
 ) -> jax.Array:
     """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), a constant."""
-    if not _on_chip(rewards):
+    if not _on_chip(rewards, dtype):
         return portable_xla.transform_rows(
             rewards,
             k,
@@ -88,7 +88,7 @@ def max_at_k_rows(
     dtype: Any,
 ) -> jax.Array:
     """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), a constant."""
-    if not _on_chip(rewards):
+    if not _on_chip(rewards, dtype):
         return portable_xla.max_at_k_rows(rewards, ks, where, dtype=dtype)
     known = tuple(_constant_of_the_program(rewards, k) for k in ks)
     hidden = [jnp.asarray(k) for k, one in zip(ks, known, strict=True) if one is None]
@@ -96,15 +96,17 @@ def max_at_k_rows(
     return _max_at_k_rows(lax.stop_gradient(rewards), hidden, where, options)
 
 
-def _on_chip(rewards: jax.Array) -> bool:
+def _on_chip(rewards: jax.Array, dtype: Any) -> bool:
     rows, n = rewards.shape
     # An export's symbolic sizes are no integers, and a kernel's grid is made of integers.
-    return isinstance(rows, int) and isinstance(n, int) and rows > 0 and 0 < n <= LONGEST_ON_CHIP
+    if not (isinstance(rows, int) and isinstance(n, int) and rows > 0 and n > 0):
+        return False
+    return _plan(rewards, dtype) is not None
 
 
 def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array) -> int | None:
-    # Within somebody's jit an integer is a constant anyway, and the kernel is faster for it. Outside
-    # it would mean another program for every k.
+    # Within somebody's jit an integer is a constant anyway, and the kernel is faster for it.
+    # Outside, it would mean another program for every k.
     return k if isinstance(k, int) and isinstance(rewards, jax.core.Tracer) else None
 
 
@@ -116,9 +118,7 @@ def _transform_rows(
     rewards: jax.Array, k: jax.Array | None, where: jax.Array | None, options: _Transform
 ) -> jax.Array:
     @custom_vmap
-    def of_rows(
-        rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
-    ) -> jax.Array:
+    def of_rows(rewards: jax.Array, k: jax.Array | None, where: jax.Array | None) -> jax.Array:
         return lax.platform_dependent(
             rewards,
             k,
@@ -153,9 +153,7 @@ def _max_at_k_rows(
     rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None, options: _MaxAtK
 ) -> jax.Array:
     @custom_vmap
-    def of_rows(
-        rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None
-    ) -> jax.Array:
+    def of_rows(rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None) -> jax.Array:
         return lax.platform_dependent(
             rewards,
             ks,
@@ -195,9 +193,11 @@ def _with_batch(size: int, batched: bool, x: jax.Array) -> jax.Array:
 def _portable_transform(
     options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
 ) -> jax.Array:
+    known_or_not = options.k if k is None else k
+    assert known_or_not is not None
     return portable_xla.transform_rows(
         rewards,
-        options.k if k is None else k,
+        known_or_not,
         where,
         estimator=options.estimator,
         scale=options.scale,
@@ -236,7 +236,7 @@ def _transform_in_order(
     minus_first, anchor, minus_gap, minus_below, minus_slope, out_ptr,
     N: tl.constexpr, TABLE_SIZE: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
     LAG: tl.constexpr, STANDARDISED: tl.constexpr, COUNT_ONLY: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     transform_kernel(
@@ -249,7 +249,6 @@ def _transform_in_order(
         inverse_ptr=inverse_ptr,
         table_size=TABLE_SIZE,
         n_rows=rows_plus_1 - 1,
-        n_samples=N,
         k=k_plus_2 - 2,
         spared=spared_plus_2 - 2,
         undersized=undersized_plus_2 - 2,
@@ -273,7 +272,6 @@ def _transform_in_order(
         STANDARDISED=STANDARDISED,
         COUNT_ONLY=COUNT_ONLY,
         CONTIGUOUS=CONTIGUOUS,
-        SHORT=SHORT,
         CHUNK=CHUNK,
         LANES=LANES,
         BLOCK_ROWS=BLOCK_ROWS,
@@ -285,7 +283,7 @@ def _transform_in_order(
 def _max_at_k_in_order(
     rewards_ptr, where_ptr, ks_ptr, table_ptr, inverse_ptr, rows_plus_1, n_ks_plus_1, out_ptr,
     N: tl.constexpr, TABLE_SIZE: tl.constexpr, MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     max_at_k_kernel(
@@ -297,7 +295,6 @@ def _max_at_k_in_order(
         inverse_ptr=inverse_ptr,
         table_size=TABLE_SIZE,
         n_rows=rows_plus_1 - 1,
-        n_samples=N,
         n_ks=n_ks_plus_1 - 1,
         rewards_row=N,
         rewards_sample=1,
@@ -306,7 +303,6 @@ def _max_at_k_in_order(
         MASKED=MASKED,
         COUNT_ONLY=COUNT_ONLY,
         CONTIGUOUS=CONTIGUOUS,
-        SHORT=SHORT,
         CHUNK=CHUNK,
         LANES=LANES,
         BLOCK_ROWS=BLOCK_ROWS,
@@ -321,6 +317,7 @@ def _launch_transform(
     weights = kernel_weights(options.estimator)
     by_mean = options.scale == "mean"
     compute, chosen = _compute_dtype(rewards, options.dtype), _plan(rewards, options.dtype)
+    assert chosen is not None
     table, inverse = _tables(chosen, compute)
     kind = "int" if k is None else "row" if k.ndim else "scalar"
     known_k = None if options.undersized == "clip" else options.k
@@ -365,6 +362,7 @@ def _launch_max_at_k(
 ) -> jax.Array:
     rows = rewards.shape[0]
     compute, chosen = _compute_dtype(rewards, options.dtype), _plan(rewards, options.dtype)
+    assert chosen is not None
     table, inverse = _tables(chosen, compute)
     hidden = iter(ks)
     every = [jnp.int32(k) if k is not None else _int32(next(hidden)) for k in options.ks]
@@ -396,7 +394,7 @@ def _compute_dtype(rewards: jax.Array, dtype: Any) -> np.dtype[Any]:
     return np.dtype(np.float64 if np.float64 in (dtype, rewards.dtype) else np.float32)
 
 
-def _plan(rewards: jax.Array, dtype: Any) -> Plan:
+def _plan(rewards: jax.Array, dtype: Any) -> Plan | None:
     wide = _compute_dtype(rewards, dtype) == np.float64
     return plan(rewards.shape[1], rewards.dtype.itemsize, wide)
 
@@ -426,7 +424,6 @@ def _constants(
         "MASKED": where is not None,
         "COUNT_ONLY": rewards.dtype == np.bool_,
         "CONTIGUOUS": chosen.lanes == 1,
-        "SHORT": chosen.lanes > 1 and n != chosen.chunk * chosen.lanes,
         "CHUNK": chosen.chunk,
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,

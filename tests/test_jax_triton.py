@@ -1,12 +1,11 @@
 """The Triton kernels behind JAX: which program is made where, and what it computes.
 
 jax-triton need not be installed: what stands in for it runs the kernels, interpreted, on the CPU.
-That wants a process with TRITON_INTERPRET=1, which the first test here starts.
+That wants a process with TRITON_INTERPRET=1: `make test` starts one.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,23 +94,12 @@ def same(got: Any, want: Any, tolerance: float = 5e-6) -> None:
 
 def rewards_of(n: int, dtype: Any = jnp.float32) -> jax.Array:
     values = rewards_of_every_kind(np.random.default_rng(n), n, rows=2)
-    return jnp.asarray(values > 0 if dtype == bool else values, dtype)
+    return jnp.asarray(values > 0 if jnp.dtype(dtype) == np.bool_ else values, dtype)
 
 
-def transform_as(implementation: str, *args: Any, **options: Any) -> jax.Array:
+def transform_as(implementation: str, *args: Any, **options: Any) -> Any:
     """Inside jit, where k is a constant."""
     return jax.jit(lambda x: pk.transform(x, *args, implementation=implementation, **options))
-
-
-@pytest.mark.skipif(INTERPRETED, reason="is interpreted already")
-def test_everything_again_with_the_kernels_interpreted() -> None:
-    out = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert out.returncode == 0, out.stdout[-3000:] + out.stderr[-2000:]
 
 
 class TestWhoIsServed:
@@ -137,7 +125,9 @@ class TestWhoIsServed:
         assert chosen == ["triton_jax"] * 2
 
     def test_one_program_has_no_trace_of_the_other(self, jax_triton: ModuleType) -> None:
-        step = jax.jit(lambda x, k: pk.max_at_k(x, [2, k]) + pk.transform(x, k).sum(-1)[:, None])
+        step = jax.jit(
+            lambda x, k: pk.max_at_k(x, k)[:, None] + pk.transform(x, k).sum(-1)[:, None]
+        )
         traced = step.trace(rewards_of(8), jnp.asarray(2))
         text = traced.lower(lowering_platforms=("cpu",)).as_text()
         assert "stablehlo.sort" in text and "callback" not in text
@@ -183,7 +173,7 @@ def test_the_kernels_import_without_torch() -> None:
 @interpreted
 @pytest.mark.usefixtures("on_gpu")
 class TestWhatItComputes:
-    @pytest.mark.parametrize("n", [1, 2, 8, 12, 40, 70])
+    @pytest.mark.parametrize("n", [1, 12, 70])
     @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
     def test_as_xla(self, estimator: str, n: int) -> None:
         rewards = rewards_of(n)
@@ -209,9 +199,7 @@ class TestWhatItComputes:
             want = pk.transform(rewards, k, implementation="xla", **options)
             same(fused(rewards, k, **options), want, 2e-5)
         step = jax.jit(lambda x, w: fused(x, 2, where=w, undersized=undersized))
-        want = pk.transform(
-            rewards, 2, where=where, undersized=undersized, implementation="xla"
-        )
+        want = pk.transform(rewards, 2, where=where, undersized=undersized, implementation="xla")
         same(step(rewards, where), want, 2e-5)
 
     @pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "float16"])
@@ -302,7 +290,7 @@ class TestTransformations:
         where = rewards > -1
         want = pk.max_at_k(rewards, [1, 3], where=where, implementation="xla")
         same(jax.vmap(lambda x, m: fused_max(x, [1, 3], where=m))(rewards, where), want)
-        of_k = jax.vmap(lambda k: fused_max(rewards, [1, k], where=where))
+        of_k = jax.vmap(lambda k: fused_max(rewards, jnp.stack([jnp.asarray(1), k]), where=where))
         same(of_k(jnp.asarray([3, 3])), jnp.stack([want, want]))
 
     def test_results_are_constants_of_the_loss(self) -> None:

@@ -22,7 +22,31 @@ from pkpo_triton import plan as plans  # noqa: E402
 from pkpo_triton.networks import merge_steps, sort_chunk  # noqa: E402
 
 # Every length at which something changes, one less and one more.
-EDGES = (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 300)
+EDGES = (
+    1,
+    2,
+    7,
+    8,
+    9,
+    15,
+    16,
+    17,
+    31,
+    32,
+    33,
+    48,
+    63,
+    64,
+    65,
+    100,
+    127,
+    128,
+    129,
+    255,
+    256,
+    257,
+    300,
+)
 
 
 def transformed(rewards: Any, k: Any, **options: Any) -> Any:
@@ -190,9 +214,8 @@ class TestTorch:
         assert programs == 1
 
     def test_fake_tensors_have_the_layout_of_real_ones(self) -> None:
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
         from pkpo_triton import op
+        from torch._subclasses.fake_tensor import FakeTensorMode
 
         for rewards in (torch.randn(6, 8), torch.randn(8, 6).t(), torch.randn(12, 8)[::2]):
             real = pk.transform(rewards.to(DEVICE), 2, implementation="triton")

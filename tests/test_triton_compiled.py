@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-from pkpo_triton.variants import PATHS, Variant, transform_variant  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
+from pkpo_triton.variants import PATHS, Variant, transform_variant
+from triton.backends.compiler import GPUTarget
 
-from bench import gpu_static  # noqa: E402
+from bench import gpu_static
 
 SM_90 = GPUTarget("cuda", 90, 32)
 # Shared memory that a program may use.

@@ -10,7 +10,7 @@ rows. The way of the data:
 What an estimator gives the i-th smallest of a row's rewards g_(1) ≤ … ≤ g_(n), with gaps
 d_j = g_(j+1) − g_(j), is
 
-    anchor · g_(n) − Σ_j (below + slope · |j − mirror · (n−1)|) · r_j · d_j + gap · Σ_{j<i} r_j · d_j
+    anchor · g_(n) − Σ_j (below + slope · |j − mirror·(n−1)|) · r_j · d_j + gap · Σ_{j<i} r_j · d_j
 
 where r_j = C(j−LAG, k−1) / C(n, k) is a running product downward from j = n−1:
 r_{j−1} = r_j · (j−LAG−k+1) / (j−LAG). These scalars are all that a kernel knows of an estimator.
@@ -20,6 +20,9 @@ Blocks with an infinity, a NaN or huge rewards are made harmless first and put r
 Samples that are no part of their row (masked, or beyond n) take the value of its largest, so that
 the gaps above are 0. Equal rewards get equal bits: a gap of 0 adds nothing to a sum.
 """
+
+# Triton compiles these functions; to a type checker they are no Python.
+# mypy: ignore-errors
 
 from __future__ import annotations
 
@@ -205,9 +208,7 @@ def _unmerge(x, words, LANES: tl.constexpr):
         if STEPS[COUNT - 1 - back][0] == COMPARE:
             swapped = (words[STEPS[COUNT - 1 - back][3]] & STEPS[COUNT - 1 - back][4]) != 0
             a, b = _halves(x, STEPS[COUNT - 1 - back][1])
-            x = _whole(
-                tl.where(swapped, b, a), tl.where(swapped, a, b), STEPS[COUNT - 1 - back][1]
-            )
+            x = _whole(tl.where(swapped, b, a), tl.where(swapped, a, b), STEPS[COUNT - 1 - back][1])
         elif STEPS[COUNT - 1 - back][0] == ACROSS:
             word = words[STEPS[COUNT - 1 - back][3]]
             a, b = _halves(x, HALF)
@@ -299,7 +300,7 @@ def _ratio(i, n, k, table_ptr, table_size, once, T: tl.constexpr):
         bottom_ptr += table_size
     ratio = k.to(DTYPE) * ((i_mantissa / rest_mantissa) * (top / bottom))
     # Half the power of 2, which is a normal number wherever the ratio is one.
-    if DTYPE == tl.float64:
+    if tl.float64 == DTYPE:
         half = (tl.maximum(exponent, -127.0) * 8 + 1023).to(tl.int64) << 52
     else:
         half = (tl.maximum(exponent, -15.0) * 8 + 127).to(tl.int32) << 23
@@ -360,7 +361,7 @@ def _inverses(
 @triton.jit
 def _chain_next(
     r, c: tl.constexpr, n, k, lane, inverses, LAG: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, UNEVEN: tl.constexpr,
+    LANES: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """r of the sample in place c of its thread → r of the one beneath."""
     if LANES == 1:
@@ -369,7 +370,7 @@ def _chain_next(
         first = (lane * CHUNK + (1 - LAG) - k).to(r.dtype)
         beneath = r * (first + c) * inverses[c]
     # Above its row's own samples the run waits.
-    return tl.where(lane * CHUNK + c < n, beneath, r) if UNEVEN else beneath
+    return tl.where(lane * CHUNK + c < n, beneath, r) if MASKED else beneath
 
 
 @triton.jit
@@ -387,7 +388,7 @@ def _constant(
 @triton.jit
 def _scan(
     t, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG: tl.constexpr,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, UNEVEN: tl.constexpr, T: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, MASKED: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Sorted rows → what each sample has beneath it, Σ r_j d_j, and the row's constant."""
     DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
@@ -404,7 +405,7 @@ def _scan(
         terms = (r * (t[CHUNK - 1 - back] - under),) + terms
         if CHUNK - 1 - back > FIRST:
             r = _chain_next(
-                r, CHUNK - 1 - back, n, k, lane, inverses, LAG, CHUNK, LANES, UNEVEN
+                r, CHUNK - 1 - back, n, k, lane, inverses, LAG, CHUNK, LANES, MASKED
             )  # fmt: skip
     if LANES == 1:
         terms = (tl.zeros([T], DTYPE),) + terms
@@ -440,7 +441,7 @@ def _scan(
 @triton.jit
 def _spread(
     t, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, UNEVEN: tl.constexpr, T: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, MASKED: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Sorted rows → the deviation of the best of k, exactly 0 where only equals can be it."""
     DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
@@ -455,7 +456,7 @@ def _spread(
         chance = top
         for back in tl.static_range(CHUNK):
             own = chance > 0
-            if UNEVEN:
+            if MASKED:
                 own = own & (lane * CHUNK + (CHUNK - 1 - back) < n)
             apart = largest - t[CHUNK - 1 - back]
             deviation = tl.where(own, lead - apart, 0.0)
@@ -469,7 +470,7 @@ def _spread(
                 spread += chance * (deviation * deviation)
             if back < CHUNK - 1:
                 chance = _chain_next(
-                    chance, CHUNK - 1 - back, n, k, lane, inverses, 0, CHUNK, LANES, UNEVEN
+                    chance, CHUNK - 1 - back, n, k, lane, inverses, 0, CHUNK, LANES, MASKED
                 )  # fmt: skip
         if turn == 0:
             lead = _over_lanes(lead, False, LANES, T)
@@ -587,7 +588,7 @@ def _rows_and_samples(
 
 @triton.jit
 def _inside(
-    rows_left, n_samples, FLAT: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr,
+    rows_left, FLAT: tl.constexpr, CHUNK: tl.constexpr,
     LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Which places of a tile there are."""
@@ -595,16 +596,16 @@ def _inside(
         return tl.arange(0, BLOCK_ROWS * CHUNK) < rows_left * CHUNK
     else:
         rows, samples = _rows_and_samples(CHUNK, LANES, BLOCK_ROWS, VECTOR)
-        if LANES > 1 and not SHORT:
+        if LANES > 1:
             return tl.broadcast_to(rows < rows_left, [LANES, BLOCK_ROWS, CHUNK // VECTOR, VECTOR])
         else:
-            return (rows < rows_left) & (samples < n_samples)
+            return (rows < rows_left) & (samples < CHUNK)
 
 
 @triton.jit
 def _load(
-    block_ptr, stride_row, stride_sample, rows_left, n_samples, FLAT: tl.constexpr,
-    SHORT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    block_ptr, stride_row, stride_sample, rows_left, FLAT: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
     """A tile, 0 where there is nothing."""
@@ -615,7 +616,7 @@ def _load(
     full = 0
     # Every block but the last is full, and needs no masks. One of the two loops runs, once: with
     # pointers that a loop carries, the compiler does not walk the whole network for this access.
-    if FLAT or (LANES > 1 and not SHORT):
+    if FLAT or LANES > 1:
         full = (rows_left == BLOCK_ROWS).to(tl.int32)
         whole = pointers
         for _ in tl.range(full):
@@ -623,7 +624,7 @@ def _load(
             whole += BLOCK_ROWS
     for _ in tl.range(1 - full):
         x = _load_inside(
-            pointers, rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR
+            pointers, rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR
         )  # fmt: skip
         pointers += BLOCK_ROWS
     return x
@@ -631,17 +632,17 @@ def _load(
 
 @triton.jit
 def _load_inside(
-    pointers, rows_left, n_samples, FLAT: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr,
+    pointers, rows_left, FLAT: tl.constexpr, CHUNK: tl.constexpr,
     LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    inside = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    inside = _inside(rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
     return tl.load(pointers, mask=inside, other=0)
 
 
 @triton.jit
 def _store(
-    t, valid, block_ptr, stride_row, stride_sample, rows_left, n_samples, FLAT: tl.constexpr,
-    MASKED: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    t, valid, block_ptr, stride_row, stride_sample, rows_left, FLAT: tl.constexpr,
+    MASKED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Vectors → a tile in memory, 0 for samples left out. As `_load` does."""
@@ -653,7 +654,7 @@ def _store(
         tile = tl.where(valid, tile, 0.0)
     tile = tile.to(pointers.dtype.element_ty)
     full = 0
-    if FLAT or (LANES > 1 and not SHORT):
+    if FLAT or LANES > 1:
         full = (rows_left == BLOCK_ROWS).to(tl.int32)
         whole = pointers
         for _ in tl.range(full):
@@ -661,17 +662,17 @@ def _store(
             whole += BLOCK_ROWS
     for _ in tl.range(1 - full):
         _store_inside(
-            pointers, tile, rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR
+            pointers, tile, rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR
         )  # fmt: skip
         pointers += BLOCK_ROWS
 
 
 @triton.jit
 def _store_inside(
-    pointers, tile, rows_left, n_samples, FLAT: tl.constexpr, SHORT: tl.constexpr,
+    pointers, tile, rows_left, FLAT: tl.constexpr, 
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    inside = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    inside = _inside(rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
     tl.store(pointers, tile, mask=inside)
 
 
@@ -701,12 +702,15 @@ def _from_vectors(
 
 @triton.jit
 def _own(
-    valid, MASKED: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    valid,
+    MASKED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    LANES: tl.constexpr,
     T: tl.constexpr,
 ):
     """Which of a thread's samples are its row's own: a tuple of vectors, empty if all are."""
     own = ()
-    if MASKED or SHORT:
+    if MASKED:
         bits = _to_vectors(valid.to(tl.int8), CHUNK, LANES, T)
         for c in tl.static_range(CHUNK):
             own = own + (bits[c] != 0,)
@@ -714,11 +718,31 @@ def _own(
 
 
 @triton.jit
-def _group(
-    own, n_samples, MASKED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr
+def _for_threads(
+    tile, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr
 ):
+    """What depends on row and lane alone, (LANES or 1, BLOCK_ROWS or 1, 1, 1) → a vector.
+
+    It takes the way of the rewards, so that the compiler sees the same layout and converts nothing.
+    """
+    tile = tl.broadcast_to(tile, [LANES, BLOCK_ROWS, CHUNK // VECTOR, VECTOR])
+    return _to_vectors(tile, CHUNK, LANES, BLOCK_ROWS * LANES)[0]
+
+
+@triton.jit
+def _lane(CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr):
+    """Every thread's number within its row."""
+    if LANES == 1:
+        return tl.zeros([BLOCK_ROWS], tl.int32)
+    else:
+        lanes = tl.arange(0, LANES)[:, None, None, None]
+        return _for_threads(lanes, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+
+
+@triton.jit
+def _group(own, MASKED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
     """How many samples a row has: a number, or a vector where they are masked."""
-    group = tl.full([], n_samples, tl.int32)
+    group = tl.full([], CHUNK * LANES, tl.int32)
     if MASKED:
         group = tl.zeros([T], tl.int32)
         for c in tl.static_range(CHUNK):
@@ -793,8 +817,8 @@ def _ordered_by_count(t, lane, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.c
 @triton.jit
 def _finish(
     t, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
-    out_sample, rows_left, n_samples, FLAT: tl.constexpr, MASKED: tl.constexpr, SHORT: tl.constexpr,
-    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    out_sample, rows_left, FLAT: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """What samples have beneath them → the estimator's values, stored."""
     # Adding 0 turns a −0 into 0.
@@ -805,7 +829,7 @@ def _finish(
         value = gap * t[c] + smallest
         out = out + (value / divisor if STANDARDISED else value,)
     _store(
-        out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, CHUNK,
+        out, valid, out_ptr, out_row, out_sample, rows_left, FLAT, MASKED, CHUNK,
         LANES, BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
@@ -814,25 +838,24 @@ def _finish(
 def _by_counting(
     t, n, k, lane, live, start, below, slope, middle, has_constant, table_ptr, table_size,
     inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
-    n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr, SHORT: tl.constexpr,
+    LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr, 
     STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for rows of two levels: what the sorted row is follows from a count, and
     where its values belong, from the rewards."""
     T: tl.constexpr = BLOCK_ROWS * LANES
-    UNEVEN: tl.constexpr = MASKED or SHORT
     ordered = _ordered_by_count(t, lane, CHUNK, LANES, T)
     largest = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
     sums, constant = _scan(
         ordered, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
-        CHUNK, LANES, UNEVEN, T,
+        CHUNK, LANES, MASKED, T,
     )  # fmt: skip
     spread = largest * 0.0
     if STANDARDISED:
         spread = _spread(
             ordered, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
-            LANES, UNEVEN, T,
+            LANES, MASKED, T,
         )  # fmt: skip
     top = _over_lanes(sums[CHUNK - 1], True, LANES, T)
     placed = ()
@@ -840,7 +863,7 @@ def _by_counting(
         placed = placed + (tl.where(t[c] == largest, top, 0.0),)
     _finish(
         placed, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
-        out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, STANDARDISED, CHUNK, LANES,
+        out_sample, rows_left, FLAT, MASKED, STANDARDISED, CHUNK, LANES,
         BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
@@ -849,29 +872,28 @@ def _by_counting(
 def _by_sorting(
     t, n, k, lane, live, start, below, slope, middle, has_constant, table_ptr, table_size,
     inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
-    n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr, SHORT: tl.constexpr,
+    LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr, 
     STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for any rows."""
     T: tl.constexpr = BLOCK_ROWS * LANES
-    UNEVEN: tl.constexpr = MASKED or SHORT
     ordered, words, merged = _sort(t, lane, CHUNK, LANES, T)
     largest = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
     sums, constant = _scan(
         ordered, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
-        CHUNK, LANES, UNEVEN, T,
+        CHUNK, LANES, MASKED, T,
     )  # fmt: skip
     spread = largest * 0.0
     if STANDARDISED:
         spread = _spread(
             ordered, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
-            LANES, UNEVEN, T,
+            LANES, MASKED, T,
         )  # fmt: skip
     placed = _unsort(sums, words, merged, CHUNK, LANES, T)
     _finish(
         placed, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
-        out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, STANDARDISED, CHUNK, LANES,
+        out_sample, rows_left, FLAT, MASKED, STANDARDISED, CHUNK, LANES,
         BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
@@ -879,9 +901,8 @@ def _by_sorting(
 @triton.jit
 def _at_the_limit(
     rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid, rows_left,
-    n_samples, constant, above_bottom, at_top, spread,
-    shrink, nan, FLAT: tl.constexpr, MASKED: tl.constexpr, SHORT: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    constant, above_bottom, at_top, spread, shrink, nan, FLAT: tl.constexpr, MASKED: tl.constexpr,
+    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Put right what has just been stored for a block brought in."""
     INF: tl.constexpr = float("inf")
@@ -890,12 +911,12 @@ def _at_the_limit(
     # Both are read again: this is rare, and until here they take up no registers.
     tl.debug_barrier()
     tile = _load(
-        rewards_ptr, rewards_row, rewards_sample, rows_left, n_samples, FLAT, SHORT, CHUNK, LANES,
+        rewards_ptr, rewards_row, rewards_sample, rows_left, FLAT, CHUNK, LANES,
         BLOCK_ROWS, VECTOR,
     )  # fmt: skip
     rewards = _to_vectors(tile.to(DTYPE), CHUNK, LANES, T)
     tile = _load(
-        out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS,
+        out_ptr, out_row, out_sample, rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS,
         VECTOR,
     )  # fmt: skip
     values = _to_vectors(tile.to(DTYPE), CHUNK, LANES, T)
@@ -911,7 +932,7 @@ def _at_the_limit(
             value = tl.where(leading != 0, infinite, values[c] / shrink)
         out = out + (tl.where(nan, float("nan"), value),)
     _store(
-        out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, MASKED, SHORT, CHUNK,
+        out, valid, out_ptr, out_row, out_sample, rows_left, FLAT, MASKED, CHUNK,
         LANES, BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
@@ -924,11 +945,11 @@ def _at_the_limit(
 )
 def transform_kernel(
     rewards_ptr, where_ptr, k_ptr, out_ptr, form_ptr, table_ptr, inverse_ptr, table_size,
-    n_rows, n_samples, k, spared, undersized, by_mean, has_constant, mirror,
+    n_rows, k, spared, undersized, by_mean, has_constant, mirror,
     rewards_row, rewards_sample, where_row, where_sample, out_row, out_sample,
-    first: "fp64", anchor: "fp64", gap: "fp64", below: "fp64", slope: "fp64",
+    first: fp64, anchor: fp64, gap: fp64, below: fp64, slope: fp64,
     K: tl.constexpr, MASKED: tl.constexpr, LAG: tl.constexpr, STANDARDISED: tl.constexpr,
-    COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, SHORT: tl.constexpr, CHUNK: tl.constexpr,
+    COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, CHUNK: tl.constexpr,
     LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """One block of rows.
@@ -936,16 +957,12 @@ def transform_kernel(
     K says where k is: "int", the argument; "scalar", in memory for all rows; "row", one for each.
     With an int and no mask the estimator's scalars come ready, and with them r_{n−1} (`first`);
     otherwise every row has its own. undersized: 0 zero, 1 NaN, 2 clip. COUNT_ONLY: bool rewards.
-    CONTIGUOUS: rows of exactly CHUNK samples, one after the other. SHORT: rows may end before the
-    last sample of their threads.
+    CONTIGUOUS: rows of exactly CHUNK samples, one after the other.
     """
     DTYPE: tl.constexpr = table_ptr.dtype.element_ty
     T: tl.constexpr = BLOCK_ROWS * LANES
     UNIFORM: tl.constexpr = K == "int" and not MASKED
     FLAT: tl.constexpr = CONTIGUOUS and padded(CHUNK) == CHUNK
-    UNEVEN: tl.constexpr = MASKED or SHORT
-    if LANES == 1:
-        n_samples = CHUNK
     if CONTIGUOUS:
         rewards_row, rewards_sample = CHUNK, 1
         where_row, where_sample = CHUNK, 1
@@ -957,33 +974,32 @@ def transform_kernel(
     # Load.
     block = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     rows_left = tl.minimum(n_rows - block, BLOCK_ROWS).to(tl.int32)
-    thread = tl.arange(0, T)
-    lane = thread % LANES
+    lane = _lane(CHUNK, LANES, BLOCK_ROWS, VECTOR)
     rewards_ptr += block * rewards_row
     out_ptr += block * out_row
     x = _load(
-        rewards_ptr, rewards_row, rewards_sample, rows_left, n_samples, FLAT, SHORT, CHUNK, LANES,
+        rewards_ptr, rewards_row, rewards_sample, rows_left, FLAT, CHUNK, LANES,
         BLOCK_ROWS, VECTOR,
     ).to(DTYPE)  # fmt: skip
     valid = 0
     if MASKED:
-        valid = 0 != _load(
-            where_ptr + block * where_row, where_row, where_sample, rows_left, n_samples, FLAT,
-            SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR,
-        )  # fmt: skip
+        valid = _load(
+            where_ptr + block * where_row, where_row, where_sample, rows_left, FLAT,
+            CHUNK, LANES, BLOCK_ROWS, VECTOR,
+        ) != 0  # fmt: skip
         x = tl.where(valid, x, 0.0)
-    elif SHORT:
-        valid = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
     t = _to_vectors(x, CHUNK, LANES, T)
-    own = _own(valid, MASKED, SHORT, CHUNK, LANES, T)
+    own = _own(valid, MASKED, CHUNK, LANES, T)
 
     # The group, its k, and the estimator for it.
-    group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
+    group = _group(own, MASKED, CHUNK, LANES, T)
     if K == "scalar":
         k = tl.minimum(tl.maximum(tl.load(k_ptr).to(tl.int64), 0), 1 << 30).to(tl.int32)
     if K == "row":
-        row = thread // LANES
+        row = tl.arange(0, BLOCK_ROWS)
         k = tl.load(k_ptr + block + row, mask=row < rows_left, other=1).to(tl.int64)
+        if LANES > 1:
+            k = _for_threads(k[None, :, None, None], CHUNK, LANES, BLOCK_ROWS, VECTOR)
         k = tl.minimum(tl.maximum(k, 0), 1 << 30).to(tl.int32)
     n = group
     live = tl.full([], 1.0, DTYPE)
@@ -994,7 +1010,7 @@ def transform_kernel(
     else:
         k = tl.where(undersized == 2, tl.minimum(k, group - spared), k)
         admitted = (k >= 1) & (k <= group - spared)
-        # Where no k is admitted the formulas see two samples and k=1, and their outcome is not used.
+        # Where no k is admitted the formulas see two samples and k=1; what they give is not used.
         n, k = tl.where(admitted, group, 2), tl.where(admitted, k, 1)
         live = tl.where(admitted, 1.0, 0.0).to(DTYPE)
         anchor, gap, below, slope = _scalars(form_ptr, n, k, DTYPE)
@@ -1010,7 +1026,7 @@ def transform_kernel(
         )  # fmt: skip
 
     # What is not the row's own takes the value of its largest.
-    if UNEVEN:
+    if MASKED:
         t = _fill(t, own, CHUNK, LANES, T)
 
     look = _look(t, CHUNK, COUNT_ONLY)
@@ -1032,7 +1048,7 @@ def transform_kernel(
             _by_counting(
                 t, n, k, lane, live, start, below, slope, middle, has_constant,
                 table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-                out_row, out_sample, rows_left, n_samples, LAG, FLAT, MASKED, SHORT, STANDARDISED,
+                out_row, out_sample, rows_left, LAG, FLAT, MASKED, STANDARDISED,
                 CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
     if not COUNT_ONLY:
@@ -1040,7 +1056,7 @@ def transform_kernel(
             _by_sorting(
                 t, n, k, lane, live, start, below, slope, middle, has_constant,
                 table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-                out_row, out_sample, rows_left, n_samples, LAG, FLAT, MASKED, SHORT, STANDARDISED,
+                out_row, out_sample, rows_left, LAG, FLAT, MASKED, STANDARDISED,
                 CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
 
@@ -1050,9 +1066,8 @@ def transform_kernel(
             table_ptr, table_size, once, LAG, STANDARDISED, T,
         )  # fmt: skip
         _at_the_limit(
-            rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid, rows_left,
-    n_samples, constant, above_bottom, at_top, spread,
-            shrink, nan, FLAT, MASKED, SHORT, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+            rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid,
+            rows_left, constant, above_bottom, at_top, spread, shrink, nan, FLAT, MASKED, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         )  # fmt: skip
 
 
@@ -1077,8 +1092,8 @@ def _in_order(
 @triton.jit(do_not_specialize=("table_size", "n_rows", "n_ks"))
 def max_at_k_kernel(
     rewards_ptr, where_ptr, ks_ptr, out_ptr, table_ptr, inverse_ptr, table_size,
-    n_rows, n_samples, n_ks, rewards_row, rewards_sample, where_row, where_sample,
-    MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, SHORT: tl.constexpr,
+    n_rows, n_ks, rewards_row, rewards_sample, where_row, where_sample,
+    MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, 
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The mean of the best of k for one block of rows and every k: (n_rows, n_ks), NaN where a row
@@ -1086,34 +1101,28 @@ def max_at_k_kernel(
     DTYPE: tl.constexpr = table_ptr.dtype.element_ty
     T: tl.constexpr = BLOCK_ROWS * LANES
     FLAT: tl.constexpr = CONTIGUOUS and padded(CHUNK) == CHUNK
-    UNEVEN: tl.constexpr = MASKED or SHORT
-    if LANES == 1:
-        n_samples = CHUNK
     if CONTIGUOUS:
         rewards_row, rewards_sample = CHUNK, 1
         where_row, where_sample = CHUNK, 1
     once = (n_rows > 0).to(tl.int32)
     block = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     rows_left = tl.minimum(n_rows - block, BLOCK_ROWS).to(tl.int32)
-    thread = tl.arange(0, T)
-    lane = thread % LANES
+    lane = _lane(CHUNK, LANES, BLOCK_ROWS, VECTOR)
     x = _load(
-        rewards_ptr + block * rewards_row, rewards_row, rewards_sample, rows_left, n_samples, FLAT,
-        SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+        rewards_ptr + block * rewards_row, rewards_row, rewards_sample, rows_left, FLAT,
+        CHUNK, LANES, BLOCK_ROWS, VECTOR,
     ).to(DTYPE)  # fmt: skip
     valid = 0
     if MASKED:
-        valid = 0 != _load(
-            where_ptr + block * where_row, where_row, where_sample, rows_left, n_samples, FLAT,
-            SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR,
-        )  # fmt: skip
+        valid = _load(
+            where_ptr + block * where_row, where_row, where_sample, rows_left, FLAT,
+            CHUNK, LANES, BLOCK_ROWS, VECTOR,
+        ) != 0  # fmt: skip
         x = tl.where(valid, x, 0.0)
-    elif SHORT:
-        valid = _inside(rows_left, n_samples, FLAT, SHORT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
     t = _to_vectors(x, CHUNK, LANES, T)
-    own = _own(valid, MASKED, SHORT, CHUNK, LANES, T)
-    group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
-    if UNEVEN:
+    own = _own(valid, MASKED, CHUNK, LANES, T)
+    group = _group(own, MASKED, CHUNK, LANES, T)
+    if MASKED:
         t = _fill(t, own, CHUNK, LANES, T)
     look = _look(t, CHUNK, COUNT_ONLY)
     shrink = tl.full([T], 1.0, DTYPE)
@@ -1137,22 +1146,22 @@ def max_at_k_kernel(
         live = tl.where(admitted, 1.0, 0.0).to(DTYPE)
         start = live * _chain_start(n, k, lane, table_ptr, table_size, once, 1, CHUNK, LANES, T)
         slope = 1 / k.to(DTYPE)
-        _, constant = _scan(
+        unused, constant = _scan(
             t, n, k, lane, start, zero, slope, zero, once, inverse_ptr, once, 1, CHUNK, LANES,
-            UNEVEN, T,
+            MASKED, T,
         )  # fmt: skip
         best = ((live * largest - constant) + 0.0) / shrink
         if look == 2:
-            leading, _, _, _ = _limits(
+            leading, unused_bottom, unused_top, unused_spread = _limits(
                 minus, plus, group, n, k, live, live, zero, zero, slope, zero, table_ptr,
                 table_size, once, 1, False, T,
             )  # fmt: skip
             best = tl.where(leading != 0, tl.where(leading > 0, float("inf"), -float("inf")), best)
         best = tl.where(live > 0, best, float("nan"))
         best = tl.where(nan, float("nan"), best)
-        row = thread // LANES
+        row = tl.arange(0, T) // LANES
         tl.store(
             out_ptr + (block + row) * n_ks + q,
             best.to(out_ptr.dtype.element_ty),
-            mask=(row < rows_left) & (lane == 0),
+            mask=(row < rows_left) & (tl.arange(0, T) % LANES == 0),
         )

@@ -7,9 +7,9 @@ A row lies in LANES threads, CHUNK samples in each. It is sorted in three kinds 
     TURN, bit, other   threads where these two bits differ change the sign of their samples
 
 Every thread first sorts its own samples, by a short list of comparators (a, b); then sorted runs
-are merged pair by pair, all samples in one step (bitonic merges). A bitonic merge wants one run of the two descending:
-with the sign of its samples changed, every comparison is an ascending one. Between two lanes the
-lower keeps the smaller sample; with the sign of the upper changed, both keep the smaller.
+are merged pair by pair, all samples in one step (bitonic merges). A bitonic merge wants one run of
+the two descending: with the sign of its samples changed, every comparison is an ascending one.
+Between two lanes the lower keeps the smaller sample; with the sign of the upper changed, both do.
 
 What a comparison found ("swapped" or not) is a bit; bits are packed into words, newest lowest.
 """
@@ -96,14 +96,14 @@ def chunk_steps(n: Any) -> Any:
 
 @triton.constexpr_function  # type: ignore[untyped-decorator]
 def merge_steps(chunk: Any, lanes: Any) -> Any:
-    """What merges `lanes` sorted chunks: sample c of lane p ends as the (p · chunk + c)-th smallest.
+    """What merges `lanes` sorted chunks: sample c of lane p ends as number p · chunk + c.
 
     Args:
         chunk: samples in a thread, a power of two.
         lanes: threads for a row, a power of two.
 
     Returns:
-        A tuple of (kind, a, b, word, mask, closes). A COMPARE has one bit for a pair, an ACROSS two.
+        A tuple of (kind, a, b, word, mask, closes). A COMPARE takes one bit a pair, an ACROSS two.
     """
     plain: list[tuple[int, int, int]] = []
     for level in range(lanes.bit_length() - 1):

@@ -8,60 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 
 from pkpo_triton import kernels, long_rows, tables
 from pkpo_triton.plan import LONGEST_ON_CHIP, Plan, plan
-
-UNDERSIZED = ("zero", "nan", "clip")
-
-
-class Weights(NamedTuple):
-    """An estimator, as far as a kernel knows it: out_(i) = anchor · g_(n) − Σ_j below_j d_j +
-    Σ_{j<i} gap_j d_j over a sorted row's gaps d_j, with weights of r_j = C(j−lag, k−1)/C(n, k):
-
-        gap_j   = r_j · (gap_1 + gap_k·k + gap_n·n + gap_nn·n(n−1)) / D
-        below_j = r_j · (below_1 + below_k·k + (slope_1 + slope_n·n) · |j − mirror·(n−1)|) / D
-        anchor  = anchor_1 + anchor_k · k / (n · (n−1)^over_others)
-        D       = k^over_k · (n−k)^over_rest · (n−1)^over_others
-
-    Attributes:
-        form: over_k, over_rest, over_others, gap_1, gap_k, gap_n, gap_nn, below_1, below_k,
-          slope_1, slope_n, anchor_1, anchor_k, for k ≥ 2.
-        form_at_1: the same for k = 1.
-        lag, mirror: 0 or 1.
-        spared: a row of n samples admits 1 ≤ k ≤ n − spared.
-        standardised: the outcome is divided by the deviation of the best of k.
-    """
-
-    form: Sequence[int]
-    form_at_1: Sequence[int]
-    lag: int
-    mirror: int
-    spared: int
-    standardised: bool
-
-    def scalars(self, n: int, k: int) -> tuple[float, float, float, float]:
-        """anchor, and the factors of r_j: gap, below, slope."""
-        f = self.form_at_1 if k == 1 else self.form
-        others, rest = max(n - 1, 1), max(n - k, 1)
-        under = k ** f[0] * rest ** f[1] * others ** f[2]
-        return (
-            f[11] + f[12] * k / (n * others ** f[2]),
-            (f[3] + f[4] * k + f[5] * n + f[6] * n * (n - 1)) / under,
-            (f[7] + f[8] * k) / under,
-            (f[9] + f[10] * n) / under,
-        )
-
-    def has_constant(self, k: int | None) -> bool:
-        """Whether Σ_j below_j d_j may be other than 0; k where it is known."""
-        forms = (self.form, self.form_at_1) if k is None else (
-            (self.form_at_1,) if k == 1 else (self.form,)
-        )
-        return any(any(form[7:11]) for form in forms)
+from pkpo_triton.weights import UNDERSIZED, Weights
 
 
 def transform(
@@ -187,7 +141,6 @@ def _transform(
             tables.inverses(chosen.chunk, rewards.device, compute) if chosen.lanes > 1 else table,
             table.shape[1],
             rows,
-            n,
             k,
             spared,
             undersized,
@@ -237,7 +190,6 @@ def _max_at_k(
             tables.inverses(chosen.chunk, rewards.device, compute) if chosen.lanes > 1 else table,
             table.shape[1],
             rows,
-            n,
             ks.shape[0],
             *_strides(rewards, chosen),
             *_strides(where, chosen),
@@ -252,11 +204,8 @@ def _compute_dtype(rewards: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def _plan(rewards: torch.Tensor, compute: torch.dtype) -> Plan | None:
-    """None for rows that are too long for a chip."""
-    n = rewards.shape[1]
-    if n == 0 or n > LONGEST_ON_CHIP:
-        return None
-    return plan(n, rewards.element_size(), compute == torch.float64)
+    """None for rows that the library sorts."""
+    return plan(rewards.shape[1], rewards.element_size(), compute == torch.float64)
 
 
 def _empty_result(rewards: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -294,11 +243,9 @@ def _constants(
     count_only: bool, matrices: Sequence[torch.Tensor | None], chosen: Plan
 ) -> dict[str, Any]:
     given = [matrix for matrix in matrices if matrix is not None]
-    n = given[0].shape[1]
     return {
         "COUNT_ONLY": count_only,
         "CONTIGUOUS": chosen.lanes == 1 and all(matrix.is_contiguous() for matrix in given),
-        "SHORT": chosen.lanes > 1 and n != chosen.chunk * chosen.lanes,
         "CHUNK": chosen.chunk,
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# Rows longer than this are sorted by the library: see `long_rows`.
-LONGEST_ON_CHIP = 1024
+# Rows longer than this are sorted by the library: see `long_rows`. Sixteen threads a row would do
+# in registers what eight do, but take Triton a minute to compile, and some spill.
+LONGEST_ON_CHIP = 256
 
 
 class Plan(NamedTuple):
@@ -22,32 +23,31 @@ class Plan(NamedTuple):
         return self.block_rows * self.lanes
 
 
-def plan(n: int, itemsize: int, wide: bool) -> Plan:
-    """The plan for rows of n ≤ LONGEST_ON_CHIP samples.
+def plan(n: int, itemsize: int, wide: bool) -> Plan | None:
+    """The plan for rows of n samples, None for those that the library sorts.
 
     Args:
         n: samples in a row.
         itemsize: bytes of a reward in memory.
         wide: float64 inside, with twice the registers a sample.
 
-    | n          | threads a row | samples a thread | why there (sm_90, float32, instructions a sample)
-    | to 8       | 1             | n                | 4 rows a thread and 4 warps: 30 against 43 with 1
-    | to 16      | 1             | n                | 2 rows a thread, 1 warp, no barrier: 39 against 41
-    | to 64      | 1             | n                | 1 row a thread: 66 at 64, against 89 on 2 threads
-    | beyond     | a power of 2  | 32               | 64 in a thread spill
+    | n        | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
+    | to 8     | 1             | n                | 4 rows a thread, 4 warps: 30; 1 warp: 34
+    | to 16    | 1             | n                | 2 rows a thread, 1 warp: 40; 4 warps: 41
+    | to 64    | 1             | n                | 66 at 64, where 2 threads a row take 89
+    | 128, 256 | 4, 8          | 32               | 64 samples in a thread would spill
+    | others   |               |                  | the library's sort, then one fused kernel
 
-    float64 takes two registers a sample: 16 samples on one thread, then 8 on each of several.
+    float64: to 16 samples on one thread, then 8 on each of several.
     """
-    longest = 16 if wide else 64
-    if n <= longest:
-        rows_a_thread = 4 if n <= 8 else 2 if n <= 16 else 1
+    if n <= (16 if wide else 64):
         warps = 4 if n <= 8 else 1
+        rows_a_thread = 4 if n <= 8 else 2 if n <= 16 else 1
         if wide:
             rows_a_thread = max(1, rows_a_thread // 2)
         return Plan(n, 1, 32 * warps * rows_a_thread, warps, 1)
     chunk = 8 if wide else 32
-    lanes = 2
-    while lanes * chunk < n:
-        lanes *= 2
-    warps = max(1, lanes // 32)
-    return Plan(chunk, lanes, 32 * warps // lanes, warps, max(1, min(chunk, 16 // itemsize)))
+    lanes = n // chunk
+    if n > LONGEST_ON_CHIP or lanes * chunk != n or lanes & (lanes - 1):
+        return None
+    return Plan(chunk, lanes, 32 // lanes, 1, max(1, min(chunk, 16 // itemsize)))

@@ -40,14 +40,14 @@ def inverses(chunk: int, device: torch.device, dtype: torch.dtype) -> torch.Tens
     return _on_device("inverses", device, dtype, chunk)
 
 
-def forms(numbers: tuple[tuple[int, ...], ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def forms(
+    numbers: tuple[tuple[int, ...], ...], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     """An estimator's form for k ≥ 2 and for k = 1, as `pkpo_triton.Weights` orders it: (2, 13)."""
     return _on_device("form", device, dtype, numbers)
 
 
-def _on_device(
-    what: str, device: torch.device, dtype: torch.dtype, size: Any
-) -> torch.Tensor:
+def _on_device(what: str, device: torch.device, dtype: torch.dtype, size: Any) -> torch.Tensor:
     key = (what, device, dtype, size)
     table = _tables.get(key)
     if table is None:
@@ -56,7 +56,7 @@ def _on_device(
         if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
             _tables[key] = table
     elif table.copied is not None and table.stream != torch.cuda.current_stream(device):
-        if table.copied.query():
+        if table.copied.query():  # type: ignore[no-untyped-call]
             table.copied = None
         else:
             torch.cuda.current_stream(device).wait_event(table.copied)
@@ -75,7 +75,7 @@ def _made(what: str, device: torch.device, dtype: torch.dtype, size: Any) -> _Ta
         # The graph copies from here whenever it is replayed.
         _captured.append(source)
         return _Table(values, source)
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record(stream)
     return _Table(values, source, stream, copied)
 

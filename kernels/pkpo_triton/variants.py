@@ -1,4 +1,4 @@
-"""What ships, described for compilers that have no GPU: every kernel as `triton.compile` takes it."""
+"""What ships, as `triton.compile` takes it on a machine that has no GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pkpo_triton import kernels
-from pkpo_triton.plan import LONGEST_ON_CHIP, plan
+from pkpo_triton.plan import plan
 
 # Which functions run on which path only. Common code is everything else.
 PATHS: dict[str, tuple[Any, ...]] = {
@@ -49,17 +49,17 @@ def transform_variant(
     """The transform of contiguous rows of n samples.
 
     Args:
-        n: samples in a row, at most LONGEST_ON_CHIP.
+        n: samples in a row, a length that fits on chip.
         dtype: of the rewards; of the result too, but float32 for bool.
         masked: with `where`.
         k: "int", "scalar" (in memory), "row" (one for each).
         lag, standardised: the estimator's.
     """
-    if not 1 <= n <= LONGEST_ON_CHIP:
-        raise ValueError(f"n must be within 1..{LONGEST_ON_CHIP}; got {n}")
     element, itemsize = _DTYPES[dtype]
     compute = "fp64" if dtype == "float64" else "fp32"
     chosen = plan(n, itemsize, dtype == "float64")
+    if chosen is None:
+        raise ValueError(f"n must be a length that fits on chip; got {n}")
     pointers = {
         "rewards_ptr": f"*{element}",
         "out_ptr": "*fp32" if dtype == "bool" else f"*{element}",
@@ -74,7 +74,6 @@ def transform_variant(
         "STANDARDISED": standardised,
         "COUNT_ONLY": dtype == "bool",
         "CONTIGUOUS": chosen.lanes == 1,
-        "SHORT": chosen.lanes > 1 and n != chosen.chunk * chosen.lanes,
         "CHUNK": chosen.chunk,
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,
@@ -101,7 +100,7 @@ def transform_variant(
         else:
             scalar = argument in ("first", "anchor", "gap", "below", "slope")
             signature[argument] = "fp64" if scalar else "i32"
-    strides = ("rewards_row", "where_row", "out_row", "n_samples") if n % 16 == 0 else ()
+    strides = ("rewards_row", "where_row", "out_row") if n % 16 == 0 else ()
     traits = [dtype, *(["where"] if masked else []), *([f"k {k}"] if k != "int" else [])]
     traits += [*(["lag 1"] if lag else []), *(["standardised"] if standardised else [])]
     return Variant(
@@ -118,7 +117,7 @@ def transform_variant(
 
 def shipped() -> Iterator[Variant]:
     """Every regime, dtype and mask variant."""
-    for n in (8, 16, 32, 64, 128, 256, 512, 1024):
+    for n in (8, 16, 32, 64, 128, 256):
         yield transform_variant(n)
     for n in (8, 32, 128):
         for dtype in ("bfloat16", "float16", "float64", "bool"):
@@ -127,6 +126,6 @@ def shipped() -> Iterator[Variant]:
         yield transform_variant(n, k="scalar")
         yield transform_variant(n, k="row", lag=1)
         yield transform_variant(n, lag=1, standardised=True)
-    # Rows that fill neither a power of two nor their threads.
-    for n in (5, 24, 100):
+    # No powers of two.
+    for n in (5, 24):
         yield transform_variant(n)
