@@ -902,7 +902,8 @@ def _by_sorting(
 def _at_the_limit(
     rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid, rows_left,
     constant, above_bottom, at_top, spread, shrink, nan, FLAT: tl.constexpr, MASKED: tl.constexpr,
-    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Put right what has just been stored for a block brought in."""
     INF: tl.constexpr = float("inf")
@@ -1067,7 +1068,8 @@ def transform_kernel(
         )  # fmt: skip
         _at_the_limit(
             rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid,
-            rows_left, constant, above_bottom, at_top, spread, shrink, nan, FLAT, MASKED, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+            rows_left, constant, above_bottom, at_top, spread, shrink, nan, FLAT, MASKED,
+            STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         )  # fmt: skip
 
 
