@@ -24,8 +24,6 @@ the gaps above are 0. Equal rewards get equal bits: a gap of 0 adds nothing to a
 # Triton compiles these functions; to a type checker they are no Python.
 # mypy: ignore-errors
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
@@ -948,7 +946,7 @@ def transform_kernel(
     rewards_ptr, where_ptr, k_ptr, out_ptr, form_ptr, table_ptr, inverse_ptr, table_size,
     n_rows, k, spared, undersized, by_mean, has_constant, mirror,
     rewards_row, rewards_sample, where_row, where_sample, out_row, out_sample,
-    first: fp64, anchor: fp64, gap: fp64, below: fp64, slope: fp64,
+    first: "fp64", anchor: "fp64", gap: "fp64", below: "fp64", slope: "fp64",
     K: tl.constexpr, MASKED: tl.constexpr, LAG: tl.constexpr, STANDARDISED: tl.constexpr,
     COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, CHUNK: tl.constexpr,
     LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
