@@ -289,6 +289,8 @@ class Block:
     instructions: list[Instruction]
     targets: list[str]  # the labels that it may jump to
     falls_through: bool = True
+    # It may end the program, on a condition perhaps
+    leaves: bool = False
     # The labels that it jumps to when the warp's lanes went apart
     diverged: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
@@ -334,14 +336,15 @@ def basic_blocks(listing: str) -> list[Block]:
                 always = predicate is None and operands.strip().startswith("`(")
                 block.falls_through = not (family in ("BRA", "JMP") and always)
                 begin()
-            elif family in ENDS and predicate is None:
-                block.falls_through = False
+            elif family in ENDS:
+                block.leaves = True
+                block.falls_through = predicate is not None
                 begin()
     return [block for block in blocks if block.instructions]
 
 
 def path_of_lines(ptx: str, paths: Paths) -> list[str]:
-    """The path of every line of PTX: of the outermost call to one of the paths' functions."""
+    """The path of every line of PTX: of the innermost call to one of the paths' functions."""
     ranges = []
     for path, functions in paths.items():
         for function in functions:
@@ -359,7 +362,7 @@ def path_of_lines(ptx: str, paths: Paths) -> list[str]:
             current = next(
                 (
                     path
-                    for file, line in reversed(frames)
+                    for file, line in frames
                     for name, lines_of_path, path in ranges
                     if file == name and line in lines_of_path
                 ),
@@ -376,11 +379,7 @@ def path_of_blocks(blocks: Sequence[Block], lines: Sequence[str]) -> list[str | 
     usual, all_edges = edges(blocks)
     reached, reached_usually = reachable(all_edges), reachable(usual)
     dominators = dominating(usual, reached_usually)
-    leaving = [
-        at
-        for at, block in enumerate(blocks)
-        if at in reached_usually and not block.falls_through and not block.targets
-    ]
+    leaving = [at for at, block in enumerate(blocks) if at in reached_usually and block.leaves]
     # The same on the graph turned round, from an end that every way out goes to
     end = len(blocks)
     backwards: list[set[int]] = [set() for _ in range(end + 1)]

@@ -191,7 +191,9 @@ def test_blocks_and_their_paths() -> None:
         # of no path's lines, but behind path b in every case
         (["IMAD", "BRA"], "b"),
         (["STL", "NOP"], "a"),
-        (["EXIT", "STG", "EXIT"], ""),
+        # a condition to end on, and what is left without it
+        (["EXIT"], ""),
+        (["STG", "EXIT"], ""),
         (["WARPSYNC"], gpu_static.DIVERGED),
         (["BRA"], gpu_static.DIVERGED),
         (["BRA"], None),
