@@ -38,9 +38,9 @@ def plan(n: int, itemsize: int, wide: bool) -> Plan | None:
     | 128, 256 | 4, 8          | 32               | 64 samples in a thread would spill
     | others   |               |                  | the library's sort, then one fused kernel
 
-    float64: to 16 samples on one thread, then 8 on each of several.
+    float64: to 8 samples on one thread, then 8 on each of 2 or 4, then the library's sort.
     """
-    if n <= (16 if wide else 64):
+    if n <= (8 if wide else 64):
         warps = 4 if n <= 8 else 1
         rows_a_thread = 4 if n <= 8 else 2 if n <= 16 else 1
         if wide:
@@ -48,6 +48,6 @@ def plan(n: int, itemsize: int, wide: bool) -> Plan | None:
         return Plan(n, 1, 32 * warps * rows_a_thread, warps, 1)
     chunk = 8 if wide else 32
     lanes = n // chunk
-    if n > LONGEST_ON_CHIP or lanes * chunk != n or lanes & (lanes - 1):
+    if n > (32 if wide else LONGEST_ON_CHIP) or lanes * chunk != n or lanes & (lanes - 1):
         return None
     return Plan(chunk, lanes, 32 // lanes, 1, max(1, min(chunk, 16 // itemsize)))
