@@ -46,11 +46,16 @@ def _triton() -> ModuleType:
 _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
+def _interpreted() -> bool:
+    """Whether Triton kernels are interpreted on the CPU: a switch of Triton's own."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def _no_gpu() -> str | None:
     torch = sys.modules.get("torch")
     # Without torch in memory this is not the place to load it.
     there = any(map(os.path.exists, _GPU_FILES)) if torch is None else torch.cuda.is_available()
-    if there or os.environ.get("TRITON_INTERPRET") == "1":
+    if there or _interpreted():
         return None
     return (
         "no GPU that torch can use; install a torch that sees one, or set TRITON_INTERPRET=1 to"
@@ -59,7 +64,7 @@ def _no_gpu() -> str | None:
 
 
 def _triton_refuses(rewards: Any) -> str | None:
-    if rewards.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+    if rewards.device.type == "cuda" or _interpreted():
         return None
     return (
         f"its kernels run on GPUs and the rewards are on {rewards.device}; move them with"

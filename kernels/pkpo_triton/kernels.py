@@ -17,7 +17,7 @@ r_{j−1} = r_j · (j−LAG−k+1) / (j−LAG). These scalars are all that a ker
 
 Rows of two different rewards are not sorted but counted, where a whole block consists of them.
 Blocks with an infinity, a NaN or huge rewards are made harmless first and put right at the end.
-Samples that are no part of their row (masked, or beyond n) take the value of its largest, so that
+Samples that are left out take the value of its largest, so that
 the gaps above are 0. Equal rewards get equal bits: a gap of 0 adds nothing to a sum.
 """
 
@@ -28,8 +28,6 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.networks import chunk_steps, merge_steps, padded
-
-# ---------------------------------------------------------------------- between threads and tuples
 
 
 @triton.jit
@@ -108,9 +106,6 @@ def _before(x, lane, nothing, MAX: tl.constexpr, LANES: tl.constexpr, T: tl.cons
         before = tl.where(((lane >> bit) & 1) != 0, joined, before)
         total = tl.maximum(total, other) if MAX else total + other
     return before
-
-
-# ------------------------------------------------------------------------------------ the network
 
 
 @triton.jit
@@ -243,9 +238,6 @@ def _unsort(t, words, merged, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.co
     return _unsort_chunks(t, words, CHUNK)
 
 
-# -------------------------------------------------------------------------------------- the weights
-
-
 @triton.jit
 def _look_up(pointers, once):
     """What lies there. Pointers that a loop carries, and be it once, the compiler takes as they
@@ -310,7 +302,8 @@ def _ratio(i, n, k, table_ptr, table_size, once, T: tl.constexpr):
 
 @triton.jit
 def _scalars(form_ptr, n, k, DTYPE: tl.constexpr):
-    """An estimator's anchor, gap, below and slope for rows of n samples: see `forms.Form`."""
+    """An estimator's anchor, gap, below and slope for rows of n samples: see
+    `pkpo_triton.weights.Weights`."""
     first = k == 1
     f = ()
     for i in tl.static_range(13):
@@ -477,9 +470,6 @@ def _spread(
     return unit * tl.sqrt(_over_lanes(spread, False, LANES, T))
 
 
-# ------------------------------------------------------------------- infinities, NaN, huge rewards
-
-
 @triton.jit
 def _bring_in(t, own, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
     """Rows with only finite rewards, whose differences are finite; how many rewards were −inf and
@@ -546,9 +536,6 @@ def _limits(
         spread = worst * (1 + mean) * (1 + mean) + (bound - worst) * mean * mean
         spread = live * tl.sqrt(spread + (1 - bound) * (1 - mean) * (1 - mean))
     return constant, first * gap, second * gap, spread
-
-
-# --------------------------------------------------------------------------------------- the kernel
 
 
 @triton.jit
@@ -667,7 +654,7 @@ def _store(
 
 @triton.jit
 def _store_inside(
-    pointers, tile, rows_left, FLAT: tl.constexpr, 
+    pointers, tile, rows_left, FLAT: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     inside = _inside(rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
@@ -836,7 +823,7 @@ def _finish(
 def _by_counting(
     t, n, k, lane, live, start, below, slope, middle, has_constant, table_ptr, table_size,
     inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
-    LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr, 
+    LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr,
     STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -870,7 +857,7 @@ def _by_counting(
 def _by_sorting(
     t, n, k, lane, live, start, below, slope, middle, has_constant, table_ptr, table_size,
     inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
-    LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr, 
+    LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr,
     STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -1093,7 +1080,7 @@ def _in_order(
 def max_at_k_kernel(
     rewards_ptr, where_ptr, ks_ptr, out_ptr, table_ptr, inverse_ptr, table_size,
     n_rows, n_ks, rewards_row, rewards_sample, where_row, where_sample,
-    MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, 
+    MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The mean of the best of k for one block of rows and every k: (n_rows, n_ks), NaN where a row

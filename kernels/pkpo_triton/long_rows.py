@@ -34,9 +34,6 @@ UNDERSIZED_NAN = 1
 MOST = 1 << 30
 
 
-# ----------------------------------------------------------------------------------------- weights
-
-
 @triton.jit
 def _factorial(i, table_ptr, table_size):
     """i! as mantissa and exponent, for whole numbers i ≥ 0."""
@@ -77,9 +74,6 @@ def _ratios(i, n, k, lead, table_ptr, table_size, DTYPE: tl.constexpr):
         half = (half.to(tl.int32) << 23).to(tl.float32, bitcast=True)
     ratio = ((over / under * mantissa) * half * half).to(DTYPE)
     return tl.where(inside, tl.where(k == 1, first, ratio), 0.0)
-
-
-# --------------------------------------------------------------------------------------- the kernel
 
 
 @triton.jit
@@ -276,9 +270,6 @@ def _row_kernel(
                 own = tl.load(where_ptr + row * where_row + place * where_sample, mask=inside)
                 value = tl.where(own != 0, value, 0.0)
             tl.store(out_ptr + place, value, mask=inside)
-
-
-# ------------------------------------------------------------------------------------ on the host
 
 
 def transform_long(

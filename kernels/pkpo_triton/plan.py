@@ -18,10 +18,6 @@ class Plan(NamedTuple):
     num_warps: int
     vector: int  # neighbours that a thread reads at a time
 
-    @property
-    def threads(self) -> int:
-        return self.block_rows * self.lanes
-
 
 def plan(n: int, itemsize: int, wide: bool) -> Plan | None:
     """The plan for rows of n samples, None for those that the library sorts.
@@ -32,8 +28,8 @@ def plan(n: int, itemsize: int, wide: bool) -> Plan | None:
         wide: float64 inside, with twice the registers a sample.
 
     | n        | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
-    | to 8     | 1             | n                | 4 rows a thread, 4 warps: 30; 1 warp: 34
-    | to 16    | 1             | n                | 2 rows a thread, 1 warp: 40; 4 warps: 41
+    | to 8     | 1             | n                | 4 rows a thread share weights; 4 warps
+    | to 16    | 1             | n                | 2 rows a thread, 1 warp: 39; 4 warps: 40
     | to 64    | 1             | n                | 66 at 64, where 2 threads a row take 89
     | 128, 256 | 4, 8          | 32               | 64 samples in a thread would spill
     | others   |               |                  | the library's sort, then one fused kernel

@@ -18,11 +18,11 @@ from pkpo_triton import weights
 class _Table:
     values: torch.Tensor
     source: torch.Tensor  # pinned memory must outlive the copy
-    stream: torch.cuda.Stream | None = None
-    copied: torch.cuda.Event | None = None
+    copied: torch.cuda.Event | None = None  # None once it is known to be there
 
 
 _tables: dict[tuple[str, torch.device, torch.dtype, Any], _Table] = {}
+_captured: list[torch.Tensor] = []
 
 
 def factorials(largest: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -49,13 +49,18 @@ def forms(
 
 def _on_device(what: str, device: torch.device, dtype: torch.dtype, size: Any) -> torch.Tensor:
     key = (what, device, dtype, size)
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     table = _tables.get(key)
     if table is None:
         table = _made(what, device, dtype, size)
-        # A table made while a graph is captured is the graph's: it holds nothing before a replay.
-        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        if capturing:
+            # It is the graph's, and holds nothing before a replay, which copies from here again.
+            _captured.append(table.source)
+        else:
             _tables[key] = table
-    elif table.copied is not None and table.stream != torch.cuda.current_stream(device):
+    elif table.copied is not None and not capturing:
+        # A graph being captured may neither ask nor wait for what is not part of it. It need not:
+        # torch.cuda.graph waits for the device before it begins.
         if table.copied.query():  # type: ignore[no-untyped-call]
             table.copied = None
         else:
@@ -70,17 +75,11 @@ def _made(what: str, device: torch.device, dtype: torch.dtype, size: Any) -> _Ta
         return _Table(source.to(device), source)
     source = source.pin_memory()
     values = source.to(device, non_blocking=True)
-    stream = torch.cuda.current_stream(device)
-    if torch.cuda.is_current_stream_capturing():
-        # The graph copies from here whenever it is replayed.
-        _captured.append(source)
-        return _Table(values, source)
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copied.record(stream)
-    return _Table(values, source, stream, copied)
-
-
-_captured: list[torch.Tensor] = []
+    copied = None
+    if not torch.cuda.is_current_stream_capturing():
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(device))
+    return _Table(values, source, copied)
 
 
 def _factorials(size: int) -> torch.Tensor:
