@@ -236,7 +236,7 @@ def _transform_in_order(
     minus_first, anchor, minus_gap, minus_below, minus_slope, out_ptr,
     N: tl.constexpr, TABLE_SIZE: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
     LAG: tl.constexpr, STANDARDISED: tl.constexpr, COUNT_ONLY: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     transform_kernel(
@@ -249,6 +249,7 @@ def _transform_in_order(
         inverse_ptr=inverse_ptr,
         table_size=TABLE_SIZE,
         n_rows=rows_plus_1 - 1,
+        n_samples=N,
         k=k_plus_2 - 2,
         spared=spared_plus_2 - 2,
         undersized=undersized_plus_2 - 2,
@@ -272,6 +273,7 @@ def _transform_in_order(
         STANDARDISED=STANDARDISED,
         COUNT_ONLY=COUNT_ONLY,
         CONTIGUOUS=CONTIGUOUS,
+        PADDED=PADDED,
         CHUNK=CHUNK,
         LANES=LANES,
         BLOCK_ROWS=BLOCK_ROWS,
@@ -283,7 +285,7 @@ def _transform_in_order(
 def _max_at_k_in_order(
     rewards_ptr, where_ptr, ks_ptr, table_ptr, inverse_ptr, rows_plus_1, n_ks_plus_1, out_ptr,
     N: tl.constexpr, TABLE_SIZE: tl.constexpr, MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     max_at_k_kernel(
@@ -295,6 +297,7 @@ def _max_at_k_in_order(
         inverse_ptr=inverse_ptr,
         table_size=TABLE_SIZE,
         n_rows=rows_plus_1 - 1,
+        n_samples=N,
         n_ks=n_ks_plus_1 - 1,
         rewards_row=N,
         rewards_sample=1,
@@ -303,6 +306,7 @@ def _max_at_k_in_order(
         MASKED=MASKED,
         COUNT_ONLY=COUNT_ONLY,
         CONTIGUOUS=CONTIGUOUS,
+        PADDED=PADDED,
         CHUNK=CHUNK,
         LANES=LANES,
         BLOCK_ROWS=BLOCK_ROWS,
@@ -424,6 +428,7 @@ def _constants(
         "MASKED": where is not None,
         "COUNT_ONLY": rewards.dtype == np.bool_,
         "CONTIGUOUS": chosen.lanes == 1,
+        "PADDED": chosen.chunk * chosen.lanes > n,
         "CHUNK": chosen.chunk,
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,

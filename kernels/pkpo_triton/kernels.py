@@ -1,11 +1,14 @@
-"""Sort a row in registers, weigh its gaps, scan them, and put every value back: one launch.
+"""Sort a row on chip, weigh its gaps, scan them, and put every value back: one launch.
 
 A row of n samples lies in LANES threads, CHUNK samples in each. A vector here is one value a
 thread, of shape (T,) with T = BLOCK_ROWS · LANES threads; a tuple of CHUNK vectors is a block of
 rows. The way of the data:
 
-    load → sort, keeping every decision → gaps · weights → prefix scan → the decisions backwards
-         → store
+    load → sort → gaps · weights → prefix scan → back to the samples' own places → store
+
+A row in one thread is sorted by a network that keeps its decisions, and goes back by taking them
+in reverse. A row in several threads is sorted without keeping anything: results are functions of
+the reward's value alone, so every sample looks its own reward up in the sorted row, by halving.
 
 What an estimator gives the i-th smallest of a row's rewards g_(1) ≤ … ≤ g_(n), with gaps
 d_j = g_(j+1) − g_(j), is
@@ -17,8 +20,9 @@ r_{j−1} = r_j · (j−LAG−k+1) / (j−LAG). These scalars are all that a ker
 
 Rows of two different rewards are not sorted but counted, where a whole block consists of them.
 Blocks with an infinity, a NaN or huge rewards are made harmless first and put right at the end.
-Samples that are left out take the value of its largest, so that
-the gaps above are 0. Equal rewards get equal bits: a gap of 0 adds nothing to a sum.
+What is not a row's own, because it is left out or because the row is shorter than its threads
+hold, takes the value of its largest, so that the gaps above are 0. Equal rewards get equal bits:
+a gap of 0 adds nothing to a sum, and equal rewards are found in the same place.
 """
 
 # Triton compiles these functions; to a type checker they are no Python.
@@ -96,16 +100,10 @@ def _over_lanes(x, MAX: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def _before(x, lane, nothing, MAX: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
-    """The sum or the maximum over the lanes in front, `nothing` for the first."""
-    before = tl.zeros([T], x.dtype) + nothing
-    total = x
-    for bit in tl.static_range(LANES.bit_length() - 1):
-        other = tl.reshape(_of_partner(tl.reshape(total, [1, T]), bit), [T])
-        joined = tl.maximum(before, other) if MAX else before + other
-        before = tl.where(((lane >> bit) & 1) != 0, joined, before)
-        total = tl.maximum(total, other) if MAX else total + other
-    return before
+def _of_lane_in_front(x, first, thread, LANES: tl.constexpr):
+    """What the lane in front holds; `first` for a row's first."""
+    in_front = tl.gather(x, tl.maximum(thread - 1, 0), 0)
+    return tl.where(thread % LANES == 0, first, in_front)
 
 
 @triton.jit
@@ -118,8 +116,9 @@ def _decision(difference):
 
 
 @triton.jit
-def _sort_chunks(t, CHUNK: tl.constexpr):
-    """Every thread's samples in ascending order, and the decisions that led there, in words."""
+def _sort_chunks(t, CHUNK: tl.constexpr, KEEP: tl.constexpr):
+    """Every thread's samples in ascending order and, to KEEP, the decisions that led there, in
+    words."""
     STEPS: tl.constexpr = chunk_steps(CHUNK)
     COUNT: tl.constexpr = len(STEPS)
     words = ()
@@ -129,10 +128,11 @@ def _sort_chunks(t, CHUNK: tl.constexpr):
         b = t[STEPS[i][1]]
         t = t[: STEPS[i][0]] + (tl.minimum(a, b),) + t[STEPS[i][0] + 1 :]
         t = t[: STEPS[i][1]] + (tl.maximum(a, b),) + t[STEPS[i][1] + 1 :]
-        word = (word << 1) | _decision(b - a)
-        if STEPS[i][4]:
-            words = words + (word,)
-            word = tl.zeros(t[0].shape, tl.uint32)
+        if KEEP:
+            word = (word << 1) | _decision(b - a)
+            if STEPS[i][4]:
+                words = words + (word,)
+                word = tl.zeros(t[0].shape, tl.uint32)
     return t, words
 
 
@@ -163,79 +163,62 @@ def _turned(x, lane, BIT: tl.constexpr, OTHER: tl.constexpr):
 
 @triton.jit
 def _merge(x, lane, LANES: tl.constexpr):
-    """(CHUNK, T) sorted chunks, every other one turned → sorted rows, and the decisions."""
-    COMPARE: tl.constexpr = 0
-    ACROSS: tl.constexpr = 1
-    CHUNK: tl.constexpr = x.shape[0]
-    T: tl.constexpr = x.shape[1]
-    STEPS: tl.constexpr = merge_steps(CHUNK, LANES)
-    COUNT: tl.constexpr = len(STEPS)
-    words = ()
-    word = tl.zeros([CHUNK // 2, T], tl.uint32)
-    for i in tl.static_range(COUNT):
-        if STEPS[i][0] == COMPARE:
-            a, b = _halves(x, STEPS[i][1])
-            word = (word << 1) | _decision(b - a)
-            x = _whole(tl.minimum(a, b), tl.maximum(a, b), STEPS[i][1])
-        elif STEPS[i][0] == ACROSS:
-            other = -_of_partner(x, STEPS[i][1])
-            a, b = _halves(other - x, CHUNK // 2)
-            word = (((word << 1) | _decision(a)) << 1) | _decision(b)
-            x = tl.minimum(x, other)
-        else:
-            x = _turned(x, lane, STEPS[i][1], STEPS[i][2])
-        if STEPS[i][5]:
-            words = words + (word,)
-            word = tl.zeros([CHUNK // 2, T], tl.uint32)
-    return x, words
-
-
-@triton.jit
-def _unmerge(x, words, LANES: tl.constexpr):
+    """(CHUNK, T) sorted chunks, every other one turned → sorted rows."""
     COMPARE: tl.constexpr = 0
     ACROSS: tl.constexpr = 1
     STEPS: tl.constexpr = merge_steps(x.shape[0], LANES)
     COUNT: tl.constexpr = len(STEPS)
-    HALF: tl.constexpr = x.shape[0] // 2
-    for back in tl.static_range(COUNT):
-        if STEPS[COUNT - 1 - back][0] == COMPARE:
-            swapped = (words[STEPS[COUNT - 1 - back][3]] & STEPS[COUNT - 1 - back][4]) != 0
-            a, b = _halves(x, STEPS[COUNT - 1 - back][1])
-            x = _whole(tl.where(swapped, b, a), tl.where(swapped, a, b), STEPS[COUNT - 1 - back][1])
-        elif STEPS[COUNT - 1 - back][0] == ACROSS:
-            word = words[STEPS[COUNT - 1 - back][3]]
-            a, b = _halves(x, HALF)
-            other_a, other_b = _halves(_of_partner(x, STEPS[COUNT - 1 - back][1]), HALF)
-            x = _whole(
-                tl.where((word & (2 * STEPS[COUNT - 1 - back][4])) != 0, other_a, a),
-                tl.where((word & STEPS[COUNT - 1 - back][4]) != 0, other_b, b),
-                HALF,
-            )
+    for i in tl.static_range(COUNT):
+        if STEPS[i][0] == COMPARE:
+            a, b = _halves(x, STEPS[i][1])
+            x = _whole(tl.minimum(a, b), tl.maximum(a, b), STEPS[i][1])
+        elif STEPS[i][0] == ACROSS:
+            x = tl.minimum(x, -_of_partner(x, STEPS[i][1]))
+        else:
+            x = _turned(x, lane, STEPS[i][1], STEPS[i][2])
     return x
 
 
 @triton.jit
-def _sort(t, lane, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
-    """→ the rows in ascending order, and all decisions: within threads, and between them."""
+def _sort(t, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """The rows in ascending order."""
     if LANES == 1:
-        t, words = _sort_chunks(t, CHUNK)
-        return t, words, ()
+        t, _ = _sort_chunks(t, CHUNK, False)
+        return t
     else:
+        lane = thread % LANES
         sign = (1 - 2 * (lane & 1)).to(t[0].dtype)
         turned = ()
         for c in tl.static_range(CHUNK):
             turned = turned + (t[c] * sign,)
-        t, words = _sort_chunks(turned, CHUNK)
-        x, merged = _merge(_stack(t, CHUNK, T), lane, LANES)
-        return _unstack(x, CHUNK, T), words, merged
+        t, _ = _sort_chunks(turned, CHUNK, False)
+        return _unstack(_merge(_stack(t, CHUNK, T), lane, LANES), CHUNK, T)
 
 
 @triton.jit
-def _unsort(t, words, merged, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
-    """What belongs to the sorted samples → to the samples' own places."""
-    if LANES > 1:
-        t = _unstack(_unmerge(_stack(t, CHUNK, T), merged, LANES), CHUNK, T)
-    return _unsort_chunks(t, words, CHUNK)
+def _flat(t, CHUNK: tl.constexpr, T: tl.constexpr):
+    """A tuple of CHUNK vectors → (CHUNK · T,), whose place c·T + thread is sample c's."""
+    return tl.reshape(_stack(t, CHUNK, T), [CHUNK * T])
+
+
+@triton.jit
+def _find(t, ordered, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """Where in `_flat(ordered)` each sample's own reward stands first: (CHUNK · T,).
+
+    A row's sample in place lane·CHUNK + c of its order lies at c·T + lane from the row's first
+    thread on. The bits of that place are found one by one, the highest first: a bit is 1 where the
+    last sample of the half beneath is still smaller. Neighbouring rows lie in other banks.
+    """
+    x, keys = _flat(t, CHUNK, T), _flat(ordered, CHUNK, T)
+    first = (thread - thread % LANES)[None, :]
+    at = tl.reshape(tl.broadcast_to(first, [CHUNK, T]), [CHUNK * T])
+    for bit in tl.static_range(LANES.bit_length() - 1):
+        probe = at + ((LANES >> (bit + 1)) - 1 + (CHUNK - 1) * T)
+        at = tl.where(tl.gather(keys, probe, 0) < x, at + (LANES >> (bit + 1)), at)
+    for bit in tl.static_range(CHUNK.bit_length() - 1):
+        probe = at + ((CHUNK >> (bit + 1)) - 1) * T
+        at = tl.where(tl.gather(keys, probe, 0) < x, at + (CHUNK >> (bit + 1)) * T, at)
+    return at
 
 
 @triton.jit
@@ -352,7 +335,7 @@ def _inverses(
 @triton.jit
 def _chain_next(
     r, c: tl.constexpr, n, k, lane, inverses, LAG: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, MASKED: tl.constexpr,
+    LANES: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
     """r of the sample in place c of its thread → r of the one beneath."""
     if LANES == 1:
@@ -361,7 +344,7 @@ def _chain_next(
         first = (lane * CHUNK + (1 - LAG) - k).to(r.dtype)
         beneath = r * (first + c) * inverses[c]
     # Above its row's own samples the run waits.
-    return tl.where(lane * CHUNK + c < n, beneath, r) if MASKED else beneath
+    return tl.where(lane * CHUNK + c < n, beneath, r) if PARTIAL else beneath
 
 
 @triton.jit
@@ -377,66 +360,72 @@ def _constant(
 
 
 @triton.jit
-def _scan(
-    t, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG: tl.constexpr,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, MASKED: tl.constexpr, T: tl.constexpr,
+def _terms(
+    t, n, k, thread, start, below, slope, middle, has_constant, inverse_ptr, once,
+    LAG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, PARTIAL: tl.constexpr,
+    T: tl.constexpr,
 ):  # fmt: skip
-    """Sorted rows → what each sample has beneath it, Σ r_j d_j, and the row's constant."""
+    """Sorted rows → r_j · d_j for each sample and the one beneath, and the row's constant."""
     DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
     FIRST: tl.constexpr = 1 if LANES == 1 else 0
+    lane = thread % LANES
     inverses = _inverses(inverse_ptr, lane, once, LAG, CHUNK, LANES, T)
     terms = ()
     r = start
     for back in tl.static_range(CHUNK - FIRST):
         if back == CHUNK - 1:
-            under = _before(t[CHUNK - 1], lane, -float("inf"), True, LANES, T)
-            under = tl.where(lane == 0, t[0], under)
+            under = _of_lane_in_front(t[CHUNK - 1], t[0], thread, LANES)
         else:
             under = t[CHUNK - 2 - back]
         terms = (r * (t[CHUNK - 1 - back] - under),) + terms
         if CHUNK - 1 - back > FIRST:
             r = _chain_next(
-                r, CHUNK - 1 - back, n, k, lane, inverses, LAG, CHUNK, LANES, MASKED
+                r, CHUNK - 1 - back, n, k, lane, inverses, LAG, CHUNK, LANES, PARTIAL
             )  # fmt: skip
     if LANES == 1:
         terms = (tl.zeros([T], DTYPE),) + terms
-
     constant = tl.zeros([T], DTYPE)
     if has_constant != 0:
         constant = _constant(terms, lane, below, slope, middle, CHUNK, LANES, T)
+    return terms, constant
 
+
+@triton.jit
+def _total(terms, CHUNK: tl.constexpr):
+    """Σ of a thread's own."""
     total = terms[0]
-    local = (total,)
     for c in tl.static_range(1, CHUNK):
         total = total + terms[c]
-        local = local + (total,)
+    return total
+
+
+@triton.jit
+def _sums(terms, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """What each of the sorted samples has beneath it: Σ r_j d_j."""
+    total = terms[0]
+    sums = (total,)
+    for c in tl.static_range(1, CHUNK):
+        total = total + terms[c]
+        sums = sums + (total,)
     if LANES > 1:
-        base = _before(total, lane, 0.0, False, LANES, T)
-        # Partial sums of more than four lanes are not added up from left to right, and a sample
-        # equal to the last of the lane in front must get that one's bits: nothing of its own added,
-        # it takes the largest sum in front, which is that one's.
-        lead = base
-        if LANES > 4:
-            lead = _before(tl.where(total > 0, base + total, 0.0), lane, 0.0, True, LANES, T)
+        through = tl.cumsum(tl.reshape(total, [T // LANES, LANES]), 1)
+        base = _of_lane_in_front(tl.reshape(through, [T]), 0.0, thread, LANES)
+        local = sums
         sums = ()
         for c in tl.static_range(CHUNK):
-            value = base + local[c]
-            if LANES > 4:
-                value = tl.where(local[c] > 0, tl.maximum(value, lead), lead)
-            sums = sums + (value,)
-    else:
-        sums = local
-    return sums, constant
+            sums = sums + (base + local[c],)
+    return sums
 
 
 @triton.jit
 def _spread(
-    t, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, MASKED: tl.constexpr, T: tl.constexpr,
+    t, largest, n, k, thread, live, table_ptr, table_size, inverse_ptr, once,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, PARTIAL: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Sorted rows → the deviation of the best of k, exactly 0 where only equals can be it."""
     DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
     # The chance to be the best of k, of the sample in place j from 0, is C(j, k−1) / C(n, k).
+    lane = thread % LANES
     top = live * _chain_start(n, k, lane, table_ptr, table_size, once, 0, CHUNK, LANES, T)
     inverses = _inverses(inverse_ptr, lane, once, 0, CHUNK, LANES, T)
     # How far the mean of the best lies below the largest: measured from there, an offset drops out.
@@ -447,7 +436,7 @@ def _spread(
         chance = top
         for back in tl.static_range(CHUNK):
             own = chance > 0
-            if MASKED:
+            if PARTIAL:
                 own = own & (lane * CHUNK + (CHUNK - 1 - back) < n)
             apart = largest - t[CHUNK - 1 - back]
             deviation = tl.where(own, lead - apart, 0.0)
@@ -461,7 +450,7 @@ def _spread(
                 spread += chance * (deviation * deviation)
             if back < CHUNK - 1:
                 chance = _chain_next(
-                    chance, CHUNK - 1 - back, n, k, lane, inverses, 0, CHUNK, LANES, MASKED
+                    chance, CHUNK - 1 - back, n, k, lane, inverses, 0, CHUNK, LANES, PARTIAL
                 )  # fmt: skip
         if turn == 0:
             lead = _over_lanes(lead, False, LANES, T)
@@ -573,7 +562,7 @@ def _rows_and_samples(
 
 @triton.jit
 def _inside(
-    rows_left, FLAT: tl.constexpr, CHUNK: tl.constexpr,
+    rows_left, n_samples, FLAT: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr,
     LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Which places of a tile there are."""
@@ -581,16 +570,18 @@ def _inside(
         return tl.arange(0, BLOCK_ROWS * CHUNK) < rows_left * CHUNK
     else:
         rows, samples = _rows_and_samples(CHUNK, LANES, BLOCK_ROWS, VECTOR)
-        if LANES > 1:
-            return tl.broadcast_to(rows < rows_left, [LANES, BLOCK_ROWS, CHUNK // VECTOR, VECTOR])
-        else:
+        if LANES == 1:
             return (rows < rows_left) & (samples < CHUNK)
+        elif PADDED:
+            return (rows < rows_left) & (samples < n_samples)
+        else:
+            return tl.broadcast_to(rows < rows_left, [LANES, BLOCK_ROWS, CHUNK // VECTOR, VECTOR])
 
 
 @triton.jit
 def _load(
-    block_ptr, stride_row, stride_sample, rows_left, FLAT: tl.constexpr,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    block_ptr, stride_row, stride_sample, rows_left, n_samples, FLAT: tl.constexpr,
+    PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
     """A tile, 0 where there is nothing."""
@@ -601,7 +592,7 @@ def _load(
     full = 0
     # Every block but the last is full, and needs no masks. One of the two loops runs, once: with
     # pointers that a loop carries, the compiler does not walk the whole network for this access.
-    if FLAT or LANES > 1:
+    if (FLAT or LANES > 1) and not PADDED:
         full = (rows_left == BLOCK_ROWS).to(tl.int32)
         whole = pointers
         for _ in tl.range(full):
@@ -609,7 +600,7 @@ def _load(
             whole += BLOCK_ROWS
     for _ in tl.range(1 - full):
         x = _load_inside(
-            pointers, rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR
+            pointers, rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
         )  # fmt: skip
         pointers += BLOCK_ROWS
     return x
@@ -617,18 +608,18 @@ def _load(
 
 @triton.jit
 def _load_inside(
-    pointers, rows_left, FLAT: tl.constexpr, CHUNK: tl.constexpr,
+    pointers, rows_left, n_samples, FLAT: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr,
     LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    inside = _inside(rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    inside = _inside(rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR)
     return tl.load(pointers, mask=inside, other=0)
 
 
 @triton.jit
 def _store(
-    t, valid, block_ptr, stride_row, stride_sample, rows_left, FLAT: tl.constexpr,
-    MASKED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    t, valid, block_ptr, stride_row, stride_sample, rows_left, n_samples, FLAT: tl.constexpr,
+    PADDED: tl.constexpr, MASKED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Vectors → a tile in memory, 0 for samples left out. As `_load` does."""
     pointers = block_ptr + _places(
@@ -639,7 +630,7 @@ def _store(
         tile = tl.where(valid, tile, 0.0)
     tile = tile.to(pointers.dtype.element_ty)
     full = 0
-    if FLAT or LANES > 1:
+    if (FLAT or LANES > 1) and not PADDED:
         full = (rows_left == BLOCK_ROWS).to(tl.int32)
         whole = pointers
         for _ in tl.range(full):
@@ -647,17 +638,17 @@ def _store(
             whole += BLOCK_ROWS
     for _ in tl.range(1 - full):
         _store_inside(
-            pointers, tile, rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR
+            pointers, tile, rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
         )  # fmt: skip
         pointers += BLOCK_ROWS
 
 
 @triton.jit
 def _store_inside(
-    pointers, tile, rows_left, FLAT: tl.constexpr,
+    pointers, tile, rows_left, n_samples, FLAT: tl.constexpr, PADDED: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    inside = _inside(rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    inside = _inside(rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR)
     tl.store(pointers, tile, mask=inside)
 
 
@@ -687,15 +678,11 @@ def _from_vectors(
 
 @triton.jit
 def _own(
-    valid,
-    MASKED: tl.constexpr,
-    CHUNK: tl.constexpr,
-    LANES: tl.constexpr,
-    T: tl.constexpr,
-):
+    valid, PARTIAL: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr
+):  # fmt: skip
     """Which of a thread's samples are its row's own: a tuple of vectors, empty if all are."""
     own = ()
-    if MASKED:
+    if PARTIAL:
         bits = _to_vectors(valid.to(tl.int8), CHUNK, LANES, T)
         for c in tl.static_range(CHUNK):
             own = own + (bits[c] != 0,)
@@ -715,19 +702,26 @@ def _for_threads(
 
 
 @triton.jit
-def _lane(CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr):
-    """Every thread's number within its row."""
+def _thread(
+    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr
+):
+    """Every thread's number, row · LANES + lane; 0 where a thread has a row of its own, and nobody
+    asks."""
     if LANES == 1:
         return tl.zeros([BLOCK_ROWS], tl.int32)
     else:
         lanes = tl.arange(0, LANES)[:, None, None, None]
-        return _for_threads(lanes, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+        rows = tl.arange(0, BLOCK_ROWS)[None, :, None, None]
+        return _for_threads(rows * LANES + lanes, CHUNK, LANES, BLOCK_ROWS, VECTOR)
 
 
 @triton.jit
-def _group(own, MASKED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+def _group(
+    own, n_samples, MASKED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    T: tl.constexpr,
+):  # fmt: skip
     """How many samples a row has: a number, or a vector where they are masked."""
-    group = tl.full([], CHUNK * LANES, tl.int32)
+    group = tl.full([], CHUNK if LANES == 1 else n_samples, tl.int32)
     if MASKED:
         group = tl.zeros([T], tl.int32)
         for c in tl.static_range(CHUNK):
@@ -786,13 +780,13 @@ def _has_two_levels(t, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr
 
 
 @triton.jit
-def _ordered_by_count(t, lane, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+def _ordered_by_count(t, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
     """Rows of two levels in ascending order."""
     low, high = _range(t, CHUNK, LANES, T)
     count = tl.zeros([T], tl.int32)
     for c in tl.static_range(CHUNK):
         count += tl.where(t[c] == high, 1, 0)
-    first = CHUNK * LANES - _over_lanes(count, False, LANES, T) - lane * CHUNK
+    first = CHUNK * LANES - _over_lanes(count, False, LANES, T) - thread % LANES * CHUNK
     ordered = ()
     for c in tl.static_range(CHUNK):
         ordered = ordered + (tl.where(c >= first, high, low),)
@@ -801,9 +795,10 @@ def _ordered_by_count(t, lane, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.c
 
 @triton.jit
 def _finish(
-    t, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
-    out_sample, rows_left, FLAT: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    t, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
+    rows_left, n_samples, FLAT: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr,
+    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """What samples have beneath them → the estimator's values, stored."""
     # Adding 0 turns a −0 into 0.
@@ -814,71 +809,81 @@ def _finish(
         value = gap * t[c] + smallest
         out = out + (value / divisor if STANDARDISED else value,)
     _store(
-        out, valid, out_ptr, out_row, out_sample, rows_left, FLAT, MASKED, CHUNK,
-        LANES, BLOCK_ROWS, VECTOR,
+        out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, PADDED, MASKED,
+        CHUNK, LANES, BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
 
 @triton.jit
 def _by_counting(
-    t, n, k, lane, live, start, below, slope, middle, has_constant, table_ptr, table_size,
+    t, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr, table_size,
     inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
-    LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr,
-    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, PADDED: tl.constexpr,
+    MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for rows of two levels: what the sorted row is follows from a count, and
     where its values belong, from the rewards."""
     T: tl.constexpr = BLOCK_ROWS * LANES
-    ordered = _ordered_by_count(t, lane, CHUNK, LANES, T)
+    ordered = _ordered_by_count(t, thread, CHUNK, LANES, T)
     largest = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
-    sums, constant = _scan(
-        ordered, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
-        CHUNK, LANES, MASKED, T,
+    terms, constant = _terms(
+        ordered, n, k, thread, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
+        CHUNK, LANES, MASKED or PADDED, T,
     )  # fmt: skip
     spread = largest * 0.0
     if STANDARDISED:
         spread = _spread(
-            ordered, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
-            LANES, MASKED, T,
+            ordered, largest, n, k, thread, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
+            LANES, MASKED or PADDED, T,
         )  # fmt: skip
-    top = _over_lanes(sums[CHUNK - 1], True, LANES, T)
+    # One term at most is not 0, so every way to add them up gives the same bits.
+    top = _over_lanes(_total(terms, CHUNK), False, LANES, T)
     placed = ()
     for c in tl.static_range(CHUNK):
         placed = placed + (tl.where(t[c] == largest, top, 0.0),)
     _finish(
         placed, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
-        out_sample, rows_left, FLAT, MASKED, STANDARDISED, CHUNK, LANES,
+        out_sample, rows_left, n_samples, FLAT, PADDED, MASKED, STANDARDISED, CHUNK, LANES,
         BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
 
 @triton.jit
 def _by_sorting(
-    t, n, k, lane, live, start, below, slope, middle, has_constant, table_ptr, table_size,
+    t, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr, table_size,
     inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
-    LAG: tl.constexpr, FLAT: tl.constexpr, MASKED: tl.constexpr,
-    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, PADDED: tl.constexpr,
+    MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for any rows."""
     T: tl.constexpr = BLOCK_ROWS * LANES
-    ordered, words, merged = _sort(t, lane, CHUNK, LANES, T)
+    if LANES == 1:
+        ordered, words = _sort_chunks(t, CHUNK, True)
+    else:
+        ordered = _sort(t, thread, CHUNK, LANES, T)
+        at = _find(t, ordered, thread, CHUNK, LANES, T)
     largest = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
-    sums, constant = _scan(
-        ordered, n, k, lane, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
-        CHUNK, LANES, MASKED, T,
+    terms, constant = _terms(
+        ordered, n, k, thread, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
+        CHUNK, LANES, MASKED or PADDED, T,
     )  # fmt: skip
     spread = largest * 0.0
     if STANDARDISED:
         spread = _spread(
-            ordered, largest, n, k, lane, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
-            LANES, MASKED, T,
+            ordered, largest, n, k, thread, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
+            LANES, MASKED or PADDED, T,
         )  # fmt: skip
-    placed = _unsort(sums, words, merged, CHUNK, LANES, T)
+    placed = _sums(terms, thread, CHUNK, LANES, T)
+    if LANES == 1:
+        placed = _unsort_chunks(placed, words, CHUNK)
+    else:
+        found = tl.gather(_flat(placed, CHUNK, T), at, 0)
+        placed = _unstack(tl.reshape(found, [CHUNK, T]), CHUNK, T)
     _finish(
         placed, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
-        out_sample, rows_left, FLAT, MASKED, STANDARDISED, CHUNK, LANES,
+        out_sample, rows_left, n_samples, FLAT, PADDED, MASKED, STANDARDISED, CHUNK, LANES,
         BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
@@ -886,9 +891,9 @@ def _by_sorting(
 @triton.jit
 def _at_the_limit(
     rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid, rows_left,
-    constant, above_bottom, at_top, spread, shrink, nan, FLAT: tl.constexpr, MASKED: tl.constexpr,
-    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    n_samples, constant, above_bottom, at_top, spread, shrink, nan, FLAT: tl.constexpr,
+    PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Put right what has just been stored for a block brought in."""
     INF: tl.constexpr = float("inf")
@@ -897,13 +902,13 @@ def _at_the_limit(
     # Both are read again: this is rare, and until here they take up no registers.
     tl.debug_barrier()
     tile = _load(
-        rewards_ptr, rewards_row, rewards_sample, rows_left, FLAT, CHUNK, LANES,
-        BLOCK_ROWS, VECTOR,
+        rewards_ptr, rewards_row, rewards_sample, rows_left, n_samples, FLAT, PADDED, CHUNK,
+        LANES, BLOCK_ROWS, VECTOR,
     )  # fmt: skip
     rewards = _to_vectors(tile.to(DTYPE), CHUNK, LANES, T)
     tile = _load(
-        out_ptr, out_row, out_sample, rows_left, FLAT, CHUNK, LANES, BLOCK_ROWS,
-        VECTOR,
+        out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, PADDED, CHUNK, LANES,
+        BLOCK_ROWS, VECTOR,
     )  # fmt: skip
     values = _to_vectors(tile.to(DTYPE), CHUNK, LANES, T)
     out = ()
@@ -918,8 +923,8 @@ def _at_the_limit(
             value = tl.where(leading != 0, infinite, values[c] / shrink)
         out = out + (tl.where(nan, float("nan"), value),)
     _store(
-        out, valid, out_ptr, out_row, out_sample, rows_left, FLAT, MASKED, CHUNK,
-        LANES, BLOCK_ROWS, VECTOR,
+        out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, PADDED, MASKED,
+        CHUNK, LANES, BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
 
@@ -931,23 +936,25 @@ def _at_the_limit(
 )
 def transform_kernel(
     rewards_ptr, where_ptr, k_ptr, out_ptr, form_ptr, table_ptr, inverse_ptr, table_size,
-    n_rows, k, spared, undersized, by_mean, has_constant, mirror,
+    n_rows, n_samples, k, spared, undersized, by_mean, has_constant, mirror,
     rewards_row, rewards_sample, where_row, where_sample, out_row, out_sample,
     first: "fp64", anchor: "fp64", gap: "fp64", below: "fp64", slope: "fp64",
     K: tl.constexpr, MASKED: tl.constexpr, LAG: tl.constexpr, STANDARDISED: tl.constexpr,
-    COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """One block of rows.
 
     K says where k is: "int", the argument; "scalar", in memory for all rows; "row", one for each.
     With an int and no mask the estimator's scalars come ready, and with them r_{n−1} (`first`);
     otherwise every row has its own. undersized: 0 zero, 1 NaN, 2 clip. COUNT_ONLY: bool rewards.
-    CONTIGUOUS: rows of exactly CHUNK samples, one after the other.
+    CONTIGUOUS: rows of exactly CHUNK samples, one after the other. PADDED: rows of n_samples, fewer
+    than their threads hold.
     """
     DTYPE: tl.constexpr = table_ptr.dtype.element_ty
     T: tl.constexpr = BLOCK_ROWS * LANES
     UNIFORM: tl.constexpr = K == "int" and not MASKED
+    PARTIAL: tl.constexpr = MASKED or PADDED
     FLAT: tl.constexpr = CONTIGUOUS and padded(CHUNK) == CHUNK
     if CONTIGUOUS:
         rewards_row, rewards_sample = CHUNK, 1
@@ -960,25 +967,29 @@ def transform_kernel(
     # Load.
     block = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     rows_left = tl.minimum(n_rows - block, BLOCK_ROWS).to(tl.int32)
-    lane = _lane(CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    thread = _thread(CHUNK, LANES, BLOCK_ROWS, VECTOR)
     rewards_ptr += block * rewards_row
     out_ptr += block * out_row
     x = _load(
-        rewards_ptr, rewards_row, rewards_sample, rows_left, FLAT, CHUNK, LANES,
-        BLOCK_ROWS, VECTOR,
+        rewards_ptr, rewards_row, rewards_sample, rows_left, n_samples, FLAT, PADDED, CHUNK,
+        LANES, BLOCK_ROWS, VECTOR,
     ).to(DTYPE)  # fmt: skip
     valid = 0
     if MASKED:
         valid = _load(
-            where_ptr + block * where_row, where_row, where_sample, rows_left, FLAT,
-            CHUNK, LANES, BLOCK_ROWS, VECTOR,
+            where_ptr + block * where_row, where_row, where_sample, rows_left, n_samples, FLAT,
+            PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         ) != 0  # fmt: skip
         x = tl.where(valid, x, 0.0)
+    elif PADDED:
+        valid = _inside(
+            BLOCK_ROWS, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
+        )  # fmt: skip
     t = _to_vectors(x, CHUNK, LANES, T)
-    own = _own(valid, MASKED, CHUNK, LANES, T)
+    own = _own(valid, PARTIAL, CHUNK, LANES, T)
 
     # The group, its k, and the estimator for it.
-    group = _group(own, MASKED, CHUNK, LANES, T)
+    group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
     if K == "scalar":
         k = tl.minimum(tl.maximum(tl.load(k_ptr).to(tl.int64), 0), 1 << 30).to(tl.int32)
     if K == "row":
@@ -1008,11 +1019,11 @@ def transform_kernel(
         start = tl.full([], first, DTYPE)
     else:
         start = live * _chain_start(
-            n, k, lane, table_ptr, table_size, once, LAG, CHUNK, LANES, T
+            n, k, thread % LANES, table_ptr, table_size, once, LAG, CHUNK, LANES, T
         )  # fmt: skip
 
     # What is not the row's own takes the value of its largest.
-    if MASKED:
+    if PARTIAL:
         t = _fill(t, own, CHUNK, LANES, T)
 
     look = _look(t, CHUNK, COUNT_ONLY)
@@ -1032,18 +1043,18 @@ def transform_kernel(
     if CHUNK > 8 or COUNT_ONLY:
         if counted:
             _by_counting(
-                t, n, k, lane, live, start, below, slope, middle, has_constant,
+                t, n, k, thread, live, start, below, slope, middle, has_constant,
                 table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-                out_row, out_sample, rows_left, LAG, FLAT, MASKED, STANDARDISED,
-                CHUNK, LANES, BLOCK_ROWS, VECTOR,
+                out_row, out_sample, rows_left, n_samples, LAG, FLAT, PADDED, MASKED,
+                STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
     if not COUNT_ONLY:
         if counted == 0:
             _by_sorting(
-                t, n, k, lane, live, start, below, slope, middle, has_constant,
+                t, n, k, thread, live, start, below, slope, middle, has_constant,
                 table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-                out_row, out_sample, rows_left, LAG, FLAT, MASKED, STANDARDISED,
-                CHUNK, LANES, BLOCK_ROWS, VECTOR,
+                out_row, out_sample, rows_left, n_samples, LAG, FLAT, PADDED, MASKED,
+                STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
 
     if look == 2:
@@ -1053,63 +1064,68 @@ def transform_kernel(
         )  # fmt: skip
         _at_the_limit(
             rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid,
-            rows_left, constant, above_bottom, at_top, spread, shrink, nan, FLAT, MASKED,
-            STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+            rows_left, n_samples, constant, above_bottom, at_top, spread, shrink, nan, FLAT,
+            PADDED, MASKED, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         )  # fmt: skip
 
 
 @triton.jit
 def _in_order(
-    t, lane, counted, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr,
+    t, thread, counted, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr,
     COUNT_ONLY: tl.constexpr,
 ):  # fmt: skip
     """The rows in ascending order, by counting where they have two levels."""
     if COUNT_ONLY:
-        t = _ordered_by_count(t, lane, CHUNK, LANES, T)
+        t = _ordered_by_count(t, thread, CHUNK, LANES, T)
     elif CHUNK > 8:
         if counted:
-            t = _ordered_by_count(t, lane, CHUNK, LANES, T)
+            t = _ordered_by_count(t, thread, CHUNK, LANES, T)
         else:
-            t, _, _ = _sort(t, lane, CHUNK, LANES, T)
+            t = _sort(t, thread, CHUNK, LANES, T)
     else:
-        t, _, _ = _sort(t, lane, CHUNK, LANES, T)
+        t = _sort(t, thread, CHUNK, LANES, T)
     return t
 
 
 @triton.jit(do_not_specialize=("table_size", "n_rows", "n_ks"))
 def max_at_k_kernel(
     rewards_ptr, where_ptr, ks_ptr, out_ptr, table_ptr, inverse_ptr, table_size,
-    n_rows, n_ks, rewards_row, rewards_sample, where_row, where_sample,
+    n_rows, n_samples, n_ks, rewards_row, rewards_sample, where_row, where_sample,
     MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The mean of the best of k for one block of rows and every k: (n_rows, n_ks), NaN where a row
     has fewer than k samples."""
     DTYPE: tl.constexpr = table_ptr.dtype.element_ty
     T: tl.constexpr = BLOCK_ROWS * LANES
     FLAT: tl.constexpr = CONTIGUOUS and padded(CHUNK) == CHUNK
+    PARTIAL: tl.constexpr = MASKED or PADDED
     if CONTIGUOUS:
         rewards_row, rewards_sample = CHUNK, 1
         where_row, where_sample = CHUNK, 1
     once = (n_rows > 0).to(tl.int32)
     block = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     rows_left = tl.minimum(n_rows - block, BLOCK_ROWS).to(tl.int32)
-    lane = _lane(CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    thread = _thread(CHUNK, LANES, BLOCK_ROWS, VECTOR)
     x = _load(
-        rewards_ptr + block * rewards_row, rewards_row, rewards_sample, rows_left, FLAT,
-        CHUNK, LANES, BLOCK_ROWS, VECTOR,
+        rewards_ptr + block * rewards_row, rewards_row, rewards_sample, rows_left, n_samples,
+        FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
     ).to(DTYPE)  # fmt: skip
     valid = 0
     if MASKED:
         valid = _load(
-            where_ptr + block * where_row, where_row, where_sample, rows_left, FLAT,
-            CHUNK, LANES, BLOCK_ROWS, VECTOR,
+            where_ptr + block * where_row, where_row, where_sample, rows_left, n_samples, FLAT,
+            PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         ) != 0  # fmt: skip
         x = tl.where(valid, x, 0.0)
+    elif PADDED:
+        valid = _inside(
+            BLOCK_ROWS, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
+        )  # fmt: skip
     t = _to_vectors(x, CHUNK, LANES, T)
-    own = _own(valid, MASKED, CHUNK, LANES, T)
-    group = _group(own, MASKED, CHUNK, LANES, T)
-    if MASKED:
+    own = _own(valid, PARTIAL, CHUNK, LANES, T)
+    group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
+    if PARTIAL:
         t = _fill(t, own, CHUNK, LANES, T)
     look = _look(t, CHUNK, COUNT_ONLY)
     shrink = tl.full([T], 1.0, DTYPE)
@@ -1122,7 +1138,7 @@ def max_at_k_kernel(
     if CHUNK > 8 and not COUNT_ONLY:
         if look != 1:
             counted = _has_two_levels(t, CHUNK, LANES, T)
-    t = _in_order(t, lane, counted, CHUNK, LANES, T, COUNT_ONLY)
+    t = _in_order(t, thread, counted, CHUNK, LANES, T, COUNT_ONLY)
     largest = _over_lanes(t[CHUNK - 1], True, LANES, T)
 
     zero = tl.zeros([T], DTYPE)
@@ -1131,11 +1147,13 @@ def max_at_k_kernel(
         admitted = (k >= 1) & (k <= group)
         n, k = tl.where(admitted, group, 2), tl.where(admitted, k, 1)
         live = tl.where(admitted, 1.0, 0.0).to(DTYPE)
-        start = live * _chain_start(n, k, lane, table_ptr, table_size, once, 1, CHUNK, LANES, T)
+        start = live * _chain_start(
+            n, k, thread % LANES, table_ptr, table_size, once, 1, CHUNK, LANES, T
+        )  # fmt: skip
         slope = 1 / k.to(DTYPE)
-        unused, constant = _scan(
-            t, n, k, lane, start, zero, slope, zero, once, inverse_ptr, once, 1, CHUNK, LANES,
-            MASKED, T,
+        unused, constant = _terms(
+            t, n, k, thread, start, zero, slope, zero, once, inverse_ptr, once, 1, CHUNK, LANES,
+            PARTIAL, T,
         )  # fmt: skip
         best = ((live * largest - constant) + 0.0) / shrink
         if look == 2:

@@ -11,7 +11,8 @@ are merged pair by pair, all samples in one step (bitonic merges). A bitonic mer
 the two descending: with the sign of its samples changed, every comparison is an ascending one.
 Between two lanes the lower keeps the smaller sample; with the sign of the upper changed, both do.
 
-What a comparison found ("swapped" or not) is a bit; bits are packed into words, newest lowest.
+Where decisions are kept, what a comparator found ("swapped" or not) is a bit; bits are packed into
+words, newest lowest.
 """
 
 from __future__ import annotations
@@ -103,33 +104,18 @@ def merge_steps(chunk: Any, lanes: Any) -> Any:
         lanes: threads for a row, a power of two.
 
     Returns:
-        A tuple of (kind, a, b, word, mask, closes). A COMPARE takes one bit a pair, an ACROSS two.
+        A tuple of (kind, a, b).
     """
-    plain: list[tuple[int, int, int]] = []
+    steps: list[tuple[int, int, int]] = []
     for level in range(lanes.bit_length() - 1):
-        plain.append((TURN, level + 1, NO_BIT))
+        steps.append((TURN, level + 1, NO_BIT))
         for bit in range(level, -1, -1):
-            plain.append((ACROSS, bit, 0))
-            plain.append((TURN, bit, bit - 1 if bit else NO_BIT))
+            steps.append((ACROSS, bit, 0))
+            steps.append((TURN, bit, bit - 1 if bit else NO_BIT))
         distance = chunk // 2
         while distance >= 1:
-            plain.append((COMPARE, distance, 0))
+            steps.append((COMPARE, distance, 0))
             distance //= 2
-
-    # Words hold at most 24 bits; an ACROSS keeps its two in one.
-    bits = {COMPARE: 1, ACROSS: 2, TURN: 0}
-    words: list[list[int]] = [[]]
-    for number, step in enumerate(plain):
-        if sum(bits[plain[other][0]] for other in words[-1]) + bits[step[0]] > WORD_BITS:
-            words.append([])
-        if bits[step[0]]:
-            words[-1].append(number)
-    steps = [(*step, 0, 0, False) for step in plain]
-    for word, numbers in enumerate(words):
-        position = sum(bits[plain[number][0]] for number in numbers)
-        for number in numbers:
-            position -= bits[plain[number][0]]
-            steps[number] = (*plain[number], word, 1 << position, number == numbers[-1])
     return tuple(steps)
 
 

@@ -6,6 +6,7 @@ Nothing here waits for a device.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -129,7 +130,7 @@ def _transform(
             forms = tables.forms((tuple(form), tuple(form_at_1)), rewards.device, compute)
         known_k = k if kind == "int" and UNDERSIZED[undersized] != "clip" else None
         written = out
-        if chosen.lanes > 1 and out.stride(1) != 1:
+        if not _read_as_it_lies(out, chosen):
             written = torch.empty((rows, n), dtype=dtype, device=rewards.device)
         kernels.transform_kernel[(triton.cdiv(rows, chosen.block_rows),)](
             rewards,
@@ -141,6 +142,7 @@ def _transform(
             tables.inverses(chosen.chunk, rewards.device, compute) if chosen.lanes > 1 else table,
             table.shape[1],
             rows,
+            n,
             k,
             spared,
             undersized,
@@ -159,7 +161,7 @@ def _transform(
             MASKED=where is not None,
             LAG=lag,
             STANDARDISED=weights.standardised,
-            **_constants(count_only, (rewards, where, written), chosen),
+            **_constants(count_only, n, (rewards, where, written), chosen),
         )
     return out if written is out else out.copy_(written)
 
@@ -190,11 +192,12 @@ def _max_at_k(
             tables.inverses(chosen.chunk, rewards.device, compute) if chosen.lanes > 1 else table,
             table.shape[1],
             rows,
+            n,
             ks.shape[0],
             *_strides(rewards, chosen),
             *_strides(where, chosen),
             MASKED=where is not None,
-            **_constants(count_only, (rewards, where), chosen),
+            **_constants(count_only, n, (rewards, where), chosen),
         )
     return out
 
@@ -205,7 +208,15 @@ def _compute_dtype(rewards: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
 
 def _plan(rewards: torch.Tensor, compute: torch.dtype) -> Plan | None:
     """None for rows that the library sorts."""
-    return plan(rewards.shape[1], rewards.element_size(), compute == torch.float64)
+    return plan(rewards.shape[1], rewards.element_size(), compute == torch.float64, _warp())
+
+
+@functools.cache
+def _warp() -> int:
+    """Threads that run in step on the GPUs here."""
+    if not torch.cuda.is_available():  # where kernels are interpreted
+        return 32
+    return int(triton.runtime.driver.active.get_current_target().warp_size)
 
 
 def _empty_result(rewards: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -219,17 +230,22 @@ def _empty_result(rewards: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _readable(
     rewards: torch.Tensor, where: torch.Tensor | None, chosen: Plan
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the kernel can read: bytes for bools, and neighbours in memory for several threads a
-    row."""
+    """What the kernel can read: bytes for bools, and what reaches it in whole sectors."""
     if rewards.dtype == torch.bool:
         rewards = rewards.view(torch.uint8)
     if where is not None:
         where = where.view(torch.uint8)
-    if chosen.lanes > 1:
-        # A copy is as fast there: the network costs several times as much.
-        rewards = rewards if rewards.stride(1) == 1 else rewards.contiguous()
-        where = where if where is None or where.stride(1) == 1 else where.contiguous()
+    if not _read_as_it_lies(rewards, chosen):
+        rewards = rewards.contiguous()
+    if where is not None and not _read_as_it_lies(where, chosen):
+        where = where.contiguous()
     return rewards, where
+
+
+def _read_as_it_lies(x: torch.Tensor, chosen: Plan) -> bool:
+    """Whether that is as fast as a copy: not where a program has few rows, and they are no
+    neighbours in memory."""
+    return chosen.block_rows >= 8 or x.stride(1) == 1
 
 
 def _strides(x: torch.Tensor | None, chosen: Plan) -> tuple[int, int]:
@@ -240,12 +256,13 @@ def _strides(x: torch.Tensor | None, chosen: Plan) -> tuple[int, int]:
 
 
 def _constants(
-    count_only: bool, matrices: Sequence[torch.Tensor | None], chosen: Plan
+    count_only: bool, n: int, matrices: Sequence[torch.Tensor | None], chosen: Plan
 ) -> dict[str, Any]:
     given = [matrix for matrix in matrices if matrix is not None]
     return {
         "COUNT_ONLY": count_only,
         "CONTIGUOUS": chosen.lanes == 1 and all(matrix.is_contiguous() for matrix in given),
+        "PADDED": chosen.chunk * chosen.lanes > n,
         "CHUNK": chosen.chunk,
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# Rows longer than this are sorted by the library: see `long_rows`. Sixteen threads a row would do
-# in registers what eight do, but take Triton a minute to compile, and some spill.
-LONGEST_ON_CHIP = 256
+# Rows longer than this are sorted by the library: see `long_rows`. A program of 512 threads has no
+# registers left for 32 samples in each.
+LONGEST_ON_CHIP = 8192
+LONGEST_WIDE_ON_CHIP = 2048
 
 
 class Plan(NamedTuple):
@@ -19,31 +20,34 @@ class Plan(NamedTuple):
     vector: int  # neighbours that a thread reads at a time
 
 
-def plan(n: int, itemsize: int, wide: bool) -> Plan | None:
+def plan(n: int, itemsize: int, wide: bool, warp: int = 32) -> Plan | None:
     """The plan for rows of n samples, None for those that the library sorts.
 
     Args:
         n: samples in a row.
         itemsize: bytes of a reward in memory.
         wide: float64 inside, with twice the registers a sample.
+        warp: threads that run in step: 32, on some of AMD's GPUs 64.
 
-    | n        | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
-    | to 8     | 1             | n                | 4 rows a thread share weights; 4 warps
-    | to 16    | 1             | n                | 2 rows a thread, 1 warp: 39; 4 warps: 40
-    | to 64    | 1             | n                | 66 at 64, where 2 threads a row take 89
-    | 128, 256 | 4, 8          | 32               | 64 samples in a thread would spill
-    | others   |               |                  | the library's sort, then one fused kernel
+    | n       | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
+    | to 8    | 1             | n                | 4 rows a thread share weights; 4 warps
+    | to 16   | 1             | n                | 2 rows a thread, 1 warp: 39; 4 warps: 40
+    | to 32   | 1             | n                |
+    | to 8192 | 2 … 256       | 32               | rounded up to a power of two
+    | others  |               |                  | the library's sort, then one fused kernel
 
-    float64: to 8 samples on one thread, then 8 on each of 2 or 4, then the library's sort.
+    float64: to 8 samples on one thread, then 8 on each of 2 to 256, then the library's sort.
+    Several threads a row exchange through shared memory, for which Triton wants two warps.
     """
-    if n <= (8 if wide else 64):
+    if n <= (8 if wide else 32):
         warps = 4 if n <= 8 else 1
         rows_a_thread = 4 if n <= 8 else 2 if n <= 16 else 1
         if wide:
             rows_a_thread = max(1, rows_a_thread // 2)
-        return Plan(n, 1, 32 * warps * rows_a_thread, warps, 1)
-    chunk = 8 if wide else 32
-    lanes = n // chunk
-    if n > (32 if wide else LONGEST_ON_CHIP) or lanes * chunk != n or lanes & (lanes - 1):
+        return Plan(n, 1, warp * warps * rows_a_thread, warps, 1)
+    if n > (LONGEST_WIDE_ON_CHIP if wide else LONGEST_ON_CHIP):
         return None
-    return Plan(chunk, lanes, 32 // lanes, 1, max(1, min(chunk, 16 // itemsize)))
+    chunk = 8 if wide else 32
+    lanes = (1 << (n - 1).bit_length()) // chunk
+    block_rows = max(1, 2 * warp // lanes)
+    return Plan(chunk, lanes, block_rows, block_rows * lanes // warp, min(chunk, 16 // itemsize))

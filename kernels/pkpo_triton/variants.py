@@ -45,6 +45,7 @@ def transform_variant(
     k: str = "int",
     lag: int = 0,
     standardised: bool = False,
+    warp: int = 32,
 ) -> Variant:
     """The transform of contiguous rows of n samples.
 
@@ -54,10 +55,11 @@ def transform_variant(
         masked: with `where`.
         k: "int", "scalar" (in memory), "row" (one for each).
         lag, standardised: the estimator's.
+        warp: threads that run in step on the target.
     """
     element, itemsize = _DTYPES[dtype]
     compute = "fp64" if dtype == "float64" else "fp32"
-    chosen = plan(n, itemsize, dtype == "float64")
+    chosen = plan(n, itemsize, dtype == "float64", warp)
     if chosen is None:
         raise ValueError(f"n must be a length that fits on chip; got {n}")
     pointers = {
@@ -74,6 +76,7 @@ def transform_variant(
         "STANDARDISED": standardised,
         "COUNT_ONLY": dtype == "bool",
         "CONTIGUOUS": chosen.lanes == 1,
+        "PADDED": chosen.chunk * chosen.lanes > n,
         "CHUNK": chosen.chunk,
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,
@@ -100,7 +103,7 @@ def transform_variant(
         else:
             scalar = argument in ("first", "anchor", "gap", "below", "slope")
             signature[argument] = "fp64" if scalar else "i32"
-    strides = ("rewards_row", "where_row", "out_row") if n % 16 == 0 else ()
+    strides = ("n_samples", "rewards_row", "where_row", "out_row") if n % 16 == 0 else ()
     traits = [dtype, *(["where"] if masked else []), *([f"k {k}"] if k != "int" else [])]
     traits += [*(["lag 1"] if lag else []), *(["standardised"] if standardised else [])]
     return Variant(
