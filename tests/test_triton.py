@@ -19,7 +19,13 @@ if not (INTERPRETED or DEVICE == "cuda"):
     pytest.skip("needs TRITON_INTERPRET=1 or TEST_DEVICE=cuda", allow_module_level=True)
 
 from pkpo_triton import plan as plans  # noqa: E402
-from pkpo_triton.networks import merge_steps, sort_chunk  # noqa: E402
+from pkpo_triton.networks import (  # noqa: E402
+    ACROSS,
+    COMPARE,
+    chunk_steps,
+    merge_steps,
+    sort_chunk,
+)
 
 # Every length at which something changes, one less and one more.
 EDGES = (
@@ -46,6 +52,17 @@ EDGES = (
     256,
     257,
     300,
+    511,
+    512,
+    513,
+    1024,
+    1025,
+    2048,
+    2049,
+    4096,
+    4097,
+    8192,
+    8193,
 )
 
 
@@ -80,15 +97,30 @@ class TestNetworks:
             rows[:, a], rows[:, b] = low, high
         assert (np.diff(rows, axis=1) >= 0).all()
 
-    def test_every_decision_of_a_merge_has_a_bit_of_its_own(self) -> None:
-        for lanes in (2, 8, 64, 256):
-            used = [step for step in merge_steps(32, lanes) if step[4]]
-            bits = [(word, mask) for _, _, _, word, mask, _ in used]
-            wide = [(word, 2 * mask) for kind, _, _, word, mask, _ in used if kind == 1]
-            assert len(set(bits + wide)) == len(bits) + len(wide)
-            assert max(mask for _, mask in bits + wide) < 2**24
-            closing = [word for _, _, _, word, _, closes in used if closes]
-            assert closing == sorted({word for word, _ in bits})
+    @pytest.mark.parametrize("n", [2, 16, 24, 32])
+    def test_every_decision_has_a_bit_of_its_own(self, n: int) -> None:
+        steps = chunk_steps(n)
+        bits = [(word, mask) for _, _, word, mask, _ in steps]
+        assert len(set(bits)) == len(bits)
+        assert max(mask for _, mask in bits) < 2**24
+        assert [word for *_, word, _, closes in steps if closes] == sorted({w for w, _ in bits})
+
+    @pytest.mark.parametrize("chunk, lanes", [(8, 2), (8, 64), (32, 4), (32, 256)])
+    def test_merges_sort_a_row_of_sorted_chunks(
+        self, chunk: int, lanes: int, rng: np.random.Generator
+    ) -> None:
+        lane = np.arange(lanes)
+        x = np.sort(rng.standard_normal((chunk, lanes)), axis=0)
+        x[:, 1::2] = -x[::-1, 1::2]
+        for kind, a, b in merge_steps(chunk, lanes):
+            if kind == COMPARE:
+                pairs = x.reshape(-1, 2, a, lanes)
+                x = np.stack([pairs.min(1), pairs.max(1)], 1).reshape(chunk, lanes)
+            elif kind == ACROSS:
+                x = np.minimum(x, -x[:, lane ^ (1 << a)])
+            else:
+                x = x * (1 - 2 * (((lane >> a) ^ (lane >> b)) & 1))
+        assert (np.diff(x.T.ravel()) >= 0).all()
 
 
 @pytest.mark.parametrize("n", EDGES)

@@ -328,8 +328,11 @@ def _inverses(
     if LANES == 1:
         return ()
     else:
-        rows = (LAG * CHUNK + tl.arange(0, CHUNK)) * 256
-        return _unstack(_look_up(inverse_ptr + rows[:, None] + lane[None, :], once), CHUNK, T)
+        lanes = tl.arange(0, LANES)[:, None, None, None]
+        c = tl.arange(0, CHUNK // 4)[None, None, :, None] * 4 + tl.arange(0, 4)[None, None, None, :]
+        pointers = inverse_ptr + (LAG * CHUNK + c) * 256 + lanes
+        pointers = tl.broadcast_to(pointers, [LANES, T // LANES, CHUNK // 4, 4])
+        return _to_vectors(_look_up(pointers, once), CHUNK, LANES, T)
 
 
 @triton.jit
@@ -391,12 +394,24 @@ def _terms(
 
 
 @triton.jit
-def _total(terms, CHUNK: tl.constexpr):
-    """Σ of a thread's own."""
-    total = terms[0]
-    for c in tl.static_range(1, CHUNK):
-        total = total + terms[c]
-    return total
+def _weight_at(
+    place, n, k, thread, start, inverse_ptr, once, LAG: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, PARTIAL: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """r of the one sample in that place of each row, counted from 0: `_terms` for a single gap."""
+    DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
+    lane = thread % LANES
+    inverses = _inverses(inverse_ptr, lane, once, LAG, CHUNK, LANES, T)
+    own = place - lane * CHUNK
+    weight = tl.zeros([T], DTYPE)
+    r = start
+    for back in tl.static_range(CHUNK):
+        weight = tl.where(own == CHUNK - 1 - back, r, weight)
+        if CHUNK - 1 - back > (1 if LANES == 1 else 0):
+            r = _chain_next(
+                r, CHUNK - 1 - back, n, k, lane, inverses, LAG, CHUNK, LANES, PARTIAL
+            )  # fmt: skip
+    return _over_lanes(weight, False, LANES, T)
 
 
 @triton.jit
@@ -597,12 +612,12 @@ def _load(
         whole = pointers
         for _ in tl.range(full):
             x = tl.load(whole)
-            whole += BLOCK_ROWS
+            whole += BLOCK_ROWS * CHUNK * LANES
     for _ in tl.range(1 - full):
         x = _load_inside(
             pointers, rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
         )  # fmt: skip
-        pointers += BLOCK_ROWS
+        pointers += BLOCK_ROWS * CHUNK * LANES
     return x
 
 
@@ -635,12 +650,12 @@ def _store(
         whole = pointers
         for _ in tl.range(full):
             tl.store(whole, tile)
-            whole += BLOCK_ROWS
+            whole += BLOCK_ROWS * CHUNK * LANES
     for _ in tl.range(1 - full):
         _store_inside(
             pointers, tile, rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
         )  # fmt: skip
-        pointers += BLOCK_ROWS
+        pointers += BLOCK_ROWS * CHUNK * LANES
 
 
 @triton.jit
@@ -770,23 +785,27 @@ def _range(t, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def _has_two_levels(t, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+def _has_two_levels(t, low, high, CHUNK: tl.constexpr):
     """Whether every row of the block consists of its smallest and its largest reward."""
-    low, high = _range(t, CHUNK, LANES, T)
-    third = tl.zeros([T], tl.int32)
+    third = tl.zeros(t[0].shape, tl.int32)
     for c in tl.static_range(CHUNK):
         third = tl.where((t[c] == low) | (t[c] == high), third, 1)
     return tl.max(third, 0) == 0
 
 
 @triton.jit
-def _ordered_by_count(t, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
-    """Rows of two levels in ascending order."""
-    low, high = _range(t, CHUNK, LANES, T)
+def _number_of_lower(t, high, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """How many of a row's samples are not its largest."""
     count = tl.zeros([T], tl.int32)
     for c in tl.static_range(CHUNK):
         count += tl.where(t[c] == high, 1, 0)
-    first = CHUNK * LANES - _over_lanes(count, False, LANES, T) - thread % LANES * CHUNK
+    return CHUNK * LANES - _over_lanes(count, False, LANES, T)
+
+
+@triton.jit
+def _ordered_by_count(lower, low, high, thread, CHUNK: tl.constexpr, LANES: tl.constexpr):
+    """Rows of two levels in ascending order."""
+    first = lower - thread % LANES * CHUNK
     ordered = ()
     for c in tl.static_range(CHUNK):
         ordered = ordered + (tl.where(c >= first, high, low),)
@@ -794,58 +813,52 @@ def _ordered_by_count(t, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl
 
 
 @triton.jit
-def _finish(
-    t, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
-    rows_left, n_samples, FLAT: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr,
-    STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+def _values(
+    sums, constant, largest, spread, anchor, gap, otherwise, STANDARDISED: tl.constexpr
 ):  # fmt: skip
-    """What samples have beneath them → the estimator's values, stored."""
+    """What samples have beneath them → the estimator's values, both tuples."""
     # Adding 0 turns a −0 into 0.
     smallest = (anchor * largest - constant) + 0.0 + otherwise
     divisor = tl.where(spread > 0, spread, float("inf"))
-    out = ()
-    for c in tl.static_range(CHUNK):
-        value = gap * t[c] + smallest
-        out = out + (value / divisor if STANDARDISED else value,)
-    _store(
-        out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, PADDED, MASKED,
-        CHUNK, LANES, BLOCK_ROWS, VECTOR,
-    )  # fmt: skip
+    values = ()
+    for c in tl.static_range(len(sums)):
+        value = gap * sums[c] + smallest
+        values = values + (value / divisor if STANDARDISED else value,)
+    return values
 
 
 @triton.jit
 def _by_counting(
-    t, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr, table_size,
+    t, low, high, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr, table_size,
     inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
     n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, PADDED: tl.constexpr,
     MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Store the outcome for rows of two levels: what the sorted row is follows from a count, and
-    where its values belong, from the rewards."""
+    """Store the outcome for rows of two levels: how many samples are the lower one tells all."""
     T: tl.constexpr = BLOCK_ROWS * LANES
-    ordered = _ordered_by_count(t, thread, CHUNK, LANES, T)
-    largest = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
-    terms, constant = _terms(
-        ordered, n, k, thread, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
-        CHUNK, LANES, MASKED or PADDED, T,
+    lower = _number_of_lower(t, high, CHUNK, LANES, T)
+    weight = _weight_at(
+        lower, n, k, thread, start, inverse_ptr, once, LAG, CHUNK, LANES, MASKED or PADDED, T
     )  # fmt: skip
-    spread = largest * 0.0
+    step = weight * (high - low)
+    constant = tl.zeros([T], table_ptr.dtype.element_ty)
+    if has_constant != 0:
+        constant = (below + slope * tl.abs(lower.to(constant.dtype) - middle)) * step
+    spread = high * 0.0
     if STANDARDISED:
+        ordered = _ordered_by_count(lower, low, high, thread, CHUNK, LANES)
         spread = _spread(
-            ordered, largest, n, k, thread, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
+            ordered, high, n, k, thread, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
             LANES, MASKED or PADDED, T,
         )  # fmt: skip
-    # One term at most is not 0, so every way to add them up gives the same bits.
-    top = _over_lanes(_total(terms, CHUNK), False, LANES, T)
-    placed = ()
+    bottom = _values((step * 0.0, step), constant, high, spread, anchor, gap, otherwise, STANDARDISED)
+    out = ()
     for c in tl.static_range(CHUNK):
-        placed = placed + (tl.where(t[c] == largest, top, 0.0),)
-    _finish(
-        placed, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
-        out_sample, rows_left, n_samples, FLAT, PADDED, MASKED, STANDARDISED, CHUNK, LANES,
-        BLOCK_ROWS, VECTOR,
+        out = out + (tl.where(t[c] == high, bottom[1], bottom[0]),)
+    _store(
+        out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, PADDED, MASKED,
+        CHUNK, LANES, BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
 
@@ -881,10 +894,10 @@ def _by_sorting(
     else:
         found = tl.gather(_flat(placed, CHUNK, T), at, 0)
         placed = _unstack(tl.reshape(found, [CHUNK, T]), CHUNK, T)
-    _finish(
-        placed, constant, largest, spread, anchor, gap, otherwise, valid, out_ptr, out_row,
-        out_sample, rows_left, n_samples, FLAT, PADDED, MASKED, STANDARDISED, CHUNK, LANES,
-        BLOCK_ROWS, VECTOR,
+    out = _values(placed, constant, largest, spread, anchor, gap, otherwise, STANDARDISED)
+    _store(
+        out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, PADDED, MASKED,
+        CHUNK, LANES, BLOCK_ROWS, VECTOR,
     )  # fmt: skip
 
 
@@ -1035,15 +1048,18 @@ def transform_kernel(
         t, shrink, minus, plus, nan = _bring_in(t, own, CHUNK, LANES, T)
 
     counted = look < 0
+    low, high = t[0], t[0]
     if COUNT_ONLY:
         counted = look >= 0
+        low, high = _range(t, CHUNK, LANES, T)
     elif CHUNK > 8:
         if look != 1:
-            counted = _has_two_levels(t, CHUNK, LANES, T)
+            low, high = _range(t, CHUNK, LANES, T)
+            counted = _has_two_levels(t, low, high, CHUNK)
     if CHUNK > 8 or COUNT_ONLY:
         if counted:
             _by_counting(
-                t, n, k, thread, live, start, below, slope, middle, has_constant,
+                t, low, high, n, k, thread, live, start, below, slope, middle, has_constant,
                 table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
                 out_row, out_sample, rows_left, n_samples, LAG, FLAT, PADDED, MASKED,
                 STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
@@ -1070,16 +1086,23 @@ def transform_kernel(
 
 
 @triton.jit
+def _counted(t, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    low, high = _range(t, CHUNK, LANES, T)
+    lower = _number_of_lower(t, high, CHUNK, LANES, T)
+    return _ordered_by_count(lower, low, high, thread, CHUNK, LANES)
+
+
+@triton.jit
 def _in_order(
     t, thread, counted, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr,
     COUNT_ONLY: tl.constexpr,
 ):  # fmt: skip
     """The rows in ascending order, by counting where they have two levels."""
     if COUNT_ONLY:
-        t = _ordered_by_count(t, thread, CHUNK, LANES, T)
+        t = _counted(t, thread, CHUNK, LANES, T)
     elif CHUNK > 8:
         if counted:
-            t = _ordered_by_count(t, thread, CHUNK, LANES, T)
+            t = _counted(t, thread, CHUNK, LANES, T)
         else:
             t = _sort(t, thread, CHUNK, LANES, T)
     else:
@@ -1137,7 +1160,8 @@ def max_at_k_kernel(
     counted = look < 0
     if CHUNK > 8 and not COUNT_ONLY:
         if look != 1:
-            counted = _has_two_levels(t, CHUNK, LANES, T)
+            low, high = _range(t, CHUNK, LANES, T)
+            counted = _has_two_levels(t, low, high, CHUNK)
     t = _in_order(t, thread, counted, CHUNK, LANES, T, COUNT_ONLY)
     largest = _over_lanes(t[CHUNK - 1], True, LANES, T)
 
