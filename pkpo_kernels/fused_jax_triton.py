@@ -26,7 +26,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from pkpo_triton import weights as tables
 from pkpo_triton.kernels import max_at_k_kernel, transform_kernel
-from pkpo_triton.plan import LONGEST_ON_CHIP, Plan, plan
+from pkpo_triton.plan import Plan, plan
 
 from pkpo_kernels import portable_xla
 from pkpo_kernels.estimators import Estimator
@@ -400,17 +400,18 @@ def _compute_dtype(rewards: jax.Array, dtype: Any) -> np.dtype[Any]:
 
 def _plan(rewards: jax.Array, dtype: Any) -> Plan | None:
     wide = _compute_dtype(rewards, dtype) == np.float64
-    return plan(rewards.shape[1], rewards.dtype.itemsize, wide)
+    itemsize = max(rewards.dtype.itemsize, np.dtype(dtype).itemsize)
+    return plan(rewards.shape[1], itemsize, wide)
 
 
 def _tables(chosen: Plan, compute: np.dtype[Any]) -> tuple[jax.Array, jax.Array]:
-    table = jnp.asarray(_factorials(compute))
+    table = jnp.asarray(_factorials(tables.factorials_size(chosen.chunk * chosen.lanes), compute))
     return table, jnp.asarray(_inverses(chosen.chunk, compute)) if chosen.lanes > 1 else table
 
 
 @lru_cache
-def _factorials(compute: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    return np.array(tables.factorials(tables.factorials_size(LONGEST_ON_CHIP + 1)), compute)
+def _factorials(size: int, compute: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    return np.array(tables.factorials(size), compute)
 
 
 @lru_cache

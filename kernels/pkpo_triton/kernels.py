@@ -328,10 +328,11 @@ def _inverses(
     if LANES == 1:
         return ()
     else:
+        # In the shape of a tile of rewards, so that the compiler gives it the same layout.
         lanes = tl.arange(0, LANES)[:, None, None, None]
-        c = tl.arange(0, CHUNK // 4)[None, None, :, None] * 4 + tl.arange(0, 4)[None, None, None, :]
+        c = tl.arange(0, CHUNK)[None, None, :, None]
         pointers = inverse_ptr + (LAG * CHUNK + c) * 256 + lanes
-        pointers = tl.broadcast_to(pointers, [LANES, T // LANES, CHUNK // 4, 4])
+        pointers = tl.broadcast_to(pointers, [LANES, T // LANES, CHUNK, 1])
         return _to_vectors(_look_up(pointers, once), CHUNK, LANES, T)
 
 
@@ -556,22 +557,26 @@ def _places(
     if FLAT:
         return tl.arange(0, BLOCK_ROWS * CHUNK)
     else:
-        rows, samples = _rows_and_samples(CHUNK, LANES, BLOCK_ROWS, VECTOR)
-        return rows.to(tl.int64) * stride_row + samples.to(tl.int64) * stride_sample
+        # Added up in 64 bits, what differs from sample to sample of a thread is an instruction's
+        # immediate offset.
+        rows, samples = _rows_and_samples(tl.int64, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+        return rows * stride_row + samples * stride_sample
 
 
 @triton.jit
 def _rows_and_samples(
-    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr
-):
+    INT: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
     if LANES == 1:
-        rows = tl.arange(0, BLOCK_ROWS)[:, None]
-        samples = tl.arange(0, padded(CHUNK))[None, :]
+        rows = tl.arange(0, BLOCK_ROWS).to(INT)[:, None]
+        samples = tl.arange(0, padded(CHUNK)).to(INT)[None, :]
     else:
-        rows = tl.arange(0, BLOCK_ROWS)[None, :, None, None]
-        samples = tl.arange(0, LANES)[:, None, None, None] * VECTOR
-        samples = samples + tl.arange(0, CHUNK // VECTOR)[None, None, :, None] * (LANES * VECTOR)
-        samples = samples + tl.arange(0, VECTOR)[None, None, None, :]
+        rows = tl.arange(0, BLOCK_ROWS).to(INT)[None, :, None, None]
+        lanes = tl.arange(0, LANES).to(INT)[:, None, None, None]
+        blocks = tl.arange(0, CHUNK // VECTOR).to(INT)[None, None, :, None]
+        neighbours = tl.arange(0, VECTOR).to(INT)[None, None, None, :]
+        samples = lanes * VECTOR + blocks * (LANES * VECTOR) + neighbours
     return rows, samples
 
 
@@ -584,7 +589,7 @@ def _inside(
     if FLAT:
         return tl.arange(0, BLOCK_ROWS * CHUNK) < rows_left * CHUNK
     else:
-        rows, samples = _rows_and_samples(CHUNK, LANES, BLOCK_ROWS, VECTOR)
+        rows, samples = _rows_and_samples(tl.int32, CHUNK, LANES, BLOCK_ROWS, VECTOR)
         if LANES == 1:
             return (rows < rows_left) & (samples < CHUNK)
         elif PADDED:
@@ -603,30 +608,40 @@ def _load(
     pointers = block_ptr + _places(
         stride_row, stride_sample, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR
     )  # fmt: skip
+    if LANES > 1:
+        inside = _inside(
+            rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
+        )  # fmt: skip
+        return tl.load(pointers, mask=inside, other=0)
+    else:
+        return _load_whole(pointers, rows_left, FLAT, CHUNK, BLOCK_ROWS)
+
+
+@triton.jit
+def _load_whole(
+    pointers, rows_left, FLAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK_ROWS: tl.constexpr
+):  # fmt: skip
+    """Every block but the last is full, and needs no masks. One of two loops runs, once: with
+    pointers that a loop carries, the compiler does not walk the whole network for this access."""
     x = tl.zeros(pointers.shape, pointers.dtype.element_ty)
     full = 0
-    # Every block but the last is full, and needs no masks. One of the two loops runs, once: with
-    # pointers that a loop carries, the compiler does not walk the whole network for this access.
-    if (FLAT or LANES > 1) and not PADDED:
+    if FLAT:
         full = (rows_left == BLOCK_ROWS).to(tl.int32)
         whole = pointers
         for _ in tl.range(full):
             x = tl.load(whole)
-            whole += BLOCK_ROWS * CHUNK * LANES
+            whole += BLOCK_ROWS * CHUNK
     for _ in tl.range(1 - full):
-        x = _load_inside(
-            pointers, rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
-        )  # fmt: skip
-        pointers += BLOCK_ROWS * CHUNK * LANES
+        x = _load_inside(pointers, rows_left, FLAT, CHUNK, BLOCK_ROWS)
+        pointers += BLOCK_ROWS * CHUNK
     return x
 
 
 @triton.jit
 def _load_inside(
-    pointers, rows_left, n_samples, FLAT: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    pointers, rows_left, FLAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK_ROWS: tl.constexpr
 ):  # fmt: skip
-    inside = _inside(rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    inside = _inside(rows_left, CHUNK, FLAT, False, CHUNK, 1, BLOCK_ROWS, 1)
     return tl.load(pointers, mask=inside, other=0)
 
 
@@ -636,7 +651,7 @@ def _store(
     PADDED: tl.constexpr, MASKED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Vectors → a tile in memory, 0 for samples left out. As `_load` does."""
+    """Vectors → a tile in memory, 0 for samples left out."""
     pointers = block_ptr + _places(
         stride_row, stride_sample, FLAT, CHUNK, LANES, BLOCK_ROWS, VECTOR
     )  # fmt: skip
@@ -644,26 +659,37 @@ def _store(
     if MASKED:
         tile = tl.where(valid, tile, 0.0)
     tile = tile.to(pointers.dtype.element_ty)
+    if LANES > 1:
+        inside = _inside(
+            rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
+        )  # fmt: skip
+        tl.store(pointers, tile, mask=inside)
+    else:
+        _store_whole(pointers, tile, rows_left, FLAT, CHUNK, BLOCK_ROWS)
+
+
+@triton.jit
+def _store_whole(
+    pointers, tile, rows_left, FLAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK_ROWS: tl.constexpr
+):  # fmt: skip
+    """As `_load_whole` does."""
     full = 0
-    if (FLAT or LANES > 1) and not PADDED:
+    if FLAT:
         full = (rows_left == BLOCK_ROWS).to(tl.int32)
         whole = pointers
         for _ in tl.range(full):
             tl.store(whole, tile)
-            whole += BLOCK_ROWS * CHUNK * LANES
+            whole += BLOCK_ROWS * CHUNK
     for _ in tl.range(1 - full):
-        _store_inside(
-            pointers, tile, rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
-        )  # fmt: skip
-        pointers += BLOCK_ROWS * CHUNK * LANES
+        _store_inside(pointers, tile, rows_left, FLAT, CHUNK, BLOCK_ROWS)
+        pointers += BLOCK_ROWS * CHUNK
 
 
 @triton.jit
 def _store_inside(
-    pointers, tile, rows_left, n_samples, FLAT: tl.constexpr, PADDED: tl.constexpr,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    pointers, tile, rows_left, FLAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK_ROWS: tl.constexpr
 ):  # fmt: skip
-    inside = _inside(rows_left, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR)
+    inside = _inside(rows_left, CHUNK, FLAT, False, CHUNK, 1, BLOCK_ROWS, 1)
     tl.store(pointers, tile, mask=inside)
 
 
@@ -693,14 +719,19 @@ def _from_vectors(
 
 @triton.jit
 def _own(
-    valid, PARTIAL: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr
+    valid, thread, n_samples, PADDED: tl.constexpr, MASKED: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, VECTOR: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Which of a thread's samples are its row's own: a tuple of vectors, empty if all are."""
     own = ()
-    if PARTIAL:
+    if MASKED:
         bits = _to_vectors(valid.to(tl.int8), CHUNK, LANES, T)
         for c in tl.static_range(CHUNK):
             own = own + (bits[c] != 0,)
+    elif PADDED:
+        first = thread % LANES * VECTOR
+        for c in tl.static_range(CHUNK):
+            own = own + (first + (c // VECTOR * (LANES * VECTOR) + c % VECTOR) < n_samples,)
     return own
 
 
@@ -973,6 +1004,10 @@ def transform_kernel(
         rewards_row, rewards_sample = CHUNK, 1
         where_row, where_sample = CHUNK, 1
         out_row, out_sample = CHUNK, 1
+    elif LANES > 1:
+        # As they are, but so that the compiler sees it.
+        rewards_row, where_row = rewards_row // VECTOR * VECTOR, where_row // VECTOR * VECTOR
+        out_row, n_samples = out_row // VECTOR * VECTOR, n_samples // VECTOR * VECTOR
 
     # Always 1, which the compiler does not know: see `_look_up`.
     once = (n_rows > 0).to(tl.int32)
@@ -994,12 +1029,8 @@ def transform_kernel(
             PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         ) != 0  # fmt: skip
         x = tl.where(valid, x, 0.0)
-    elif PADDED:
-        valid = _inside(
-            BLOCK_ROWS, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
-        )  # fmt: skip
     t = _to_vectors(x, CHUNK, LANES, T)
-    own = _own(valid, PARTIAL, CHUNK, LANES, T)
+    own = _own(valid, thread, n_samples, PADDED, MASKED, CHUNK, LANES, VECTOR, T)
 
     # The group, its k, and the estimator for it.
     group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
@@ -1126,6 +1157,9 @@ def max_at_k_kernel(
     if CONTIGUOUS:
         rewards_row, rewards_sample = CHUNK, 1
         where_row, where_sample = CHUNK, 1
+    elif LANES > 1:
+        rewards_row, where_row = rewards_row // VECTOR * VECTOR, where_row // VECTOR * VECTOR
+        n_samples = n_samples // VECTOR * VECTOR
     once = (n_rows > 0).to(tl.int32)
     block = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     rows_left = tl.minimum(n_rows - block, BLOCK_ROWS).to(tl.int32)
@@ -1141,12 +1175,8 @@ def max_at_k_kernel(
             PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         ) != 0  # fmt: skip
         x = tl.where(valid, x, 0.0)
-    elif PADDED:
-        valid = _inside(
-            BLOCK_ROWS, n_samples, FLAT, PADDED, CHUNK, LANES, BLOCK_ROWS, VECTOR
-        )  # fmt: skip
     t = _to_vectors(x, CHUNK, LANES, T)
-    own = _own(valid, PARTIAL, CHUNK, LANES, T)
+    own = _own(valid, thread, n_samples, PADDED, MASKED, CHUNK, LANES, VECTOR, T)
     group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
     if PARTIAL:
         t = _fill(t, own, CHUNK, LANES, T)

@@ -94,7 +94,7 @@ def _transform(
     weights = Weights(form, form_at_1, lag, mirror, spared, bool(standardised))
     rows, n = rewards.shape
     compute = _compute_dtype(rewards, dtype)
-    chosen = _plan(rewards, compute)
+    chosen = _plan(rewards, dtype)
     out = _empty_result(rewards, dtype)
     if out.numel() == 0:
         return out
@@ -171,7 +171,7 @@ def _max_at_k(
 ) -> torch.Tensor:
     rows, n = rewards.shape
     compute = _compute_dtype(rewards, dtype)
-    chosen = _plan(rewards, compute)
+    chosen = _plan(rewards, dtype)
     out = torch.empty((rows, ks.shape[0]), dtype=dtype, device=rewards.device)
     if out.numel() == 0:
         return out
@@ -206,9 +206,11 @@ def _compute_dtype(rewards: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in (rewards.dtype, dtype) else torch.float32
 
 
-def _plan(rewards: torch.Tensor, compute: torch.dtype) -> Plan | None:
+def _plan(rewards: torch.Tensor, dtype: torch.dtype) -> Plan | None:
     """None for rows that the library sorts."""
-    return plan(rewards.shape[1], rewards.element_size(), compute == torch.float64, _warp())
+    wide = _compute_dtype(rewards, dtype) == torch.float64
+    itemsize = max(rewards.element_size(), dtype.itemsize)
+    return plan(rewards.shape[1], itemsize, wide, _warp())
 
 
 @functools.cache
@@ -248,6 +250,18 @@ def _read_as_it_lies(x: torch.Tensor, chosen: Plan) -> bool:
     return chosen.block_rows >= 8 or x.stride(1) == 1
 
 
+def _vector(matrices: Sequence[torch.Tensor], chosen: Plan) -> int:
+    """Neighbours that a thread can read at a time."""
+    vector = chosen.vector
+    for x in matrices:
+        # What Triton knows of a pointer is whether 16 divides it.
+        if x.stride(1) != 1 or x.data_ptr() % 16:
+            return 1
+        while x.shape[0] > 1 and x.stride(0) % vector:
+            vector //= 2
+    return vector
+
+
 def _strides(x: torch.Tensor | None, chosen: Plan) -> tuple[int, int]:
     if x is None:
         return 0, 0
@@ -266,7 +280,7 @@ def _constants(
         "CHUNK": chosen.chunk,
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,
-        "VECTOR": chosen.vector,
+        "VECTOR": _vector(given, chosen),
         "num_warps": chosen.num_warps,
         "num_stages": 1,
     }

@@ -17,7 +17,7 @@ class Plan(NamedTuple):
     lanes: int  # threads for a row
     block_rows: int
     num_warps: int
-    vector: int  # neighbours that a thread reads at a time
+    vector: int  # neighbours that a thread reads at a time; divides n
 
 
 def plan(n: int, itemsize: int, wide: bool, warp: int = 32) -> Plan | None:
@@ -25,7 +25,7 @@ def plan(n: int, itemsize: int, wide: bool, warp: int = 32) -> Plan | None:
 
     Args:
         n: samples in a row.
-        itemsize: bytes of a reward in memory.
+        itemsize: bytes of a reward in memory, or of a result if that has more.
         wide: float64 inside, with twice the registers a sample.
         warp: threads that run in step: 32, on some of AMD's GPUs 64.
 
@@ -50,4 +50,7 @@ def plan(n: int, itemsize: int, wide: bool, warp: int = 32) -> Plan | None:
     chunk = 8 if wide else 32
     lanes = (1 << (n - 1).bit_length()) // chunk
     block_rows = max(1, 2 * warp // lanes)
-    return Plan(chunk, lanes, block_rows, block_rows * lanes // warp, min(chunk, 16 // itemsize))
+    vector = min(chunk, 16 // itemsize)
+    while n % vector:
+        vector //= 2
+    return Plan(chunk, lanes, block_rows, block_rows * lanes // warp, vector)

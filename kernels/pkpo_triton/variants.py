@@ -59,7 +59,7 @@ def transform_variant(
     """
     element, itemsize = _DTYPES[dtype]
     compute = "fp64" if dtype == "float64" else "fp32"
-    chosen = plan(n, itemsize, dtype == "float64", warp)
+    chosen = plan(n, 4 if dtype == "bool" else itemsize, dtype == "float64", warp)
     if chosen is None:
         raise ValueError(f"n must be a length that fits on chip; got {n}")
     pointers = {
