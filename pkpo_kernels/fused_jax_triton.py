@@ -64,7 +64,7 @@ def transform_rows(
     dtype: Any,
 ) -> jax.Array:
     """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), a constant."""
-    if not _on_chip(rewards, dtype):
+    if not _on_chip(rewards, where, dtype):
         return portable_xla.transform_rows(
             rewards,
             k,
@@ -88,7 +88,7 @@ def max_at_k_rows(
     dtype: Any,
 ) -> jax.Array:
     """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), a constant."""
-    if not _on_chip(rewards, dtype):
+    if not _on_chip(rewards, where, dtype):
         return portable_xla.max_at_k_rows(rewards, ks, where, dtype=dtype)
     known = tuple(_constant_of_the_program(rewards, k) for k in ks)
     hidden = [jnp.asarray(k) for k, one in zip(ks, known, strict=True) if one is None]
@@ -96,12 +96,12 @@ def max_at_k_rows(
     return _max_at_k_rows(lax.stop_gradient(rewards), hidden, where, options)
 
 
-def _on_chip(rewards: jax.Array, dtype: Any) -> bool:
+def _on_chip(rewards: jax.Array, where: jax.Array | None, dtype: Any) -> bool:
     rows, n = rewards.shape
     # An export's symbolic sizes are no integers, and a kernel's grid is made of integers.
     if not (isinstance(rows, int) and isinstance(n, int) and rows > 0 and n > 0):
         return False
-    return _plan(rewards, dtype) is not None
+    return _plan(rewards, where, dtype) is not None
 
 
 def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array) -> int | None:
@@ -320,7 +320,7 @@ def _launch_transform(
     rows, n = rewards.shape
     weights = kernel_weights(options.estimator)
     by_mean = options.scale == "mean"
-    compute, chosen = _compute_dtype(rewards, options.dtype), _plan(rewards, options.dtype)
+    compute, chosen = _compute_dtype(rewards, options.dtype), _plan(rewards, where, options.dtype)
     assert chosen is not None
     table, inverse = _tables(chosen, compute)
     kind = "int" if k is None else "row" if k.ndim else "scalar"
@@ -365,7 +365,7 @@ def _launch_max_at_k(
     options: _MaxAtK, rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None
 ) -> jax.Array:
     rows = rewards.shape[0]
-    compute, chosen = _compute_dtype(rewards, options.dtype), _plan(rewards, options.dtype)
+    compute, chosen = _compute_dtype(rewards, options.dtype), _plan(rewards, where, options.dtype)
     assert chosen is not None
     table, inverse = _tables(chosen, compute)
     hidden = iter(ks)
@@ -398,10 +398,10 @@ def _compute_dtype(rewards: jax.Array, dtype: Any) -> np.dtype[Any]:
     return np.dtype(np.float64 if np.float64 in (dtype, rewards.dtype) else np.float32)
 
 
-def _plan(rewards: jax.Array, dtype: Any) -> Plan | None:
+def _plan(rewards: jax.Array, where: jax.Array | None, dtype: Any) -> Plan | None:
     wide = _compute_dtype(rewards, dtype) == np.float64
     itemsize = max(rewards.dtype.itemsize, np.dtype(dtype).itemsize)
-    return plan(rewards.shape[1], itemsize, wide)
+    return plan(rewards.shape[1], itemsize, wide, where is not None)
 
 
 def _tables(chosen: Plan, compute: np.dtype[Any]) -> tuple[jax.Array, jax.Array]:

@@ -860,9 +860,9 @@ def _values(
 
 @triton.jit
 def _by_counting(
-    t, low, high, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr, table_size,
-    inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
-    n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, PADDED: tl.constexpr,
+    t, low, high, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr,
+    table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
+    rows_left, n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, PADDED: tl.constexpr,
     MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -883,7 +883,9 @@ def _by_counting(
             ordered, high, n, k, thread, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
             LANES, MASKED or PADDED, T,
         )  # fmt: skip
-    bottom = _values((step * 0.0, step), constant, high, spread, anchor, gap, otherwise, STANDARDISED)
+    bottom = _values(
+        (step * 0.0, step), constant, high, spread, anchor, gap, otherwise, STANDARDISED
+    )
     out = ()
     for c in tl.static_range(CHUNK):
         out = out + (tl.where(t[c] == high, bottom[1], bottom[0]),)
@@ -1130,15 +1132,15 @@ def _in_order(
 ):  # fmt: skip
     """The rows in ascending order, by counting where they have two levels."""
     if COUNT_ONLY:
-        t = _counted(t, thread, CHUNK, LANES, T)
-    elif CHUNK > 8:
-        if counted:
-            t = _counted(t, thread, CHUNK, LANES, T)
-        else:
-            t = _sort(t, thread, CHUNK, LANES, T)
+        return _counted(t, thread, CHUNK, LANES, T)
+    elif CHUNK <= 8:
+        return _sort(t, thread, CHUNK, LANES, T)
     else:
-        t = _sort(t, thread, CHUNK, LANES, T)
-    return t
+        if counted:
+            ordered = _counted(t, thread, CHUNK, LANES, T)
+        else:
+            ordered = _sort(t, thread, CHUNK, LANES, T)
+        return ordered
 
 
 @triton.jit(do_not_specialize=("table_size", "n_rows", "n_ks"))
@@ -1146,7 +1148,8 @@ def max_at_k_kernel(
     rewards_ptr, where_ptr, ks_ptr, out_ptr, table_ptr, inverse_ptr, table_size,
     n_rows, n_samples, n_ks, rewards_row, rewards_sample, where_row, where_sample,
     MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr,
-    PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The mean of the best of k for one block of rows and every k: (n_rows, n_ks), NaN where a row
     has fewer than k samples."""

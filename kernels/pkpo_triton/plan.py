@@ -20,34 +20,38 @@ class Plan(NamedTuple):
     vector: int  # neighbours that a thread reads at a time; divides n
 
 
-def plan(n: int, itemsize: int, wide: bool, warp: int = 32) -> Plan | None:
+def plan(n: int, itemsize: int, wide: bool, masked: bool, warp: int = 32) -> Plan | None:
     """The plan for rows of n samples, None for those that the library sorts.
 
     Args:
         n: samples in a row.
         itemsize: bytes of a reward in memory, or of a result if that has more.
         wide: float64 inside, with twice the registers a sample.
+        masked: some samples may be left out.
         warp: threads that run in step: 32, on some of AMD's GPUs 64.
 
     | n       | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
     | to 8    | 1             | n                | 4 rows a thread share weights; 4 warps
     | to 16   | 1             | n                | 2 rows a thread, 1 warp: 39; 4 warps: 40
-    | to 32   | 1             | n                |
-    | to 8192 | 2 … 256       | 32               | rounded up to a power of two
+    | to 32   | 1             | n                | 55; 2 threads: 75. 1 warp: 54, but sm_100 spills
+    | masked  | 2             | 16               | 48 on the ALU; 1 thread: 55, and sm_100 spills
+    | to 8192 | 2 … 256       | 32               | 74 at 64, 178 at 1024; 16 a thread: 88, 226
     | others  |               |                  | the library's sort, then one fused kernel
 
     float64: to 8 samples on one thread, then 8 on each of 2 to 256, then the library's sort.
-    Several threads a row exchange through shared memory, for which Triton wants two warps.
+    Rows on several threads are filled up to a power of two. They exchange through shared memory,
+    which Triton's gather uses where a program has two warps or more.
     """
-    if n <= (8 if wide else 32):
-        warps = 4 if n <= 8 else 1
+    if n <= (8 if wide else 16 if masked else 32):
+        warps = 4 if n <= 8 else 1 if n <= 16 else 2
         rows_a_thread = 4 if n <= 8 else 2 if n <= 16 else 1
-        if wide:
-            rows_a_thread = max(1, rows_a_thread // 2)
+        for twice_the_registers in (wide, masked):
+            if twice_the_registers:
+                rows_a_thread = max(1, rows_a_thread // 2)
         return Plan(n, 1, warp * warps * rows_a_thread, warps, 1)
     if n > (LONGEST_WIDE_ON_CHIP if wide else LONGEST_ON_CHIP):
         return None
-    chunk = 8 if wide else 32
+    chunk = 8 if wide else 16 if n <= 32 else 32
     lanes = (1 << (n - 1).bit_length()) // chunk
     block_rows = max(1, 2 * warp // lanes)
     vector = min(chunk, 16 // itemsize)

@@ -57,23 +57,55 @@ def transform_variant(
         lag, standardised: the estimator's.
         warp: threads that run in step on the target.
     """
+    traits = [dtype, *(["where"] if masked else []), *([f"k {k}"] if k != "int" else [])]
+    traits += [*(["lag 1"] if lag else []), *(["standardised"] if standardised else [])]
+    constants: dict[str, Any] = {"K": k, "LAG": lag, "STANDARDISED": standardised}
+    # What Triton makes of a stride of 1.
+    constants["out_sample"] = 1
+    if k == "int":
+        constants["k_ptr"] = None
+    return _variant(
+        kernels.transform_kernel, f"n={n} {', '.join(traits)}", n, dtype, masked, warp, constants
+    )
+
+
+def max_at_k_variant(
+    n: int, dtype: str = "float32", *, masked: bool = False, warp: int = 32
+) -> Variant:
+    """max@k of contiguous rows of n samples, for any number of ks. The arguments are those of
+    `transform_variant`."""
+    name = f"max@k n={n} {dtype}{', where' if masked else ''}"
+    return _variant(kernels.max_at_k_kernel, name, n, dtype, masked, warp, {})
+
+
+def _variant(
+    kernel: Any,
+    name: str,
+    n: int,
+    dtype: str,
+    masked: bool,
+    warp: int,
+    constants: dict[str, Any],
+) -> Variant:
     element, itemsize = _DTYPES[dtype]
+    result, result_size = ("fp32", 4) if dtype == "bool" else (element, itemsize)
     compute = "fp64" if dtype == "float64" else "fp32"
-    chosen = plan(n, 4 if dtype == "bool" else itemsize, dtype == "float64", warp)
+    chosen = plan(n, max(itemsize, result_size), dtype == "float64", masked, warp)
     if chosen is None:
         raise ValueError(f"n must be a length that fits on chip; got {n}")
     pointers = {
         "rewards_ptr": f"*{element}",
-        "out_ptr": "*fp32" if dtype == "bool" else f"*{element}",
+        "where_ptr": "*u8",
+        "k_ptr": "*i64",
+        "ks_ptr": "*i64",
+        "out_ptr": f"*{result}",
         "form_ptr": f"*{compute}",
         "table_ptr": f"*{compute}",
         "inverse_ptr": f"*{compute}",
     }
-    constants: dict[str, Any] = {
-        "K": k,
+    constants = {
+        **constants,
         "MASKED": masked,
-        "LAG": lag,
-        "STANDARDISED": standardised,
         "COUNT_ONLY": dtype == "bool",
         "CONTIGUOUS": chosen.lanes == 1,
         "PADDED": chosen.chunk * chosen.lanes > n,
@@ -81,21 +113,11 @@ def transform_variant(
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,
         "VECTOR": chosen.vector,
-        # What Triton makes of a stride of 1.
         "rewards_sample": 1,
-        "out_sample": 1,
+        **({"where_sample": 1} if masked else {"where_ptr": None}),
     }
-    if masked:
-        pointers["where_ptr"] = "*u8"
-        constants["where_sample"] = 1
-    else:
-        constants["where_ptr"] = None
-    if k == "int":
-        constants["k_ptr"] = None
-    else:
-        pointers["k_ptr"] = "*i64"
     signature = {}
-    for argument in kernels.transform_kernel.arg_names:
+    for argument in kernel.arg_names:
         if argument in constants:
             signature[argument] = "constexpr"
         elif argument in pointers:
@@ -104,31 +126,36 @@ def transform_variant(
             scalar = argument in ("first", "anchor", "gap", "below", "slope")
             signature[argument] = "fp64" if scalar else "i32"
     strides = ("n_samples", "rewards_row", "where_row", "out_row") if n % 16 == 0 else ()
-    traits = [dtype, *(["where"] if masked else []), *([f"k {k}"] if k != "int" else [])]
-    traits += [*(["lag 1"] if lag else []), *(["standardised"] if standardised else [])]
     return Variant(
-        name=f"n={n} {', '.join(traits)}",
-        kernel=kernels.transform_kernel,
+        name=name,
+        kernel=kernel,
         signature=signature,
         constants=constants,
-        divisible=(*pointers, *strides),
+        divisible=tuple(
+            argument
+            for argument, kind in signature.items()
+            if kind.startswith("*") or argument in strides
+        ),
         num_warps=chosen.num_warps,
         n=n,
         elements=chosen.block_rows * n,
     )
 
 
-def shipped() -> Iterator[Variant]:
-    """Every regime and dtype, with and without a mask, with every kind of k."""
-    for n in (8, 16, 32, 64, 128, 256):
-        yield transform_variant(n)
-    for dtype in ("bfloat16", "float16", "float64", "bool"):
-        yield transform_variant(32, dtype)
-    for n in (32, 128):
-        yield transform_variant(n, masked=True, lag=1)
-    yield transform_variant(32, k="scalar")
-    yield transform_variant(32, k="row", lag=1)
-    yield transform_variant(32, lag=1, standardised=True)
+def shipped(warp: int = 32) -> Iterator[Variant]:
+    """Every regime, with and without a mask; every dtype in a thread of its own and in several;
+    every kind of k."""
+    for n in (8, 16, 32, 64, 128, 256, 1024, 4096, 8192):
+        yield transform_variant(n, warp=warp)
     # No powers of two.
-    for n in (5, 24):
-        yield transform_variant(n)
+    for n in (5, 24, 100, 1000):
+        yield transform_variant(n, warp=warp)
+    for dtype in ("bfloat16", "float16", "float64", "bool"):
+        yield transform_variant(8 if dtype == "float64" else 32, dtype, masked=True, warp=warp)
+        yield transform_variant(128, dtype, warp=warp)
+    for n in (8, 16, 32, 100, 128, 4096):
+        yield transform_variant(n, masked=True, lag=1, warp=warp)
+    for n in (32, 128):
+        yield transform_variant(n, k="scalar", warp=warp)
+        yield transform_variant(n, masked=True, k="row", lag=1, standardised=True, warp=warp)
+        yield max_at_k_variant(n, masked=True, warp=warp)
