@@ -65,7 +65,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 H200 = "sm_90"
-ARMS_N = (8, 16, 32, 64, 128, 256, 1024)
+ARMS_N = (8, 16, 32, 64, 128, 256, 1024, 4096)
 QUICK_N = 32
 WORKERS = 2
 
