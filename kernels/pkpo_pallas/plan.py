@@ -1,0 +1,77 @@
+"""How rows of n samples are worked on: the one table of regimes, and the memory they take.
+
+| n           | how                                                  | in memory
+| to 127      | sorted in VMEM, one launch                           | (n, rows): samples major
+| to 1024     | the same, in more passes                             | (rows, n): row major
+| more        | sorted by XLA, then one launch for the scan          | (n, rows) by chunks
+
+From 128 samples on XLA itself lays (rows, n) out row by row, and the kernel turns it in VMEM.
+
+VMEM of the smallest chip that is served (v4: 16 MiB a core), for a tile of 1024 rows, with
+P = padded(n), 4 KiB a sample, and the decisions of the P=1024 network, 26400, packed 32 in a word:
+
+    input and output blocks, two of each      4 · 128 · 4 KiB =  2.0 MiB   (chunks of 128 samples)
+    the rewards, and what is sorted           2 · P · 4 KiB   =  8.0 MiB   at n = 1024
+    decisions                                                    3.3 MiB   at n = 1024
+                                                                13.3 MiB
+    at n = 2048 it would be                                     26   MiB
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pkpo_pallas.networks import padded, passes
+
+# Rows longer than this are sorted by XLA: see `long_rows`.
+LONGEST_ON_CHIP = 1024
+# Rows shorter than this come samples major.
+SHORTEST_ROW_MAJOR = 128
+
+VMEM_BYTES = 16 << 20
+
+# Samples that registers hold with room to work: there are 64.
+GROUP = 32
+UNROLLED = 16
+
+SUBLANES, LANES = 8, 128
+# Rows of a tile: a register holds one sample of each.
+TILE_ROWS = SUBLANES * LANES
+# Elements that a grid step of short rows takes, so that a step's cost of its own (a third of a
+# microsecond) and the two questions asked of a block are shared by many tiles.
+BLOCK_ELEMENTS = 1 << 18
+
+
+class Plan(NamedTuple):
+    """Constants of a kernel for rows of n samples."""
+
+    samples: int  # P: what the network sorts
+    group: int  # samples that are in registers at one time
+    unrolled: int  # samples that a turn of a scan takes, a multiple of 8
+    row_major: bool
+    tiles: int  # of a grid step
+    pack: int  # decisions in a word
+
+
+def plan(n: int, rows: int, interpreted: bool = False) -> Plan | None:
+    """The plan for `rows` rows of n samples; None for those that XLA sorts.
+
+    Interpreted, every access is a call that has to be compiled: loops keep them few.
+
+    Decisions: a word holds few of them where the store slot has room, as many as it has bits where
+    memory has not.
+    """
+    if n > LONGEST_ON_CHIP:
+        return None
+    group, unrolled = (8, 8) if interpreted else (GROUP, UNROLLED)
+    samples = padded(n, group)
+    if n >= SHORTEST_ROW_MAJOR:
+        return Plan(samples, group, unrolled, True, 1, 2 if n <= 128 else 32)
+    tiles = max(1, min(BLOCK_ELEMENTS // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
+    return Plan(samples, group, unrolled, False, tiles, 2)
+
+
+def words(n: int, chosen: Plan) -> int:
+    """How many words the decisions of a tile take."""
+    every = passes(n, chosen.group)
+    return sum(p.groups * -(-len(p.comparators) // chosen.pack) for p in every)
