@@ -168,9 +168,9 @@ def traced(library: str, name: str, n: int, k: int) -> GapWeights:
     if library == "jax":
         import jax.numpy as jnp
 
-        from pkpo_kernels.portable_xla import _traced_weights
+        from pkpo_kernels.portable_xla import traced_weights
 
-        return _traced_weights(estimator, jnp.zeros((1, n)), jnp.asarray(n), jnp.asarray(k))
+        return traced_weights(estimator, jnp.zeros((1, n)), jnp.asarray(n), jnp.asarray(k))
     import torch
 
     from pkpo_kernels.portable_torch import _weights
@@ -181,7 +181,7 @@ def traced(library: str, name: str, n: int, k: int) -> GapWeights:
 
 @pytest.mark.parametrize("name", ["sloo_minus_one", "sloo"])
 @pytest.mark.parametrize("library, allowed", [("jax", 1e-6), ("torch", 1e-12)])
-def test_traced_weights_stay_at_a_few_roundings(library: str, allowed: float, name: str) -> None:
+def testtraced_weights_stay_at_a_few_roundings(library: str, allowed: float, name: str) -> None:
     # A plain float32 product of 16384 ratios would be wrong by 1e-5.
     for n, ks in ((7, (1, 3, 6)), (16384, (2, 3, 8, 8192, 16383))):
         for k in ks:

@@ -7,7 +7,9 @@ kernels: see `Weights`. Most people call them through `pkpo_kernels.transform`.
 
 from __future__ import annotations
 
+from pkpo_pallas.long_rows import prefix_sums
 from pkpo_pallas.op import max_at_k, transform
+from pkpo_pallas.plan import fits
 from pkpo_pallas.weights import Table, Weights
 
-__all__ = ["Table", "Weights", "max_at_k", "transform"]
+__all__ = ["Table", "Weights", "fits", "max_at_k", "prefix_sums", "transform"]

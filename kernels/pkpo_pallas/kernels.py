@@ -139,19 +139,20 @@ class Scratch(NamedTuple):
 def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch) -> None:
     """A grid step: a block of short rows, or a chunk of samples of a tile of long ones."""
     block = _Block(variant, operands, out_ref, scratch)
-    if not variant.plan.row_major:
+    if not variant.plan.chunked:
         scratch.energy[...] = _zero()
-        block.each_tile(block.copy_columns_in)
+        block.each_tile(lambda g: block.copy_in(0, g))
         block.look()
 
         def of_tile(g: Any) -> None:
             block.compute(g)
             if not variant.n_ks:
-                block.copy_columns_out(g)
+                block.copy_out(0, g)
 
         block.each_tile(of_tile)
         return
     phase, chunk = pl.program_id(1), pl.program_id(2)
+    slab = chunk * (LANES // SUBLANES)
 
     @pl.when(phase == 0)
     def _() -> None:
@@ -159,7 +160,7 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
         def _() -> None:
             scratch.energy[...] = _zero()
 
-        block.copy_rows_in(chunk)
+        block.copy_in(slab, 0)
 
         @pl.when(chunk == pl.num_programs(2) - 1)
         def _() -> None:
@@ -170,7 +171,7 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
 
         @pl.when(phase == 1)
         def _() -> None:
-            block.copy_rows_out(chunk)
+            block.copy_out(slab, 0)
 
 
 class _Block:
@@ -197,23 +198,19 @@ class _Block:
 
     # Between a block and its tiles.
 
-    def copy_columns_in(self, g: Any) -> None:
-        refs = self.operands
-        for b in range(SUBLANES):
-            columns = pl.ds((g * SUBLANES + b) * LANES, LANES)
-            piece = _as_float(refs.rewards[:, columns])
-            if refs.where is not None:
-                piece = _marked(piece, refs.where[:, columns])
-            self._take(piece, 0, g, b)
+    def place(self, g: Any, b: int) -> Any:
+        """Where 128 rows lie in the blocks of rewards and values."""
+        rows = pl.ds((g * SUBLANES + b) * LANES, LANES)
+        return (rows, slice(None)) if self.variant.plan.row_major else (slice(None), rows)
 
-    def copy_rows_in(self, chunk: Any) -> None:
+    def copy_in(self, slab: Any, g: Any) -> None:
+        """A block, its first sample being that of this slab → raw."""
         refs = self.operands
         for b in range(SUBLANES):
-            rows = pl.ds(b * LANES, LANES)
-            piece = _as_float(refs.rewards[rows, :])
+            piece = _as_float(refs.rewards[self.place(g, b)])
             if refs.where is not None:
-                piece = _marked(piece, refs.where[rows, :])
-            self._take(piece.T, chunk * (LANES // SUBLANES), 0, b)
+                piece = _marked(piece, refs.where[self.place(g, b)])
+            self._take(piece.T if self.variant.plan.row_major else piece, slab, g, b)
 
     def _take(self, piece: jax.Array, slab: Any, g: Any, b: int) -> None:
         """Samples of 128 rows → raw; and their squares, to see whether all are finite."""
@@ -239,25 +236,18 @@ class _Block:
         inside = row < self.operands.integers[N_ROWS]
         self.scratch.energy[...] += jnp.where(inside, total, 0.0)
 
-    def copy_columns_out(self, g: Any) -> None:
-        self._copy_out(lambda b: (slice(None), pl.ds((g * SUBLANES + b) * LANES, LANES)), 0, g)
-
-    def copy_rows_out(self, chunk: Any) -> None:
-        self._copy_out(
-            lambda b: (pl.ds(b * LANES, LANES), slice(None)), chunk * (LANES // SUBLANES), 0
-        )
-
-    def _copy_out(self, place: Callable[[int], Any], slab: Any, g: Any) -> None:
+    def copy_out(self, slab: Any, g: Any) -> None:
         row_major = self.variant.plan.row_major
-        count = (LANES if row_major else self.out_ref.shape[0]) // SUBLANES
+        count = self.out_ref.shape[1 if row_major else 0] // SUBLANES
         for b in range(SUBLANES):
             pieces = [self.scratch.raw[self.slab_in_raw(g, slab + c, b), :] for c in range(count)]
             values = jnp.concatenate(pieces)
             if row_major:
                 values = values.T
             if self.operands.where is not None:
-                values = jnp.where(_as_mask(self.operands.where[place(b)]), values, 0.0)
-            self.out_ref[place(b)] = values.astype(self.out_ref.dtype)
+                own = _as_mask(self.operands.where[self.place(g, b)])
+                values = jnp.where(own, values, 0.0)
+            self.out_ref[self.place(g, b)] = values.astype(self.out_ref.dtype)
 
     def slab_in_raw(self, g: Any, slab: Any, b: int) -> Any:
         """Where 8 samples of 128 rows lie."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,6 @@ def transform(
     """An estimator's values, (rows, n)."""
     rows, n = rewards.shape
     chosen = plan(n, rows, bool(interpret))
-    assert chosen is not None
     variant = Variant(
         n=n,
         plan=chosen,
@@ -79,7 +78,6 @@ def max_at_k(
     than k."""
     rows, n = rewards.shape
     chosen = plan(n, rows, bool(interpret))
-    assert chosen is not None
     count = len(tables) if tables is not None else len(ks)
     at_once = max(1, _TABLE_SIZE // n)
     if count > at_once:
@@ -163,27 +161,32 @@ def _launch(
     unit = max(unit, SUBLANES * 4 // kept.itemsize)
     block_rows = chosen.tiles * TILE_ROWS
     blocks = -(-rows // block_rows)
-    if chosen.row_major:
+    if chosen.chunked:
         chunks = -(-n // LANES)
         samples = chunks * LANES
         grid: tuple[int, ...] = (blocks, 1 if variant.n_ks else 2, chunks)
         last = chunks - 1
+        chunk = (block_rows, LANES) if chosen.row_major else (LANES, block_rows)
+
+        def block(of_phase: Callable[[Any, Any], Any]) -> pl.BlockSpec:
+            def place(i: Any, phase: Any, c: Any) -> tuple[Any, Any]:
+                return (i, of_phase(phase, c)) if chosen.row_major else (of_phase(phase, c), i)
+
+            return pl.BlockSpec(chunk, place)
+
         # While values are copied out nothing new is fetched, and while rewards are copied in
         # nothing is written.
-        block_in = pl.BlockSpec(
-            (block_rows, LANES), lambda i, phase, c: (i, lax.select(phase == 0, c, last))
-        )
-        block_where = pl.BlockSpec((block_rows, LANES), lambda i, phase, c: (i, c))
-        block_out = pl.BlockSpec(
-            (block_rows, LANES), lambda i, phase, c: (i, lax.select(phase == 0, 0, c))
-        )
+        block_in = block(lambda phase, c: lax.select(phase == 0, c, last))
+        block_where = block(lambda phase, c: c)
+        block_out = block(lambda phase, c: lax.select(phase == 0, 0, c))
         semantics = ("parallel", "arbitrary", "arbitrary")
-        shape = (rows, n)
     else:
         samples = -(-n // unit) * unit
         grid = (blocks,)
         block_in = block_where = block_out = pl.BlockSpec((samples, block_rows), lambda i: (0, i))
         semantics = ("parallel",)
+    shape: tuple[int, ...] = (rows, n)
+    if not chosen.row_major:
         rewards, where = rewards.T, None if where is None else where.T
         shape = (n, rows)
     if variant.n_ks:
@@ -205,6 +208,7 @@ def _launch(
         form=jnp.asarray([*weights.form, *weights.form_at_1], jnp.float32) if running else None,
         inverses=jnp.asarray(_inverses(n)) if running else None,
     )
+    operands = alike(operands)
     scalar = pl.BlockSpec(memory_space=pltpu.SMEM)
     specs = Operands(
         rewards=block_in,
@@ -233,7 +237,7 @@ def _launch(
     )
     out = pl.pallas_call(
         partial(kernel, variant),
-        out_shape=jax.ShapeDtypeStruct(shape, kept),
+        out_shape=shape_like(shape, kept, operands.rewards),
         grid=grid,
         in_specs=(specs,),
         out_specs=block_out,
@@ -253,3 +257,32 @@ def _launch(
 def _inverses(n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     places = np.arange(n, dtype=np.float64)
     return np.where(places > 0, 1 / np.maximum(places, 1), 0).astype(np.float32)
+
+
+def alike(operands: Any) -> Any:
+    """Arrays that inside shard_map all differ between devices where one of them does."""
+    axes = frozenset[Any]().union(*map(_axes_it_varies_over, jax.tree.leaves(operands)))
+    varying: Callable[..., jax.Array] = lax.pcast
+
+    def of_all_axes(x: jax.Array) -> jax.Array:
+        missing = tuple(axes - _axes_it_varies_over(x))
+        return varying(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(of_all_axes, operands) if axes else operands
+
+
+def shape_like(shape: tuple[int, ...], dtype: Any, x: jax.Array) -> jax.ShapeDtypeStruct:
+    """The shape of an output that differs between devices where x does."""
+    if not _axes_it_varies_over(x):
+        return jax.ShapeDtypeStruct(shape, dtype)
+    kind = jax.typeof(x)
+    # Under its name of JAX 0.10 and newer, or of the older ones.
+    name = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"
+    make: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
+    return make(shape, dtype, **{name: getattr(kind, name)})
+
+
+def _axes_it_varies_over(x: jax.Array) -> frozenset[Any]:
+    kind = jax.typeof(x)
+    kind = getattr(kind, "manual_axis_type", kind)
+    return frozenset(getattr(kind, "varying", getattr(kind, "vma", ())))

@@ -1,11 +1,13 @@
 """How rows of n samples are worked on: the one table of regimes, and the memory they take.
 
-| n           | how                                                  | in memory
-| to 127      | sorted in VMEM, one launch                           | (n, rows): samples major
-| to 1024     | the same, in more passes                             | (rows, n): row major
-| more        | sorted by XLA, then one launch for the scan          | (n, rows) by chunks
+| n                      | how                                        | in memory
+| to 127                 | sorted in VMEM, one launch                 | (n, rows): samples major
+| 128, 256, … to 1024    | the same, in chunks of 128 samples         | (rows, n): row major
+| others to 1024         | the same                                   | (n, rows)
+| more                   | sorted by XLA, then one launch for the scan | (n, rows)
 
-From 128 samples on XLA itself lays (rows, n) out row by row, and the kernel turns it in VMEM.
+XLA lays (rows, n) out in the way that pads less: with n on sublanes, in eights, or on lanes, where
+a whole number of 128 fits. The kernel takes what is there, and turns the latter in VMEM.
 
 VMEM of the smallest chip that is served (v4: 16 MiB a core), for a tile of 1024 rows, with
 P = padded(n), 4 KiB a sample, and the decisions of the P=1024 network, 26400, packed 32 in a word:
@@ -25,8 +27,6 @@ from pkpo_pallas.networks import padded, passes
 
 # Rows longer than this are sorted by XLA: see `long_rows`.
 LONGEST_ON_CHIP = 1024
-# Rows shorter than this come samples major.
-SHORTEST_ROW_MAJOR = 128
 
 VMEM_BYTES = 16 << 20
 
@@ -48,27 +48,32 @@ class Plan(NamedTuple):
     samples: int  # P: what the network sorts
     group: int  # samples that are in registers at one time
     unrolled: int  # samples that a turn of a scan takes, a multiple of 8
+    chunked: bool
     row_major: bool
     tiles: int  # of a grid step
     pack: int  # decisions in a word
 
 
-def plan(n: int, rows: int, interpreted: bool = False) -> Plan | None:
-    """The plan for `rows` rows of n samples; None for those that XLA sorts.
+def fits(n: int) -> bool:
+    """Whether rows of n samples are sorted on chip."""
+    return n <= LONGEST_ON_CHIP
+
+
+def plan(n: int, rows: int, interpreted: bool = False) -> Plan:
+    """The plan for `rows` rows of n samples that fit.
 
     Interpreted, every access is a call that has to be compiled: loops keep them few.
 
     Decisions: a word holds few of them where the store slot has room, as many as it has bits where
     memory has not.
     """
-    if n > LONGEST_ON_CHIP:
-        return None
     group, unrolled = (8, 8) if interpreted else (GROUP, UNROLLED)
     samples = padded(n, group)
-    if n >= SHORTEST_ROW_MAJOR:
-        return Plan(samples, group, unrolled, True, 1, 2 if n <= 128 else 32)
+    if n >= LANES:
+        pack = 2 if n <= LANES else 32
+        return Plan(samples, group, unrolled, True, n % LANES == 0, 1, pack)
     tiles = max(1, min(BLOCK_ELEMENTS // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
-    return Plan(samples, group, unrolled, False, tiles, 2)
+    return Plan(samples, group, unrolled, False, False, tiles, 2)
 
 
 def words(n: int, chosen: Plan) -> int:
