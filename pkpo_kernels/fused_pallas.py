@@ -56,12 +56,13 @@ def transform_rows(
     interpret: Any = False,
 ) -> jax.Array:
     """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), a constant."""
-    known = _constant_of_the_program(rewards, k)
+    known = _constant_of_the_program(rewards, k, interpret)
     options = _Transform(estimator, scale, undersized, jnp.dtype(dtype), known, interpret)
     hidden_k = jnp.asarray(k) if known is None else None
     if not _has_a_grid(rewards):
         return _transform_elsewhere(options, rewards, hidden_k, where)
-    return _transform_rows(lax.stop_gradient(rewards), hidden_k, where, options)
+    of_rows = _transform_rows if interpret else _transform_in_one_program
+    return of_rows(lax.stop_gradient(rewards), hidden_k, where, options)
 
 
 def max_at_k_rows(
@@ -73,12 +74,13 @@ def max_at_k_rows(
     interpret: Any = False,
 ) -> jax.Array:
     """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), a constant."""
-    known = tuple(_constant_of_the_program(rewards, k) for k in ks)
+    known = tuple(_constant_of_the_program(rewards, k, interpret) for k in ks)
     hidden = [jnp.asarray(k) for k, one in zip(ks, known, strict=True) if one is None]
     options = _MaxAtK(jnp.dtype(dtype), known, interpret)
     if not _has_a_grid(rewards):
         return _max_at_k_elsewhere(options, rewards, hidden, where)
-    return _max_at_k_rows(lax.stop_gradient(rewards), hidden, where, options)
+    of_rows = _max_at_k_rows if interpret else _max_at_k_in_one_program
+    return of_rows(lax.stop_gradient(rewards), hidden, where, options)
 
 
 def _has_a_grid(rewards: jax.Array) -> bool:
@@ -86,16 +88,18 @@ def _has_a_grid(rewards: jax.Array) -> bool:
     return all(isinstance(size, int) and size > 0 for size in rewards.shape)
 
 
-def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array) -> int | None:
+def _constant_of_the_program(
+    rewards: jax.Array, k: int | jax.Array, interpret: Any
+) -> int | None:
     # Within somebody's jit an integer is a constant anyway, and its weights come from the host.
-    # Outside, it would mean another program for every k.
-    return k if isinstance(k, int) and isinstance(rewards, jax.core.Tracer) else None
+    # Outside, it would mean another program for every k; interpreted, it is a program a step.
+    in_a_program = isinstance(rewards, jax.core.Tracer)
+    return k if isinstance(k, int) and (in_a_program or interpret) else None
 
 
 # The way from a call to a kernel: one program, more rows for vmap, then the choice by platform.
 
 
-@partial(jax.jit, static_argnames=("options",))
 def _transform_rows(
     rewards: jax.Array, k: jax.Array | None, where: jax.Array | None, options: _Transform
 ) -> jax.Array:
@@ -124,7 +128,6 @@ def _transform_rows(
     return of_rows(rewards, k, where)
 
 
-@partial(jax.jit, static_argnames=("options",))
 def _max_at_k_rows(
     rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None, options: _MaxAtK
 ) -> jax.Array:
@@ -154,6 +157,10 @@ def _max_at_k_rows(
         return out.reshape(size, rows, -1), True
 
     return of_rows(rewards, ks, where)
+
+
+_transform_in_one_program = jax.jit(_transform_rows, static_argnames=("options",))
+_max_at_k_in_one_program = jax.jit(_max_at_k_rows, static_argnames=("options",))
 
 
 def _with_batch(size: int, batched: bool, x: jax.Array) -> jax.Array:

@@ -198,21 +198,30 @@ class _Block:
 
     # Between a block and its tiles.
 
-    def place(self, g: Any, b: int) -> Any:
+    def each_row_block(self, body: Callable[[Any], None]) -> None:
+        """For every 128 rows of a tile."""
+        unroll = self.variant.plan.unrolled > 1
+        lax.fori_loop(0, SUBLANES, _without_carry(body), 0, unroll=unroll)
+
+    def place(self, g: Any, b: Any) -> Any:
         """Where 128 rows lie in the blocks of rewards and values."""
-        rows = pl.ds((g * SUBLANES + b) * LANES, LANES)
+        first = pl.multiple_of((g * SUBLANES + b) * LANES, LANES)
+        rows = pl.ds(first, LANES)
         return (rows, slice(None)) if self.variant.plan.row_major else (slice(None), rows)
 
     def copy_in(self, slab: Any, g: Any) -> None:
         """A block, its first sample being that of this slab → raw."""
         refs = self.operands
-        for b in range(SUBLANES):
+
+        def of_rows(b: Any) -> None:
             piece = _as_float(refs.rewards[self.place(g, b)])
             if refs.where is not None:
                 piece = _marked(piece, refs.where[self.place(g, b)])
             self._take(piece.T if self.variant.plan.row_major else piece, slab, g, b)
 
-    def _take(self, piece: jax.Array, slab: Any, g: Any, b: int) -> None:
+        self.each_row_block(of_rows)
+
+    def _take(self, piece: jax.Array, slab: Any, g: Any, b: Any) -> None:
         """Samples of 128 rows → raw; and their squares, to see whether all are finite."""
         samples = piece.shape[0]
         count = samples // SUBLANES
@@ -239,7 +248,8 @@ class _Block:
     def copy_out(self, slab: Any, g: Any) -> None:
         row_major = self.variant.plan.row_major
         count = self.out_ref.shape[1 if row_major else 0] // SUBLANES
-        for b in range(SUBLANES):
+
+        def of_rows(b: Any) -> None:
             pieces = [self.scratch.raw[self.slab_in_raw(g, slab + c, b), :] for c in range(count)]
             values = jnp.concatenate(pieces)
             if row_major:
@@ -249,9 +259,12 @@ class _Block:
                 values = jnp.where(own, values, 0.0)
             self.out_ref[self.place(g, b)] = values.astype(self.out_ref.dtype)
 
-    def slab_in_raw(self, g: Any, slab: Any, b: int) -> Any:
+        self.each_row_block(of_rows)
+
+    def slab_in_raw(self, g: Any, slab: Any, b: Any) -> Any:
         """Where 8 samples of 128 rows lie."""
-        return pl.ds(((g * self.slabs + slab) * SUBLANES + b) * SUBLANES, SUBLANES)
+        first = ((g * self.slabs + slab) * SUBLANES + b) * SUBLANES
+        return pl.ds(pl.multiple_of(first, SUBLANES), SUBLANES)
 
     # What a block is like.
 
@@ -341,9 +354,13 @@ class _Tile:
         self.facts = block.scratch.facts.at[g]
 
     def in_raw(self, i: _Sample) -> Any:
-        slab, sample = divmod(i.offset, SUBLANES)
-        base = self.g * self.block.slabs + slab
-        start = base * (SUBLANES * SUBLANES) + i.first * SUBLANES + sample
+        if i.first_is_even:
+            slab, sample = divmod(i.offset, SUBLANES)
+            start = i.first * SUBLANES + slab * (SUBLANES * SUBLANES) + sample
+        else:
+            slab = lax.shift_right_logical(i.number, SUBLANES.bit_length() - 1)
+            start = slab * (SUBLANES * SUBLANES) + (i.number & (SUBLANES - 1))
+        start += self.g * (self.block.slabs * SUBLANES * SUBLANES)
         return pl.ds(start, SUBLANES, stride=SUBLANES), slice(None)
 
     def reward(self, i: _Sample) -> Rows:
@@ -798,10 +815,11 @@ class _Running:
 
 
 class _Sample(NamedTuple):
-    """Sample first + offset of a row, first being a multiple of 8."""
+    """Sample first + offset of a row."""
 
     first: Any
     offset: int
+    first_is_even: bool = True  # a multiple of 8
 
     @property
     def number(self) -> Any:
@@ -841,8 +859,10 @@ def _each(
     """body(sample, carry) for one sample after the other."""
 
     def slab(first: Any, count: int, carry: Any) -> Any:
+        # What is known to be a multiple of 8 costs no arithmetic.
+        even = first % SUBLANES == 0 if isinstance(first, int) else plan.unrolled % SUBLANES == 0
         for c in range(count - 1, -1, -1) if down else range(count):
-            carry = body(_Sample(first, c), carry)
+            carry = body(_Sample(first, c, even), carry)
         return carry
 
     return _slabs(plan, n, slab, carry, down=down)

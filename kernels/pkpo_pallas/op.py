@@ -49,10 +49,12 @@ def transform(
         mirror=weights.mirror,
         spared=weights.spared,
         standardised=weights.standardised,
-        by_mean=by_mean and table is None,
+        by_mean=by_mean,
         undersized=undersized,
     )
     if table is not None:
+        # All else is in the table.
+        variant = variant._replace(lag=0, mirror=0, spared=0, by_mean=False, undersized="zero")
         zero = jnp.zeros(1, jnp.float32)
         given = jnp.concatenate([zero, table.gap, zero, table.below, table.best])
         otherwise = jnp.where(table.admitted, 0.0, jnp.nan if undersized == "nan" else 0.0)
@@ -60,8 +62,11 @@ def transform(
         ready = {"table": given, "scalars": scalars}
     else:
         assert k is not None
-        ready = {"k": _k_of_tiles(k, rows) if k.ndim else _as_float(k)[None]}
-    return _launch(variant, rewards, where, weights, ready, dtype, interpret)
+        ready = {
+            "k": _k_of_tiles(k, rows) if k.ndim else _as_float(k)[None],
+            "form": _form(weights),
+        }
+    return _launch(variant, rewards, where, ready, dtype, interpret)
 
 
 def max_at_k(
@@ -121,12 +126,16 @@ def max_at_k(
             "scalars": jnp.stack(scalars).astype(jnp.float32),
         }
     else:
-        ready = {"k": _as_float(ks)}
-    return _launch(variant, rewards, where, weights, ready, dtype, interpret)
+        ready = {"k": _as_float(ks), "form": _form(weights)}
+    return _launch(variant, rewards, where, ready, dtype, interpret)
 
 
 def _as_float(k: jax.Array) -> jax.Array:
     return jnp.clip(k, 0, min(_LARGE, jnp.iinfo(k.dtype).max)).astype(jnp.float32)
+
+
+def _form(weights: Weights) -> jax.Array:
+    return jnp.asarray([*weights.form, *weights.form_at_1], jnp.float32)
 
 
 def _k_of_tiles(k: jax.Array, rows: int) -> jax.Array:
@@ -135,11 +144,11 @@ def _k_of_tiles(k: jax.Array, rows: int) -> jax.Array:
     return jnp.pad(_as_float(k), (0, every - rows)).reshape(every // LANES, LANES)
 
 
+@partial(jax.jit, static_argnames=("variant", "dtype", "interpret"))
 def _launch(
     variant: Variant,
     rewards: jax.Array,
     where: jax.Array | None,
-    weights: Weights,
     ready: dict[str, jax.Array],
     dtype: Any,
     interpret: Any,
@@ -205,7 +214,7 @@ def _launch(
         k=ready.get("k"),
         table=ready.get("table"),
         scalars=ready.get("scalars"),
-        form=jnp.asarray([*weights.form, *weights.form_at_1], jnp.float32) if running else None,
+        form=ready.get("form"),
         inverses=jnp.asarray(_inverses(n)) if running else None,
     )
     operands = alike(operands)

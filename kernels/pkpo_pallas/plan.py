@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 
     samples: int  # P: what the network sorts
     group: int  # samples that are in registers at one time
-    unrolled: int  # samples that a turn of a scan takes, a multiple of 8
+    unrolled: int  # samples that a turn of a scan takes
     chunked: bool
     row_major: bool
     tiles: int  # of a grid step
@@ -67,7 +67,7 @@ def plan(n: int, rows: int, interpreted: bool = False) -> Plan:
     Decisions: a word holds few of them where the store slot has room, as many as it has bits where
     memory has not.
     """
-    group, unrolled = (8, 8) if interpreted else (GROUP, UNROLLED)
+    group, unrolled = (8, 1) if interpreted else (GROUP, UNROLLED)
     samples = padded(n, group)
     if n >= LANES:
         pack = 2 if n <= LANES else 32
