@@ -16,7 +16,7 @@ from pkpo_pallas.op import shape_like
 BLOCK_TERMS = 256
 BLOCK_ROWS = 1024
 # Terms that a turn of the loop takes.
-_UNROLLED = 8
+_UNROLLED = 32
 
 
 def prefix_sums(terms: jax.Array, *, interpret: Any = False) -> jax.Array:

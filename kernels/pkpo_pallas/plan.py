@@ -62,12 +62,13 @@ def fits(n: int) -> bool:
 def plan(n: int, rows: int, interpreted: bool = False) -> Plan:
     """The plan for `rows` rows of n samples that fit.
 
-    Interpreted, every access is a call that has to be compiled: loops keep them few.
+    Interpreted, every access is a call, which has to be compiled and made: loops keep the former few
+    for short rows, large groups the latter for long ones.
 
     Decisions: a word holds few of them where the store slot has room, as many as it has bits where
     memory has not.
     """
-    group, unrolled = (8, 1) if interpreted else (GROUP, UNROLLED)
+    group, unrolled = (8 if n <= LANES else 32, 1) if interpreted else (GROUP, UNROLLED)
     samples = padded(n, group)
     if n >= LANES:
         pack = 2 if n <= LANES else 32
