@@ -1,6 +1,6 @@
 """What the compiler makes of the Pallas kernels for TPUs, without a TPU: a count of its schedule.
 
-    python -m bench.tpu_static            # every chip, written to bench/results/tpu-static-CHIP.json
+    python -m bench.tpu_static            # every chip, to bench/results/tpu-static-CHIP.json
     python -m bench.tpu_static --quick    # v5e, few n, no file
 
 libtpu compiles for a chip that is not there, and writes down the bundles (instruction words) that
@@ -17,6 +17,7 @@ Nothing here is a measured speed.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -145,34 +147,36 @@ class Row:
 
 
 class Compiler:
-    """libtpu in this process, which writes down its schedules in a folder of its own."""
+    """libtpu in this process, which writes down its schedules in a folder, where it gets one."""
 
-    def __init__(self, chip_name: str, folder: Path):
+    def __init__(self, chip_name: str, folder: Path | None = None):
         self.chip, self.folder = CHIPS[chip_name], folder
         os.environ.update(
             JAX_PLATFORMS="cpu",
             TPU_SKIP_MDS_QUERY="1",
             TPU_ACCELERATOR_TYPE=self.chip.accelerator,
             TPU_WORKER_HOSTNAMES="localhost",
-            LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
         )
+        if folder is not None:
+            os.environ["LIBTPU_INIT_ARGS"] = (
+                f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+            )
         from jax.experimental import topologies
         from jax.sharding import SingleDeviceSharding
 
-        topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=self.chip.topology
-        )
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=self.chip.topology)
         self.sharding = SingleDeviceSharding(topology.devices[0])
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
         import jax
 
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.sharding)
+        make: Any = jax.ShapeDtypeStruct
+        return make(shape, dtype, sharding=self.sharding)
 
     def compile(self, function: Any, *operands: Any) -> tuple[Any, float]:
         import jax
 
-        for old in self.folder.iterdir():
+        for old in self.folder.iterdir() if self.folder else ():
             old.unlink()
         start = time.perf_counter()
         traced = jax.jit(function).trace(*operands)
@@ -181,6 +185,7 @@ class Compiler:
 
     def schedules(self) -> Schedule:
         """The kernel's, of the compilation just done."""
+        assert self.folder is not None
         finals = self.folder.glob("*-_launch*-final_bundles.txt")
         (final,) = (file for file in finals if "schedule-analysis" not in file.name)
         (original,) = self.folder.glob("*-_launch*-02-original.txt")
@@ -190,6 +195,7 @@ class Compiler:
 
 
 def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
+    import jax
     import jax.numpy as jnp
     from pkpo_pallas import kernels
     from pkpo_pallas.plan import LANES, TILE_ROWS, plan
@@ -224,9 +230,7 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
         for step, times in steps.items():
             decided = _OF_ROWS[path] | _OF_STEPS[step]
             if times:
-                import jax
-
-                jax.clear_caches()
+                jax.clear_caches()  # type: ignore[no-untyped-call]
                 compiler.compile(program, operand)
                 found = compiler.schedules()
                 total += times * found.bundles / chosen.tiles
@@ -248,9 +252,15 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
     )
 
 
+def all_arms(chip_name: str, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    compiler = Compiler(chip_name)
+    return [arms(compiler, n) for n in sizes]
+
+
 def arms(compiler: Compiler, n: int) -> dict[str, Any]:
     """XLA's own estimate of cycles for 1024 rows: of the argsort form, and of "xla"."""
     import jax.numpy as jnp
+    from jax import lax
 
     from pkpo_kernels import transform
     from pkpo_kernels.estimators import ESTIMATORS
@@ -259,11 +269,11 @@ def arms(compiler: Compiler, n: int) -> dict[str, Any]:
     gap = jnp.asarray(ESTIMATORS["sloo_minus_one"].weights(n, K).gap, jnp.float32)
 
     def argsort_form(x: Any) -> Any:
-        places = jnp.argsort(x, axis=-1)
-        ordered = jnp.take_along_axis(x, places, axis=-1)
+        places = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+        ordered, places = lax.sort((x, places), dimension=1, is_stable=False, num_keys=1)
         sums = jnp.cumsum(gap * jnp.diff(ordered, axis=-1), axis=-1)
         sums = jnp.concatenate([jnp.zeros_like(sums[:, :1]), sums], -1)
-        return jnp.take_along_axis(sums, jnp.argsort(places, axis=-1), axis=-1)
+        return lax.sort((places, sums), dimension=1, is_stable=False, num_keys=1)[1]
 
     out: dict[str, Any] = {"n": n}
     for name, form in (
@@ -286,6 +296,11 @@ def arms(compiler: Compiler, n: int) -> dict[str, Any]:
 def measure_chip(chip_name: str, sizes: Sequence[int], *, with_arms: bool) -> dict[str, Any]:
     import jax
 
+    beside = []
+    if with_arms:
+        # In a process that writes down no schedules: sorts have long ones.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            beside = pool.submit(all_arms, chip_name, sizes).result()
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(chip_name, Path(folder))
         rows = [
@@ -293,7 +308,8 @@ def measure_chip(chip_name: str, sizes: Sequence[int], *, with_arms: bool) -> di
             for n in sizes
             for dtype in DTYPES
             for path in PATHS
-            if (path, dtype) != ("sorted", "bool") and (path == "sorted" or n > 16 or dtype == "bool")
+            if (path, dtype) != ("sorted", "bool")
+            and (path == "sorted" or n > 16 or dtype == "bool")
         ]
         return {
             "what": "static schedules of compiled code; nothing was run",
@@ -301,13 +317,14 @@ def measure_chip(chip_name: str, sizes: Sequence[int], *, with_arms: bool) -> di
             "commit": commit_id(),
             "versions": {"jax": jax.__version__, "libtpu": version("libtpu")},
             "rows": rows,
-            "beside": [arms(compiler, n) for n in sizes] if with_arms else [],
+            "beside": beside,
         }
 
 
 def table(record: dict[str, Any]) -> Table:
     caption = (
-        "A static count, for 1024 rows; nothing was run. roofline: HBM cycles by bundles, at most 1."
+        "A static count, for 1024 rows; nothing was run. roofline: HBM cycles by bundles, at most"
+        " 1. XLA: its estimate of cycles, + what it has no estimate of."
     )
     out = Table(title=f"Pallas kernels for {record['chip']}", caption=caption)
     for column in ("n", "dtype", "rows"):
@@ -339,25 +356,29 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(help=__doc__)
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="v5e, few n; no file.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="v5e and few n.")] = False,
     chip: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
-    out: Annotated[Path, typer.Option(help="The folder of the results.")] = RESULTS,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the results; with --quick there is none.")
+    ] = None,
 ) -> None:
     chips = chip or (["v5e"] if quick else list(CHIPS))
+    unknown = [name for name in chips if name not in CHIPS]
+    if unknown:
+        raise typer.BadParameter(f"--chip must be one of {', '.join(CHIPS)}; got {unknown[0]}")
+    folder = out if quick else out or RESULTS
     if len(chips) > 1:
         # libtpu knows one chip a process.
         for name in chips:
-            subprocess.run(
-                [sys.executable, "-m", "bench.tpu_static", "--chip", name, "--out", out], check=True
-            )
+            command = ["-m", "bench.tpu_static", "--chip", name, "--out", str(folder)]
+            subprocess.run([sys.executable, *command], check=True)
         return
     (name,) = chips
-    if name not in CHIPS:
-        raise typer.BadParameter(f"--chip must be one of {', '.join(CHIPS)}; got {name}")
-    record = measure_chip(name, QUICK_SIZES if quick else SIZES, with_arms=name == "v5e")
+    sizes = QUICK_SIZES if quick else SIZES
+    record = measure_chip(name, sizes, with_arms=name == "v5e" and not quick)
     Console(width=150).print(table(record))
-    if not quick:
-        (out / f"tpu-static-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    if folder is not None:
+        (folder / f"tpu-static-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

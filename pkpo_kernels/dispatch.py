@@ -186,6 +186,7 @@ class Implementation:
         summary: one line for people.
         refuses: rewards of the kind → why they cannot be served (their device, say), or None.
         lacks: what this machine lacks for it, or None; it may load the array library to find out.
+        simulated: it simulates the device that it was written for.
     """
 
     name: str
@@ -195,6 +196,7 @@ class Implementation:
     summary: str
     refuses: Callable[[Any], str | None] = _serves_all
     lacks: Callable[[], str | None] = _nothing
+    simulated: bool = False
 
     @property
     def available(self) -> bool:
@@ -255,6 +257,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             ("jax",),
             "the Pallas kernels, interpreted anywhere",
             _pallas_interpret_refuses,
+            simulated=True,
         ),
     )
 }

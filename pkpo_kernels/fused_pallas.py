@@ -88,9 +88,7 @@ def _has_a_grid(rewards: jax.Array) -> bool:
     return all(isinstance(size, int) and size > 0 for size in rewards.shape)
 
 
-def _constant_of_the_program(
-    rewards: jax.Array, k: int | jax.Array, interpret: Any
-) -> int | None:
+def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array, interpret: Any) -> int | None:
     # Within somebody's jit an integer is a constant anyway, and its weights come from the host.
     # Outside, it would mean another program for every k; interpreted, it is a program a step.
     in_a_program = isinstance(rewards, jax.core.Tracer)
@@ -150,7 +148,12 @@ def _max_at_k_rows(
         if any(batched[1]):
             # A kernel has the same ks for all its rows: one launch for each element of the batch.
             ks = [_with_batch(size, of_k, k) for of_k, k in zip(batched[1], ks, strict=True)]
-            return lax.map(lambda one: _max_at_k_rows(*one, options), (rewards, ks, where)), True
+
+            def of_one(one: Any) -> jax.Array:
+                rewards, ks, where = one
+                return _max_at_k_rows(rewards, ks, where, options)
+
+            return lax.map(of_one, (rewards, ks, where)), True
         if where is not None:
             where = where.reshape(-1, n)
         out = _max_at_k_rows(rewards.reshape(-1, n), ks, where, options)
@@ -224,9 +227,9 @@ def _in_place(options: _MaxAtK, hidden: Sequence[jax.Array]) -> list[int | jax.A
 def _launch_transform(
     options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
 ) -> jax.Array:
-    rows, n = rewards.shape
+    n = rewards.shape[1]
     estimator = options.estimator
-    given = options.k if k is None else k
+    given: Any = options.k if k is None else k
     if not pkpo_pallas.fits(n):
         return _transform_long(options, rewards, given, where)
     table = None
@@ -317,7 +320,7 @@ def _table(
     times: int = 1,
 ) -> Table:
     """What rows that share n and k have in common, in float32."""
-    keys = jax.ShapeDtypeStruct(rewards.shape, jnp.float32)
+    keys = jnp.zeros((1, rewards.shape[1]), jnp.float32)
     n = jnp.asarray(rewards.shape[1])
     weights = _weights(estimator, keys, n, k, None, clip=clip)
     return Table(

@@ -70,7 +70,7 @@ class TestAgainstTheDefinitions:
         rewards = rewards_of_every_kind(rng, 9)
         with jax.enable_x64(True):
             if subject.implementation == "pallas_interpret":
-                with pytest.raises(ValueError, match="compute in float32 .* float64; take 'xla'"):
+                with pytest.raises(ValueError, match=r"compute in float32 .* float64; take 'xla'"):
                     subject.transform(subject.array(rewards), 1, estimator=estimator)
                 return
             for k in (1, 4, 8):

@@ -28,6 +28,7 @@ of a single turn.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ from jax.experimental import pallas as pl
 from pkpo_pallas.networks import Pass, passes
 from pkpo_pallas.plan import LANES, SUBLANES, TILE_ROWS, Plan
 
-# A reference to memory on the chip: JAX has no public type for it.
+# A reference to memory on the chip, for which JAX has no public type; None where there is none.
 Ref = Any
 # A number a row: (8, 128), row 128 · sublane + lane of its tile.
 Rows = jax.Array
@@ -106,13 +107,13 @@ class Operands(NamedTuple):
     """
 
     rewards: Ref
-    where: Ref | None
+    where: Ref
     integers: Ref
-    k: Ref | None
-    table: Ref | None
-    scalars: Ref | None
-    form: Ref | None
-    inverses: Ref | None
+    k: Ref
+    table: Ref
+    scalars: Ref
+    form: Ref
+    inverses: Ref
 
 
 class Scratch(NamedTuple):
@@ -130,7 +131,7 @@ class Scratch(NamedTuple):
 
     raw: Ref
     work: Ref
-    decisions: Ref | None
+    decisions: Ref
     facts: Ref
     energy: Ref
     flags: Ref
@@ -338,7 +339,9 @@ class _Block:
                 return
             two_levels = self.scratch.flags[TWO_LEVELS] > 0
             when("two levels", two_levels)(tile.by_counting)
-            when("many levels", jnp.logical_not(two_levels))(lambda: tile.by_sorting(at_the_limit=False))
+            when("many levels", jnp.logical_not(two_levels))(
+                lambda: tile.by_sorting(at_the_limit=False)
+            )
 
         @when("irregular", irregular)
         def _() -> None:
@@ -360,13 +363,14 @@ class _Tile:
         self.facts = block.scratch.facts.at[g]
 
     def in_raw(self, i: _Sample) -> Any:
+        start = self.g * (self.block.slabs * SUBLANES * SUBLANES)
         if i.first_is_even:
             slab, sample = divmod(i.offset, SUBLANES)
-            start = i.first * SUBLANES + slab * (SUBLANES * SUBLANES) + sample
+            start += i.first * SUBLANES + slab * (SUBLANES * SUBLANES) + sample
         else:
-            slab = lax.shift_right_logical(i.number, SUBLANES.bit_length() - 1)
-            start = slab * (SUBLANES * SUBLANES) + (i.number & (SUBLANES - 1))
-        start += self.g * (self.block.slabs * SUBLANES * SUBLANES)
+            shift = SUBLANES.bit_length() - 1
+            start += lax.shift_right_logical(i.number, shift) * (SUBLANES * SUBLANES)
+            start += i.number & (SUBLANES - 1)
         return pl.ds(start, SUBLANES, stride=SUBLANES), slice(None)
 
     def reward(self, i: _Sample) -> Rows:
@@ -435,7 +439,8 @@ class _Tile:
             )
 
         zero = _zero()
-        low, high, minus, plus, nan, size = self.each(look, (zero + inf, zero - inf, zero, zero, zero, zero)
+        low, high, minus, plus, nan, size = self.each(
+            look, (zero + inf, zero - inf, zero, zero, zero, zero)
         )
         self.facts[SIZE], self.facts[NAN] = size, nan
         some = low <= high
@@ -550,13 +555,13 @@ class _Tile:
 
         steps = list(zip(all_passes, starts, strict=False))
         for p, start in steps:
-            self._each_group(p, lambda group, p=p, start=start: forward(p, start, group))
+            self._each_group(p, partial(forward, p, start))
         if not keep:
             self._best_of_each(at_the_limit)
             return
         self.block.apart(lambda: _nothing(self._weigh(0)))
         for p, start in reversed(steps):
-            self._each_group(p, lambda group, p=p, start=start: backward(p, start, group))
+            self._each_group(p, partial(backward, p, start))
         if at_the_limit:
             self.finish_at_the_limit()
 
@@ -572,11 +577,11 @@ class _Tile:
 
     def _load(self, p: Pass, group: Any) -> list[Rows]:
         loaded = [self.work[places] for places in _places(p, group)]
-        return [samples[c] for samples in loaded for c in range(p.count)]
+        return [samples[c] for samples in loaded for c in range(p.each)]
 
     def _store(self, p: Pass, group: Any, values: list[Rows]) -> None:
         for i, places in enumerate(_places(p, group)):
-            self.work[places] = jnp.stack(values[i * p.count : (i + 1) * p.count])
+            self.work[places] = jnp.stack(values[i * p.each : (i + 1) * p.each])
 
     def _compare(self, p: Pass, values: list[Rows], word_at: Any) -> None:
         """Sort a group. Which comparators swapped is kept as the signs of differences, the first of
@@ -740,9 +745,7 @@ class _Known:
                 self.work[pl.ds(first, count)] = jnp.stack(sums)
             return base, under, constant
 
-        _, _, constant = _slabs(
-            self.plan, self.n, slab, (_zero(), self.work[0], _zero())
-        )
+        _, _, constant = _slabs(self.plan, self.n, slab, (_zero(), self.work[0], _zero()))
         return constant
 
 
@@ -884,13 +887,13 @@ def _places(p: Pass, group: Any) -> list[Any]:
         start = base + (group & (p.starts - 1))
     places = [_slice(start, p)]
     if p.mirrored:
-        last = start + (p.count - 1) * p.stride
+        last = start + (p.each - 1) * p.stride
         places.append(_slice(2 * base + p.span - 1 - last, p))
     return places
 
 
 def _slice(start: Any, p: Pass) -> Any:
-    return pl.ds(start, p.count) if p.stride == 1 else pl.ds(start, p.count, stride=p.stride)
+    return pl.ds(start, p.each) if p.stride == 1 else pl.ds(start, p.each, stride=p.stride)
 
 
 def _without_carry(body: Callable[[Any], None]) -> Callable[[Any, Any], Any]:

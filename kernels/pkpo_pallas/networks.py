@@ -36,7 +36,7 @@ _SIXTEEN: Comparators = (
 class Pass(NamedTuple):
     """Groups of samples, all with the same comparators.
 
-    The samples of group number g are, in this order, start + stride · c for c < count, where
+    The samples of group number g are, in this order, start + stride · c for c < each, where
     start = (g // starts) · span + g % starts; and, if `mirrored`, as many more: span − 1 − each of
     these within its span, the last of them first.
     """
@@ -45,14 +45,14 @@ class Pass(NamedTuple):
     span: int
     starts: int
     stride: int
-    count: int
+    each: int
     mirrored: bool
     comparators: Comparators
 
     @property
     def samples(self) -> int:
         """Samples of a group."""
-        return self.count * (2 if self.mirrored else 1)
+        return self.each * (2 if self.mirrored else 1)
 
 
 def passes(n: int, group: int) -> tuple[Pass, ...]:
@@ -78,7 +78,8 @@ def _sorting(n: int) -> Comparators:
     runs = [
         (first + a, first + b) for first in range(0, n, 16) for a, b in _SIXTEEN if first + b < n
     ]
-    return tuple(min([*_odd_even_merges(n, 1)], [*runs, *_odd_even_merges(n, 16)], key=len))
+    candidates = (tuple(_odd_even_merges(n, 1)), (*runs, *_odd_even_merges(n, 16)))
+    return min(candidates, key=lambda comparators: len(comparators))
 
 
 def _odd_even_merges(n: int, run: int) -> Iterator[tuple[int, int]]:
@@ -106,11 +107,7 @@ def _merge(size: int, span: int, group: int) -> Iterator[Pass]:
         if done == 0:
             half = 1 << (here - 1)
             first = tuple((c, 2 * half - 1 - c) for c in range(half))
-            both = (
-                pair
-                for a, b in _halving(half)
-                for pair in ((a, b), (half + a, half + b))
-            )
+            both = (pair for a, b in _halving(half) for pair in ((a, b), (half + a, half + b)))
             yield Pass(size // (2 * half), span, stride, stride, half, True, (*first, *both))
         else:
             yield Pass(

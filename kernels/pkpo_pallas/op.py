@@ -14,8 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pkpo_pallas.kernels import FACTS, Operands, Scratch, Variant, kernel
-from pkpo_pallas.plan import LANES, SUBLANES, TILE_ROWS, VMEM_BYTES, Plan, plan, words
-from pkpo_pallas.weights import UNDERSIZED, Table, Weights
+from pkpo_pallas.plan import LANES, SUBLANES, TILE_ROWS, VMEM_BYTES, plan, words
+from pkpo_pallas.weights import Table, Weights
 
 # Beyond any row, and exact in float32: what a k may be cut to.
 _LARGE = 1 << 24
@@ -71,7 +71,7 @@ def transform(
 
 def max_at_k(
     rewards: jax.Array,
-    ks: jax.Array | None,
+    ks: Any,
     where: jax.Array | None,
     *,
     weights: Weights,
@@ -83,7 +83,7 @@ def max_at_k(
     than k."""
     rows, n = rewards.shape
     chosen = plan(n, rows, bool(interpret))
-    count = len(tables) if tables is not None else len(ks)
+    count = len(tables) if tables is not None else ks.shape[0]
     at_once = max(1, _TABLE_SIZE // n)
     if count > at_once:
         parts = [
@@ -131,7 +131,8 @@ def max_at_k(
 
 
 def _as_float(k: jax.Array) -> jax.Array:
-    return jnp.clip(k, 0, min(_LARGE, jnp.iinfo(k.dtype).max)).astype(jnp.float32)
+    most = int(np.iinfo(k.dtype).max)
+    return jnp.clip(k, 0, min(_LARGE, most)).astype(jnp.float32)
 
 
 def _form(weights: Weights) -> jax.Array:
@@ -169,6 +170,7 @@ def _launch(
     unit = SUBLANES * max(4 // x.dtype.itemsize for x in (rewards, where) if x is not None)
     unit = max(unit, SUBLANES * 4 // kept.itemsize)
     block_rows = chosen.tiles * TILE_ROWS
+    semantics: Any = ("parallel", "arbitrary", "arbitrary") if chosen.chunked else ("parallel",)
     blocks = -(-rows // block_rows)
     if chosen.chunked:
         chunks = -(-n // LANES)
@@ -188,12 +190,10 @@ def _launch(
         block_in = block(lambda phase, c: lax.select(phase == 0, c, last))
         block_where = block(lambda phase, c: c)
         block_out = block(lambda phase, c: lax.select(phase == 0, 0, c))
-        semantics = ("parallel", "arbitrary", "arbitrary")
     else:
         samples = -(-n // unit) * unit
         grid = (blocks,)
         block_in = block_where = block_out = pl.BlockSpec((samples, block_rows), lambda i: (0, i))
-        semantics = ("parallel",)
     shape: tuple[int, ...] = (rows, n)
     if not chosen.row_major:
         rewards, where = rewards.T, None if where is None else where.T
@@ -252,7 +252,8 @@ def _launch(
         out_specs=block_out,
         scratch_shapes=(scratch,),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=semantics, vmem_limit_bytes=VMEM_BYTES
+            dimension_semantics=semantics,
+            vmem_limit_bytes=VMEM_BYTES,
         ),
         interpret=interpret,
     )(operands)
@@ -283,7 +284,7 @@ def alike(operands: Any) -> Any:
 def shape_like(shape: tuple[int, ...], dtype: Any, x: jax.Array) -> jax.ShapeDtypeStruct:
     """The shape of an output that differs between devices where x does."""
     if not _axes_it_varies_over(x):
-        return jax.ShapeDtypeStruct(shape, dtype)
+        return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
     kind = jax.typeof(x)
     # Under its name of JAX 0.10 and newer, or of the older ones.
     name = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"

@@ -62,8 +62,8 @@ def fits(n: int) -> bool:
 def plan(n: int, rows: int, interpreted: bool = False) -> Plan:
     """The plan for `rows` rows of n samples that fit.
 
-    Interpreted, every access is a call, which has to be compiled and made: loops keep the former few
-    for short rows, large groups the latter for long ones.
+    Interpreted, every access is a call, which has to be compiled and made: loops keep the former
+    few for short rows, large groups the latter for long ones.
 
     Decisions: a word holds few of them where the store slot has room, as many as it has bits where
     memory has not.

@@ -7,9 +7,6 @@ from typing import NamedTuple
 
 import jax
 
-# A kernel knows these by their place.
-UNDERSIZED = ("zero", "nan", "clip")
-
 
 class Weights(NamedTuple):
     """An estimator, as far as a kernel knows it: out_(i) = anchor · g_(n) − Σ_j below_j d_j +
