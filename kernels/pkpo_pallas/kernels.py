@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pkpo_pallas.networks import Pass, passes
+from pkpo_pallas.networks import Pass, packed, passes
 from pkpo_pallas.plan import LANES, SUBLANES, TILE_ROWS, Plan
 
 # A reference to memory on the chip, for which JAX has no public type; None where there is none.
@@ -69,6 +69,8 @@ class Variant(NamedTuple):
     Attributes:
         n: samples of a row.
         plan: see `pkpo_pallas.plan`.
+        as_it_lies: blocks are (n / 8, 64 · tiles, 128), as float32 (n, rows) lies in memory
+          where n is a multiple of 8: see `Scratch.raw`.
         n_ks: 0 for a transform; for max@k, how many ks.
         masked: samples may be left out.
         counted: the rewards are bool, and no row is sorted.
@@ -81,6 +83,7 @@ class Variant(NamedTuple):
 
     n: int
     plan: Plan
+    as_it_lies: bool
     n_ks: int
     masked: bool
     counted: bool
@@ -120,8 +123,8 @@ class Scratch(NamedTuple):
     """Memory of a kernel.
 
     Attributes:
-        raw: (tiles · samples / 8 · 64, 128): tile, slab of 8 samples, 128 rows, sample of the slab;
-          the rewards, and in the end the values.
+        raw: (samples / 8, tiles · 64, 128): slab of 8 samples, tile, 128 rows, sample of the slab;
+          the rewards, and in the end the values. None where the blocks are laid out so.
         work: (samples, 8, 128): what is sorted and scanned.
         decisions: (words, 8, 128) int32, None where none are kept.
         facts: (tiles, FACTS, 8, 128).
@@ -148,12 +151,12 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
     block = _Block(variant, operands, out_ref, scratch)
     if not variant.plan.chunked:
         scratch.energy[...] = _zero()
-        block.each_tile(lambda g: block.copy_in(0, g))
+        block.each_tile(block.see if variant.as_it_lies else lambda g: block.copy_in(0, g))
         block.look()
 
         def of_tile(g: Any) -> None:
             block.compute(g)
-            if not variant.n_ks:
+            if not (variant.n_ks or variant.as_it_lies):
                 block.copy_out(0, g)
 
         block.each_tile(of_tile)
@@ -191,7 +194,10 @@ class _Block:
         self.scratch = scratch
         self.n = variant.n
         self.tiles = variant.plan.tiles
-        self.slabs = scratch.work.shape[0] // SUBLANES
+        # Blocks as the array lies in memory need no copy.
+        as_it_lies = variant.as_it_lies
+        self.rewards = operands.rewards if as_it_lies else scratch.raw
+        self.values = out_ref if as_it_lies else scratch.raw
 
     def each_tile(self, body: Callable[[Any], None]) -> None:
         if self.tiles == 1:
@@ -234,7 +240,7 @@ class _Block:
         count = samples // SUBLANES
         for c in range(count):
             place = self.slab_in_raw(g, slab + c, b)
-            self.scratch.raw[place, :] = piece[c * SUBLANES : (c + 1) * SUBLANES]
+            self.scratch.raw[place] = piece[c * SUBLANES : (c + 1) * SUBLANES]
         if self.variant.counted:
             return
         squares = piece * piece
@@ -246,6 +252,21 @@ class _Block:
         total = squares[:SUBLANES]
         for c in range(1, count):
             total = total + squares[c * SUBLANES : (c + 1) * SUBLANES]
+        self._add_energy(total, g, b)
+
+    def see(self, g: Any) -> None:
+        """What `copy_in` would see."""
+
+        def of_rows(b: Any) -> None:
+            total = _zero()
+            for slab in range(self.n // SUBLANES):
+                x = self.rewards[self.slab_in_raw(g, slab, b)]
+                total = total + x * x
+            self._add_energy(total, g, b)
+
+        self.each_row_block(of_rows)
+
+    def _add_energy(self, total: jax.Array, g: Any, b: Any) -> None:
         # What lies behind the last row may be anything.
         first = (pl.program_id(0) * self.tiles + g) * TILE_ROWS + b * LANES
         row = first + lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 1)
@@ -257,7 +278,7 @@ class _Block:
         count = self.out_ref.shape[1 if row_major else 0] // SUBLANES
 
         def of_rows(b: Any) -> None:
-            pieces = [self.scratch.raw[self.slab_in_raw(g, slab + c, b), :] for c in range(count)]
+            pieces = [self.scratch.raw[self.slab_in_raw(g, slab + c, b)] for c in range(count)]
             values = jnp.concatenate(pieces)
             if row_major:
                 values = values.T
@@ -270,8 +291,8 @@ class _Block:
 
     def slab_in_raw(self, g: Any, slab: Any, b: Any) -> Any:
         """Where 8 samples of 128 rows lie."""
-        first = ((g * self.slabs + slab) * SUBLANES + b) * SUBLANES
-        return pl.ds(pl.multiple_of(first, SUBLANES), SUBLANES)
+        first = (g * SUBLANES + b) * SUBLANES
+        return slab, pl.ds(pl.multiple_of(first, SUBLANES), SUBLANES), slice(None)
 
     # What a block is like.
 
@@ -359,22 +380,21 @@ class _Tile:
         self.operands = block.operands
         self.n = block.n
         self.work = block.scratch.work
-        self.raw = block.scratch.raw
         self.facts = block.scratch.facts.at[g]
 
     def in_raw(self, i: _Sample) -> Any:
-        start = self.g * (self.block.slabs * SUBLANES * SUBLANES)
+        """Where sample i of 1024 rows lies: in every eighth of 64 rows of memory."""
+        shift = SUBLANES.bit_length() - 1
         if i.first_is_even:
             slab, sample = divmod(i.offset, SUBLANES)
-            start += i.first * SUBLANES + slab * (SUBLANES * SUBLANES) + sample
+            slab += _shifted(i.first, shift)
         else:
-            shift = SUBLANES.bit_length() - 1
-            start += lax.shift_right_logical(i.number, shift) * (SUBLANES * SUBLANES)
-            start += i.number & (SUBLANES - 1)
-        return pl.ds(start, SUBLANES, stride=SUBLANES), slice(None)
+            slab, sample = _shifted(i.number, shift), i.number & (SUBLANES - 1)
+        start = self.g * (SUBLANES * SUBLANES) + sample
+        return slab, pl.ds(start, SUBLANES, stride=SUBLANES), slice(None)
 
     def reward(self, i: _Sample) -> Rows:
-        return self.raw[self.in_raw(i)]
+        return self.block.rewards[self.in_raw(i)]
 
     def each(self, body: Callable[[_Sample, Any], Any], carry: Any, *, down: bool = False) -> Any:
         return _each(self.variant.plan, self.n, body, carry, down=down)
@@ -409,12 +429,12 @@ class _Tile:
             def put(i: _Sample, size: Rows) -> Rows:
                 x = self.reward(i)
                 left_out = _is_left_out(x)
-                self.raw[self.in_raw(i)] = jnp.where(left_out, largest, x)
+                self.block.rewards[self.in_raw(i)] = jnp.where(left_out, largest, x)
                 return size + jnp.where(left_out, 0.0, 1.0)
 
             self.facts[SIZE] = self.each(put, _zero())
         for i in range(self.n, self.variant.plan.samples):
-            self.raw[self.in_raw(_Sample(0, i))] = _zero() + jnp.inf
+            self.block.rewards[self.in_raw(_Sample(0, i))] = _zero() + jnp.inf
 
     def bring_in(self) -> None:
         """work ← the rewards brought in: they are finite, and so are their differences."""
@@ -559,9 +579,18 @@ class _Tile:
         if not keep:
             self._best_of_each(at_the_limit)
             return
-        self.block.apart(lambda: _nothing(self._weigh(0)))
-        for p, start in reversed(steps):
-            self._each_group(p, partial(backward, p, start))
+        if len(steps) == 1:
+
+            def weigh_and_undo() -> None:
+                self._weigh(0)
+                backward(*steps[0], 0)
+
+            # Here what is in registers may stay there.
+            self.block.apart(weigh_and_undo)
+        else:
+            self.block.apart(lambda: _nothing(self._weigh(0)))
+            for p, start in reversed(steps):
+                self._each_group(p, partial(backward, p, start))
         if at_the_limit:
             self.finish_at_the_limit()
 
@@ -573,7 +602,7 @@ class _Tile:
 
     def _words(self, p: Pass) -> int:
         """How many words the decisions of one group take."""
-        return -(-len(p.comparators) // self.variant.plan.pack)
+        return packed(len(p.comparators), self.variant.plan.pack)[-1].word + 1
 
     def _load(self, p: Pass, group: Any) -> list[Rows]:
         loaded = [self.work[places] for places in _places(p, group)]
@@ -586,14 +615,11 @@ class _Tile:
     def _compare(self, p: Pass, values: list[Rows], word_at: Any) -> None:
         """Sort a group. Which comparators swapped is kept as the signs of differences, the first of
         a word highest; what is beneath the last one's sign is not looked at."""
-        pack = self.variant.plan.pack
         word = jnp.zeros((SUBLANES, LANES), jnp.int32)
-        last = len(p.comparators) - 1
-        for number, (a, b) in enumerate(p.comparators):
+        bits = packed(len(p.comparators), self.variant.plan.pack)
+        for (a, b), (number, bit, closes) in zip(p.comparators, bits, strict=True):
             smaller, larger = jnp.minimum(values[a], values[b]), jnp.maximum(values[a], values[b])
             if word_at is not None:
-                bit = number % pack
-                closes = bit == pack - 1 or number == last
                 sign = _bits(values[b] - values[a])
                 if not closes:
                     sign = sign & jnp.int32(-(1 << 31))
@@ -601,19 +627,17 @@ class _Tile:
                     sign = word | lax.shift_right_logical(sign, jnp.int32(bit))
                 word = sign
                 if closes:
-                    self.block.scratch.decisions[word_at + number // pack] = word
+                    self.block.scratch.decisions[word_at + number] = word
             values[a], values[b] = smaller, larger
 
     def _undo(self, p: Pass, values: list[Rows], word_at: Any) -> None:
         """The same comparators backwards, on what belongs to the samples."""
-        pack = self.variant.plan.pack
         word = jnp.zeros((SUBLANES, LANES), jnp.int32)
-        last = len(p.comparators) - 1
-        for number in range(last, -1, -1):
-            a, b = p.comparators[number]
-            bit = number % pack
-            if bit == pack - 1 or number == last:
-                word = self.block.scratch.decisions[word_at + number // pack]
+        bits = packed(len(p.comparators), self.variant.plan.pack)
+        backwards = zip(reversed(p.comparators), reversed(bits), strict=True)
+        for (a, b), (number, bit, closes) in backwards:
+            if closes:
+                word = self.block.scratch.decisions[word_at + number]
             swapped = (lax.shift_left(word, jnp.int32(bit)) if bit else word) < 0
             values[a], values[b] = (
                 jnp.where(swapped, values[b], values[a]),
@@ -667,14 +691,14 @@ class _Tile:
     # After.
 
     def give(self, i: _Sample, beneath: Rows) -> None:
-        """raw ← what a sample gets, that has this much beneath it."""
+        """What a sample gets that has this much beneath it."""
         values = beneath + self.facts[SMALLEST]
         if self.variant.standardised:
             values = values * self.facts[INVERSE]
-        self.raw[self.in_raw(i)] = values
+        self.block.values[self.in_raw(i)] = values
 
     def finish_at_the_limit(self) -> None:
-        """raw: the rewards; work: what samples have beneath them → raw: the values."""
+        """work: what samples have beneath them → the values."""
 
         def put(i: _Sample, carry: Any) -> Any:
             x = self.reward(i)
@@ -688,7 +712,8 @@ class _Tile:
                 values = jnp.where(inverse > 0, leading * inverse, values)
             else:
                 values = _at_the_limit(values, leading, self.facts[STRETCH])
-            self.raw[self.in_raw(i)] = jnp.where(self.facts[NAN] > 0, jnp.nan, values)
+            values = jnp.where(self.facts[NAN] > 0, jnp.nan, values)
+            self.block.values[self.in_raw(i)] = values
             return carry
 
         self.each(put, 0)
@@ -883,7 +908,7 @@ def _places(p: Pass, group: Any) -> list[Any]:
         base = start = group * p.span
     else:
         # Both are powers of two; JAX's // and % would mind negative numbers.
-        base = lax.shift_right_logical(group, p.starts.bit_length() - 1) * p.span
+        base = _shifted(group, p.starts.bit_length() - 1) * p.span
         start = base + (group & (p.starts - 1))
     places = [_slice(start, p)]
     if p.mirrored:
@@ -910,6 +935,10 @@ def _nothing(_: Any) -> None:
 
 def _zero() -> Rows:
     return jnp.zeros((SUBLANES, LANES), jnp.float32)
+
+
+def _shifted(x: Any, bits: int) -> Any:
+    return x >> bits if isinstance(x, int) else lax.shift_right_logical(x, bits)
 
 
 def _bits(x: jax.Array) -> jax.Array:

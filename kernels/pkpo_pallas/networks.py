@@ -55,6 +55,25 @@ class Pass(NamedTuple):
         return self.each * (2 if self.mirrored else 1)
 
 
+class Bit(NamedTuple):
+    """Where a comparator's decision is kept: the first of a word highest."""
+
+    word: int
+    bit: int
+    closes: bool  # the last of its word
+
+
+def packed(count: int, sizes: tuple[int, ...]) -> list[Bit]:
+    """Where `count` decisions are kept in words that hold, in turn, so many."""
+    bits: list[Bit] = []
+    word = 0
+    while len(bits) < count:
+        size = min(sizes[word % len(sizes)], count - len(bits))
+        bits += [Bit(word, bit, bit == size - 1) for bit in range(size)]
+        word += 1
+    return bits
+
+
 def passes(n: int, group: int) -> tuple[Pass, ...]:
     """What sorts rows of padded(n, group) samples in groups of up to `group`, a power of two."""
     size = padded(n, group)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pkpo_pallas.networks import padded, passes
+from pkpo_pallas.networks import packed, padded, passes
 
 # Rows longer than this are sorted by XLA: see `long_rows`.
 LONGEST_ON_CHIP = 1024
@@ -32,14 +32,18 @@ VMEM_BYTES = 16 << 20
 
 # Samples that registers hold with room to work: there are 64.
 GROUP = 32
-UNROLLED = 16
+UNROLLED = 32
+
+# Decisions in a word, in turn. A bundle stores one word and has four other operations: few in each
+# keep both busy. Where rows are long, memory comes first.
+FEW_DECISIONS, MANY_DECISIONS = (2, 1), (32,)
 
 SUBLANES, LANES = 8, 128
 # Rows of a tile: a register holds one sample of each.
 TILE_ROWS = SUBLANES * LANES
 # Elements that a grid step of short rows takes, so that a step's cost of its own (a third of a
 # microsecond) and the two questions asked of a block are shared by many tiles.
-BLOCK_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS = 1 << 17
 
 
 class Plan(NamedTuple):
@@ -51,7 +55,7 @@ class Plan(NamedTuple):
     chunked: bool
     row_major: bool
     tiles: int  # of a grid step
-    pack: int  # decisions in a word
+    pack: tuple[int, ...]  # decisions in a word, in turn
 
 
 def fits(n: int) -> bool:
@@ -64,20 +68,17 @@ def plan(n: int, rows: int, interpreted: bool = False) -> Plan:
 
     Interpreted, every access is a call, which has to be compiled and made: loops keep the former
     few for short rows, large groups the latter for long ones.
-
-    Decisions: a word holds few of them where the store slot has room, as many as it has bits where
-    memory has not.
     """
-    group, unrolled = (8 if n <= LANES else 32, 1) if interpreted else (GROUP, UNROLLED)
+    group, unrolled = (8 if n <= 512 else 16, 1) if interpreted else (GROUP, UNROLLED)
     samples = padded(n, group)
     if n >= LANES:
-        pack = 2 if n <= LANES else 32
+        pack = FEW_DECISIONS if n <= LANES else MANY_DECISIONS
         return Plan(samples, group, unrolled, True, n % LANES == 0, 1, pack)
     tiles = max(1, min(BLOCK_ELEMENTS // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
-    return Plan(samples, group, unrolled, False, False, tiles, 2)
+    return Plan(samples, group, unrolled, False, False, tiles, FEW_DECISIONS)
 
 
 def words(n: int, chosen: Plan) -> int:
     """How many words the decisions of a tile take."""
     every = passes(n, chosen.group)
-    return sum(p.groups * -(-len(p.comparators) // chosen.pack) for p in every)
+    return sum(p.groups * (packed(len(p.comparators), chosen.pack)[-1].word + 1) for p in every)
