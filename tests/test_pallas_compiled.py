@@ -18,12 +18,9 @@ RESULTS = ROOT / "bench" / "results"
 # Every regime, dtype, and kind of mask and k, on one line each: a shape, and what is asked of it.
 COMPILE = """
 import sys
-from pathlib import Path
-import tempfile
 from bench.tpu_static import Compiler
 import pkpo_kernels as pk
-folder = tempfile.TemporaryDirectory()
-compiler = Compiler(sys.argv[1], Path(folder.name))
+compiler = Compiler(sys.argv[1])
 import jax.numpy as jnp
 
 def compiles(n, dtype, masked=False, per_row=False, best=False, estimator="sloo_minus_one"):

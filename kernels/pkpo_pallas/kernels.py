@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pkpo_pallas.networks import Pass, packed, passes
+from pkpo_pallas.networks import Pass, packed, passes, words_for
 from pkpo_pallas.plan import LANES, SUBLANES, TILE_ROWS, Plan
 
 # A reference to memory on the chip, for which JAX has no public type; None where there is none.
@@ -602,7 +602,7 @@ class _Tile:
 
     def _words(self, p: Pass) -> int:
         """How many words the decisions of one group take."""
-        return packed(len(p.comparators), self.variant.plan.pack)[-1].word + 1
+        return words_for(len(p.comparators), self.variant.plan.pack)
 
     def _load(self, p: Pass, group: Any) -> list[Rows]:
         loaded = [self.work[places] for places in _places(p, group)]

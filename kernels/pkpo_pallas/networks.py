@@ -74,6 +74,10 @@ def packed(count: int, sizes: tuple[int, ...]) -> list[Bit]:
     return bits
 
 
+def words_for(count: int, sizes: tuple[int, ...]) -> int:
+    return sum(bit.closes for bit in packed(count, sizes))
+
+
 def passes(n: int, group: int) -> tuple[Pass, ...]:
     """What sorts rows of padded(n, group) samples in groups of up to `group`, a power of two."""
     size = padded(n, group)

@@ -256,7 +256,7 @@ def _launch(
         if variant.as_it_lies
         else pltpu.VMEM((samples // SUBLANES, chosen.tiles * SUBLANES**2, LANES), float32),
         work=pltpu.VMEM((samples, *tile), float32),
-        decisions=pltpu.VMEM((words(n, chosen), *tile), int32) if sorts else None,
+        decisions=pltpu.VMEM((max(1, words(n, chosen)), *tile), int32) if sorts else None,
         facts=pltpu.VMEM((chosen.tiles, FACTS, *tile), float32),
         energy=pltpu.VMEM(tile, float32),
         flags=pltpu.SMEM((2,), int32),

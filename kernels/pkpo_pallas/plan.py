@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pkpo_pallas.networks import packed, padded, passes
+from pkpo_pallas.networks import padded, passes, words_for
 
 # Rows longer than this are sorted by XLA: see `long_rows`.
 LONGEST_ON_CHIP = 1024
@@ -81,4 +81,4 @@ def plan(n: int, rows: int, interpreted: bool = False) -> Plan:
 def words(n: int, chosen: Plan) -> int:
     """How many words the decisions of a tile take."""
     every = passes(n, chosen.group)
-    return sum(p.groups * (packed(len(p.comparators), chosen.pack)[-1].word + 1) for p in every)
+    return sum(p.groups * words_for(len(p.comparators), chosen.pack) for p in every)
