@@ -17,6 +17,7 @@ Nothing here is a measured speed.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -122,9 +123,15 @@ def schedule(text: str) -> Schedule:
             times[place + 1 :] = [0.0] * (len(lines) - place - 1)
             break
         loop = " ".join(body for _, body in lines[start : place + 1])
-        turns = re.search(rf"{back[1]} = scmp\.ge\.s32\.totalorder [^;}}]*, (\d+) /", loop)
+        test = rf"{back[1]} = scmp\.ge\.s32\.totalorder [^;}}]*?(%s\w+), (\d+) /"
+        until = re.search(test, loop)
+        turns = 1.0
+        if until:
+            # A turn of an unrolled loop takes several steps.
+            step = re.search(rf"{until[1]} = sadd\.s32 (\d+),", loop)
+            turns = math.ceil(int(until[2]) / (int(step[1]) if step else 1))
         for inside in range(start, place + 1):
-            times[inside] *= int(turns[1]) if turns else 1
+            times[inside] *= turns
     spilled = (len(re.findall(r"vst \[vmem:\[#allocation\d+_spill", body)) for _, body in lines)
     spills = sum(count * often for count, often in zip(spilled, times, strict=True))
     return Schedule(sum(times), spills, 0)

@@ -598,7 +598,10 @@ class _Tile:
         if p.groups == 1:
             self.block.apart(lambda: body(0))
         else:
-            lax.fori_loop(0, p.groups, _without_carry(body), 0)
+            # A turn takes as many small groups as one large one has samples.
+            large = self.variant.plan.group if self.variant.plan.unrolled > 1 else 1
+            unroll = max(1, large // p.samples)
+            lax.fori_loop(0, p.groups, _without_carry(body), 0, unroll=unroll)
 
     def _words(self, p: Pass) -> int:
         """How many words the decisions of one group take."""

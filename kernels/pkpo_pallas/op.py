@@ -169,7 +169,7 @@ def _launch(
     elif rewards.dtype not in (jnp.float32, jnp.bfloat16):
         rewards = rewards.astype(jnp.float32)
     kept = jnp.dtype(dtype)
-    if kept not in (jnp.float32, jnp.bfloat16):
+    if variant.n_ks or kept not in (jnp.float32, jnp.bfloat16):
         kept = jnp.dtype(jnp.float32)
     if where is not None:
         where = where.astype(jnp.int8)
