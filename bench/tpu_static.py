@@ -163,6 +163,8 @@ class Compiler:
             TPU_SKIP_MDS_QUERY="1",
             TPU_ACCELERATOR_TYPE=self.chip.accelerator,
             TPU_WORKER_HOSTNAMES="localhost",
+            # There is no chip that processes might fight over.
+            ALLOW_MULTIPLE_LIBTPU_LOAD="1",
         )
         if folder is not None:
             os.environ["LIBTPU_INIT_ARGS"] = (
@@ -365,6 +367,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="v5e and few n.")] = False,
     chip: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="XLA's own estimates too, which takes long.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The folder of the results; with --quick there is none.")
     ] = None,
@@ -378,11 +383,12 @@ def main(
         # libtpu knows one chip a process.
         for name in chips:
             command = ["-m", "bench.tpu_static", "--chip", name, "--out", str(folder)]
+            command += ["--beside"] * beside
             subprocess.run([sys.executable, *command], check=True)
         return
     (name,) = chips
     sizes = QUICK_SIZES if quick else SIZES
-    record = measure_chip(name, sizes, with_arms=name == "v5e" and not quick)
+    record = measure_chip(name, sizes, with_arms=beside)
     Console(width=150).print(table(record))
     if folder is not None:
         (folder / f"tpu-static-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
