@@ -181,7 +181,7 @@ def traced(library: str, name: str, n: int, k: int) -> GapWeights:
 
 @pytest.mark.parametrize("name", ["sloo_minus_one", "sloo"])
 @pytest.mark.parametrize("library, allowed", [("jax", 1e-6), ("torch", 1e-12)])
-def testtraced_weights_stay_at_a_few_roundings(library: str, allowed: float, name: str) -> None:
+def test_traced_weights_stay_at_a_few_roundings(library: str, allowed: float, name: str) -> None:
     # A plain float32 product of 16384 ratios would be wrong by 1e-5.
     for n, ks in ((7, (1, 3, 6)), (16384, (2, 3, 8, 8192, 16383))):
         for k in ks:
