@@ -10,7 +10,7 @@ WORKERS ?= auto
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu-test gpu-bench gpu-static lint bench clean
+.PHONY: help demo test gpu-test gpu-bench gpu-static tpu-static lint bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile 
 
 gpu-static: .venv/installed  ## without a GPU: count the instructions of the compiled kernels
 	$(BIN)/python -m bench.gpu_static
+
+tpu-static: .venv/installed  ## without a TPU: count the bundles of the compiled kernels
+	$(BIN)/python -m bench.tpu_static
 
 bench: .venv/installed  ## measure the portable implementations against their libraries' sorts
 	$(BIN)/python -m bench.portable

@@ -110,6 +110,62 @@ def _jax_triton_refuses(rewards: Any) -> str | None:
     return None
 
 
+# What the drivers leave where a TPU is.
+_TPU_FILES = ("/dev/accel0", "/dev/vfio/0", "/dev/vfio/devices")
+
+
+def _pallas() -> ModuleType:
+    from pkpo_kernels import fused_pallas
+
+    return fused_pallas
+
+
+def _pallas_interpret() -> ModuleType:
+    from pkpo_kernels import interpreted_pallas
+
+    return interpreted_pallas
+
+
+def _no_tpu() -> str | None:
+    if any(map(os.path.exists, _TPU_FILES)):
+        return None
+    return (
+        "no TPU on this machine; programs can be compiled for one, and 'pallas_interpret' runs the"
+        " kernels anywhere"
+    )
+
+
+def _pallas_refuses(rewards: Any) -> str | None:
+    import jax
+
+    reason = _pallas_interpret_refuses(rewards)
+    # Of a tracer nobody knows yet where it will run: the program has both ways.
+    if reason is not None or isinstance(rewards, jax.core.Tracer):
+        return reason
+    devices = rewards.devices()
+    for device in devices:
+        if device.platform != "tpu":
+            return (
+                f"its kernels run on TPUs and the rewards are on {device}; move them with"
+                " jax.device_put, or take 'pallas_interpret'"
+            )
+    if len(devices) > 1:
+        return (
+            f"the rewards are sharded over {len(devices)} devices, and the compiler cannot"
+            " divide a kernel's rows; call it inside jax.shard_map"
+        )
+    return None
+
+
+def _pallas_interpret_refuses(rewards: Any) -> str | None:
+    if rewards.dtype == np.float64:
+        return (
+            "its kernels compute in float32 and the rewards are float64; take 'xla', or convert"
+            " them with .astype('float32')"
+        )
+    return None
+
+
 def _serves_all(rewards: Any) -> None:
     return None
 
@@ -130,6 +186,7 @@ class Implementation:
         summary: one line for people.
         refuses: rewards of the kind → why they cannot be served (their device, say), or None.
         lacks: what this machine lacks for it, or None; it may load the array library to find out.
+        simulated: it simulates the device that it was written for.
     """
 
     name: str
@@ -139,6 +196,7 @@ class Implementation:
     summary: str
     refuses: Callable[[Any], str | None] = _serves_all
     lacks: Callable[[], str | None] = _nothing
+    simulated: bool = False
 
     @property
     def available(self) -> bool:
@@ -174,7 +232,15 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             _no_gpu,
         ),
         Implementation("torch", "torch", _torch, ("torch",), "torch operations, any device"),
-        Implementation("pallas", "jax", None, ("jax", "libtpu"), "fused Pallas kernels for TPUs"),
+        Implementation(
+            "pallas",
+            "jax",
+            _pallas,
+            ("jax", "libtpu"),
+            "fused Pallas kernels for TPUs; elsewhere what serves there",
+            _pallas_refuses,
+            _no_tpu,
+        ),
         Implementation(
             "triton_jax",
             "jax",
@@ -185,7 +251,13 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         ),
         Implementation("xla", "jax", _xla, ("jax",), "JAX operations, any backend"),
         Implementation(
-            "pallas_interpret", "jax", None, ("jax",), "the Pallas kernels, interpreted anywhere"
+            "pallas_interpret",
+            "jax",
+            _pallas_interpret,
+            ("jax",),
+            "the Pallas kernels, interpreted anywhere",
+            _pallas_interpret_refuses,
+            simulated=True,
         ),
     )
 }

@@ -33,7 +33,7 @@ def transform_rows(
     dtype: Any,
 ) -> jax.Array:
     """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), a constant."""
-    weights = _known_weights(estimator, rewards, k, where, dtype)
+    weights = known_weights(estimator, rewards, k, where, dtype)
     return _transform_rows(
         lax.stop_gradient(rewards),
         k if weights is None else None,
@@ -54,7 +54,7 @@ def max_at_k_rows(
     dtype: Any,
 ) -> jax.Array:
     """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), a constant."""
-    weights = [_known_weights(MAX_AT_K, rewards, k, where, dtype) for k in ks]
+    weights = [known_weights(MAX_AT_K, rewards, k, where, dtype) for k in ks]
     unknown = [k if known is None else None for k, known in zip(ks, weights, strict=True)]
     return _max_at_k_rows(lax.stop_gradient(rewards), unknown, weights, where, dtype=dtype)
 
@@ -75,12 +75,12 @@ def _transform_rows(
     def transform_block(
         rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
     ) -> jax.Array:
-        keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
+        keys, n = _keys(rewards, dtype), group_sizes(rewards, where)
         out = portable.transform_rows(
-            _primitives(keys),
+            primitives(keys),
             keys,
             n,
-            weights or _traced_weights(estimator, keys, n, k, clip=undersized == "clip"),
+            weights or traced_weights(estimator, keys, n, k, clip=undersized == "clip"),
             where,
             standardised=estimator.standardised,
             scale=scale,
@@ -103,12 +103,12 @@ def _max_at_k_rows(
     def best_of_block(
         rewards: jax.Array, _: jax.Array | None, where: jax.Array | None
     ) -> jax.Array:
-        keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
+        keys, n = _keys(rewards, dtype), group_sizes(rewards, where)
         all_weights = [
-            known or _traced_weights(MAX_AT_K, keys, n, k)
+            known or traced_weights(MAX_AT_K, keys, n, k)
             for k, known in zip(ks, weights, strict=True)
         ]
-        best = portable.max_at_k_rows(_primitives(keys), keys, n, all_weights, where)
+        best = portable.max_at_k_rows(primitives(keys), keys, n, all_weights, where)
         return best.astype(dtype)
 
     return _in_blocks(best_of_block, rewards, None, where)
@@ -155,11 +155,11 @@ def _keys(rewards: jax.Array, dtype: Any) -> jax.Array:
     return rewards.astype(_compute_dtype(rewards, dtype))
 
 
-def _group_sizes(rewards: jax.Array, where: jax.Array | None) -> jax.Array:
+def group_sizes(rewards: jax.Array, where: jax.Array | None) -> jax.Array:
     return jnp.asarray(rewards.shape[-1]) if where is None else where.sum(-1)
 
 
-def _known_weights(
+def known_weights(
     estimator: Estimator, rewards: jax.Array, k: Any, where: jax.Array | None, dtype: Any
 ) -> GapWeights | None:
     """The weights in float64 from the host, rounded once, where n and k are known there."""
@@ -170,7 +170,7 @@ def _known_weights(
     return GapWeights(weights.admitted, *(np.asarray(weight, compute) for weight in weights[1:]))
 
 
-def _traced_weights(
+def traced_weights(
     estimator: Estimator, keys: jax.Array, n: jax.Array, k: Any, *, clip: bool = False
 ) -> GapWeights:
     k = jnp.asarray(k)
@@ -235,7 +235,7 @@ def _leading_bits(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _primitives(keys: jax.Array) -> portable.Primitives:
+def primitives(keys: jax.Array) -> portable.Primitives:
     return portable.Primitives(
         xp=jnp,
         columns=jnp.arange(1, keys.shape[1] + 1),

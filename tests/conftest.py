@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of what JAX's tests take is compilation, of programs that then run once.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # The Triton kernels need a process of their own: `make test` runs the contract once more with
 # TRITON_INTERPRET=1, and `make gpu-test` with TEST_DEVICE=cuda.
@@ -29,6 +31,8 @@ class Subject:
     hidden_k: bool = False
     # torch as it runs where data must not be looked at: on a GPU, or under torch.compile
     branchless: bool = False
+    # kernels whose every step is simulated: small matrices
+    interpreted: bool = INTERPRETED
 
     def array(self, values: Any, dtype: str | None = None) -> Any:
         values = np.asarray(values)
@@ -91,6 +95,7 @@ _PORTABLE = (
     Subject("torch-branchless", "torch", "torch", hidden_k=True, branchless=True),
     Subject("xla", "xla", "jax"),
     Subject("xla-traced", "xla", "jax", hidden_k=True),
+    Subject("pallas", "pallas_interpret", "jax", interpreted=True),
 )
 SUBJECTS = _TRITON if INTERPRETED or DEVICE == "cuda" else _PORTABLE
 

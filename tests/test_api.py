@@ -48,7 +48,7 @@ REWARDS = np.arange(12.0).reshape(3, 4)
             ValueError,
             ["'triton' serves torch arrays", "numpy"],
         ),
-        ({"implementation": "pallas"}, ValueError, ["'pallas'", "not part of this version"]),
+        ({"implementation": "pallas"}, ValueError, ["'pallas' serves jax arrays", "numpy"]),
         ({"where": np.ones((3, 3), bool)}, ValueError, ["where", "(3, 4)", "(3, 3)"]),
         ({"where": np.ones(4, bool)}, ValueError, ["where", "(3, 4)", "(4,)"]),
         ({"where": np.ones((3, 4))}, TypeError, ["where", "bool", "float64"]),
@@ -121,9 +121,10 @@ def test_the_default_is_the_first_that_is_available() -> None:
         "numpy", "reference", "triton", "torch", "pallas", "triton_jax", "xla", "pallas_interpret",
     ]  # fmt: skip
     assert [name for name, reason in available.items() if reason is None] == [
-        "numpy", "reference", "torch", "xla",
+        "numpy", "reference", "torch", "xla", "pallas_interpret",
     ]  # fmt: skip
-    assert all("install" in reason for reason in available.values() if reason is not None)
+    missing = [reason for name, reason in available.items() if reason and name != "pallas"]
+    assert all("install" in reason for reason in missing)
     np.testing.assert_array_equal(
         pk.transform(REWARDS, 2), pk.transform(REWARDS, 2, implementation="numpy")
     )
@@ -136,6 +137,15 @@ def test_triton_says_where_its_gpu_is_missing(monkeypatch: pytest.MonkeyPatch) -
     assert reason is not None and "no GPU" in reason and "TRITON_INTERPRET=1" in reason
     with pytest.raises(ValueError, match="rewards are on cpu; move them"):
         pk.transform(torch.zeros(2, 3), 2, implementation="triton")
+
+
+def test_pallas_says_where_its_tpu_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_installed", lambda name: True)
+    monkeypatch.setattr(dispatch, "_TPU_FILES", ())
+    reason = pk.available_implementations()["pallas"]
+    assert reason is not None and "no TPU" in reason and "'pallas_interpret'" in reason
+    monkeypatch.setattr(dispatch, "_TPU_FILES", ("/",))
+    assert pk.available_implementations()["pallas"] is None
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,9 +168,9 @@ def traced(library: str, name: str, n: int, k: int) -> GapWeights:
     if library == "jax":
         import jax.numpy as jnp
 
-        from pkpo_kernels.portable_xla import _traced_weights
+        from pkpo_kernels.portable_xla import traced_weights
 
-        return _traced_weights(estimator, jnp.zeros((1, n)), jnp.asarray(n), jnp.asarray(k))
+        return traced_weights(estimator, jnp.zeros((1, n)), jnp.asarray(n), jnp.asarray(k))
     import torch
 
     from pkpo_kernels.portable_torch import _weights

@@ -1,0 +1,972 @@
+"""Sort a row in VMEM, weigh its gaps, scan them, and put every value back: one launch.
+
+A tile is 1024 rows, and a register holds one sample of each, so that every comparator and every
+step of a scan is elementwise. The way of the data:
+
+    copied in → sorted, keeping every decision → gaps · weights → prefix scan
+              → the decisions backwards → copied out
+
+What an estimator gives the i-th smallest of a row's rewards g_(1) ≤ … ≤ g_(n), with gaps
+d_j = g_(j+1) − g_(j), is
+
+    anchor · g_(n) − Σ_j below_j · d_j + Σ_{j<i} gap_j · d_j
+
+The weights are those of a table where all rows share n and k. Otherwise they are made here, from
+the row's own n and k: r_j = C(j−lag, k−1) / C(n, k) is a running product downward, and an estimator
+is a few numbers (see `pkpo_pallas.weights`).
+
+Rows of two different rewards are not sorted but counted, where a whole block consists of them.
+Blocks with an infinity, a NaN or huge rewards are made harmless first and put right at the end.
+Samples that are left out take the value of its largest, so that the gaps above are 0. Equal rewards
+get equal bits: a gap of 0 adds nothing to a sum.
+
+The compiler takes whatever stands in one block of code as a whole: it would keep in registers what
+one phase stores and the next one loads, and spill it. Phases are therefore loops of their own, some
+of a single turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pkpo_pallas.networks import Pass, packed, passes, words_for
+from pkpo_pallas.plan import LANES, SUBLANES, TILE_ROWS, Plan
+
+# A reference to memory on the chip, for which JAX has no public type; None where there is none.
+Ref = Any
+# A number a row: (8, 128), row 128 · sublane + lane of its tile.
+Rows = jax.Array
+
+# Samples that are left out, while they are copied in: a NaN that no computation gives.
+_LEFT_OUT = 0x7FC0DEAD
+# Rows of fewer samples are sorted as fast as they are looked at.
+_SHORTEST_COUNTED = 17
+# Partial sums of a scan are this long, so that one need not wait for all before it.
+_SUMMED_APART = 8
+
+# What is known of a tile's rows, by its place in memory. What an infinite reward ±M leaves of M:
+# with the row's −inf, its finite rewards, its +inf, and 1 / the deviation that it makes.
+SMALLEST, INVERSE, SIZE, STRETCH, NAN, AT_BOTTOM, BETWEEN, AT_TOP, LIMIT_INVERSE = range(9)
+FACTS = 9
+
+# Of the integers that come with a launch.
+ONE, N_ROWS = range(2)
+
+# What is known of a block.
+IRREGULAR, TWO_LEVELS = range(2)
+
+
+class Variant(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        n: samples of a row.
+        plan: see `pkpo_pallas.plan`.
+        as_it_lies: blocks are (n / 8, 64 · tiles, 128), as float32 (n, rows) lies in memory
+          where n is a multiple of 8: see `Scratch.raw`.
+        n_ks: 0 for a transform; for max@k, how many ks.
+        masked: samples may be left out.
+        counted: the rewards are bool, and no row is sorted.
+        k: "table", all rows share n and k, and the weights come ready; "scalar", all rows share k;
+          "row", each has its own.
+        lag, mirror, spared, standardised: the estimator: see `pkpo_pallas.weights`.
+        by_mean: values times the size of the row's group.
+        undersized: "zero", "nan" or "clip".
+    """
+
+    n: int
+    plan: Plan
+    as_it_lies: bool
+    n_ks: int
+    masked: bool
+    counted: bool
+    k: str
+    lag: int
+    mirror: int
+    spared: int
+    standardised: bool
+    by_mean: bool
+    undersized: str
+
+
+class Operands(NamedTuple):
+    """What a kernel reads; None where its variant has no use for it.
+
+    Attributes:
+        rewards, where: (n, rows) blocks, samples major, or (rows, n) ones.
+        integers: (2,) the number 1, which the compiler does not know, and the number of rows.
+        k: (n_ks or 1,) whole numbers in float32; or (8 · tiles, 128), one a row.
+        table: gap, below, best, n numbers each; for max@k the below of each k.
+        scalars: the anchor, and what is added to every value, 0 or NaN; for each k of max@k.
+        form: (26,) the numbers of an estimator for k ≥ 2, and for k = 1.
+        inverses: (n,) 0, then 1/p.
+    """
+
+    rewards: Ref
+    where: Ref
+    integers: Ref
+    k: Ref
+    table: Ref
+    scalars: Ref
+    form: Ref
+    inverses: Ref
+
+
+class Scratch(NamedTuple):
+    """Memory of a kernel.
+
+    Attributes:
+        raw: (samples / 8, tiles · 64, 128): slab of 8 samples, tile, 128 rows, sample of the slab;
+          the rewards, and in the end the values. None where the blocks are laid out so.
+        work: (samples, 8, 128): what is sorted and scanned.
+        decisions: (words, 8, 128) int32, None where none are kept.
+        facts: (tiles, FACTS, 8, 128).
+        energy: (8, 128).
+        flags: (2,) int32.
+    """
+
+    raw: Ref
+    work: Ref
+    decisions: Ref
+    facts: Ref
+    energy: Ref
+    flags: Ref
+
+
+def when(condition: str, holds: Any) -> Callable[[Callable[[], None]], None]:
+    """pl.when, by a name under which `bench.tpu_static` decides what it counts."""
+    del condition
+    return pl.when(holds)
+
+
+def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch) -> None:
+    """A grid step: a block of short rows, or a chunk of samples of a tile of long ones."""
+    block = _Block(variant, operands, out_ref, scratch)
+    if not variant.plan.chunked:
+        scratch.energy[...] = _zero()
+        block.each_tile(block.see if variant.as_it_lies else lambda g: block.copy_in(0, g))
+        block.look()
+
+        def of_tile(g: Any) -> None:
+            block.compute(g)
+            if not (variant.n_ks or variant.as_it_lies):
+                block.copy_out(0, g)
+
+        block.each_tile(of_tile)
+        return
+    phase, chunk = pl.program_id(1), pl.program_id(2)
+    slab = chunk * (LANES // SUBLANES)
+
+    @when("copies in", phase == 0)
+    def _() -> None:
+        @when("first chunk", chunk == 0)
+        def _() -> None:
+            scratch.energy[...] = _zero()
+
+        block.copy_in(slab, 0)
+
+        @when("last chunk", chunk == pl.num_programs(2) - 1)
+        def _() -> None:
+            block.look()
+            block.compute(0)
+
+    if not variant.n_ks:
+
+        @when("copies out", phase == 1)
+        def _() -> None:
+            block.copy_out(slab, 0)
+
+
+class _Block:
+    """A block of tiles, which are worked on one at a time."""
+
+    def __init__(self, variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch):
+        self.variant = variant
+        self.operands = operands
+        self.out_ref = out_ref
+        self.scratch = scratch
+        self.n = variant.n
+        self.tiles = variant.plan.tiles
+        # Blocks as the array lies in memory need no copy.
+        as_it_lies = variant.as_it_lies
+        self.rewards = operands.rewards if as_it_lies else scratch.raw
+        self.values = out_ref if as_it_lies else scratch.raw
+
+    def each_tile(self, body: Callable[[Any], None]) -> None:
+        if self.tiles == 1:
+            body(0)
+        else:
+            lax.fori_loop(0, self.tiles, _without_carry(body), 0)
+
+    def apart(self, body: Callable[[], None]) -> None:
+        """A phase of its own."""
+        lax.fori_loop(0, self.operands.integers[ONE], _without_carry(lambda _: body()), 0)
+
+    # Between a block and its tiles.
+
+    def each_row_block(self, body: Callable[[Any], None]) -> None:
+        """For every 128 rows of a tile."""
+        unroll = self.variant.plan.unrolled > 1
+        lax.fori_loop(0, SUBLANES, _without_carry(body), 0, unroll=unroll)
+
+    def place(self, g: Any, b: Any) -> Any:
+        """Where 128 rows lie in the blocks of rewards and values."""
+        first = pl.multiple_of((g * SUBLANES + b) * LANES, LANES)
+        rows = pl.ds(first, LANES)
+        return (rows, slice(None)) if self.variant.plan.row_major else (slice(None), rows)
+
+    def copy_in(self, slab: Any, g: Any) -> None:
+        """A block, its first sample being that of this slab → raw."""
+        refs = self.operands
+
+        def of_rows(b: Any) -> None:
+            piece = _as_float(refs.rewards[self.place(g, b)])
+            if refs.where is not None:
+                piece = _marked(piece, refs.where[self.place(g, b)])
+            self._take(piece.T if self.variant.plan.row_major else piece, slab, g, b)
+
+        self.each_row_block(of_rows)
+
+    def _take(self, piece: jax.Array, slab: Any, g: Any, b: Any) -> None:
+        """Samples of 128 rows → raw; and their squares, to see whether all are finite."""
+        samples = piece.shape[0]
+        count = samples // SUBLANES
+        for c in range(count):
+            place = self.slab_in_raw(g, slab + c, b)
+            self.scratch.raw[place] = piece[c * SUBLANES : (c + 1) * SUBLANES]
+        if self.variant.counted:
+            return
+        squares = piece * piece
+        if self.variant.masked:
+            squares = jnp.where(_is_left_out(piece), 0.0, squares)
+        if self.n % samples:
+            place = lax.broadcasted_iota(jnp.int32, piece.shape, 0) + slab * SUBLANES
+            squares = jnp.where(place < self.n, squares, 0.0)
+        total = squares[:SUBLANES]
+        for c in range(1, count):
+            total = total + squares[c * SUBLANES : (c + 1) * SUBLANES]
+        self._add_energy(total, g, b)
+
+    def see(self, g: Any) -> None:
+        """What `copy_in` would see."""
+
+        def of_rows(b: Any) -> None:
+            total = _zero()
+            for slab in range(self.n // SUBLANES):
+                x = self.rewards[self.slab_in_raw(g, slab, b)]
+                total = total + x * x
+            self._add_energy(total, g, b)
+
+        self.each_row_block(of_rows)
+
+    def _add_energy(self, total: jax.Array, g: Any, b: Any) -> None:
+        # What lies behind the last row may be anything.
+        first = (pl.program_id(0) * self.tiles + g) * TILE_ROWS + b * LANES
+        row = first + lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 1)
+        inside = row < self.operands.integers[N_ROWS]
+        self.scratch.energy[...] += jnp.where(inside, total, 0.0)
+
+    def copy_out(self, slab: Any, g: Any) -> None:
+        row_major = self.variant.plan.row_major
+        count = self.out_ref.shape[1 if row_major else 0] // SUBLANES
+
+        def of_rows(b: Any) -> None:
+            pieces = [self.scratch.raw[self.slab_in_raw(g, slab + c, b)] for c in range(count)]
+            values = jnp.concatenate(pieces)
+            if row_major:
+                values = values.T
+            if self.operands.where is not None:
+                own = _as_mask(self.operands.where[self.place(g, b)])
+                values = jnp.where(own, values, 0.0)
+            self.out_ref[self.place(g, b)] = values.astype(self.out_ref.dtype)
+
+        self.each_row_block(of_rows)
+
+    def slab_in_raw(self, g: Any, slab: Any, b: Any) -> Any:
+        """Where 8 samples of 128 rows lie."""
+        first = (g * SUBLANES + b) * SUBLANES
+        return slab, pl.ds(pl.multiple_of(first, SUBLANES), SUBLANES), slice(None)
+
+    # What a block is like.
+
+    def look(self) -> None:
+        flags = self.scratch.flags
+        if self.variant.counted:
+            return
+        # NaN compares false.
+        irregular = jnp.max(jnp.where(self.scratch.energy[...] < jnp.inf, 0.0, 1.0)) > 0
+        flags[IRREGULAR] = irregular.astype(jnp.int32)
+        flags[TWO_LEVELS] = 0
+        if self.n >= _SHORTEST_COUNTED:
+            when("regular", jnp.logical_not(irregular))(self._look_for_two_levels)
+
+    def _look_for_two_levels(self) -> None:
+        def three(g: Any, found: Rows) -> Rows:
+            tile = _Tile(self, g)
+            a, b, c = (tile.reward(_Sample(0, i)) for i in range(3))
+            apart = (a != b) & (b != c) & (a != c)
+            return jnp.maximum(found, jnp.where(self._inside(g) & apart, 1.0, 0.0))
+
+        def third(g: Any, found: Rows) -> Rows:
+            tile = _Tile(self, g)
+            low, high = tile.levels()
+
+            def look(i: _Sample, here: Rows) -> Rows:
+                x = tile.reward(i)
+                return jnp.where((x > low) & (x < high), 1.0, here)
+
+            here = tile.each(look, _zero())
+            return jnp.maximum(found, jnp.where(self._inside(g), here, 0.0))
+
+        def nowhere(of_tile: Callable[[Any, Rows], Rows]) -> jax.Array:
+            return jnp.max(lax.fori_loop(0, self.tiles, of_tile, _zero())) == 0
+
+        def look_at_all() -> None:
+            self.scratch.flags[TWO_LEVELS] = nowhere(third).astype(jnp.int32)
+
+        # Of rows with many levels the first three samples say so; where some are left out, they
+        # say nothing.
+        if self.variant.masked:
+            look_at_all()
+        else:
+            when("perhaps two levels", nowhere(three))(look_at_all)
+
+    def _inside(self, g: Any) -> jax.Array:
+        first = (pl.program_id(0) * self.tiles + g) * TILE_ROWS
+        sublane = lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0)
+        lane = lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 1)
+        return first + sublane * LANES + lane < self.operands.integers[N_ROWS]
+
+    def compute(self, g: Any) -> None:
+        tile = _Tile(self, g)
+        if self.variant.counted:
+            tile.fill()
+            tile.by_counting()
+            return
+        irregular = self.scratch.flags[IRREGULAR] > 0
+
+        @when("regular", jnp.logical_not(irregular))
+        def _() -> None:
+            tile.fill()
+            if self.n < _SHORTEST_COUNTED:
+                tile.by_sorting(at_the_limit=False)
+                return
+            two_levels = self.scratch.flags[TWO_LEVELS] > 0
+            when("two levels", two_levels)(tile.by_counting)
+            when("many levels", jnp.logical_not(two_levels))(
+                lambda: tile.by_sorting(at_the_limit=False)
+            )
+
+        @when("irregular", irregular)
+        def _() -> None:
+            tile.bring_in()
+            tile.by_sorting(at_the_limit=True)
+
+
+class _Tile:
+    """A tile of 1024 rows."""
+
+    def __init__(self, block: _Block, g: Any):
+        self.block = block
+        self.g = g
+        self.variant = block.variant
+        self.operands = block.operands
+        self.n = block.n
+        self.work = block.scratch.work
+        self.facts = block.scratch.facts.at[g]
+
+    def in_raw(self, i: _Sample) -> Any:
+        """Where sample i of 1024 rows lies: in every eighth of 64 rows of memory."""
+        shift = SUBLANES.bit_length() - 1
+        if i.first_is_even:
+            slab, sample = divmod(i.offset, SUBLANES)
+            slab += _shifted(i.first, shift)
+        else:
+            slab, sample = _shifted(i.number, shift), i.number & (SUBLANES - 1)
+        start = self.g * (SUBLANES * SUBLANES) + sample
+        return slab, pl.ds(start, SUBLANES, stride=SUBLANES), slice(None)
+
+    def reward(self, i: _Sample) -> Rows:
+        return self.block.rewards[self.in_raw(i)]
+
+    def each(self, body: Callable[[_Sample, Any], Any], carry: Any, *, down: bool = False) -> Any:
+        return _each(self.variant.plan, self.n, body, carry, down=down)
+
+    @property
+    def size(self) -> Rows:
+        """How many samples of its own a row has."""
+        return self.facts[SIZE] if self.variant.masked else _zero() + float(self.n)
+
+    # Before.
+
+    def levels(self) -> tuple[Rows, Rows]:
+        """The smallest and the largest of each row's own samples; NaN aside."""
+
+        def look(i: _Sample, levels: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
+            low, high = levels
+            x = self.reward(i)
+            # What is left out compares false.
+            if self.variant.masked:
+                return jnp.where(x < low, x, low), jnp.where(x > high, x, high)
+            return jnp.minimum(low, x), jnp.maximum(high, x)
+
+        return self.each(look, (_zero() + jnp.inf, _zero() - jnp.inf))
+
+    def fill(self) -> None:
+        """What is left out takes the value of its row's largest; behind a row's samples the network
+        finds what is larger than all."""
+        if self.variant.masked:
+            low, high = self.levels()
+            largest = jnp.where(low <= high, high, 0.0)
+
+            def put(i: _Sample, size: Rows) -> Rows:
+                x = self.reward(i)
+                left_out = _is_left_out(x)
+                self.block.rewards[self.in_raw(i)] = jnp.where(left_out, largest, x)
+                return size + jnp.where(left_out, 0.0, 1.0)
+
+            self.facts[SIZE] = self.each(put, _zero())
+        for i in range(self.n, self.variant.plan.samples):
+            self.block.rewards[self.in_raw(_Sample(0, i))] = _zero() + jnp.inf
+
+    def bring_in(self) -> None:
+        """work ← the rewards brought in: they are finite, and so are their differences."""
+        inf = jnp.inf
+
+        def look(i: _Sample, carry: tuple[Rows, ...]) -> tuple[Rows, ...]:
+            low, high, minus, plus, nan, size = carry
+            x = self.reward(i)
+            finite = jnp.abs(x) < inf
+            not_a_number = x != x
+            if self.variant.masked:
+                left_out = _is_left_out(x)
+                size = size + jnp.where(left_out, 0.0, 1.0)
+                not_a_number = not_a_number & jnp.logical_not(left_out)
+            return (
+                jnp.where(finite & (x < low), x, low),
+                jnp.where(finite & (x > high), x, high),
+                minus + jnp.where(x == -inf, 1.0, 0.0),
+                plus + jnp.where(x == inf, 1.0, 0.0),
+                jnp.where(not_a_number, 1.0, nan),
+                size,
+            )
+
+        zero = _zero()
+        low, high, minus, plus, nan, size = self.each(
+            look, (zero + inf, zero - inf, zero, zero, zero, zero)
+        )
+        self.facts[SIZE], self.facts[NAN] = size, nan
+        some = low <= high
+        low, high = jnp.where(some, low, 0.0), jnp.where(some, high, 0.0)
+        fits = high - low < inf
+        self.facts[STRETCH] = jnp.where(fits, 1.0, 4.0)
+        for q in range(max(1, self.variant.n_ks)):
+            self._limits(q, minus, plus)
+
+        def put(i: _Sample, carry: Any) -> Any:
+            x = self.reward(i)
+            # What compares false, NaN, goes to the front; what is not the row's own, to the end.
+            inside = jnp.where(x >= low, jnp.minimum(x, high), low)
+            if self.variant.masked:
+                inside = jnp.where(_is_left_out(x), high, inside)
+            self.work[i.number] = inside * jnp.where(fits, 1.0, 0.25)
+            return carry
+
+        self.each(put, 0)
+        behind = self.variant.plan.samples - self.n
+        if behind:
+            self.work[pl.ds(self.n, behind)] = jnp.full((behind, SUBLANES, LANES), inf)
+
+    def _limits(self, q: int, minus: Rows, plus: Rows) -> None:
+        """The estimator of the row of signs, −1 for −inf, 1 for +inf, 0 for what is finite."""
+        size = self.size
+        under = size - plus
+        last = jnp.where(plus > 0, 1.0, jnp.where(minus == size, -1.0, 0.0))
+
+        def put(i: _Sample, carry: Any) -> Any:
+            rest = jnp.where(i.as_float >= under, last, 0.0)
+            self.work[i.number] = jnp.where(i.as_float < minus, -1.0, rest)
+            return carry
+
+        self.each(put, 0)
+        bottom = self._weigh(q, 0.0)
+        if self.variant.n_ks:
+            # Kept there until the rest is known.
+            self.best_ref(q)[...] = bottom
+            return
+
+        def look(i: _Sample, level: Rows) -> Rows:
+            return jnp.where(i.as_float == minus, self.work[i.number], level)
+
+        self.facts[AT_BOTTOM] = bottom
+        self.facts[BETWEEN] = bottom + self.each(look, _zero())
+        self.facts[AT_TOP] = bottom + self.work[self.n - 1]
+        if self.variant.standardised:
+            self.facts[LIMIT_INVERSE] = self.facts[INVERSE]
+
+    # Rows of two levels.
+
+    def by_counting(self) -> None:
+        """What the sorted row is follows from a count, and where its values belong, from the
+        rewards."""
+
+        def look(i: _Sample, levels: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
+            x = self.reward(i)
+            return jnp.minimum(levels[0], x), jnp.maximum(levels[1], x)
+
+        low, high = self.each(look, (_zero() + jnp.inf, _zero() - jnp.inf))
+
+        def count(i: _Sample, number: Rows) -> Rows:
+            return number + jnp.where(self.reward(i) == low, 1.0, 0.0)
+
+        first = self.each(count, _zero())
+
+        def put(i: _Sample, carry: Any) -> Any:
+            self.work[i.number] = jnp.where(i.as_float < first, low, high)
+            return carry
+
+        self.each(put, 0)
+        if self.variant.n_ks:
+            self._best_of_each(at_the_limit=False)
+            return
+        self._weigh(0)
+        top = self.work[self.n - 1]
+
+        def place(i: _Sample, carry: Any) -> Any:
+            self.give(i, jnp.where(self.reward(i) == high, top, 0.0))
+            return carry
+
+        self.each(place, 0)
+
+    # Sorting.
+
+    def by_sorting(self, at_the_limit: bool) -> None:
+        """Sort, weigh, and put back. What was brought in to the limit lies in work already."""
+        all_passes = passes(self.n, self.variant.plan.group)
+        starts = [0]
+        for p in all_passes:
+            starts.append(starts[-1] + p.groups * self._words(p))
+        keep = not self.variant.n_ks
+
+        def forward(p: Pass, start: int, group: Any) -> None:
+            if p is all_passes[0] and not at_the_limit:
+                first = group * p.samples
+                values = [self.reward(_Sample(first, c)) for c in range(p.samples)]
+            else:
+                values = self._load(p, group)
+            self._compare(p, values, start + group * self._words(p) if keep else None)
+            self._store(p, group, values)
+
+        def backward(p: Pass, start: int, group: Any) -> None:
+            values = self._load(p, group)
+            self._undo(p, values, start + group * self._words(p))
+            if p is all_passes[0] and not at_the_limit:
+                for c, beneath in enumerate(values):
+                    self.give(_Sample(group * p.samples, c), beneath)
+            else:
+                self._store(p, group, values)
+
+        steps = list(zip(all_passes, starts, strict=False))
+        for p, start in steps:
+            self._each_group(p, partial(forward, p, start))
+        if not keep:
+            self._best_of_each(at_the_limit)
+            return
+        if len(steps) == 1:
+
+            def weigh_and_undo() -> None:
+                self._weigh(0)
+                backward(*steps[0], 0)
+
+            # Here what is in registers may stay there.
+            self.block.apart(weigh_and_undo)
+        else:
+            self.block.apart(lambda: _nothing(self._weigh(0)))
+            for p, start in reversed(steps):
+                self._each_group(p, partial(backward, p, start))
+        if at_the_limit:
+            self.finish_at_the_limit()
+
+    def _each_group(self, p: Pass, body: Callable[[Any], None]) -> None:
+        if p.groups == 1:
+            self.block.apart(lambda: body(0))
+        else:
+            # A turn takes as many small groups as one large one has samples.
+            large = self.variant.plan.group if self.variant.plan.unrolled > 1 else 1
+            unroll = max(1, large // p.samples)
+            lax.fori_loop(0, p.groups, _without_carry(body), 0, unroll=unroll)
+
+    def _words(self, p: Pass) -> int:
+        """How many words the decisions of one group take."""
+        return words_for(len(p.comparators), self.variant.plan.pack)
+
+    def _load(self, p: Pass, group: Any) -> list[Rows]:
+        loaded = [self.work[places] for places in _places(p, group)]
+        return [samples[c] for samples in loaded for c in range(p.each)]
+
+    def _store(self, p: Pass, group: Any, values: list[Rows]) -> None:
+        for i, places in enumerate(_places(p, group)):
+            self.work[places] = jnp.stack(values[i * p.each : (i + 1) * p.each])
+
+    def _compare(self, p: Pass, values: list[Rows], word_at: Any) -> None:
+        """Sort a group. Which comparators swapped is kept as the signs of differences, the first of
+        a word highest; what is beneath the last one's sign is not looked at."""
+        word = jnp.zeros((SUBLANES, LANES), jnp.int32)
+        bits = packed(len(p.comparators), self.variant.plan.pack)
+        for (a, b), (number, bit, closes) in zip(p.comparators, bits, strict=True):
+            smaller, larger = jnp.minimum(values[a], values[b]), jnp.maximum(values[a], values[b])
+            if word_at is not None:
+                sign = _bits(values[b] - values[a])
+                if not closes:
+                    sign = sign & jnp.int32(-(1 << 31))
+                if bit:
+                    sign = word | lax.shift_right_logical(sign, jnp.int32(bit))
+                word = sign
+                if closes:
+                    self.block.scratch.decisions[word_at + number] = word
+            values[a], values[b] = smaller, larger
+
+    def _undo(self, p: Pass, values: list[Rows], word_at: Any) -> None:
+        """The same comparators backwards, on what belongs to the samples."""
+        word = jnp.zeros((SUBLANES, LANES), jnp.int32)
+        bits = packed(len(p.comparators), self.variant.plan.pack)
+        backwards = zip(reversed(p.comparators), reversed(bits), strict=True)
+        for (a, b), (number, bit, closes) in backwards:
+            if closes:
+                word = self.block.scratch.decisions[word_at + number]
+            swapped = (lax.shift_left(word, jnp.int32(bit)) if bit else word) < 0
+            values[a], values[b] = (
+                jnp.where(swapped, values[b], values[a]),
+                jnp.where(swapped, values[a], values[b]),
+            )
+
+    # Weights.
+
+    def _weigh(self, q: int, otherwise: Any = None) -> Rows:
+        """work: sorted rows → what each sample has beneath it, Σ gap_j d_j. SMALLEST ← what a row's
+        smallest gets, which is also returned, and INVERSE ← what values are multiplied with."""
+        weights = _Known(self, q) if self.variant.k == "table" else _Running(self, q)
+        largest = self.work[self.n - 1]
+        if self.variant.standardised:
+            self.facts[INVERSE] = self._inverse_spread(weights, largest)
+        constant = weights.scan()
+        # Adding 0 turns a −0 into 0.
+        smallest = (weights.anchor * largest - constant) + 0.0
+        smallest = smallest + (weights.otherwise if otherwise is None else otherwise)
+        self.facts[SMALLEST] = smallest
+        return smallest
+
+    def _inverse_spread(self, weights: _Known | _Running, largest: Rows) -> Rows:
+        """1 / the deviation of the best of k, 0 where only equal rewards can be it."""
+
+        # How far the mean of the best lies below the largest: measured from there, an offset drops
+        # out; and how far down the best can lie.
+        def look(i: _Sample, carry: Any) -> Any:
+            state, lead, reach = carry
+            chance = weights.chance(i, state)
+            apart = largest - self.work[i.number]
+            reach = jnp.where(chance > 0, jnp.maximum(reach, apart), reach)
+            return weights.after(i, state), lead + chance * apart, reach
+
+        _, lead, reach = self.each(look, (weights.top, _zero(), _zero()), down=True)
+        # Relative to the largest deviation, squares neither overflow nor vanish.
+        unit = jnp.maximum(lead, reach - lead)
+        per_unit = jnp.where(unit > 0, 1 / jnp.where(unit > 0, unit, 1.0), 0.0)
+
+        def square(i: _Sample, carry: Any) -> Any:
+            state, variance = carry
+            chance = weights.chance(i, state)
+            deviation = (lead - (largest - self.work[i.number])) * per_unit
+            square = jnp.where(chance > 0, chance * (deviation * deviation), 0.0)
+            return weights.after(i, state), variance + square
+
+        _, variance = self.each(square, (weights.top, _zero()), down=True)
+        spread = unit * jnp.sqrt(variance)
+        return jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1.0), 0.0)
+
+    # After.
+
+    def give(self, i: _Sample, beneath: Rows) -> None:
+        """What a sample gets that has this much beneath it."""
+        values = beneath + self.facts[SMALLEST]
+        if self.variant.standardised:
+            values = values * self.facts[INVERSE]
+        self.block.values[self.in_raw(i)] = values
+
+    def finish_at_the_limit(self) -> None:
+        """work: what samples have beneath them → the values."""
+
+        def put(i: _Sample, carry: Any) -> Any:
+            x = self.reward(i)
+            values = self.work[i.number] + self.facts[SMALLEST]
+            above = jnp.where(x == jnp.inf, self.facts[AT_TOP], self.facts[BETWEEN])
+            leading = jnp.where(x > -jnp.inf, above, self.facts[AT_BOTTOM])
+            if self.variant.standardised:
+                # What is divided by its spread stays finite.
+                inverse = self.facts[LIMIT_INVERSE]
+                values = values * self.facts[INVERSE]
+                values = jnp.where(inverse > 0, leading * inverse, values)
+            else:
+                values = _at_the_limit(values, leading, self.facts[STRETCH])
+            values = jnp.where(self.facts[NAN] > 0, jnp.nan, values)
+            self.block.values[self.in_raw(i)] = values
+            return carry
+
+        self.each(put, 0)
+
+    def best_ref(self, q: int) -> Ref:
+        return self.block.out_ref.at[q, pl.ds(self.g * SUBLANES, SUBLANES), :]
+
+    def _best_of_each(self, at_the_limit: bool) -> None:
+        for q in range(self.variant.n_ks):
+            best = self._weigh(q)
+            ref = self.best_ref(q)
+            if at_the_limit:
+                # An outcome that is NaN for want of samples stays so.
+                best = _at_the_limit(best, ref[...], self.facts[STRETCH]) + (best - best) * 0
+                best = jnp.where(self.facts[NAN] > 0, jnp.nan, best)
+            ref[...] = best
+
+
+class _Known:
+    """Weights from a table."""
+
+    top = None
+
+    def __init__(self, tile: _Tile, q: int):
+        refs, self.n, self.work = tile.operands, tile.n, tile.work
+        self.plan = tile.variant.plan
+        self.anchor, self.otherwise = refs.scalars[2 * q], refs.scalars[2 * q + 1]
+        self.table = refs.table
+        self.scanned = not tile.variant.n_ks
+        self.below_at = self.n if self.scanned else q * self.n
+
+    def chance(self, i: _Sample, state: None) -> Rows:
+        return jnp.full((SUBLANES, LANES), self.table[2 * self.n + i.number])
+
+    def after(self, i: _Sample, state: None) -> None:
+        return None
+
+    def scan(self) -> Rows:
+        def slab(first: Any, count: int, carry: tuple[Rows, Rows, Rows]) -> Any:
+            base, under, constant = carry
+            samples = self.work[pl.ds(first, count)]
+            sums = []
+            for start in range(0, count, _SUMMED_APART):
+                above, below = _zero(), _zero()
+                for c in range(start, min(start + _SUMMED_APART, count)):
+                    gap = samples[c] - under
+                    under = samples[c]
+                    below = below + self.table[self.below_at + first + c] * gap
+                    if self.scanned:
+                        above = above + self.table[first + c] * gap
+                        sums.append(base + above)
+                base, constant = base + above, constant + below
+            if self.scanned:
+                self.work[pl.ds(first, count)] = jnp.stack(sums)
+            return base, under, constant
+
+        _, _, constant = _slabs(self.plan, self.n, slab, (_zero(), self.work[0], _zero()))
+        return constant
+
+
+class _Running:
+    """Weights from a running product, for the n and the k of each row.
+
+    The chance of place p, from 0, to be the best of k is C(p, k−1) / C(n, k) = r_{p+lag}; from the
+    last place downward each is the one above times (p−k+1)/p.
+    """
+
+    def __init__(self, tile: _Tile, q: int):
+        variant, refs = tile.variant, tile.operands
+        self.each = tile.each
+        self.n, self.work, self.inverses = tile.n, tile.work, refs.inverses
+        self.lag, self.scanned, self.masked = variant.lag, not variant.n_ks, variant.masked
+        self.size = tile.size
+        if variant.k == "row":
+            k = refs.k[pl.ds(tile.g * SUBLANES, SUBLANES), :]
+        else:
+            k = jnp.full((SUBLANES, LANES), refs.k[q])
+        if variant.undersized == "clip":
+            k = jnp.minimum(k, self.size - variant.spared)
+        admitted = (k >= 1) & (k <= self.size - variant.spared)
+        # Where no k is admitted the formulas see two samples and k=1, all weights times 0.
+        n, k = jnp.where(admitted, self.size, 2.0), jnp.where(admitted, k, 1.0)
+        live = jnp.where(admitted, 1.0, 0.0)
+        self.k, self.first = k, k == 1
+        f = [jnp.where(self.first, refs.form[13 + i], refs.form[i]) for i in range(13)]
+        others, rest = jnp.maximum(n - 1, 1.0), jnp.maximum(n - k, 1.0)
+        under = (1 + f[0] * (k - 1)) * (1 + f[1] * (rest - 1)) * (1 + f[2] * (others - 1))
+        times = (self.size if variant.by_mean else 1.0) / under
+        self.gap = (f[3] + f[4] * k + f[5] * n + f[6] * (n * (n - 1))) * times
+        self.below = (f[7] + f[8] * k) * times
+        self.slope = (f[9] + f[10] * n) * times
+        self.middle = variant.mirror * (n - 1)
+        anchor = f[11] + f[12] * (k / (n * (1 + f[2] * (others - 1))))
+        self.anchor = anchor * live * (self.size if variant.by_mean else 1.0)
+        self.top = live * (k / n)
+        self.otherwise = (
+            jnp.where(admitted, 0.0, jnp.nan) if variant.undersized == "nan" else _zero()
+        )
+
+    def chance(self, i: _Sample, chance: Rows) -> Rows:
+        return jnp.where(i.as_float < self.size, chance, 0.0) if self.masked else chance
+
+    def after(self, i: _Sample, chance: Rows) -> Rows:
+        """The chance of the place below place i."""
+        place = i.as_float
+        ratio = jnp.maximum(place + 1 - self.k, 0.0) * self.inverses[i.number]
+        below = jnp.where(self.first, chance, chance * ratio)
+        # Above a row's own samples nothing changes yet.
+        return jnp.where(place < self.size, below, chance) if self.masked else below
+
+    def scan(self) -> Rows:
+        # Downward: the term of every gap goes to the place at its lower end.
+        def weigh(i: _Sample, carry: Any) -> Any:
+            chance, chance_above, above, constant = carry
+            own = self.work[i.number]
+            term = (chance if self.lag else chance_above) * (above - own)
+            weight = self.below + self.slope * jnp.abs(i.as_float + 1 - self.middle)
+            if self.scanned:
+                self.work[i.number] = self.gap * term
+            return self.after(i, chance), chance, own, constant + weight * term
+
+        start = (self.top, self.top, self.work[self.n - 1], _zero())
+        *_, constant = self.each(weigh, start, down=True)
+        if self.scanned:
+
+            def add(i: _Sample, total: Rows) -> Rows:
+                term = self.work[i.number]
+                self.work[i.number] = total
+                return total + term
+
+            self.each(add, _zero())
+        return constant
+
+
+class _Sample(NamedTuple):
+    """Sample first + offset of a row."""
+
+    first: Any
+    offset: int
+    first_is_even: bool = True  # a multiple of 8
+
+    @property
+    def number(self) -> Any:
+        return self.first + self.offset
+
+    @property
+    def as_float(self) -> Any:
+        if isinstance(self.first, int):
+            return float(self.number)
+        return jnp.full((SUBLANES, LANES), self.number).astype(jnp.float32)
+
+
+def _slabs(
+    plan: Plan, n: int, body: Callable[[Any, int, Any], Any], carry: Any, *, down: bool = False
+) -> Any:
+    """body(first, count, carry) for one run of samples after the other."""
+    unrolled = plan.unrolled
+    full, rest = divmod(n, unrolled)
+
+    def turn(i: Any, carry: Any) -> Any:
+        return body((full - 1 - i if down else i) * unrolled, unrolled, carry)
+
+    if rest and down:
+        carry = body(full * unrolled, rest, carry)
+    if full == 1:
+        carry = body(0, unrolled, carry)
+    elif full:
+        carry = lax.fori_loop(0, full, turn, carry)
+    if rest and not down:
+        carry = body(full * unrolled, rest, carry)
+    return carry
+
+
+def _each(
+    plan: Plan, n: int, body: Callable[[_Sample, Any], Any], carry: Any, *, down: bool = False
+) -> Any:
+    """body(sample, carry) for one sample after the other."""
+
+    def slab(first: Any, count: int, carry: Any) -> Any:
+        # What is known to be a multiple of 8 costs no arithmetic.
+        even = first % SUBLANES == 0 if isinstance(first, int) else plan.unrolled % SUBLANES == 0
+        for c in range(count - 1, -1, -1) if down else range(count):
+            carry = body(_Sample(first, c, even), carry)
+        return carry
+
+    return _slabs(plan, n, slab, carry, down=down)
+
+
+def _places(p: Pass, group: Any) -> list[Any]:
+    """The samples of a group, as one or two strided slices."""
+    if p.starts == 1:
+        base = start = group * p.span
+    else:
+        # Both are powers of two; JAX's // and % would mind negative numbers.
+        base = _shifted(group, p.starts.bit_length() - 1) * p.span
+        start = base + (group & (p.starts - 1))
+    places = [_slice(start, p)]
+    if p.mirrored:
+        last = start + (p.each - 1) * p.stride
+        places.append(_slice(2 * base + p.span - 1 - last, p))
+    return places
+
+
+def _slice(start: Any, p: Pass) -> Any:
+    return pl.ds(start, p.each) if p.stride == 1 else pl.ds(start, p.each, stride=p.stride)
+
+
+def _without_carry(body: Callable[[Any], None]) -> Callable[[Any, Any], Any]:
+    def turn(i: Any, carry: Any) -> Any:
+        body(i)
+        return carry
+
+    return turn
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _zero() -> Rows:
+    return jnp.zeros((SUBLANES, LANES), jnp.float32)
+
+
+def _shifted(x: Any, bits: int) -> Any:
+    return x >> bits if isinstance(x, int) else lax.shift_right_logical(x, bits)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _as_float(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        x = x.astype(jnp.int32)
+    return x.astype(jnp.float32)
+
+
+def _as_mask(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.int32) != 0
+
+
+def _marked(x: jax.Array, where: jax.Array) -> jax.Array:
+    mark = lax.bitcast_convert_type(jnp.full(x.shape, _LEFT_OUT, jnp.int32), jnp.float32)
+    return jnp.where(_as_mask(where), jnp.where(x != x, jnp.nan, x), mark)
+
+
+def _is_left_out(x: jax.Array) -> jax.Array:
+    return _bits(x) == _LEFT_OUT
+
+
+def _at_the_limit(values: jax.Array, leading: jax.Array, stretch: jax.Array) -> jax.Array:
+    infinite = jnp.where(leading > 0, jnp.inf, -jnp.inf)
+    return jnp.where(leading != 0, infinite, values * stretch)

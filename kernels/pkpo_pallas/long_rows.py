@@ -1,0 +1,66 @@
+"""Rows too long for VMEM: what is left of them once XLA has sorted them, a scan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pkpo_pallas.op import shape_like
+
+# Terms of a row that a grid step takes, and rows.
+BLOCK_TERMS = 256
+BLOCK_ROWS = 1024
+# Terms that a turn of the loop takes.
+_UNROLLED = 32
+
+
+def prefix_sums(terms: jax.Array, *, interpret: Any = False) -> jax.Array:
+    """(rows, m) terms ≥ 0 in float32 → (rows, m), the sum of each row's terms up to each.
+
+    What the additions of a row lose to rounding is added up beside them, so that the error does not
+    grow along the row. A term of 0 leaves the sum as it is, to the bit.
+    """
+    rows, m = terms.shape
+    terms = terms.T
+    block = pl.BlockSpec((BLOCK_TERMS, BLOCK_ROWS), lambda i, j: (j, i))
+    sums = pl.pallas_call(
+        _kernel,
+        out_shape=shape_like(terms.shape, terms.dtype, terms),
+        grid=(-(-rows // BLOCK_ROWS), -(-m // BLOCK_TERMS)),
+        in_specs=[block],
+        out_specs=block,
+        scratch_shapes=[pltpu.VMEM((2, BLOCK_ROWS), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        interpret=interpret,
+    )(terms)
+    return sums.T
+
+
+def _kernel(terms_ref: Any, sums_ref: Any, carry_ref: Any) -> None:
+    @pl.when(pl.program_id(1) == 0)
+    def _() -> None:
+        carry_ref[...] = jnp.zeros_like(carry_ref)
+
+    def turn(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        total, lost = carry
+        terms = terms_ref[pl.ds(i * _UNROLLED, _UNROLLED), :]
+        sums = []
+        for c in range(_UNROLLED):
+            term = terms[c : c + 1]
+            larger = total + term
+            # Exactly what the addition loses (Knuth 1969).
+            rest = larger - total
+            lost = lost + ((total - (larger - rest)) + (term - rest))
+            total = larger
+            sums.append(total + lost)
+        sums_ref[pl.ds(i * _UNROLLED, _UNROLLED), :] = jnp.concatenate(sums)
+        return total, lost
+
+    start = (carry_ref[pl.ds(0, 1), :], carry_ref[pl.ds(1, 1), :])
+    total, lost = lax.fori_loop(0, BLOCK_TERMS // _UNROLLED, turn, start)
+    carry_ref[pl.ds(0, 1), :], carry_ref[pl.ds(1, 1), :] = total, lost

@@ -1,0 +1,148 @@
+"""Sorting networks as passes over samples: which of them meet, and what is compared there.
+
+A pass takes the samples in groups that fit in registers, and what it does in a group is a list of
+comparators. Rows that fit in a group are sorted in one pass. Longer ones, filled up to a power of
+two, are sorted in runs as long as a group, and pairs of sorted runs are merged (bitonic merges) by
+several passes.
+
+The first step of a merge of `span` samples compares sample i with its mirror image span − 1 − i, so
+that no run has to be descending; from there on samples are compared that lie span/4, span/8, … 1
+apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Comparators (a, b), a < b in the order that they make: the smaller to a.
+Comparators = tuple[tuple[int, int], ...]
+
+# The best network known for 16: 60 comparators (after Green 1969), where Batcher's has 63.
+_SIXTEEN: Comparators = (
+    *((0, 13), (1, 12), (2, 15), (3, 14), (4, 8), (5, 6), (7, 11), (9, 10)),
+    *((0, 5), (1, 7), (2, 9), (3, 4), (6, 13), (8, 14), (10, 15), (11, 12)),
+    *((0, 1), (2, 3), (4, 5), (6, 8), (7, 9), (10, 11), (12, 13), (14, 15)),
+    *((0, 2), (1, 3), (4, 10), (5, 11), (6, 7), (8, 9), (12, 14), (13, 15)),
+    *((1, 2), (3, 12), (4, 6), (5, 7), (8, 10), (9, 11), (13, 14)),
+    *((1, 4), (2, 6), (5, 8), (7, 10), (9, 13), (11, 14)),
+    *((2, 4), (3, 6), (9, 12), (11, 13)),
+    *((3, 5), (6, 8), (7, 9), (10, 12)),
+    *((3, 4), (5, 6), (7, 8), (9, 10), (11, 12)),
+    *((6, 7), (8, 9)),
+)
+
+
+class Pass(NamedTuple):
+    """Groups of samples, all with the same comparators.
+
+    The samples of group number g are, in this order, start + stride · c for c < each, where
+    start = (g // starts) · span + g % starts; and, if `mirrored`, as many more: span − 1 − each of
+    these within its span, the last of them first.
+    """
+
+    groups: int
+    span: int
+    starts: int
+    stride: int
+    each: int
+    mirrored: bool
+    comparators: Comparators
+
+    @property
+    def samples(self) -> int:
+        """Samples of a group."""
+        return self.each * (2 if self.mirrored else 1)
+
+
+class Bit(NamedTuple):
+    """Where a comparator's decision is kept: the first of a word highest."""
+
+    word: int
+    bit: int
+    closes: bool  # the last of its word
+
+
+def packed(count: int, sizes: tuple[int, ...]) -> list[Bit]:
+    """Where `count` decisions are kept in words that hold, in turn, so many."""
+    bits: list[Bit] = []
+    word = 0
+    while len(bits) < count:
+        size = min(sizes[word % len(sizes)], count - len(bits))
+        bits += [Bit(word, bit, bit == size - 1) for bit in range(size)]
+        word += 1
+    return bits
+
+
+def words_for(count: int, sizes: tuple[int, ...]) -> int:
+    return sum(bit.closes for bit in packed(count, sizes))
+
+
+def passes(n: int, group: int) -> tuple[Pass, ...]:
+    """What sorts rows of padded(n, group) samples in groups of up to `group`, a power of two."""
+    size = padded(n, group)
+    width = min(size, group)
+    found = [Pass(size // width, width, 1, 1, width, False, _sorting(width))]
+    span = 2 * width
+    while span <= size:
+        found += _merge(size, span, group)
+        span *= 2
+    return tuple(found)
+
+
+def padded(n: int, group: int) -> int:
+    """How many samples the network for rows of n samples takes."""
+    return n if n <= group else 1 << (n - 1).bit_length()
+
+
+def _sorting(n: int) -> Comparators:
+    """A network for n samples, the shorter of two. Comparators beyond n fall away: what is not
+    there would be larger than all that is."""
+    runs = [
+        (first + a, first + b) for first in range(0, n, 16) for a, b in _SIXTEEN if first + b < n
+    ]
+    candidates = (tuple(_odd_even_merges(n, 1)), (*runs, *_odd_even_merges(n, 16)))
+    return min(candidates, key=lambda comparators: len(comparators))
+
+
+def _odd_even_merges(n: int, run: int) -> Iterator[tuple[int, int]]:
+    """Batcher's merges of sorted runs of `run`, a power of two."""
+    while run < n:
+        distance = run
+        while distance >= 1:
+            for start in range(distance % run, n - distance, 2 * distance):
+                for a in range(start, min(start + distance, n - distance)):
+                    if a // (2 * run) == (a + distance) // (2 * run):
+                        yield a, a + distance
+            distance //= 2
+        run *= 2
+
+
+def _merge(size: int, span: int, group: int) -> Iterator[Pass]:
+    """The passes that merge sorted halves of every `span` samples, about equally long."""
+    steps = span.bit_length() - 1
+    count = -(-steps // (group.bit_length() - 1))
+    done = 0
+    for i in range(count):
+        here = (steps - done) // (count - i)
+        inner = span >> done  # what is merged by now lies in spans of this size
+        stride = inner >> here
+        if done == 0:
+            half = 1 << (here - 1)
+            first = tuple((c, 2 * half - 1 - c) for c in range(half))
+            both = (pair for a, b in _halving(half) for pair in ((a, b), (half + a, half + b)))
+            yield Pass(size // (2 * half), span, stride, stride, half, True, (*first, *both))
+        else:
+            yield Pass(
+                size >> here, inner, stride, stride, 1 << here, False, tuple(_halving(1 << here))
+            )
+        done += here
+
+
+def _halving(n: int) -> Iterator[tuple[int, int]]:
+    distance = n // 2
+    while distance:
+        for a in range(n):
+            if not a & distance:
+                yield a, a + distance
+        distance //= 2

@@ -1,0 +1,344 @@
+"""The Pallas kernels behind the API, for JAX arrays on TPUs.
+
+Where a program runs is known when it is lowered, not when it is traced: for anything but TPUs these
+functions are those of the implementation that would be chosen there. They batch under vmap, by more
+rows. The compiler cannot divide a kernel's rows over devices as it divides operations: where rows
+are sharded, call them inside `jax.shard_map`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pkpo_pallas
+from jax import lax
+from jax.custom_batching import custom_vmap
+from pkpo_pallas import Table, Weights
+
+from pkpo_kernels import portable, portable_xla
+from pkpo_kernels.estimators import MAX_AT_K, Estimator
+from pkpo_kernels.weights import GapWeights
+
+
+class _Transform(NamedTuple):
+    """What a compiled transform is compiled for."""
+
+    estimator: Estimator
+    scale: str
+    undersized: str
+    dtype: np.dtype[Any]
+    k: int | None  # where it is a constant of the program
+    interpret: Any  # False, or the parameters of Pallas's interpreter
+
+
+class _MaxAtK(NamedTuple):
+    """None in ks stands for the next of those that are operands."""
+
+    dtype: np.dtype[Any]
+    ks: tuple[int | None, ...]
+    interpret: Any
+
+
+def transform_rows(
+    rewards: jax.Array,
+    k: int | jax.Array,
+    where: jax.Array | None,
+    *,
+    estimator: Estimator,
+    scale: str,
+    undersized: str,
+    dtype: Any,
+    interpret: Any = False,
+) -> jax.Array:
+    """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), a constant."""
+    known = _constant_of_the_program(rewards, k, interpret)
+    options = _Transform(estimator, scale, undersized, jnp.dtype(dtype), known, interpret)
+    hidden_k = jnp.asarray(k) if known is None else None
+    if not _has_a_grid(rewards):
+        return _transform_elsewhere(options, rewards, hidden_k, where)
+    of_rows = _transform_rows if interpret else _transform_in_one_program
+    return of_rows(lax.stop_gradient(rewards), hidden_k, where, options)
+
+
+def max_at_k_rows(
+    rewards: jax.Array,
+    ks: Sequence[int | jax.Array],
+    where: jax.Array | None,
+    *,
+    dtype: Any,
+    interpret: Any = False,
+) -> jax.Array:
+    """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), a constant."""
+    known = tuple(_constant_of_the_program(rewards, k, interpret) for k in ks)
+    hidden = [jnp.asarray(k) for k, one in zip(ks, known, strict=True) if one is None]
+    options = _MaxAtK(jnp.dtype(dtype), known, interpret)
+    if not _has_a_grid(rewards):
+        return _max_at_k_elsewhere(options, rewards, hidden, where)
+    of_rows = _max_at_k_rows if interpret else _max_at_k_in_one_program
+    return of_rows(lax.stop_gradient(rewards), hidden, where, options)
+
+
+def _has_a_grid(rewards: jax.Array) -> bool:
+    # An export's symbolic sizes are no integers, and a kernel's grid is made of integers.
+    return all(isinstance(size, int) and size > 0 for size in rewards.shape)
+
+
+def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array, interpret: Any) -> int | None:
+    # Within somebody's jit an integer is a constant anyway, and its weights come from the host.
+    # Outside, it would mean another program for every k; interpreted, it is a program a step.
+    in_a_program = isinstance(rewards, jax.core.Tracer)
+    return k if isinstance(k, int) and (in_a_program or interpret) else None
+
+
+# The way from a call to a kernel: one program, more rows for vmap, then the choice by platform.
+
+
+def _transform_rows(
+    rewards: jax.Array, k: jax.Array | None, where: jax.Array | None, options: _Transform
+) -> jax.Array:
+    @custom_vmap
+    def of_rows(rewards: jax.Array, k: jax.Array | None, where: jax.Array | None) -> jax.Array:
+        return _by_platform(options, _launch_transform, _transform_elsewhere, rewards, k, where)
+
+    @of_rows.def_vmap
+    def of_more_rows(
+        size: int,
+        batched: Sequence[Any],
+        rewards: jax.Array,
+        k: jax.Array | None,
+        where: jax.Array | None,
+    ) -> tuple[jax.Array, bool]:
+        rewards = _with_batch(size, batched[0], rewards)
+        rows, n = rewards.shape[1:]
+        if k is not None and (batched[1] or k.ndim > 0):
+            k = _with_batch(size, batched[1], k)
+            k = jnp.broadcast_to(k.reshape(size, -1), (size, rows)).reshape(-1)
+        if where is not None:
+            where = _with_batch(size, batched[2], where).reshape(-1, n)
+        out = _transform_rows(rewards.reshape(-1, n), k, where, options)
+        return out.reshape(size, rows, n), True
+
+    return of_rows(rewards, k, where)
+
+
+def _max_at_k_rows(
+    rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None, options: _MaxAtK
+) -> jax.Array:
+    @custom_vmap
+    def of_rows(rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None) -> jax.Array:
+        return _by_platform(options, _launch_max_at_k, _max_at_k_elsewhere, rewards, ks, where)
+
+    @of_rows.def_vmap
+    def of_more_rows(
+        size: int,
+        batched: Sequence[Any],
+        rewards: jax.Array,
+        ks: Sequence[jax.Array],
+        where: jax.Array | None,
+    ) -> tuple[jax.Array, bool]:
+        rewards = _with_batch(size, batched[0], rewards)
+        rows, n = rewards.shape[1:]
+        if where is not None:
+            where = _with_batch(size, batched[2], where)
+        if any(batched[1]):
+            # A kernel has the same ks for all its rows: one launch for each element of the batch.
+            ks = [_with_batch(size, of_k, k) for of_k, k in zip(batched[1], ks, strict=True)]
+
+            def of_one(one: Any) -> jax.Array:
+                rewards, ks, where = one
+                return _max_at_k_rows(rewards, ks, where, options)
+
+            return lax.map(of_one, (rewards, ks, where)), True
+        if where is not None:
+            where = where.reshape(-1, n)
+        out = _max_at_k_rows(rewards.reshape(-1, n), ks, where, options)
+        return out.reshape(size, rows, -1), True
+
+    return of_rows(rewards, ks, where)
+
+
+_transform_in_one_program = jax.jit(_transform_rows, static_argnames=("options",))
+_max_at_k_in_one_program = jax.jit(_max_at_k_rows, static_argnames=("options",))
+
+
+def _with_batch(size: int, batched: bool, x: jax.Array) -> jax.Array:
+    return x if batched else jnp.broadcast_to(x, (size, *x.shape))
+
+
+def _by_platform(
+    options: Any,
+    launch: Callable[..., jax.Array],
+    elsewhere: Callable[..., jax.Array],
+    *operands: Any,
+) -> jax.Array:
+    if options.interpret:
+        return launch(options, *operands)
+    return lax.platform_dependent(
+        *operands, tpu=partial(launch, options), default=partial(elsewhere, options)
+    )
+
+
+# What other platforms run.
+
+
+def _others() -> Any:
+    """The module that serves JAX arrays there."""
+    try:
+        from pkpo_kernels import fused_jax_triton
+    except ImportError:
+        return portable_xla
+    return fused_jax_triton
+
+
+def _transform_elsewhere(
+    options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
+) -> jax.Array:
+    return _others().transform_rows(
+        rewards,
+        options.k if k is None else k,
+        where,
+        estimator=options.estimator,
+        scale=options.scale,
+        undersized=options.undersized,
+        dtype=options.dtype,
+    )
+
+
+def _max_at_k_elsewhere(
+    options: _MaxAtK, rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None
+) -> jax.Array:
+    return _others().max_at_k_rows(rewards, _in_place(options, ks), where, dtype=options.dtype)
+
+
+def _in_place(options: _MaxAtK, hidden: Sequence[jax.Array]) -> list[int | jax.Array]:
+    """All ks, in their order."""
+    rest = iter(hidden)
+    return [next(rest) if k is None else k for k in options.ks]
+
+
+# What TPUs run.
+
+
+def _launch_transform(
+    options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
+) -> jax.Array:
+    n = rewards.shape[1]
+    estimator = options.estimator
+    given: Any = options.k if k is None else k
+    if not pkpo_pallas.fits(n):
+        return _transform_long(options, rewards, given, where)
+    table = None
+    if where is None and (isinstance(given, int) or given.ndim == 0):
+        clip = options.undersized == "clip"
+        times = n if options.scale == "mean" else 1
+        table = _table(estimator, rewards, given, clip=clip, times=times)
+    return pkpo_pallas.transform(
+        rewards,
+        None if table is not None else jnp.asarray(given),
+        where,
+        weights=_kernel_weights(estimator),
+        table=table,
+        by_mean=options.scale == "mean",
+        undersized=options.undersized,
+        dtype=options.dtype,
+        interpret=options.interpret,
+    )
+
+
+def _launch_max_at_k(
+    options: _MaxAtK, rewards: jax.Array, hidden: Sequence[jax.Array], where: jax.Array | None
+) -> jax.Array:
+    ks = _in_place(options, hidden)
+    if not pkpo_pallas.fits(rewards.shape[1]):
+        # One number a row: there is nothing to scan.
+        return portable_xla.max_at_k_rows(rewards, ks, where, dtype=options.dtype)
+    tables = None
+    if where is None:
+        tables = [_table(MAX_AT_K, rewards, k) for k in ks]
+    return pkpo_pallas.max_at_k(
+        rewards,
+        None if tables is not None else jnp.stack([jnp.asarray(k) for k in ks]),
+        where,
+        weights=_kernel_weights(MAX_AT_K),
+        tables=tables,
+        dtype=options.dtype,
+        interpret=options.interpret,
+    )
+
+
+def _transform_long(
+    options: _Transform, rewards: jax.Array, k: int | jax.Array, where: jax.Array | None
+) -> jax.Array:
+    """XLA sorts; its second sort leads what the kernel has summed up back to the samples."""
+    keys = rewards.astype(jnp.float32)
+    n = portable_xla.group_sizes(rewards, where)
+
+    def sum_beneath(gaps: jax.Array, terms: jax.Array, places: jax.Array) -> jax.Array:
+        sums = pkpo_pallas.prefix_sums(terms, interpret=options.interpret)
+        # Nothing lies beneath the smallest.
+        sums = jnp.concatenate([jnp.zeros_like(sums[:, :1]), sums], -1)
+        _, out = lax.sort((places, sums), dimension=1, is_stable=False, num_keys=1)
+        return out
+
+    out = portable.transform_rows(
+        portable_xla.primitives(keys)._replace(sum_beneath=sum_beneath),
+        keys,
+        n,
+        _weights(options.estimator, keys, n, k, where, clip=options.undersized == "clip"),
+        where,
+        standardised=options.estimator.standardised,
+        scale=options.scale,
+        undersized=options.undersized,
+    )
+    return out.astype(options.dtype)
+
+
+def _weights(
+    estimator: Estimator,
+    keys: jax.Array,
+    n: jax.Array,
+    k: int | jax.Array,
+    where: jax.Array | None,
+    *,
+    clip: bool,
+) -> GapWeights:
+    known = portable_xla.known_weights(estimator, keys, k, where, jnp.float32)
+    return known or portable_xla.traced_weights(estimator, keys, n, k, clip=clip)
+
+
+def _table(
+    estimator: Estimator,
+    rewards: jax.Array,
+    k: int | jax.Array,
+    *,
+    clip: bool = False,
+    times: int = 1,
+) -> Table:
+    """What rows that share n and k have in common, in float32."""
+    keys = jnp.zeros((1, rewards.shape[1]), jnp.float32)
+    n = jnp.asarray(rewards.shape[1])
+    weights = _weights(estimator, keys, n, k, None, clip=clip)
+    return Table(
+        gap=jnp.asarray(weights.gap * times),
+        below=jnp.asarray(weights.below * times),
+        best=jnp.append(weights.best, weights.best_top),
+        anchor=jnp.asarray(weights.anchor * times, jnp.float32),
+        admitted=jnp.asarray(weights.admitted),
+    )
+
+
+def _kernel_weights(estimator: Estimator) -> Weights:
+    form, at_1 = estimator.form, estimator.form_at_1 or estimator.form
+    return Weights(
+        form=form.numbers,
+        form_at_1=at_1.numbers,
+        lag=form.lag,
+        mirror=form.mirror,
+        spared=estimator.spared,
+        standardised=estimator.standardised,
+    )

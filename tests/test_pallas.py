@@ -1,0 +1,295 @@
+"""The Pallas kernels, interpreted: their regimes, races, and how they live inside JAX."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import rewards_of_every_kind
+from jax.experimental.pallas import tpu as pltpu
+from pkpo_pallas import networks, op, plan
+
+import pkpo_kernels as pk
+from pkpo_kernels import dispatch, fused_pallas
+
+fused = partial(pk.transform, implementation="pallas_interpret")
+fused_max = partial(pk.max_at_k, implementation="pallas_interpret")
+
+
+def same(got: Any, want: Any, tolerance: float = 5e-6) -> None:
+    assert got.dtype == want.dtype and got.shape == want.shape
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
+def rewards_of(n: int, rows: int = 2, dtype: Any = jnp.float32) -> jax.Array:
+    values = rewards_of_every_kind(np.random.default_rng(n), n, rows)
+    return jnp.asarray(values > 0 if jnp.dtype(dtype) == np.bool_ else values, dtype)
+
+
+class TestNetworks:
+    @pytest.mark.parametrize("group", [8, plan.GROUP])
+    @pytest.mark.parametrize("n", [*range(1, 41), 64, 100, 128, 300, 1024])
+    def test_they_sort(self, n: int, group: int) -> None:
+        # A network that sorts all rows of zeros and ones sorts all rows (Knuth 1973, 5.3.4); of
+        # long rows some.
+        size = networks.padded(n, group)
+        rng = np.random.default_rng(n)
+        if size <= 12:
+            rows = (np.arange(1 << size)[:, None] >> np.arange(size)) & 1
+        else:
+            rows = (rng.random((400, size)) < rng.random((400, 1))).astype(int)
+        want = np.sort(rows, axis=1)
+        for p in networks.passes(n, group):
+            seen: list[int] = []
+            for g in range(p.groups):
+                base = g // p.starts * p.span
+                places = [base + g % p.starts + c * p.stride for c in range(p.each)]
+                if p.mirrored:
+                    places += [2 * base + p.span - 1 - place for place in reversed(places)]
+                seen += places
+                for a, b in p.comparators:
+                    pair = rows[:, [places[a], places[b]]]
+                    rows[:, places[a]], rows[:, places[b]] = pair.min(1), pair.max(1)
+            assert sorted(seen) == list(range(size))
+        np.testing.assert_array_equal(rows, want)
+
+    def test_groups_are_what_the_kernel_slices(self) -> None:
+        from pkpo_pallas.kernels import _places
+
+        for p in networks.passes(256, plan.GROUP):
+            for g in range(p.groups):
+                base = g // p.starts * p.span
+                want = [base + g % p.starts + c * p.stride for c in range(p.each)]
+                if p.mirrored:
+                    want += [2 * base + p.span - 1 - place for place in reversed(want)]
+                slices = _places(p, jnp.int32(g))
+                got = [int(s.start) + c * (s.stride or 1) for s in slices for c in range(s.size)]
+                assert got == want
+
+
+@pytest.fixture
+def with_races(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    parameters = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+    monkeypatch.setattr(
+        "pkpo_kernels.interpreted_pallas.transform_rows",
+        partial(fused_pallas.transform_rows, interpret=parameters),
+    )
+    monkeypatch.setattr(
+        "pkpo_kernels.interpreted_pallas.max_at_k_rows",
+        partial(fused_pallas.max_at_k_rows, interpret=parameters),
+    )
+    yield
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    assert not interpret_pallas_call.races.races_found
+
+
+@pytest.mark.usefixtures("with_races")
+class TestWithoutRaces:
+    @pytest.mark.parametrize("n", [12, 24])
+    def test_short_rows(self, n: int) -> None:
+        # More than one block of rows, the last one not full.
+        rewards = rewards_of(n, rows=3)
+        where = jnp.asarray(np.random.default_rng(n).random(rewards.shape) < 0.8)
+        same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
+        want = pk.transform(rewards, 3, where=where, implementation="xla")
+        same(fused(rewards, 3, where=where), want)
+        same(fused_max(rewards, [1, 3]), pk.max_at_k(rewards, [1, 3], implementation="xla"))
+
+    def test_rows_in_chunks(self) -> None:
+        rewards = rewards_of(130, rows=1)[:2]
+        same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
+
+    def test_long_rows(self) -> None:
+        rewards = rewards_of(1100, rows=1)
+        same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
+
+
+class TestRegimes:
+    @pytest.mark.parametrize("n", [24, 130])
+    def test_as_compiled(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+        """With the groups and the unrolled loops of the compiled kernel."""
+        monkeypatch.setattr(op, "plan", lambda n, rows, interpreted: plan.plan(n, rows))
+        jax.clear_caches()
+        rewards = rewards_of(n, rows=1)
+        options: dict[str, Any] = {"estimator": "passk_training"} if n < 100 else {}
+        same(
+            fused(rewards, 3, **options), pk.transform(rewards, 3, implementation="xla", **options)
+        )
+        jax.clear_caches()
+
+    def test_several_tiles_and_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 2 * 8 * plan.TILE_ROWS)
+        assert plan.plan(8, 4000).tiles == 2
+        rng = np.random.default_rng(0)
+        rewards = jnp.asarray(rng.standard_normal((4000, 8)), jnp.float32)
+        k = jnp.asarray(rng.integers(1, 8, 4000))
+        same(fused(rewards, k), pk.transform(rewards, k, implementation="xla"))
+        same(fused_max(rewards, 2), pk.max_at_k(rewards, 2, implementation="xla"))
+
+    def test_blocks_that_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Regular rows, rows of two levels, and rows with infinities, a block each."""
+        monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1)
+        rng = np.random.default_rng(1)
+        values = rng.standard_normal((3000, 20)).astype(np.float32)
+        values[1024:2048] = rng.integers(0, 2, (1024, 20))
+        values[2500, 3], values[2600, 4] = np.inf, np.nan
+        rewards = jnp.asarray(values)
+        same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
+
+    def test_many_ks_are_several_launches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(op, "_TABLE_SIZE", 32)
+        rewards, ks = rewards_of(12), [1, 2, 5, 7, 12]
+        same(fused_max(rewards, ks), pk.max_at_k(rewards, ks, implementation="xla"))
+        where = rewards > -1
+        want = pk.max_at_k(rewards, ks, where=where, implementation="xla")
+        same(fused_max(rewards, ks, where=where), want)
+
+    def test_a_scan_of_long_rows_is_exact_to_a_rounding(self) -> None:
+        from pkpo_pallas import prefix_sums
+
+        terms = np.random.default_rng(2).random((3, 3000)).astype(np.float32) ** 8
+        terms[:, ::5] = 0
+        sums = np.asarray(prefix_sums(jnp.asarray(terms), interpret=pltpu.InterpretParams()))
+        np.testing.assert_allclose(sums, terms.astype(np.float64).cumsum(1), rtol=1.2e-7)
+        np.testing.assert_array_equal(sums[:, 5::5], sums[:, 4:-1:5])
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "bool"])
+    def test_rows_in_chunks_of_other_dtypes(self, dtype: str) -> None:
+        rewards = rewards_of(128, rows=1, dtype=jnp.dtype(dtype))
+        want = pk.transform(rewards, 3, implementation="xla")
+        same(fused(rewards, 3), want, 1e-2 if dtype == "bfloat16" else 5e-6)
+
+
+class TestInsideJax:
+    def test_a_new_k_compiles_nothing(self) -> None:
+        step = jax.jit(lambda x, k: fused(x, k))
+        rewards = rewards_of(6)
+        for k in (1, 2, 6):
+            same(step(rewards, jnp.asarray(k)), pk.transform(rewards, k, implementation="xla"))
+        assert step._cache_size() == 1
+
+    def test_vmap(self) -> None:
+        rewards = rewards_of(6, rows=2)
+        ks = jnp.asarray([1, 2, 6])
+        got = jax.vmap(lambda k: fused(rewards, k))(ks)
+        for one, k in zip(got, (1, 2, 6), strict=True):
+            same(one, pk.transform(rewards, k, implementation="xla"))
+        cube = rewards.reshape(2, 5, 6)
+        want = pk.transform(cube, 3, implementation="xla")
+        same(jax.vmap(jax.vmap(lambda x: fused(x, 3)))(cube), want)
+        where = cube > -1
+        pair = jax.vmap(lambda x, k, w: fused(x, k, where=w))
+        want = pk.transform(cube, 2, where=where, implementation="xla")
+        same(pair(cube, jnp.asarray([2, 2]), where), want)
+        best = jax.vmap(lambda x, k: fused_max(x, k[None]))(cube, jnp.asarray([1, 3]))
+        same(best[1], pk.max_at_k(cube[1], [3], implementation="xla"))
+
+    def test_scan_and_grad(self) -> None:
+        rewards = rewards_of(6, rows=1)
+
+        def loss(logits: jax.Array, k: jax.Array) -> jax.Array:
+            return -(fused(rewards, k) * jax.nn.log_softmax(logits)).sum()
+
+        def step(logits: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+            grad = jax.grad(loss)(logits, k)
+            return logits - grad, grad
+
+        start = jnp.zeros_like(rewards)
+        _, grads = jax.lax.scan(step, start, jnp.asarray([3, 1]))
+        advantages = pk.transform(rewards, 3, implementation="xla")
+        same(grads[0], -(advantages - advantages.sum(-1, keepdims=True) / 6))
+
+    def test_remat(self) -> None:
+        # The interpreter calls back to the host, which cannot be done twice: so without it.
+        def loss(logits: jax.Array, x: jax.Array) -> jax.Array:
+            return -(pk.transform(x, 3, implementation="pallas") * jax.nn.log_softmax(logits)).sum()
+
+        rewards = rewards_of(6, rows=1)
+        step = jax.jit(jax.grad(jax.checkpoint(loss)))
+        traced = step.trace(jnp.zeros_like(rewards), rewards)
+        assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+        advantages = pk.transform(rewards, 3, implementation="xla")
+        want = -(advantages - advantages.sum(-1, keepdims=True) / 6)
+        same(step(jnp.zeros_like(rewards), rewards), want)
+
+    def test_shard_map_over_rows(self) -> None:
+        code = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec as P
+import pkpo_kernels as pk
+mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+x = jnp.asarray(np.random.default_rng(0).standard_normal((32, 6)), jnp.float32)
+for check in (True, False):
+    def f(x, k):
+        # Inside the interpreter JAX knows of no axes to check.
+        return pk.transform(x, k, implementation=None if check else "pallas_interpret")
+    sharded = jax.shard_map(
+        f, mesh=mesh, in_specs=(P("rows"), P()), out_specs=P("rows"), check_vma=check
+    )
+    got = jax.jit(sharded)(x, jnp.asarray(3))
+    assert len(got.sharding.device_set) == 8
+    np.testing.assert_allclose(got, pk.transform(x, 3, implementation="xla"), rtol=1e-5, atol=1e-7)
+step = jax.jit(jax.shard_map(
+    lambda x, k: pk.transform(x, k), mesh=mesh, in_specs=(P("rows"), P()), out_specs=P("rows")))
+lowered = step.trace(x, jnp.asarray(3)).lower(lowering_platforms=("tpu",)).as_text()
+assert "tpu_custom_call" in lowered
+"""
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert out.returncode == 0, out.stderr[-3000:]
+
+
+class TestTheChoice:
+    def test_it_falls_when_a_program_is_lowered(self) -> None:
+        traced = jax.jit(lambda x, k: pk.transform(x, k)).trace(rewards_of(6), jnp.asarray(2))
+        on_tpu = traced.lower(lowering_platforms=("tpu",)).as_text()
+        assert "tpu_custom_call" in on_tpu and "stablehlo.sort" not in on_tpu
+        on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
+        assert "tpu_custom_call" not in on_cpu and "stablehlo.sort" in on_cpu
+
+    def test_export_for_tpus(self) -> None:
+        step = jax.jit(lambda x, k: pk.transform(x, k))
+        rewards = rewards_of(6)
+        exported = jax.export.export(step, platforms=("tpu",))(rewards, jnp.asarray(2))
+        assert "tpu_custom_call" in exported.mlir_module()
+        assert jax.export.deserialize(exported.serialize()).platforms == ("tpu",)
+        with pytest.raises(ValueError, match="'tpu'"):
+            exported.call(rewards, jnp.asarray(2))
+
+    def test_arrays_elsewhere_are_refused(self) -> None:
+        rewards = rewards_of(6)
+        assert dispatch.default_implementation("jax", rewards) == "xla"
+        with pytest.raises(ValueError, match="run on TPUs and the rewards are on"):
+            pk.transform(rewards, 2, implementation="pallas")
+
+    def test_sharded_arrays_are_sent_to_shard_map(self) -> None:
+        from types import SimpleNamespace
+
+        def array(*platforms: str) -> Any:
+            devices = [SimpleNamespace(platform=platform) for platform in platforms]
+            return SimpleNamespace(dtype=np.dtype("float32"), devices=lambda: devices)
+
+        refuses = dispatch.IMPLEMENTATIONS["pallas"].refuses
+        assert refuses(array("tpu")) is None
+        assert "shard_map" in str(refuses(array("tpu", "tpu")))
+        assert "jax.device_put" in str(refuses(array("cpu")))
+
+
+def test_the_kernels_need_jax_alone() -> None:
+    code = (
+        "import sys; sys.modules.update({'torch': None, 'triton': None, 'pkpo_kernels': None})\n"
+        "import pkpo_pallas\n"
+        "assert not [m for m in sys.modules if m.startswith(('pkpo_triton', 'torch.'))]\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]

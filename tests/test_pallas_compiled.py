@@ -1,0 +1,110 @@
+"""The Pallas kernels, compiled by libtpu for chips that are not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("libtpu")
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+
+# Every regime, dtype, and kind of mask and k, on one line each: a shape, and what is asked of it.
+COMPILE = """
+import sys
+from bench.tpu_static import Compiler
+import pkpo_kernels as pk
+compiler = Compiler(sys.argv[1])
+import jax.numpy as jnp
+
+def compiles(n, dtype, masked=False, per_row=False, best=False, estimator="sloo_minus_one"):
+    rows = 4096
+    x = compiler.array((rows, n), jnp.dtype(dtype))
+    where = compiler.array((rows, n), jnp.bool_) if masked else None
+    k = compiler.array((rows,) if per_row else (), jnp.int32)
+    def program(x, k, where):
+        x = ~x if dtype == "bool" else x + x
+        if best:
+            return pk.max_at_k(x, [1, 2], where=where)
+        return pk.transform(x, k, where=where, estimator=estimator)
+    compiled, seconds = compiler.compile(program, x, k, where)
+    assert "tpu_custom_call" in compiled.as_text(), (n, dtype)
+    assert n > 128 or seconds < 10, (n, dtype, seconds)
+    print(n, dtype, masked, per_row, best, estimator, round(seconds, 1))
+
+cases = eval(sys.argv[2])
+for case in cases:
+    compiles(**case)
+"""
+
+CASES = [
+    {"n": 1, "dtype": "float32"},
+    {"n": 8, "dtype": "bfloat16", "masked": True},
+    {"n": 12, "dtype": "float32", "per_row": True, "estimator": "passk_training"},
+    {"n": 16, "dtype": "float16", "best": True},
+    {"n": 32, "dtype": "bool", "masked": True, "per_row": True},
+    {"n": 64, "dtype": "float32", "masked": True, "per_row": True},
+    {"n": 100, "dtype": "float32", "masked": True, "best": True},
+    {"n": 128, "dtype": "float32", "estimator": "passk_training"},
+    {"n": 128, "dtype": "bool", "best": True},
+    {"n": 256, "dtype": "bfloat16", "masked": True, "per_row": True},
+    {"n": 300, "dtype": "int32", "masked": True},
+    {"n": 1024, "dtype": "float32", "masked": True, "estimator": "passk_training"},
+    {"n": 1024, "dtype": "bool"},
+    {"n": 5000, "dtype": "float32", "masked": True},
+]
+# What differs from chip to chip is above all the memory.
+COVERING = [CASES[i] for i in (1, 5, 11, 13)]
+
+
+def run(*command: str) -> str:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v4", "v5p", "v6e"])
+def test_every_regime_compiles_and_the_kernel_is_what_runs(chip: str) -> None:
+    run("-c", COMPILE, chip, repr(CASES if chip == "v5e" else COVERING))
+
+
+def test_schedules_stay_within_their_budget(tmp_path: Path) -> None:
+    run("-m", "bench.tpu_static", "--quick", "--out", str(tmp_path))
+    got = json.loads((tmp_path / "tpu-static-v5e.json").read_text())["rows"]
+    kept = json.loads((RESULTS / "tpu-static-v5e.json").read_text())["rows"]
+    budget = {(row["n"], row["dtype"], row["path"]): row for row in kept}
+    assert got
+    for row in got:
+        before = budget[row["n"], row["dtype"], row["path"]]
+        assert row["bundles"] <= 1.05 * before["bundles"], row
+        assert row["bytes_over_floor"] <= 1.05, row
+
+
+def test_loops_are_counted_with_their_turns() -> None:
+    from bench.tpu_static import schedule
+
+    text = """
+     0   :  { %1 = sfence }
+   0x1 LB: > { %s1_s0 = sphi 0 } /* Start region 9 */
+   0x2 LB: >> { %s2_s0 = sphi 0 } /* Start region 5 :: Start region 6 */
+   0x3   : >> { %7 = vst [vmem:[#allocation13_spill] sm:$0xff] %v1 ;;  %p1_p0 = scmp.ge.s32.totalorder %s2_s0, 4 /* loop exit test */ }
+   0x4   : >> { %9 = sbr.rel (!%p1_p0) target = $region5 }
+   0x5 LB: >> { %s3_s0 = sphi 0 } /* Start region 7 */
+   0x6   : >> { %p2_p0 = scmp.ge.s32.totalorder %s3_s0, %s8_s0 /* loop exit test */ }
+   0x7   : >> { %9 = sbr.rel (!%p2_p0) target = $region7 }
+   0x8   : > { %p3_p0 = scmp.ge.s32.totalorder %s1_s0, 99 /* loop exit test */ }
+   0x9   : > { %10 = sbr.rel (!%p3_p0) target = $region9 }
+   0xa   :  { %2 = sfence }
+"""  # noqa: E501
+    found = schedule(text)
+    # One of the grid's loop at its head, four turns of three, one turn of three, two at the end.
+    assert (found.bundles, found.spills) == (1 + 4 * 3 + 3 + 2, 4)
