@@ -36,10 +36,11 @@ lint: .venv/installed  ## formatting, lints and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint  ## set up, then lints, types, all tests and doctests, and the Triton kernels interpreted
+test: lint  ## set up, then lints, types, all tests and doctests, and the kernels interpreted
 	$(BIN)/python -m pytest -n $(WORKERS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_contract.py tests/test_triton.py \
 		tests/test_jax_triton.py
+	PALLAS_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_contract.py tests/test_pallas.py
 
 gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that the kernels promise
 	TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest tests/test_contract.py tests/test_triton.py tests/test_gpu.py

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of what JAX's tests take is compilation, of programs that then run once.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-# The Triton kernels need a process of their own: `make test` runs the contract once more with
-# TRITON_INTERPRET=1, and `make gpu-test` with TEST_DEVICE=cuda.
+# The kernels need processes of their own: `make test` runs the contract once more with
+# TRITON_INTERPRET=1 and once with PALLAS_INTERPRET=1, and `make gpu-test` with TEST_DEVICE=cuda.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+PALLAS_INTERPRETED = os.environ.get("PALLAS_INTERPRET") == "1"
+if PALLAS_INTERPRETED:
+    # Most of what Pallas's interpreter takes is compilation, of programs that then run once.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 
 
@@ -95,9 +97,11 @@ _PORTABLE = (
     Subject("torch-branchless", "torch", "torch", hidden_k=True, branchless=True),
     Subject("xla", "xla", "jax"),
     Subject("xla-traced", "xla", "jax", hidden_k=True),
-    Subject("pallas", "pallas_interpret", "jax", interpreted=True),
 )
-SUBJECTS = _TRITON if INTERPRETED or DEVICE == "cuda" else _PORTABLE
+_PALLAS = (Subject("pallas", "pallas_interpret", "jax", interpreted=True),)
+SUBJECTS = (
+    _TRITON if INTERPRETED or DEVICE == "cuda" else _PALLAS if PALLAS_INTERPRETED else _PORTABLE
+)
 
 
 @pytest.fixture(params=SUBJECTS, ids=lambda subject: subject.id, scope="module")
