@@ -942,6 +942,15 @@ def _driver() -> str:
     return found.stdout.split("\n")[0].strip()
 
 
+def slug(name: str) -> str:
+    """A device's name as part of a file's.
+
+    >>> slug("NVIDIA H100 80GB HBM3")
+    'nvidia-h100-80gb-hbm3'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def versions() -> dict[str, str | None]:
     """Of Python and of the packages that matter; None for one that is not installed."""
 
@@ -1194,8 +1203,7 @@ def main(
             "plan": asdict(plan) | {"shapes": list(map(str, plan.shapes))},
             "default": default,
         }
-        slug = re.sub(r"[^a-z0-9]+", "-", where["name"].lower()).strip("-")
-        stem = f"throughput-{slug}-{record['date']}"
+        stem = f"throughput-{slug(where['name'])}-{record['date']}"
         bar = progress.add_task("host", total=1 + len(plan.shapes) * len(plan.inputs))
 
         def advance(what: str) -> None:
