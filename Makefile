@@ -50,8 +50,8 @@ gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile 
 gpu-static: .venv/installed  ## without a GPU: count the instructions of the compiled kernels
 	$(BIN)/python -m bench.gpu_static
 
-bench: .venv/installed  ## measure the portable implementations against their libraries' sorts
-	$(BIN)/python -m bench.portable
+bench: .venv/installed  ## throughput here against a copy and all alternatives, quickly, with table, files and plots
+	$(BIN)/python -m bench.throughput --quick
 
 clean:  ## remove everything that was made
 	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
