@@ -101,7 +101,7 @@ def _on_chip(rewards: jax.Array, where: jax.Array | None, dtype: Any) -> bool:
     # An export's symbolic sizes are no integers, and a kernel's grid is made of integers.
     if not (isinstance(rows, int) and isinstance(n, int) and rows > 0 and n > 0):
         return False
-    return _plan(rewards, where, dtype) is not None
+    return _plan(rewards, where, dtype, uniform=False) is not None
 
 
 def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array) -> int | None:
@@ -320,7 +320,9 @@ def _launch_transform(
     rows, n = rewards.shape
     weights = kernel_weights(options.estimator)
     by_mean = options.scale == "mean"
-    compute, chosen = _compute_dtype(rewards, options.dtype), _plan(rewards, where, options.dtype)
+    compute = _compute_dtype(rewards, options.dtype)
+    uniform = options.k is not None and where is None
+    chosen = _plan(rewards, where, options.dtype, uniform=uniform and not weights.standardised)
     assert chosen is not None
     table, inverse = _tables(chosen, compute)
     kind = "int" if k is None else "row" if k.ndim else "scalar"
@@ -365,7 +367,8 @@ def _launch_max_at_k(
     options: _MaxAtK, rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None
 ) -> jax.Array:
     rows = rewards.shape[0]
-    compute, chosen = _compute_dtype(rewards, options.dtype), _plan(rewards, where, options.dtype)
+    compute = _compute_dtype(rewards, options.dtype)
+    chosen = _plan(rewards, where, options.dtype, uniform=False)
     assert chosen is not None
     table, inverse = _tables(chosen, compute)
     hidden = iter(ks)
@@ -398,10 +401,10 @@ def _compute_dtype(rewards: jax.Array, dtype: Any) -> np.dtype[Any]:
     return np.dtype(np.float64 if np.float64 in (dtype, rewards.dtype) else np.float32)
 
 
-def _plan(rewards: jax.Array, where: jax.Array | None, dtype: Any) -> Plan | None:
+def _plan(rewards: jax.Array, where: jax.Array | None, dtype: Any, *, uniform: bool) -> Plan | None:
     wide = _compute_dtype(rewards, dtype) == np.float64
     itemsize = max(rewards.dtype.itemsize, np.dtype(dtype).itemsize)
-    return plan(rewards.shape[1], itemsize, wide, where is not None)
+    return plan(rewards.shape[1], itemsize, wide=wide, masked=where is not None, uniform=uniform)
 
 
 def _tables(chosen: Plan, compute: np.dtype[Any]) -> tuple[jax.Array, jax.Array]:

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 if DEVICE != "cuda":
     pytest.skip("needs a GPU and TEST_DEVICE=cuda", allow_module_level=True)
 
-LENGTHS = (8, 32, 64, 128, 256, 1024, 3000)
+LENGTHS = (8, 32, 100, 128, 1024, 3000, 8192, 9000)
 
 
 def test_the_default_on_a_gpu_is_triton() -> None:

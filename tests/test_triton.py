@@ -134,7 +134,24 @@ def test_every_regime_and_its_edges(n: int, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(got, want, rtol=5e-6, atol=3e-6 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("n", [9, 64, 65, 130])
+@pytest.mark.parametrize("n", [8, 9, 16, 100, plans.LONGEST_WIDE_ON_CHIP, 2049])
+def test_every_regime_of_float64(n: int, rng: np.random.Generator) -> None:
+    rewards = rewards_of_every_kind(rng, n, rows=1)
+    for estimator, k in (("sloo_minus_one", n // 3), ("passk_training", n // 2)):
+        want = expected(rewards, k, estimator=estimator)
+        got = transformed(tensor(rewards), k, estimator=estimator)
+        np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("offset, step", [(0, 4), (4, 4), (1, 1), (0, 3), (2, 6)])
+def test_rows_that_are_not_aligned(offset: int, step: int, rng: np.random.Generator) -> None:
+    memory = tensor(rng.standard_normal(40 * 110).astype(np.float32))
+    rows = memory[offset:].as_strided((9, 96), (96 + step, 1))
+    want = expected(rows.cpu().numpy(), 5)
+    np.testing.assert_allclose(transformed(rows, 5), want, rtol=5e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [9, 20, 64, 65, 130])
 def test_masks_at_the_edges(n: int, rng: np.random.Generator) -> None:
     rewards = rng.standard_normal((6, n)).astype(np.float32)
     where = rng.random((6, n)) < np.array([[1.0], [0.9], [0.5], [0.1], [0.0], [0.7]])
@@ -198,7 +215,7 @@ def test_a_long_row(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(got, want, rtol=5e-6, atol=2e-6 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("n", [20, 100])
+@pytest.mark.parametrize("n", [20, 100, 1025])
 def test_max_at_k_of_several_ks(n: int, rng: np.random.Generator) -> None:
     rewards = rewards_of_every_kind(rng, n, rows=2).astype(np.float32)
     rewards[0, 0] = np.nan

@@ -94,7 +94,8 @@ def _transform(
     weights = Weights(form, form_at_1, lag, mirror, spared, bool(standardised))
     rows, n = rewards.shape
     compute = _compute_dtype(rewards, dtype)
-    chosen = _plan(rewards, where, dtype)
+    uniform = hidden_k is None and where is None
+    chosen = _plan(rewards, where, dtype, uniform=uniform and not standardised)
     out = _empty_result(rewards, dtype)
     if out.numel() == 0:
         return out
@@ -119,7 +120,6 @@ def _transform(
         count_only = rewards.dtype == torch.bool
         rewards, where = _readable(rewards, where, chosen)
         kind = "int" if hidden_k is None else "row" if hidden_k.ndim else "scalar"
-        uniform = kind == "int" and where is None
         anchor, gap, below, slope, first = 0.0, 0.0, 0.0, 0.0, 0.0
         if uniform:
             times = n if by_mean else 1
@@ -171,7 +171,7 @@ def _max_at_k(
 ) -> torch.Tensor:
     rows, n = rewards.shape
     compute = _compute_dtype(rewards, dtype)
-    chosen = _plan(rewards, where, dtype)
+    chosen = _plan(rewards, where, dtype, uniform=False)
     out = torch.empty((rows, ks.shape[0]), dtype=dtype, device=rewards.device)
     if out.numel() == 0:
         return out
@@ -206,11 +206,20 @@ def _compute_dtype(rewards: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in (rewards.dtype, dtype) else torch.float32
 
 
-def _plan(rewards: torch.Tensor, where: torch.Tensor | None, dtype: torch.dtype) -> Plan | None:
+def _plan(
+    rewards: torch.Tensor, where: torch.Tensor | None, dtype: torch.dtype, *, uniform: bool
+) -> Plan | None:
     """None for rows that the library sorts."""
     wide = _compute_dtype(rewards, dtype) == torch.float64
     itemsize = max(rewards.element_size(), dtype.itemsize)
-    return plan(rewards.shape[1], itemsize, wide, where is not None, _warp())
+    return plan(
+        rewards.shape[1],
+        itemsize,
+        wide=wide,
+        masked=where is not None,
+        uniform=uniform,
+        warp=_warp(),
+    )
 
 
 @functools.cache

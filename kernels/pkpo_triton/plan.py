@@ -20,7 +20,9 @@ class Plan(NamedTuple):
     vector: int  # neighbours that a thread reads at a time; divides n
 
 
-def plan(n: int, itemsize: int, wide: bool, masked: bool, warp: int = 32) -> Plan | None:
+def plan(
+    n: int, itemsize: int, *, wide: bool, masked: bool, uniform: bool, warp: int = 32
+) -> Plan | None:
     """The plan for rows of n samples, None for those that the library sorts.
 
     Args:
@@ -28,11 +30,13 @@ def plan(n: int, itemsize: int, wide: bool, masked: bool, warp: int = 32) -> Pla
         itemsize: bytes of a reward in memory, or of a result if that has more.
         wide: float64 inside, with twice the registers a sample.
         masked: some samples may be left out.
+        uniform: all rows share weights known to the host, and no deviation is asked for; the
+            opposite takes registers for every row.
         warp: threads that run in step: 32, on some of AMD's GPUs 64.
 
     | n       | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
-    | to 8    | 1             | n                | 4 rows a thread share weights; 4 warps
-    | to 16   | 1             | n                | 2 rows a thread, 1 warp: 39; 4 warps: 40
+    | to 8    | 1             | n                | uniform: 8 rows a thread: 28 at 8; 4 rows: 30
+    | to 16   | 1             | n                | uniform: 2 rows a thread, 1 warp: 39; 4: 40
     | to 32   | 1             | n                | 55; 2 threads: 75. 1 warp: 54, but sm_100 spills
     | masked  | 2             | 16               | 48 on the ALU; 1 thread: 55, and sm_100 spills
     | to 8192 | 2 … 256       | 32               | 74 at 64, 178 at 1024; 16 a thread: 88, 226
@@ -43,11 +47,14 @@ def plan(n: int, itemsize: int, wide: bool, masked: bool, warp: int = 32) -> Pla
     which Triton's gather uses where a program has two warps or more.
     """
     if n <= (8 if wide else 16 if masked else 32):
-        warps = 4 if n <= 8 else 1 if n <= 16 else 2
-        rows_a_thread = 4 if n <= 8 else 2 if n <= 16 else 1
-        for twice_the_registers in (wide, masked):
-            if twice_the_registers:
-                rows_a_thread = max(1, rows_a_thread // 2)
+        warps = 1 if 8 < n <= 16 else 2
+        rows_a_thread = 1
+        if uniform and n <= 16:
+            rows_a_thread = 8 if n <= 8 else 2
+            if n & (n - 1):  # such rows are filled up in a tile, which takes registers
+                rows_a_thread //= 2
+            if wide:
+                rows_a_thread = max(1, rows_a_thread // 4)
         return Plan(n, 1, warp * warps * rows_a_thread, warps, 1)
     if n > (LONGEST_WIDE_ON_CHIP if wide else LONGEST_ON_CHIP):
         return None

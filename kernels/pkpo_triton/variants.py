@@ -65,7 +65,14 @@ def transform_variant(
     if k == "int":
         constants["k_ptr"] = None
     return _variant(
-        kernels.transform_kernel, f"n={n} {', '.join(traits)}", n, dtype, masked, warp, constants
+        kernels.transform_kernel,
+        f"n={n} {', '.join(traits)}",
+        n,
+        dtype,
+        constants,
+        masked=masked,
+        uniform=k == "int" and not masked and not standardised,
+        warp=warp,
     )
 
 
@@ -75,7 +82,9 @@ def max_at_k_variant(
     """max@k of contiguous rows of n samples, for any number of ks. The arguments are those of
     `transform_variant`."""
     name = f"max@k n={n} {dtype}{', where' if masked else ''}"
-    return _variant(kernels.max_at_k_kernel, name, n, dtype, masked, warp, {})
+    return _variant(
+        kernels.max_at_k_kernel, name, n, dtype, {}, masked=masked, uniform=False, warp=warp
+    )
 
 
 def _variant(
@@ -83,14 +92,23 @@ def _variant(
     name: str,
     n: int,
     dtype: str,
-    masked: bool,
-    warp: int,
     constants: dict[str, Any],
+    *,
+    masked: bool,
+    uniform: bool,
+    warp: int,
 ) -> Variant:
     element, itemsize = _DTYPES[dtype]
     result, result_size = ("fp32", 4) if dtype == "bool" else (element, itemsize)
     compute = "fp64" if dtype == "float64" else "fp32"
-    chosen = plan(n, max(itemsize, result_size), dtype == "float64", masked, warp)
+    chosen = plan(
+        n,
+        max(itemsize, result_size),
+        wide=dtype == "float64",
+        masked=masked,
+        uniform=uniform,
+        warp=warp,
+    )
     if chosen is None:
         raise ValueError(f"n must be a length that fits on chip; got {n}")
     pointers = {
