@@ -4,7 +4,8 @@
 
 What is compared, the arms: every implementation of pkpo_kernels that serves the device; the usual
 ways to write the same transform (a sort form in eager torch and under torch.compile, two forms
-under jax.jit, row by row in NumPy as in bench/listing.py); and two bounds, a plain copy and a sort alone.
+under jax.jit, row by row in NumPy as in bench/listing.py); and two bounds, a plain copy and a sort
+alone.
 
 How: all in this one process; for each matrix the arms take turns, after a warm-up; medians, with
 the 20th and 80th percentiles. On GPUs torch's arms are replayed from CUDA graphs and timed by CUDA
