@@ -57,8 +57,11 @@ def measured_on(found: Found) -> str:
     """Where and when a file's figures were measured."""
     path, record = found
     device = record["device"]
-    others = f", load {device['load_before']:.1f} before the run" if device["kind"] == "cpu" else ""
-    cpus = f", {device['cpus']} processors{others}" if device["kind"] == "cpu" else ""
+    cpus = ""
+    if device["kind"] == "cpu":
+        told = "".join(f", {name}={value}" for name, value in device.get("environment", {}).items())
+        load = f"{device['load_before']:.1f}"
+        cpus = f", {device['cpus']} processors at a load of {load} before the run{told}"
     return (
         f"Measured on {device['name']}{cpus}, {record['date']}, commit {record['commit']}"
         f" (`bench/results/{path.name}`)"

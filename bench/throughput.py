@@ -906,6 +906,12 @@ def machine(device: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         # Others at work on the same processors spoil figures, those of threaded calls most.
         "load_before": os.getloadavg()[0],
+        # What threads and compilers have been told.
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("OMP_", "GOMP_", "MKL_", "TRITON_", "XLA_FLAGS"))
+        },
     }
     if device == "cuda":
         import torch
