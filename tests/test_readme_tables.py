@@ -38,7 +38,7 @@ def test_a_changed_figure_shows(results: Path, kind: str) -> None:
     def changed(value: Any) -> Any:
         """Every measured figure, three times as large."""
         if isinstance(value, dict):
-            return {key: changed(inner) for key, inner in value.items()}
+            return {k: v if k == "offset" else changed(v) for k, v in value.items()}
         if isinstance(value, list):
             return [changed(inner) for inner in value]
         return 3 * value if isinstance(value, float) else value
