@@ -10,10 +10,10 @@ WORKERS ?= auto
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu-test gpu-bench gpu-static tpu-static lint bench clean
+.PHONY: help demo test gpu-test gpu-bench gpu-static tpu-static lint bench readme-tables clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
@@ -54,8 +54,13 @@ gpu-static: .venv/installed  ## without a GPU: count the instructions of the com
 tpu-static: .venv/installed  ## without a TPU: count the bundles of the compiled kernels
 	$(BIN)/python -m bench.tpu_static
 
-bench: .venv/installed  ## measure the portable implementations against their libraries' sorts
-	$(BIN)/python -m bench.portable
+bench: .venv/installed  ## throughput, accuracy and scaling on this machine, with files and plots in bench/results
+	$(BIN)/python -m bench.throughput --quick
+	$(BIN)/python -m bench.accuracy
+	$(BIN)/python -m bench.scaling
+
+readme-tables: .venv/installed  ## README's tables from bench/results
+	$(BIN)/python -m bench.readme_tables
 
 clean:  ## remove everything that was made
 	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

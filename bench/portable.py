@@ -5,9 +5,7 @@
 Every time is the median of interleaved rounds in this one process, and what counts is its ratio
 to the library's own sort of the same matrix (np.argsort, torch.sort, lax.sort of keys and places),
 or to a form that goes row by row in NumPy: the listing in bench/listing.py, and the package's own
-reference. Peak temporary memory is the most that was held at one time besides input and result, in
-multiples of the input: traced by tracemalloc for NumPy, by torch's profiler for torch, and the
-compiler's own figure for XLA.
+reference. Temporary memory is what bench.scaling says of it.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import os
 import platform
 import statistics
 import time
-import tracemalloc
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +34,9 @@ from rich.table import Table
 
 import pkpo_kernels as pk
 from bench import commit_id, listing
+from bench.scaling import temporary_memory
+from pkpo_kernels.dispatch import kind_of
+from pkpo_kernels.verification import as_given
 
 # (rows, n) of the comparison with the sort, and the most that the whole may cost in units of it.
 BARS_SHAPES = ((262144, 16), (4096, 1024))
@@ -77,25 +77,10 @@ def medians(functions: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[fl
     return [statistics.median(seconds) for seconds in times]
 
 
-def temporary_memory(implementation: str, rewards: np.ndarray[Any, Any]) -> float:
+def memory_of(implementation: str, rewards: np.ndarray[Any, Any]) -> float:
     """Peak bytes besides input and result, in units of the input."""
-    if implementation == "numpy":
-        tracemalloc.start()
-        out = pk.transform(rewards, K)
-        peak = tracemalloc.get_traced_memory()[1] - out.nbytes
-        tracemalloc.stop()
-        return float(peak / rewards.nbytes)
-    if implementation == "torch":
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-            pk.transform(torch.from_numpy(rewards), K)
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-        held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-        return float(held.max() / rewards.nbytes - 1)
-    compiled = jax.jit(lambda x: pk.transform(x, K)).lower(jnp.asarray(rewards)).compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None
-    return float(memory.temp_size_in_bytes / rewards.nbytes)
+    array = as_given(rewards, kind_of(implementation))
+    return temporary_memory(lambda x: pk.transform(x, K, implementation=implementation), array)
 
 
 def measure() -> list[dict[str, Any]]:
@@ -115,7 +100,7 @@ def measure() -> list[dict[str, Any]]:
                     "against_milliseconds": 1e3 * alone,
                     "ratio": whole / alone,
                     "bar": BARS[implementation],
-                    "temporary_memory": temporary_memory(implementation, rewards),
+                    "temporary_memory": memory_of(implementation, rewards),
                 }
             )
     rows, n = ROW_BY_ROW_SHAPE
@@ -140,7 +125,7 @@ def measure() -> list[dict[str, Any]]:
                 "against_milliseconds": 1e3 * seconds,
                 "ratio": whole / seconds,
                 "bar": 1 / ROW_BY_ROW_BAR,
-                "temporary_memory": temporary_memory(implementation, rewards),
+                "temporary_memory": memory_of(implementation, rewards),
             }
             for name, seconds in zip(row_by_row, row_by_row_seconds, strict=True)
         ]

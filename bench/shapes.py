@@ -91,7 +91,8 @@ INPUTS: dict[str, Callable[[_Rng, Shape], NDArray[Any]]] = {
     "bool": _boolean,
 }
 
-_NS = (8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
+# Every length that a figure is given for.
+MEASURED_N = (8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
 _QUICK_NS = (16, 256, 4096)
 
 
@@ -101,10 +102,10 @@ def _of_elements(elements: int, ns: tuple[int, ...]) -> tuple[Shape, ...]:
 
 # (device, quick) → what is run there. On GPUs a matrix of float32 is 1 GiB.
 PLANS: dict[tuple[str, bool], Plan] = {
-    ("cuda", False): Plan(_of_elements(1 << 28, _NS), tuple(INPUTS), 420, 0.25, 1),
+    ("cuda", False): Plan(_of_elements(1 << 28, MEASURED_N), tuple(INPUTS), 420, 0.25, 1),
     ("cuda", True): Plan(_of_elements(1 << 28, _QUICK_NS), ("gaussian", "0/1"), 100, 0.2, 1),
-    ("tpu", False): Plan(_of_elements(1 << 26, _NS), tuple(INPUTS), 420, 0.25, 1),
+    ("tpu", False): Plan(_of_elements(1 << 26, MEASURED_N), tuple(INPUTS), 420, 0.25, 1),
     ("tpu", True): Plan(_of_elements(1 << 26, _QUICK_NS), ("gaussian", "0/1"), 100, 0.2, 1),
-    ("cpu", False): Plan(_of_elements(1 << 21, _NS), tuple(INPUTS), 420, 0.5, 2),
+    ("cpu", False): Plan(_of_elements(1 << 21, MEASURED_N), tuple(INPUTS), 420, 0.5, 2),
     ("cpu", True): Plan(_of_elements(1 << 20, _QUICK_NS), ("gaussian", "0/1"), 95, 0.3, 1),
 }

@@ -3,8 +3,9 @@
     python -m bench.throughput [--device auto|cpu|cuda|tpu] [--quick] [--out FOLDER]
 
 What is compared, the arms: every implementation of pkpo_kernels that serves the device; the usual
-ways to write the same transform (a sort form under torch.compile, two forms under jax.jit, row by
-row in NumPy as in bench/listing.py); and two bounds, a plain copy and a sort alone.
+ways to write the same transform (a sort form in eager torch and under torch.compile, two forms
+under jax.jit, row by row in NumPy as in bench/listing.py); and two bounds, a plain copy and a sort
+alone.
 
 How: all in this one process; for each matrix the arms take turns, after a warm-up; medians, with
 the 20th and 80th percentiles. On GPUs torch's arms are replayed from CUDA graphs and timed by CUDA
@@ -198,7 +199,8 @@ def implementation_arms(library: str, like: Array) -> list[Arm]:
             bytes_per_element=BLOCKED_BYTES,
         )
         for name, entry in dispatch.IMPLEMENTATIONS.items()
-        if entry.kind == library and entry.available and entry.refuses(like) is None
+        if entry.kind == library and entry.available and not entry.simulated
+        if entry.refuses(like) is None
     ]
 
 
@@ -280,6 +282,7 @@ class Torch(Library):
             sums = torch.cumsum(weights * torch.diff(ordered, dim=-1), dim=-1)
             return torch.zeros_like(ordered).scatter_(-1, places[:, 1:], sums)
 
+        self.sort_form = sort_form
         self.compiled = torch.compile(sort_form, dynamic=False)
 
     def matrix(self, block: NDArray[Any], rows: int) -> Array:
@@ -296,6 +299,7 @@ class Torch(Library):
         return [
             Arm("torch copy", "torch", target.copy_, proof="copy", bytes_per_element=4),
             *implementation_arms("torch", like),
+            Arm("torch eager, sort form", "torch", lambda x: self.sort_form(x, weights)),
             Arm("torch.compile, sort form", "torch", lambda x: self.compiled(x, weights)),
             Arm("torch.sort alone", "torch", lambda x: torch.sort(x, dim=-1).values, proof="sort"),
         ]
@@ -903,6 +907,12 @@ def machine(device: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         # Others at work on the same processors spoil figures, those of threaded calls most.
         "load_before": os.getloadavg()[0],
+        # What threads and compilers have been told.
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("OMP_", "GOMP_", "MKL_", "TRITON_", "XLA_FLAGS"))
+        },
     }
     if device == "cuda":
         import torch
@@ -920,6 +930,7 @@ def machine(device: str) -> dict[str, Any]:
         import jax
 
         found["name"] = jax.devices()[0].device_kind
+        found["driver"] = jax.devices()[0].client.platform_version
     return found
 
 
@@ -940,6 +951,15 @@ def _driver() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.split("\n")[0].strip()
+
+
+def slug(name: str) -> str:
+    """A device's name as part of a file's.
+
+    >>> slug("NVIDIA H100 80GB HBM3")
+    'nvidia-h100-80gb-hbm3'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def versions() -> dict[str, str | None]:
@@ -978,13 +998,20 @@ def as_json(record: dict[str, Any]) -> bytes:
     return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
 
 
-def as_csv(measurements: Sequence[Measurement]) -> bytes:
-    """A line for each measurement, all of its fields."""
+def as_csv(record: dict[str, Any]) -> bytes:
+    """A line for each measurement, all of its fields, with what it was measured on and of what."""
+    where = {
+        "device": record["device"]["name"],
+        "driver": record["device"].get("driver"),
+        "date": record["date"],
+        "commit": record["commit"],
+        **{f"{name} version": found for name, found in record["versions"].items()},
+    }
     text = io.StringIO(newline="")
     names = [column.name for column in fields(Measurement)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer = csv.DictWriter(text, [*names, *where], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(asdict, measurements))
+    writer.writerows(result | where for result in record["results"])
     return text.getvalue().encode()
 
 
@@ -1194,8 +1221,7 @@ def main(
             "plan": asdict(plan) | {"shapes": list(map(str, plan.shapes))},
             "default": default,
         }
-        slug = re.sub(r"[^a-z0-9]+", "-", where["name"].lower()).strip("-")
-        stem = f"throughput-{slug}-{record['date']}"
+        stem = f"throughput-{slug(where['name'])}-{record['date']}"
         bar = progress.add_task("host", total=1 + len(plan.shapes) * len(plan.inputs))
 
         def advance(what: str) -> None:
@@ -1214,7 +1240,7 @@ def main(
             }
             # After every shape, so that a run that is cut short leaves the shapes that it has.
             write(out / f"{stem}.json", as_json(record))
-            write(out / f"{stem}.csv", as_csv(measurements))
+            write(out / f"{stem}.csv", as_csv(record))
 
     console = Console(width=None if Console().is_terminal else 200)
     for name in plan.inputs:

@@ -6,6 +6,7 @@ that the command was not as it should be: one line says why, and nothing has bee
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
@@ -14,8 +15,10 @@ import platform
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +39,8 @@ from pkpo_kernels.rollouts import (
     write_transformed,
     written_whole,
 )
-from pkpo_kernels.verification import count_findings
+from pkpo_kernels.verification import Finding, count_findings
+from pkpo_kernels.verification import fuzz as fuzzed
 from pkpo_kernels.verification import verify as findings
 
 try:
@@ -51,12 +55,15 @@ else:
 
 __all__ = ["main", "run"]
 
+_PACKAGES = ("pkpo-kernels", "numpy", "torch", "jax", "triton")
 # Samples transformed at a time: 32 MiB of float64.
 _CELLS = 1 << 22
 
 
 def main() -> NoReturn:
     """The entry point of the command."""
+    if _missing and sys.argv[1:2] == ["verify"]:
+        raise SystemExit(_verify_plainly(sys.argv[2:]))
     if _missing:
         print(f"pkpo: {_missing} is not installed; pip install typer rich", file=sys.stderr)
         raise SystemExit(2)
@@ -75,18 +82,34 @@ def run(arguments: Sequence[str]) -> int:
         app.command()(command)
     # click's ClickException, which typer carries with it under different names.
     usage_error: Any = typer.BadParameter.__mro__[2]
+
+    def invoked() -> Any:
+        try:
+            return app(args=list(arguments), prog_name="pkpo", standalone_mode=False)
+        except usage_error as error:
+            given = shlex.join(["pkpo", *arguments])
+            reason = error.format_message().rstrip(".")
+            return _refused(f"{reason}; given: {given}; see pkpo --help")
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+
+    return _exit_code(invoked)
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    """Run a command and put whatever it raises into one line."""
     try:
-        return app(args=list(arguments), prog_name="pkpo", standalone_mode=False) or 0
-    except usage_error as error:
-        given = shlex.join(["pkpo", *arguments])
-        return _refused(f"{error.format_message().rstrip('.')}; given: {given}; see pkpo --help")
+        return command() or 0
+    except _Faults as faults:
+        print(faults)
+        return 1
     except BrokenPipeError:
         # The reader of our output has left. Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, OSError, ImportError) as error:
         return _refused(str(error))
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         return 130
 
 
@@ -96,7 +119,7 @@ def info() -> None:
     versions.add_column("package")
     versions.add_column("version", overflow="fold")
     versions.add_row("python", platform.python_version())
-    for package in ("pkpo-kernels", "numpy", "torch", "jax", "triton"):
+    for package in _PACKAGES:
         versions.add_row(package, _version(package))
     _show(versions)
 
@@ -237,37 +260,107 @@ def verify(
     implementation: Annotated[
         list[str] | None, typer.Option(help="A name from `pkpo info`, may be repeated; else all.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random rewards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random rewards, policies and shapes.")] = 0,
+    fuzz: Annotated[
+        float | None, typer.Option(help="Then go on with random shapes for so many minutes.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write all findings, versions and devices as JSON.")
+    ] = None,
 ) -> None:
-    """Check implementations against enumeration and the reference; exit code 1 on any fault."""
+    """Check implementations against enumeration, exact gradients and the reference; exit code 1 on
+    any fault."""
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
-    table = Table(title="worst errors, relative to the size of the row")
-    for heading in ("implementation", "estimator", "against"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("rows", "worst error", "allowed"):
-        table.add_column(heading, justify="right")
-    table.add_column("outcome", overflow="fold")
+    if fuzz is not None and not 0 < fuzz < math.inf:
+        raise ValueError(f"--fuzz must be minutes above 0, got {fuzz}")
+    if report is not None:
+        check_folder(report)
     names = implementation or None
-    faults = 0
+    start = time.monotonic()
+    found: list[Finding] = []
     with _progress("verifying", count_findings(names)) as advance:
-        for found in findings(names, seed=seed):
-            faults += not found.ok
-            table.add_row(
-                found.implementation,
-                found.estimator,
-                found.against,
-                str(found.cases),
-                f"{found.worst_error:.1e}",
-                f"{found.tolerance:.0e}",
-                "ok" if found.ok else f"FAILED at {found.worst_case}",
-            )
+        for finding in findings(names, seed=seed):
+            found.append(finding)
             advance(1)
-    _show(table)
+    if fuzz is not None:
+        with _progress("fuzzing, seconds", math.ceil(60 * fuzz)) as advance:
+            passed = 0
+
+            def progress(seconds: float) -> None:
+                nonlocal passed
+                advance(int(seconds) - passed)
+                passed = int(seconds)
+
+            found += fuzzed(names, seed=seed, minutes=fuzz, progress=progress)
+    if report is not None:
+        record = {"seed": seed, "fuzz_minutes": fuzz, "seconds": round(time.monotonic() - start, 1)}
+        with written_whole(report) as file:
+            file.write(_report(record, found))
+
+    if _missing:
+        for finding in found:
+            print(*_cells(finding), sep="  ")
+    else:
+        table = Table(title="worst errors, relative to the size of the row")
+        for heading in ("implementation", "estimator", "against"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("rows", "worst error", "allowed"):
+            table.add_column(heading, justify="right")
+        table.add_column("outcome", overflow="fold")
+        for finding in found:
+            table.add_row(*_cells(finding))
+        _show(table)
+    if report is not None:
+        print(f"written to {report}")
+    faults = sum(not finding.ok for finding in found)
     if faults:
-        typer.echo(f"{faults} of {table.row_count} checks failed")
-        raise typer.Exit(1)
-    typer.echo(f"all {table.row_count} checks passed")
+        raise _Faults(f"{faults} of {len(found)} checks failed")
+    print(f"all {len(found)} checks passed")
+
+
+class _Faults(Exception):
+    """What `verify` has found, in one line."""
+
+
+def _cells(finding: Finding) -> tuple[str, ...]:
+    return (
+        finding.implementation,
+        finding.estimator,
+        finding.against,
+        str(finding.cases),
+        f"{finding.worst_error:.1e}",
+        f"{finding.tolerance:.0e}",
+        "ok" if finding.ok else f"FAILED at {finding.worst_case}",
+    )
+
+
+def _report(record: dict[str, Any], found: Sequence[Finding]) -> bytes:
+    """What whoever reads the findings elsewhere must know of this machine."""
+    record |= {
+        "passed": all(finding.ok for finding in found),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "versions": {"python": platform.python_version()}
+        | {package: _version(package) for package in _PACKAGES},
+        "devices": {
+            "torch": _devices("torch", _torch_devices),
+            "jax": _devices("jax", _jax_devices),
+        },
+        "implementations": dispatch.available_implementations(),
+        "findings": [finding.as_dict() for finding in found],
+    }
+    return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _verify_plainly(arguments: Sequence[str]) -> int:
+    """`verify` where typer and rich are not installed: the package alone can be checked."""
+    parser = argparse.ArgumentParser(prog="pkpo verify", allow_abbrev=False)
+    parser.add_argument("--implementation", action="append")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fuzz", type=float, metavar="MINUTES")
+    parser.add_argument("--report", type=Path)
+    return _exit_code(lambda: verify(**vars(parser.parse_args(arguments))))
 
 
 def _transformed(rollouts: Rollouts, k: int, options: dict[str, Any]) -> list[NDArray[np.float64]]:
@@ -439,6 +532,9 @@ def _show(table: Table) -> None:
 @contextmanager
 def _progress(task: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr while the block runs, if a person is there to see it."""
+    if _missing:
+        yield lambda done: None
+        return
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(

@@ -182,7 +182,9 @@ def _spread(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
     """The deviation of the best of k (rows, 1), exactly 0 where only equal rewards can be it."""
     largest = ordered[:, -1:]
     # How far the mean of the best lies below the largest: measured from there, an offset drops out.
-    lead = xp.sum(gaps * weights.best_below, -1)[:, None]
+    # A reward whose own chance has underflowed to 0 is no part of it.
+    below = xp.where(weights.best > 0, weights.best_below, 0)
+    lead = xp.sum(gaps * below, -1)[:, None]
     chance = xp.concatenate(
         [
             xp.broadcast_to(weights.best, gaps.shape),

@@ -1,23 +1,38 @@
-"""Check the implementations on this machine against enumeration and the reference."""
+"""Check the implementations on this machine: against the definitions, against exact gradients, and
+on random shapes. Needs nothing but the package and the array libraries that are installed."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels import dispatch, reference
-from pkpo_kernels.api import max_at_k, transform
+from pkpo_kernels.api import SCALES, UNDERSIZED, max_at_k, transform
 from pkpo_kernels.estimators import ESTIMATORS, MAX_AT_K
 
 # NumPy computes float64 in float64; the others are given float32.
 TOLERANCES = {"numpy": 1e-11, "torch": 5e-6, "jax": 5e-6}
+# Of an expectation over all that a policy can sample, where it is computed in float64.
+EXACT_TOLERANCE = 1e-10
 ENUMERATED_N = (1, 2, 3, 5, 7)
 REFERENCE_N = (9, 64, 250)
 ROWS = 8
+# A policy over so many answers, sampled so many times: all of the outcomes are looked at.
+ANSWERS = 3
+# A group of one has no others to be compared with, and "sloo_minus_one" gives it no gradient.
+SAMPLED_N = (2, 5)
+RANDOM_CASES = 2
+
+EVERYTHING = (*ESTIMATORS, MAX_AT_K.name)
+# Those whose expectation is the gradient. Division by a deviation biases the others.
+UNBIASED = tuple(name for name, estimator in ESTIMATORS.items() if not estimator.standardised)
 
 
 @dataclass(frozen=True)
@@ -26,11 +41,17 @@ class Finding:
 
     Attributes:
         implementation, estimator: what was checked.
-        against: "enumeration" (small n, every k) or "reference" (larger n).
+        against: "enumeration" of all subsets (small n, every k); "reference", the oracle in float64
+          (larger n); "exact gradient" and "exact value": the derivative of max@k and pass@k, and
+          max@k itself, in closed form, for a policy whose every outcome is enumerated; "random
+          shapes": the reference again, on shapes, masks, ks and options drawn from the seed, the
+          same for all implementations.
         cases: how many rows were compared.
-        worst_error: the largest difference, relative to the size of the row's results or rewards.
+        worst_error: the largest difference, relative to the size of the row's results or rewards;
+          absolute for "exact gradient" and "exact value", whose rewards are of size 1. Infinite
+          where the implementation raised an error.
         tolerance: what is allowed.
-        worst_case: where the worst was seen.
+        worst_case: where the worst was seen, and the error that was raised there.
     """
 
     implementation: str
@@ -46,6 +67,44 @@ class Finding:
         # A NaN is no number below the tolerance.
         return bool(self.worst_error <= self.tolerance)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what is not finite is None."""
+        error = self.worst_error if np.isfinite(self.worst_error) else None
+        return asdict(self) | {"worst_error": error, "ok": self.ok}
+
+
+class _Tally:
+    """A finding in the making."""
+
+    def __init__(self, implementation: str, estimator: str, against: str) -> None:
+        self.implementation, self.estimator, self.against = implementation, estimator, against
+        self.kind = dispatch.kind_of(implementation)
+        self.cases, self.worst, self.worst_case = 0, 0.0, "none"
+        self.tolerance = TOLERANCES[self.kind]
+
+    def compare(self, case: str, rows: int, error: Callable[[], float]) -> None:
+        self.cases += rows
+        # What breaks on a user's machine breaks in any way at all, and the rest is still to check.
+        try:
+            found = error()
+        except Exception as raised:
+            found = np.inf
+            case = f"{case}: {type(raised).__name__}: {' '.join(str(raised).split())[:200]}"
+        # A NaN stays the worst.
+        if not found <= self.worst and not np.isnan(self.worst):
+            self.worst, self.worst_case = found, case
+
+    def finding(self) -> Finding:
+        return Finding(
+            self.implementation,
+            self.estimator,
+            self.against,
+            self.cases,
+            self.worst,
+            self.tolerance,
+            self.worst_case,
+        )
+
 
 def verify(implementations: Sequence[str] | None = None, *, seed: int = 0) -> Iterator[Finding]:
     """Check implementations; yields one `Finding` after another.
@@ -53,23 +112,67 @@ def verify(implementations: Sequence[str] | None = None, *, seed: int = 0) -> It
     Args:
         implementations: names from `available_implementations()`; None checks all available
           ones but the interpreted.
-        seed: of the random rewards.
+        seed: of the random rewards, policies and shapes; at least 0.
 
     Raises:
-        ValueError: a name is unknown or cannot be used here; raised before anything is computed.
+        ValueError: a name is unknown or cannot be used here, or the seed is negative; raised before
+          anything is computed.
 
     >>> all(finding.ok for finding in verify(["numpy"]))
     True
     """
-    return _findings(_checked(implementations), seed)
+    return _findings(_checked(implementations, seed), seed)
 
 
 def count_findings(implementations: Sequence[str] | None = None) -> int:
     """How many findings `verify` will yield."""
-    return 2 * len(_checked(implementations)) * len((*ESTIMATORS, MAX_AT_K.name))
+    each = 3 * len(EVERYTHING) + len(UNBIASED) + 1
+    return each * len(_checked(implementations, 0))
 
 
-def _checked(implementations: Sequence[str] | None) -> tuple[str, ...]:
+def fuzz(
+    implementations: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    minutes: float,
+    progress: Callable[[float], None] = lambda seconds: None,
+) -> list[Finding]:
+    """Check implementations on random shapes, masks, ks and options until the time is over.
+
+    Args:
+        implementations, seed: as for `verify`. Case i of a seed is the same on every machine.
+        minutes: how long, above 0; the case at hand is finished.
+        progress: is told after each case how many seconds have passed.
+
+    Returns:
+        A finding for each implementation and estimator, "random shapes" as in `verify`.
+
+    Raises:
+        ValueError: as `verify` does, or minutes is not above 0; raised before anything is computed.
+
+    >>> {finding.ok for finding in fuzz(["numpy"], seed=1, minutes=0.001)}
+    {True}
+    """
+    if not 0 < minutes < np.inf:
+        raise ValueError(f"minutes must be above 0, got {minutes}")
+    names = _checked(implementations, seed)
+    tallies = {(i, e): _Tally(i, e, "random shapes") for e in EVERYTHING for i in names}
+    start = time.monotonic()
+    index = 0
+    while (seconds := time.monotonic() - start) < 60 * minutes:
+        progress(seconds)
+        # Beyond the cases that `verify` has looked at.
+        index += 1
+        for estimator in EVERYTHING:
+            case = _Case.drawn(seed, RANDOM_CASES + index, estimator)
+            for implementation in names:
+                case.compare(tallies[implementation, estimator])
+    return [tally.finding() for tally in tallies.values()]
+
+
+def _checked(implementations: Sequence[str] | None, seed: int) -> tuple[str, ...]:
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
     if implementations is None:
         available = dispatch.available_implementations()
         # What simulates a chip is there to be looked at, and takes minutes.
@@ -85,30 +188,43 @@ def _checked(implementations: Sequence[str] | None) -> tuple[str, ...]:
 
 def _findings(implementations: tuple[str, ...], seed: int) -> Iterator[Finding]:
     for implementation in implementations:
-        for estimator in (*ESTIMATORS, MAX_AT_K.name):
-            for against, sizes in (("enumeration", ENUMERATED_N), ("reference", REFERENCE_N)):
-                yield _finding(implementation, estimator, against, sizes, seed)
+        for estimator in EVERYTHING:
+            yield _by_rows(implementation, estimator, "enumeration", ENUMERATED_N, seed)
+            yield _by_rows(implementation, estimator, "reference", REFERENCE_N, seed)
+            if estimator in UNBIASED:
+                yield _by_expectation(implementation, estimator, "exact gradient", seed)
+            if estimator == MAX_AT_K.name:
+                yield _by_expectation(implementation, estimator, "exact value", seed)
+            tally = _Tally(implementation, estimator, "random shapes")
+            for index in range(RANDOM_CASES):
+                _Case.drawn(seed, index, estimator).compare(tally)
+            yield tally.finding()
 
 
-def _finding(
+def _largest_k(estimator: str, n: int) -> int:
+    return int(ESTIMATORS[estimator].largest_k(n)) if estimator in ESTIMATORS else n
+
+
+def _by_rows(
     implementation: str, estimator: str, against: str, sizes: tuple[int, ...], seed: int
 ) -> Finding:
-    kind = dispatch.kind_of(implementation)
+    tally = _Tally(implementation, estimator, against)
     rng = np.random.default_rng(seed)
-    cases, worst, worst_case = 0, 0.0, "none"
     for n in sizes:
-        largest = ESTIMATORS[estimator].largest_k(n) if estimator in ESTIMATORS else n
         ks = range(1, n + 1) if against == "enumeration" else (1, 2, 8, n // 2, n - 1, n)
-        for k in (k for k in ks if k <= largest):
+        for k in (k for k in ks if k <= _largest_k(estimator, n)):
             for name, rewards in _rewards(rng, n).items():
                 want = _expected(rewards, k, estimator, against)
-                got = _computed(rewards, k, estimator, implementation, kind)
-                size = max(float(np.abs(rewards).max()), float(np.abs(want).max()))
-                error = float(np.abs(got - want).max()) / size if size else float(np.abs(got).max())
-                cases += ROWS
-                if not error <= worst:
-                    worst, worst_case = error, f"n={n} k={k} {name}"
-    return Finding(implementation, estimator, against, cases, worst, TOLERANCES[kind], worst_case)
+
+                def error(rewards: Any = rewards, k: int = k, want: Any = want) -> float:
+                    given = as_given(rewards, tally.kind)
+                    got = _on_host(_call(estimator, given, k, implementation))
+                    size = max(float(np.abs(rewards).max()), float(np.abs(want).max()))
+                    worst = float(np.abs(got - want).max())
+                    return worst / size if size else worst
+
+                tally.compare(f"n={n} k={k} {name}", ROWS, error)
+    return tally.finding()
 
 
 def _rewards(rng: np.random.Generator, n: int) -> dict[str, NDArray[np.float64]]:
@@ -133,21 +249,204 @@ def _expected(
     return np.array([of_row(row, k) for row in rewards])
 
 
-def _computed(
-    rewards: NDArray[np.float64], k: int, estimator: str, implementation: str, kind: str
-) -> NDArray[np.float64]:
+def _by_expectation(implementation: str, estimator: str, against: str, seed: int) -> Finding:
+    tally = _Tally(implementation, estimator, against)
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal(ANSWERS)
+    policy = np.exp(logits) / np.exp(logits).sum()
+    # What each answer earns. Of all that is sampled, the first is most of it pass@k.
+    earned = {
+        "pass@k": np.array([0.0, 1.0, 0.0]),
+        "max@k, tied": np.array([0.5, -1.0, 0.5]),
+        "max@k": rng.standard_normal(ANSWERS).astype(np.float32).astype(np.float64),
+    }
+    with _float64_allowed(tally.kind):
+        if _computes_float64(implementation):
+            tally.tolerance = EXACT_TOLERANCE
+            dtype = "float64"
+        else:
+            dtype = "float32"
+        for n in SAMPLED_N:
+            answers = np.indices((ANSWERS,) * n).reshape(n, -1).T
+            for k in range(1, _largest_k(estimator, n) + 1):
+                for name, rewards in earned.items():
+
+                    def error(rewards: Any = rewards, k: int = k, answers: Any = answers) -> float:
+                        given = as_given(rewards[answers], tally.kind, dtype)
+                        got = _on_host(_call(estimator, given, k, implementation))
+                        value, gradient = best_of_k(policy, rewards, k)
+                        chance = policy[answers].prod(axis=1)
+                        if estimator == MAX_AT_K.name:
+                            return abs(float(chance @ got) - value)
+                        # The gradient of log p(answer) by the logits.
+                        score = np.eye(ANSWERS)[answers] - policy
+                        expectation = np.einsum("s,si,sia->a", chance, got, score)
+                        return float(np.abs(expectation - gradient).max())
+
+                    tally.compare(f"n={n} k={k} {name}", len(answers), error)
+    return tally.finding()
+
+
+def best_of_k(
+    policy: NDArray[np.float64], rewards: NDArray[np.float64], k: int
+) -> tuple[float, NDArray[np.float64]]:
+    """max@k of a policy over a few answers, in closed form; pass@k where rewards are 0 and 1.
+
+    Args:
+        policy: (answers,) the probability of each: the softmax of its logits.
+        rewards: (answers,) what each earns.
+        k: how many answers are sampled.
+
+    Returns:
+        E[max of k] = r_(L) − Σ_l (r_(l+1) − r_(l)) · F_l^k, where r_(1) < … < r_(L) are the rewards
+        that there are and F_l the chance to earn at most r_(l); and its derivative by the logits.
+
+    >>> best_of_k(np.array([0.75, 0.25]), np.array([0.0, 1.0]), 2)
+    (0.4375, array([-0.28125,  0.28125]))
+    """
+    levels = np.unique(rewards)
+    at_most = (rewards <= levels[:, None]).astype(np.float64)
+    reached = at_most @ policy
+    steps = np.diff(levels)
+    value = levels[-1] - steps @ reached[:-1] ** k
+    # ∂F_l / ∂logit_a = p_a · ([r_a ≤ r_(l)] − F_l)
+    slopes = k * reached[:, None] ** (k - 1) * policy * (at_most - reached[:, None])
+    return float(value), -steps @ slopes[:-1]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Random rewards and options, the same for every implementation."""
+
+    estimator: str
+    rewards: NDArray[Any]  # float64 that is exact in float32, or bool
+    k: Any
+    options: dict[str, Any]
+    expected: NDArray[np.float64]
+    text: str
+
+    @classmethod
+    def drawn(cls, seed: int, index: int, estimator: str) -> _Case:
+        """Case `index` of the seed, a different one for each estimator."""
+        rng = np.random.default_rng((seed, index, EVERYTHING.index(estimator)))
+        n = round(2 ** rng.uniform(1, 8.5))
+        leading = tuple(rng.integers(1, 6, rng.integers(0, 3)).tolist())
+        axis = int(rng.integers(0, len(leading) + 1))
+        kinds: dict[str, Callable[[], NDArray[Any]]] = {
+            "gaussian": lambda: rng.standard_normal((*leading, n)),
+            "far from 0": lambda: rng.standard_normal((*leading, n)) + 100,
+            "of many sizes": lambda: np.exp(4 * rng.standard_normal((*leading, n))),
+            "five levels": lambda: rng.integers(-2, 3, (*leading, n)) / 2,
+            "0/1": lambda: rng.integers(0, 2, (*leading, n)).astype(np.float64),
+            "bool": lambda: rng.integers(0, 2, (*leading, n)).astype(np.bool_),
+            "all equal": lambda: np.ones((*leading, n)) * rng.standard_normal((*leading, 1)),
+        }
+        kind = str(rng.choice(list(kinds)))
+        rewards = kinds[kind]()
+        if kind != "bool":
+            rewards = rewards.astype(np.float32).astype(np.float64)
+        masked = bool(rng.integers(0, 2))
+        where = rng.random(rewards.shape) < rng.uniform(0.3, 1) if masked else None
+        # Small ks are what people train with: each size of k as often as the others.
+        share = rng.random(leading if rng.integers(0, 2) and estimator != MAX_AT_K.name else ())
+        ks = (_largest_k(estimator, n) ** share).round().astype(int)
+        k = int(ks) if ks.ndim == 0 else ks
+        options: dict[str, Any] = {"axis": axis}
+        if estimator != MAX_AT_K.name:
+            options["scale"] = str(rng.choice(SCALES))
+            options["undersized"] = str(rng.choice(UNDERSIZED))
+        said = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        text = f"case {index} of seed {seed}: {leading} groups of n={n}, k={ks.tolist()}, {kind}"
+        text += f"{', masked' if masked else ''}, {said}"
+        rewards = np.moveaxis(rewards, -1, axis)
+        if where is not None:
+            options["where"] = np.moveaxis(where, -1, axis)
+        want = np.asarray(_call(estimator, rewards, k, "reference", **options), np.float64)
+        return cls(estimator, rewards, k, options, want, text)
+
+    def compare(self, tally: _Tally) -> None:
+        """Enter into the tally what its implementation makes of this case."""
+
+        def error() -> float:
+            kind = tally.kind
+            options = dict(self.options)
+            if "where" in options:
+                options["where"] = as_given(options["where"], kind)
+            given = as_given(self.rewards, kind)
+            got = _on_host(_call(self.estimator, given, self.k, tally.implementation, **options))
+            return self._error(got)
+
+        tally.compare(self.text, max(1, self.rewards.size // self.n), error)
+
+    @property
+    def n(self) -> int:
+        return int(self.rewards.shape[self.options["axis"]])
+
+    def _error(self, got: NDArray[np.float64]) -> float:
+        """The worst over all rows, relative to the largest result of the row or to its terms."""
+        want, axis = self.expected, self.options["axis"]
+        if got.shape != want.shape or not np.array_equal(np.isnan(got), np.isnan(want)):
+            return np.inf
+        got, want = np.nan_to_num(got), np.nan_to_num(want)
+        if self.estimator == MAX_AT_K.name:
+            got, want = np.expand_dims(got, axis), np.expand_dims(want, axis)
+        size = np.abs(want).max(axis=axis, keepdims=True)
+        largest = np.abs(self.rewards.astype(np.float64)).max(axis=axis, keepdims=True)
+        if self.estimator == MAX_AT_K.name:
+            size = largest
+        elif self.estimator in UNBIASED:
+            # What is left of terms that cancel may be small; the terms are k/n of the rewards.
+            k = np.expand_dims(self.k, axis) if np.ndim(self.k) else np.asarray(self.k)
+            share = k if self.options["scale"] == "mean" else k / self.n
+            size = np.maximum(size, share * largest)
+        else:
+            size = np.maximum(size, 1.0)  # in units of a deviation
+        return float((np.abs(got - want) / np.where(size > 0, size, 1)).max())
+
+
+def as_given(values: NDArray[Any], kind: str, dtype: str = "float32") -> Any:
+    """Rewards or a mask as a user of the library would have them: on its accelerator if it has one.
+
+    NumPy's are left as they are; of the others bool stays bool, and numbers become of the dtype.
+    """
     xp = dispatch.namespace(kind)
-    array: Any = rewards
-    if kind == "torch":
-        device = "cuda" if xp.cuda.is_available() else "cpu"
-        array = xp.asarray(rewards, dtype=xp.float32, device=device)
-    elif kind == "jax":
-        array = xp.asarray(rewards, xp.float32)
-    out = _call(estimator, array, k, implementation)
-    return np.asarray(out.cpu() if kind == "torch" else out, np.float64)
+    if kind == "numpy":
+        return values
+    target = xp.bool_ if kind == "jax" else xp.bool
+    if values.dtype != np.bool_:
+        target = getattr(xp, dtype)
+    if kind == "jax":
+        return xp.asarray(values, target)
+    return xp.asarray(values, dtype=target, device="cuda" if xp.cuda.is_available() else "cpu")
 
 
-def _call(estimator: str, array: Any, k: int, implementation: str) -> Any:
+def _float64_allowed(kind: str) -> AbstractContextManager[Any]:
+    """Where JAX may make arrays of float64."""
+    if kind != "jax":
+        return nullcontext()
+    import jax
+
+    # Older versions of JAX have it elsewhere.
+    home: Any = jax if hasattr(jax, "enable_x64") else import_module("jax.experimental")
+    return home.enable_x64(True)
+
+
+def _computes_float64(implementation: str) -> bool:
+    """Whether it takes float64 and the device has it."""
+    entry = dispatch.IMPLEMENTATIONS[implementation]
+    if entry.kind == "jax":
+        import jax
+
+        if jax.default_backend() == "tpu":
+            return False
+    return entry.refuses(as_given(np.zeros((1, 1)), entry.kind, "float64")) is None
+
+
+def _on_host(out: Any) -> NDArray[np.float64]:
+    return np.asarray(out.cpu() if hasattr(out, "cpu") else out, np.float64)
+
+
+def _call(estimator: str, array: Any, k: Any, implementation: str, **options: Any) -> Any:
     if estimator == MAX_AT_K.name:
-        return max_at_k(array, k, implementation=implementation)
-    return transform(array, k, estimator=estimator, implementation=implementation)
+        return max_at_k(array, k, implementation=implementation, **options)
+    return transform(array, k, estimator=estimator, implementation=implementation, **options)

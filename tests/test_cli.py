@@ -327,6 +327,8 @@ REFUSED = {
     "no command": ("", "Missing command"),
     "verify unknown": ("verify --implementation foo", "got 'foo'"),
     "verify seed": ("verify --seed -1", "--seed must be at least 0, got -1"),
+    "verify fuzz": ("verify --fuzz 0", "--fuzz must be minutes above 0, got 0"),
+    "verify report": ("verify --report {out}/o.json", "there is no folder"),
 }
 
 
@@ -359,7 +361,10 @@ class TestVerify:
         assert (code, err) == (0, "")
         rows = rows_of(out)
         assert {row[0] for row in rows} == {"numpy"}
-        assert {row[2] for row in rows} == {"enumeration", "reference"}
+        assert {row[2] for row in rows} == {
+            *("enumeration", "reference", "random shapes"),
+            *("exact gradient", "exact value"),
+        }
         assert all(row[-1] == "ok" and float(row[4]) <= float(row[5]) for row in rows)
         assert f"all {len(rows)} checks passed" in out
 
@@ -378,6 +383,70 @@ class TestVerify:
         assert code == 1
         assert [row[-1] for row in rows_of(out)] == ["ok", "FAILED at n=9 k=3 0/1"]
         assert "1 of 2 checks failed" in out
+
+    def test_report(self, pkpo: Pkpo, tmp_path: Path) -> None:
+        path = tmp_path / "report.json"
+        options = ("--seed", "3", "--fuzz", "0.002", "--report", path)
+        code, out, err = pkpo("verify", "--implementation", "numpy", *options)
+        assert (code, err) == (0, "")
+        report = json.loads(path.read_text())
+        assert report["passed"] is True
+        assert (report["seed"], report["fuzz_minutes"]) == (3, 0.002)
+        assert report["versions"]["numpy"] == np.__version__
+        assert report["implementations"] == available_implementations()
+        rows = rows_of(out)
+        assert [
+            [f["implementation"], f["estimator"], f["against"], str(f["cases"])]
+            for f in report["findings"]
+        ] == [row[:4] for row in rows]
+        # What fuzzing adds comes last, one line an estimator.
+        assert {row[2] for row in rows[-6:]} == {"random shapes"}
+        assert f"written to {path}" in out
+
+    def test_report_of_faults(
+        self, pkpo: Pkpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bad = Finding("numpy", "s", "reference", 10, float("inf"), 1e-6, "n=9: OSError: no")
+        monkeypatch.setattr(cli, "findings", lambda names, seed: iter([bad]))
+        path = tmp_path / "report.json"
+        assert pkpo("verify", "--report", path)[0] == 1
+        report = json.loads(path.read_text())
+        assert report["passed"] is False
+        assert report["findings"][0]["worst_error"] is None
+        assert report["findings"][0]["worst_case"] == "n=9: OSError: no"
+
+    def test_an_interrupted_run_leaves_no_report(
+        self, pkpo: Pkpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: Any, **__: Any) -> Iterator[Finding]:
+            yield Finding("numpy", "s", "reference", 10, 0.0, 1e-6, "none")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "findings", interrupted)
+        assert pkpo("verify", "--report", tmp_path / "report.json")[0] == 130
+        assert os.listdir(tmp_path) == []
+
+    def test_without_typer_or_rich(self, tmp_path: Path) -> None:
+        path = tmp_path / "report.json"
+        arguments = ["verify", "--implementation", "numpy", "--report", str(path)]
+        code = (
+            "import sys\n"
+            "absent = ('typer', 'rich', 'torch', 'jax', 'matplotlib')\n"
+            "sys.modules |= dict.fromkeys(absent)\n"
+            f"sys.argv = {['pkpo', *arguments]!r}\n"
+            "from pkpo_kernels.cli import main; main()"
+        )
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = done.stdout.splitlines()
+        report = json.loads(path.read_text())
+        assert lines[-2:] == [
+            f"written to {path}",
+            f"all {len(report['findings'])} checks passed",
+        ]
+        assert len(lines) == len(report["findings"]) + 2
 
 
 class TestInfo:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import pkpo_kernels as pk
 from bench import throughput
-from bench.shapes import INPUTS, PLANS, K, Plan, Shape
+from bench.shapes import INPUTS, MEASURED_N, PLANS, K, Plan, Shape
 from bench.throughput import (
     Arm,
     Bench,
@@ -35,6 +35,8 @@ from bench.throughput import (
     places_to_prove,
     takes_part,
 )
+from pkpo_kernels import dispatch
+from pkpo_kernels.verification import as_given
 
 PLAN = Plan((Shape(12, 8),), ("gaussian",), seconds=10, arm_seconds=0.001, call_seconds=1)
 
@@ -154,6 +156,21 @@ def test_a_wrong_arm_gets_no_figure(monkeypatch: pytest.MonkeyPatch, row: int) -
     assert [remark.split(": ")[1] for remark in bench.remarks] == ["disagrees", "failed"]
 
 
+@pytest.mark.parametrize(
+    ("name", "n"), [*(("gaussian", n) for n in MEASURED_N), *((name, 64) for name in INPUTS)]
+)
+def test_every_length_that_is_measured_is_right_and_every_input(name: str, n: int) -> None:
+    rewards = INPUTS[name](np.random.default_rng(n), Shape(2, n))
+    places = [0, 1]
+    expected = Oracle(rewards).expected(places, "transform")
+    for implementation, reason in pk.available_implementations().items():
+        if reason is None and implementation not in throughput.ROW_BY_ROW:
+            kind = dispatch.kind_of(implementation)
+            got = pk.transform(as_given(rewards, kind), K, implementation=implementation)
+            given = rewards.astype(np.float64)
+            assert disagreement(np.asarray(got, np.float64), expected, given) is None
+
+
 def test_a_slow_arm_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = bench_of(monkeypatch, {"ours": lambda rewards: pk.transform(rewards, K)})
     bench.plan = Plan((Shape(12, 8),), ("gaussian",), 10, 0.001, call_seconds=0)
@@ -212,7 +229,9 @@ def test_command_writes_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         lines = list(csv.DictReader(file))
     assert len(lines) == len(results)
     for line, m in zip(lines, results, strict=True):
-        assert list(line) == list(m)
+        assert list(line)[: len(m)] == list(m)
+        assert (line["commit"], line["device"]) == ("abc", record["device"]["name"])
+        assert line["numpy version"] == np.__version__
         assert float(line["gb_per_s"]) == m["gb_per_s"]
     for path in files.values():
         assert path.suffix != ".png" or path.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,152 @@
+"""What `verify` can find: right implementations pass, and each kind of fault fails its check."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pkpo_kernels as pk
+from pkpo_kernels import verification
+from pkpo_kernels.verification import EXACT_TOLERANCE, UNBIASED, Finding, best_of_k, fuzz, verify
+
+LIBRARIES = {
+    name
+    for name in ("numpy", "reference", "torch", "xla")
+    if pk.available_implementations()[name] is None
+}
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, estimator: str, change: Any) -> None:
+    """NumPy's results for the estimator go through `change`."""
+    honest = verification.transform
+
+    def transform(rewards: Any, k: Any, **options: Any) -> Any:
+        out = honest(rewards, k, **options)
+        ours = (options["implementation"], options["estimator"]) == ("numpy", estimator)
+        return change(out, k) if ours else out
+
+    monkeypatch.setattr(verification, "transform", transform)
+
+
+def faults(found: list[Finding]) -> set[tuple[str, str]]:
+    return {(finding.estimator, finding.against) for finding in found if not finding.ok}
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    logits=st.lists(st.floats(-3, 3), min_size=3, max_size=3),
+    rewards=st.lists(st.integers(-2, 2), min_size=3, max_size=3),
+    k=st.integers(1, 4),
+)
+def test_max_at_k_in_closed_form(logits: list[float], rewards: list[int], k: int) -> None:
+    answers = np.indices((3,) * k).reshape(k, -1).T
+    earned = np.array(rewards, np.float64)
+
+    def enumerated(logits: Any) -> float:
+        policy = np.exp(logits) / np.exp(logits).sum()
+        return float(policy[answers].prod(axis=1) @ earned[answers].max(axis=1))
+
+    at = np.array(logits)
+    value, gradient = best_of_k(np.exp(at) / np.exp(at).sum(), earned, k)
+    assert value == pytest.approx(enumerated(at), abs=1e-12)
+    step = 1e-5 * np.eye(3)
+    differences = [(enumerated(at + h) - enumerated(at - h)) / 2e-5 for h in step]
+    np.testing.assert_allclose(gradient, differences, atol=1e-8)
+
+
+def test_every_unbiased_estimator_has_the_exact_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "SAMPLED_N", (4,))
+    assert set(UNBIASED) == {"sloo_minus_one", "sloo", "s", "centered"}
+    for name in LIBRARIES:
+        for estimator in UNBIASED:
+            found = verification._by_expectation(name, estimator, "exact gradient", 0)
+            assert found.ok and found.tolerance == EXACT_TOLERANCE == 1e-10
+            assert found.cases >= 3 * 3 * 3**4  # three rewards, three ks, all of the outcomes
+
+
+def test_what_is_right_passes() -> None:
+    names = sorted(LIBRARIES - {"xla"})
+    found = list(verify(names))
+    assert faults(found) == set()
+    assert len(found) == verification.count_findings(names)
+
+
+def test_another_seed_is_another_case() -> None:
+    (first, second, again) = (
+        [finding.worst_error for finding in verify(["numpy"], seed=seed)] for seed in (0, 1, 0)
+    )
+    assert first == again != second
+
+
+@pytest.mark.parametrize("estimator", UNBIASED)
+def test_a_gradient_that_is_too_small_is_found(
+    monkeypatch: pytest.MonkeyPatch, estimator: str
+) -> None:
+    broken(monkeypatch, estimator, lambda out, k: out * (1 - 1e-9))
+    assert faults(list(verify(["numpy"]))) == {
+        (estimator, against)
+        for against in ("enumeration", "reference", "exact gradient", "random shapes")
+    }
+
+
+def test_a_bias_is_found_whatever_the_oracle_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It is what its paper defines, which the oracle confirms, and yet no gradient of max@k.
+    monkeypatch.setattr(verification, "UNBIASED", ("passk_training",))
+    assert ("passk_training", "exact gradient") in faults(list(verify(["numpy"])))
+
+
+@pytest.mark.parametrize("change", [np.full_like, lambda out, value: out[..., :-1]])
+def test_nan_and_wrong_shapes_are_found(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    broken(monkeypatch, "s", lambda out, k: change(out, math.nan))
+    found = faults(fuzz(["numpy"], minutes=0.002))
+    assert found == {("s", "random shapes")}
+
+
+def test_what_raises_is_a_finding_and_the_rest_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(out: Any, k: Any) -> Any:
+        raise RuntimeError("CUDA error:\n  out of memory")
+
+    broken(monkeypatch, "s", out_of_memory)
+    found = list(verify(["numpy"]))
+    assert {estimator for estimator, _ in faults(found)} == {"s"}
+    assert all(
+        finding.worst_case.endswith(": RuntimeError: CUDA error: out of memory")
+        and finding.as_dict()["worst_error"] is None
+        for finding in found
+        if finding.estimator == "s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"implementations": ["nimpy"]}, "got 'nimpy'"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"minutes": 0}, "minutes must be above 0, got 0"),
+        ({"minutes": math.inf}, "minutes must be above 0, got inf"),
+    ],
+)
+def test_refusals_come_first(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fuzz(**{"minutes": 1e-6, **arguments})
+    if "minutes" not in arguments:
+        with pytest.raises(ValueError, match=message):
+            verify(**arguments)
+
+
+def test_fuzz_goes_beyond_what_verify_has_seen_and_all_see_the_same() -> None:
+    seconds: list[float] = []
+    found = fuzz(["numpy", "reference"], minutes=0.003, progress=seconds.append)
+    assert faults(found) == set()
+    assert seconds == sorted(seconds) and seconds[0] < 0.18
+    cases = {
+        name: [f.cases for f in found if f.implementation == name]
+        for name in ("numpy", "reference")
+    }
+    assert cases["numpy"] == cases["reference"]
+    assert all(f"case {i} " not in f.worst_case for f in found for i in (0, 1))
