@@ -23,12 +23,13 @@ import numpy as np
 import triton
 import triton.language as tl
 from jax import lax
-from jax.custom_batching import custom_vmap
 from pkpo_triton import weights as tables
 from pkpo_triton.kernels import max_at_k_kernel, transform_kernel
 from pkpo_triton.plan import Plan, plan
+from pkpo_triton.weights import Weights
 
 from pkpo_kernels import portable_xla
+from pkpo_kernels.batched_rows import max_at_k_of_rows, transform_of_rows
 from pkpo_kernels.estimators import Estimator
 from pkpo_kernels.fused_weights import kernel_weights
 
@@ -117,77 +118,28 @@ def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array) -> int | No
 def _transform_rows(
     rewards: jax.Array, k: jax.Array | None, where: jax.Array | None, options: _Transform
 ) -> jax.Array:
-    @custom_vmap
-    def of_rows(rewards: jax.Array, k: jax.Array | None, where: jax.Array | None) -> jax.Array:
+    def by_platform(*operands: Any) -> jax.Array:
         return lax.platform_dependent(
-            rewards,
-            k,
-            where,
+            *operands,
             cuda=partial(_launch_transform, options),
             default=partial(_portable_transform, options),
         )
 
-    @of_rows.def_vmap
-    def of_more_rows(
-        size: int,
-        batched: Sequence[Any],
-        rewards: jax.Array,
-        k: jax.Array | None,
-        where: jax.Array | None,
-    ) -> tuple[jax.Array, bool]:
-        rewards = _with_batch(size, batched[0], rewards)
-        rows, n = rewards.shape[1:]
-        if k is not None and (batched[1] or k.ndim > 0):
-            k = _with_batch(size, batched[1], k)
-            k = jnp.broadcast_to(k.reshape(size, -1), (size, rows)).reshape(-1)
-        if where is not None:
-            where = _with_batch(size, batched[2], where).reshape(-1, n)
-        out = _transform_rows(rewards.reshape(-1, n), k, where, options)
-        return out.reshape(size, rows, n), True
-
-    return of_rows(rewards, k, where)
+    return transform_of_rows(by_platform)(rewards, k, where)
 
 
 @partial(jax.jit, static_argnames=("options",))
 def _max_at_k_rows(
     rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None, options: _MaxAtK
 ) -> jax.Array:
-    @custom_vmap
-    def of_rows(rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None) -> jax.Array:
+    def by_platform(*operands: Any) -> jax.Array:
         return lax.platform_dependent(
-            rewards,
-            ks,
-            where,
+            *operands,
             cuda=partial(_launch_max_at_k, options),
             default=partial(_portable_max_at_k, options),
         )
 
-    @of_rows.def_vmap
-    def of_more_rows(
-        size: int,
-        batched: Sequence[Any],
-        rewards: jax.Array,
-        ks: Sequence[jax.Array],
-        where: jax.Array | None,
-    ) -> tuple[jax.Array, bool]:
-        rewards = _with_batch(size, batched[0], rewards)
-        rows, n = rewards.shape[1:]
-        if where is not None:
-            where = _with_batch(size, batched[2], where)
-        if any(batched[1]):
-            # A kernel has the same ks for all its rows: one launch for each element of the batch.
-            ks = [_with_batch(size, of_k, k) for of_k, k in zip(batched[1], ks, strict=True)]
-            return lax.map(lambda one: _max_at_k_rows(*one, options), (rewards, ks, where)), True
-        if where is not None:
-            where = where.reshape(-1, n)
-        out = _max_at_k_rows(rewards.reshape(-1, n), ks, where, options)
-        return out.reshape(size, rows, -1), True
-
-    return of_rows(rewards, ks, where)
-
-
-def _with_batch(size: int, batched: bool, x: jax.Array) -> jax.Array:
-    return x if batched else jnp.broadcast_to(x, (size, *x.shape))
+    return max_at_k_of_rows(by_platform)(rewards, ks, where)
 
 
 def _portable_transform(
@@ -318,7 +270,7 @@ def _launch_transform(
     options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
 ) -> jax.Array:
     rows, n = rewards.shape
-    weights = kernel_weights(options.estimator)
+    weights = kernel_weights(options.estimator, Weights)
     by_mean = options.scale == "mean"
     compute = _compute_dtype(rewards, options.dtype)
     uniform = options.k is not None and where is None

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pkpo_pallas
 from jax import lax
-from jax.custom_batching import custom_vmap
 from pkpo_pallas import Table, Weights
 
 from pkpo_kernels import portable, portable_xla
+from pkpo_kernels.batched_rows import max_at_k_of_rows, transform_of_rows
 from pkpo_kernels.estimators import MAX_AT_K, Estimator
+from pkpo_kernels.fused_weights import kernel_weights
 from pkpo_kernels.weights import GapWeights
 
 
@@ -101,73 +102,19 @@ def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array, interpret: 
 def _transform_rows(
     rewards: jax.Array, k: jax.Array | None, where: jax.Array | None, options: _Transform
 ) -> jax.Array:
-    @custom_vmap
-    def of_rows(rewards: jax.Array, k: jax.Array | None, where: jax.Array | None) -> jax.Array:
-        return _by_platform(options, _launch_transform, _transform_elsewhere, rewards, k, where)
-
-    @of_rows.def_vmap
-    def of_more_rows(
-        size: int,
-        batched: Sequence[Any],
-        rewards: jax.Array,
-        k: jax.Array | None,
-        where: jax.Array | None,
-    ) -> tuple[jax.Array, bool]:
-        rewards = _with_batch(size, batched[0], rewards)
-        rows, n = rewards.shape[1:]
-        if k is not None and (batched[1] or k.ndim > 0):
-            k = _with_batch(size, batched[1], k)
-            k = jnp.broadcast_to(k.reshape(size, -1), (size, rows)).reshape(-1)
-        if where is not None:
-            where = _with_batch(size, batched[2], where).reshape(-1, n)
-        out = _transform_rows(rewards.reshape(-1, n), k, where, options)
-        return out.reshape(size, rows, n), True
-
-    return of_rows(rewards, k, where)
+    choose = partial(_by_platform, options, _launch_transform, _transform_elsewhere)
+    return transform_of_rows(choose)(rewards, k, where)
 
 
 def _max_at_k_rows(
     rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None, options: _MaxAtK
 ) -> jax.Array:
-    @custom_vmap
-    def of_rows(rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None) -> jax.Array:
-        return _by_platform(options, _launch_max_at_k, _max_at_k_elsewhere, rewards, ks, where)
-
-    @of_rows.def_vmap
-    def of_more_rows(
-        size: int,
-        batched: Sequence[Any],
-        rewards: jax.Array,
-        ks: Sequence[jax.Array],
-        where: jax.Array | None,
-    ) -> tuple[jax.Array, bool]:
-        rewards = _with_batch(size, batched[0], rewards)
-        rows, n = rewards.shape[1:]
-        if where is not None:
-            where = _with_batch(size, batched[2], where)
-        if any(batched[1]):
-            # A kernel has the same ks for all its rows: one launch for each element of the batch.
-            ks = [_with_batch(size, of_k, k) for of_k, k in zip(batched[1], ks, strict=True)]
-
-            def of_one(one: Any) -> jax.Array:
-                rewards, ks, where = one
-                return _max_at_k_rows(rewards, ks, where, options)
-
-            return lax.map(of_one, (rewards, ks, where)), True
-        if where is not None:
-            where = where.reshape(-1, n)
-        out = _max_at_k_rows(rewards.reshape(-1, n), ks, where, options)
-        return out.reshape(size, rows, -1), True
-
-    return of_rows(rewards, ks, where)
+    choose = partial(_by_platform, options, _launch_max_at_k, _max_at_k_elsewhere)
+    return max_at_k_of_rows(choose)(rewards, ks, where)
 
 
 _transform_in_one_program = jax.jit(_transform_rows, static_argnames=("options",))
 _max_at_k_in_one_program = jax.jit(_max_at_k_rows, static_argnames=("options",))
-
-
-def _with_batch(size: int, batched: bool, x: jax.Array) -> jax.Array:
-    return x if batched else jnp.broadcast_to(x, (size, *x.shape))
 
 
 def _by_platform(
@@ -241,7 +188,7 @@ def _launch_transform(
         rewards,
         None if table is not None else jnp.asarray(given),
         where,
-        weights=_kernel_weights(estimator),
+        weights=kernel_weights(estimator, Weights),
         table=table,
         by_mean=options.scale == "mean",
         undersized=options.undersized,
@@ -264,7 +211,7 @@ def _launch_max_at_k(
         rewards,
         None if tables is not None else jnp.stack([jnp.asarray(k) for k in ks]),
         where,
-        weights=_kernel_weights(MAX_AT_K),
+        weights=kernel_weights(MAX_AT_K, Weights),
         tables=tables,
         dtype=options.dtype,
         interpret=options.interpret,
@@ -329,16 +276,4 @@ def _table(
         best=jnp.append(weights.best, weights.best_top),
         anchor=jnp.asarray(weights.anchor * times, jnp.float32),
         admitted=jnp.asarray(weights.admitted),
-    )
-
-
-def _kernel_weights(estimator: Estimator) -> Weights:
-    form, at_1 = estimator.form, estimator.form_at_1 or estimator.form
-    return Weights(
-        form=form.numbers,
-        form_at_1=at_1.numbers,
-        lag=form.lag,
-        mirror=form.mirror,
-        spared=estimator.spared,
-        standardised=estimator.standardised,
     )

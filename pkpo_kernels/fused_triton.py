@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pkpo_triton import op
+from pkpo_triton import Weights, op
 
 from pkpo_kernels.estimators import Estimator
 from pkpo_kernels.fused_weights import kernel_weights
@@ -26,7 +26,7 @@ def transform_rows(
         rewards,
         k if isinstance(k, int) else k.to(rewards.device),
         where,
-        kernel_weights(estimator),
+        kernel_weights(estimator, Weights),
         by_mean=scale == "mean",
         undersized=undersized,
         dtype=dtype,
