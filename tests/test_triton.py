@@ -215,6 +215,22 @@ def test_a_long_row(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(got, want, rtol=5e-6, atol=2e-6 * np.abs(want).max())
 
 
+def test_long_rows_of_bools_are_counted(rng: np.random.Generator) -> None:
+    n = plans.LONGEST_ON_CHIP + 1
+    share = np.array([[0.3], [0.0], [1.0], [0.001], [0.9]])
+    rewards, where = rng.random((5, n)) < share, rng.random((5, n)) < 0.9
+    k = np.array([1, 2, 300, n // 2, n - 1])
+    for estimator in ("sloo_minus_one", "sloo", "passk_training"):
+        for mask in (None, where):
+            want = expected(rewards, k, where=mask, estimator=estimator, undersized="nan")
+            options = {} if mask is None else {"where": tensor(mask)}
+            got = transformed(tensor(rewards), k, estimator=estimator, undersized="nan", **options)
+            np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-7 * np.nanmax(np.abs(want)))
+    got = pk.max_at_k(tensor(rewards), [1, 300], where=tensor(where), implementation="triton")
+    want = pk.max_at_k(rewards, [1, 300], where=where, implementation="numpy")
+    np.testing.assert_allclose(got.cpu(), want, rtol=2e-6)
+
+
 @pytest.mark.parametrize("n", [20, 100, 1025])
 def test_max_at_k_of_several_ks(n: int, rng: np.random.Generator) -> None:
     rewards = rewards_of_every_kind(rng, n, rows=2).astype(np.float32)

@@ -9,6 +9,8 @@ does not grow along the row.
 In the sort samples left out are +inf. They stand behind the row's own n samples, or among its own
 +inf, where which is which makes no difference. What stands behind the own samples takes the value
 of the largest of these, so that the gaps above are 0.
+
+bool rewards are not sorted: they are read once to be counted, and once more to get their values.
 """
 
 # Triton has no types.
@@ -17,7 +19,7 @@ of the largest of these, so that the gaps above are 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -95,6 +97,102 @@ def _gaps(ordered_ptr, p, n_samples, low, high, shrink):
     )
 
 
+@triton.jit
+def _estimator(
+    group, k, k_ptr, row, form_ptr, spared, undersized, by_mean, K: tl.constexpr,
+    MAX_AT_K: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """A row's n and k, whether it admits them (1 or 0), and the estimator for them."""
+    zero = tl.full([], 0.0, DTYPE)
+    if K == "int":
+        k = tl.full([], k, tl.int32)
+    else:
+        if K == "row":
+            k_ptr += row
+        k = tl.minimum(tl.maximum(tl.load(k_ptr).to(tl.int64), 0), 1 << 30).to(tl.int32)
+    if undersized == 2:
+        k = tl.minimum(k, group - spared)
+    admitted = (k >= 1) & (k <= group - spared)
+    live = tl.where(admitted, zero + 1, zero)
+    # Where no k is admitted the formulas see two samples and k=1, all weights times 0.
+    n, k = tl.where(admitted, group, 2), tl.where(admitted, k, 1)
+    if MAX_AT_K:
+        anchor, gap, below, slope = live, zero, zero, live / k.to(DTYPE)
+    else:
+        anchor, gap, below, slope = _scalars(form_ptr, n, k, DTYPE)
+        times = live * tl.where(by_mean != 0, group, 1).to(DTYPE)
+        anchor, gap, below, slope = anchor * times, gap * times, below * times, slope * times
+    return n, k, live, anchor, gap, below, slope
+
+
+@triton.jit(do_not_specialize=["table_size", "n_samples", "k"])
+def _counted_row_kernel(
+    rewards_ptr, where_ptr, k_ptr, out_ptr, form_ptr, table_ptr, table_size, n_samples, k, spared,
+    undersized, by_mean, mirror, rewards_row, rewards_sample, where_row, where_sample, out_row,
+    K: tl.constexpr, MASKED: tl.constexpr, MAX_AT_K: tl.constexpr, LAG: tl.constexpr,
+    STANDARDISED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row of zeros and ones; the arguments are those of `_row_kernel`."""
+    row = tl.program_id(0).to(tl.int64)
+    rewards_ptr += row * rewards_row
+    if MASKED:
+        where_ptr += row * where_row
+    every = tl.arange(0, BLOCK)
+    zero = tl.full([], 0.0, DTYPE)
+    nothing = tl.full([], 0.0, tl.float64)
+
+    group = tl.full([], 0, tl.int32)
+    ones = tl.full([], 0, tl.int32)
+    for start in tl.range(0, n_samples, BLOCK):
+        p = (start + every).to(tl.int64)
+        own = p < n_samples
+        if MASKED:
+            own = tl.load(where_ptr + p * where_sample, mask=own, other=0) != 0
+        group += tl.sum(own.to(tl.int32), 0)
+        ones += tl.sum(tl.load(rewards_ptr + p * rewards_sample, mask=own, other=0).to(tl.int32), 0)
+    lower = group - ones
+    n, k, live, anchor, gap, below, slope = _estimator(
+        group, k, k_ptr, row, form_ptr, spared, undersized, by_mean, K, MAX_AT_K, DTYPE
+    )  # fmt: skip
+    lead = _lead(n, k, live, table_ptr, table_size)
+    otherwise = tl.where((live > 0) | (undersized != 1), 0.0, float("nan")).to(DTYPE)
+
+    # The chances that the best of k is a zero, and a one.
+    worst, best = nothing, nothing
+    if MAX_AT_K or STANDARDISED:
+        for start in tl.range(0, n_samples, BLOCK):
+            p = start + every
+            chance = _ratios(p, n, k, lead, table_ptr, table_size, DTYPE)
+            worst += tl.sum(tl.where(p < lower, chance, 0.0), 0).to(tl.float64)
+            best += tl.sum(tl.where(p >= lower, chance, 0.0), 0).to(tl.float64)
+    if MAX_AT_K:
+        tl.store(out_ptr + row * out_row, best.to(DTYPE) + otherwise)
+    else:
+        # The only gap there is, if there is one.
+        weight = _ratios(lower - LAG, n, k, lead, table_ptr, table_size, DTYPE)
+        step = tl.where((lower > 0) & (ones > 0), weight, zero)
+        middle = (mirror * (n - 1)).to(DTYPE)
+        constant = (below + slope * tl.abs(lower.to(DTYPE) - middle)) * step
+        largest = tl.where(ones > 0, zero + 1, zero)
+        # Adding 0 turns a −0 into 0.
+        of_zero = (anchor * largest - constant) + 0.0 + otherwise
+        of_one = gap * step + of_zero
+        if STANDARDISED:
+            spread = tl.sqrt(worst * best * best + best * worst * worst).to(DTYPE)
+            divisor = tl.where(spread > 0, spread, float("inf"))
+            of_zero, of_one = of_zero / divisor, of_one / divisor
+        out_ptr += row * out_row
+        for start in tl.range(0, n_samples, BLOCK):
+            p = (start + every).to(tl.int64)
+            inside = p < n_samples
+            x = tl.load(rewards_ptr + p * rewards_sample, mask=inside, other=0)
+            value = tl.where(x != 0, of_one, of_zero)
+            if MASKED:
+                own = tl.load(where_ptr + p * where_sample, mask=inside, other=0)
+                value = tl.where(own != 0, value, 0.0)
+            tl.store(out_ptr + p, value, mask=inside)
+
+
 @triton.jit(do_not_specialize=["table_size", "n_samples", "k"])
 def _row_kernel(
     ordered_ptr, places_ptr, where_ptr, group_ptr, k_ptr, out_ptr, form_ptr, table_ptr, table_size,
@@ -115,28 +213,12 @@ def _row_kernel(
     # What is summed up over blocks: rounding there would add up along a row of a million.
     nothing = tl.full([], 0.0, tl.float64)
 
-    # The group, its k, and the estimator for it.
     group = tl.full([], n_samples, tl.int32)
     if MASKED:
         group = tl.load(group_ptr + row).to(tl.int32)
-    if K == "int":
-        k = tl.full([], k, tl.int32)
-    else:
-        if K == "row":
-            k_ptr += row
-        k = tl.minimum(tl.maximum(tl.load(k_ptr).to(tl.int64), 0), 1 << 30).to(tl.int32)
-    if undersized == 2:
-        k = tl.minimum(k, group - spared)
-    admitted = (k >= 1) & (k <= group - spared)
-    live = tl.where(admitted, zero + 1, zero)
-    # Where no k is admitted the formulas see two samples and k=1, all weights times 0.
-    n, k = tl.where(admitted, group, 2), tl.where(admitted, k, 1)
-    if MAX_AT_K:
-        anchor, gap, below, slope = live, zero, zero, live / k.to(DTYPE)
-    else:
-        anchor, gap, below, slope = _scalars(form_ptr, n, k, DTYPE)
-        times = live * tl.where(by_mean != 0, group, 1).to(DTYPE)
-        anchor, gap, below, slope = anchor * times, gap * times, below * times, slope * times
+    n, k, live, anchor, gap, below, slope = _estimator(
+        group, k, k_ptr, row, form_ptr, spared, undersized, by_mean, K, MAX_AT_K, DTYPE
+    )  # fmt: skip
     middle = (mirror * (n - 1)).to(DTYPE)
     lead = _lead(n, k, live, table_ptr, table_size)
 
@@ -304,9 +386,8 @@ def transform_long(
     """
     out = torch.empty(rewards.shape, dtype=dtype, device=rewards.device)
     compute = _compute_dtype(rewards, dtype)
-    ordered, places, group = _sorted(rewards, where, compute)
     _launch(
-        ordered, places, where, group, k, out, form, table,
+        _arranged(rewards, where, compute), where, k, out, form, table,
         spared=spared, undersized=undersized, by_mean=int(by_mean), mirror=mirror, MAX_AT_K=False,
         LAG=lag, STANDARDISED=standardised, compute=compute, block=block,
     )  # fmt: skip
@@ -326,10 +407,10 @@ def max_at_k_long(
     sort; NaN where the row has fewer samples than k. The rest is as in `transform_long`."""
     out = torch.empty((rewards.shape[0], len(ks)), dtype=dtype, device=rewards.device)
     compute = _compute_dtype(rewards, dtype)
-    ordered, places, group = _sorted(rewards, where, compute)
+    arranged = _arranged(rewards, where, compute)
     for column, k in enumerate(ks):
         _launch(
-            ordered, places, where, group, k, out[:, column], None, table,
+            arranged, where, k, out[:, column], None, table,
             spared=0, undersized=UNDERSIZED_NAN, by_mean=0, mirror=0, MAX_AT_K=True,
             LAG=1, STANDARDISED=False, compute=compute, block=block,
         )  # fmt: skip
@@ -340,11 +421,19 @@ def _compute_dtype(rewards: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in (dtype, rewards.dtype) else torch.float32
 
 
-def _sorted(
+class _Sorted(NamedTuple):
+    ordered: torch.Tensor  # (rows, N) keys in ascending order
+    places: torch.Tensor  # where they stood
+    group: torch.Tensor | None  # (rows,) how many samples each row has of its own
+
+
+def _arranged(
     rewards: torch.Tensor, where: torch.Tensor | None, compute: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Keys in ascending order, their places, and how many samples each row has of its own."""
+) -> torch.Tensor | _Sorted:
+    """What a kernel takes: bool rewards as they are, others sorted."""
     keys = rewards.detach()
+    if keys.dtype == torch.bool:
+        return keys
     # Short floats sort in fewer passes, and in the same order.
     if keys.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         keys = keys.to(compute)
@@ -352,14 +441,12 @@ def _sorted(
     if where is not None:
         keys, group = torch.where(where, keys, float("inf")), where.sum(-1)
     ordered, places = torch.sort(keys.contiguous(), dim=-1)
-    return ordered, places, group
+    return _Sorted(ordered, places, group)
 
 
 def _launch(
-    ordered: torch.Tensor,
-    places: torch.Tensor,
+    arranged: torch.Tensor | _Sorted,
     where: torch.Tensor | None,
-    group: torch.Tensor | None,
     k: int | torch.Tensor,
     out: torch.Tensor,
     form: torch.Tensor | None,
@@ -369,17 +456,21 @@ def _launch(
     block: int,
     **constants: Any,
 ) -> None:
-    rows, n_samples = ordered.shape
+    rows, n_samples = (arranged.ordered if isinstance(arranged, _Sorted) else arranged).shape
     kind, number, k_tensor = "int", 0, None
     if isinstance(k, torch.Tensor):
         kind, k_tensor = "row" if k.ndim else "scalar", k.contiguous()
     else:
         number = min(max(k, 0), MOST)
-    _row_kernel[(rows,)](
-        ordered,
-        places,
-        None if where is None else where.view(torch.uint8),
-        group,
+    mask = None if where is None else where.view(torch.uint8)
+    if isinstance(arranged, _Sorted):
+        kernel: Any = _row_kernel
+        read: tuple[Any, ...] = (arranged.ordered, arranged.places, mask, arranged.group)
+    else:
+        kernel, read = _counted_row_kernel, (arranged.view(torch.uint8), mask)
+        constants["rewards_row"], constants["rewards_sample"] = arranged.stride()
+    kernel[(rows,)](
+        *read,
         k_tensor,
         out,
         form,

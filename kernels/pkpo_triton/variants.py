@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pkpo_triton import kernels
+import triton.language as tl
+
+from pkpo_triton import kernels, long_rows
 from pkpo_triton.plan import plan
 
 # Which functions run on which path only. Common code is everything else.
@@ -177,3 +179,52 @@ def shipped(warp: int = 32) -> Iterator[Variant]:
         yield transform_variant(n, k="scalar", warp=warp)
         yield transform_variant(n, masked=True, k="row", lag=1, standardised=True, warp=warp)
         yield max_at_k_variant(n, masked=True, warp=warp)
+
+
+def long_row_variants() -> Iterator[Variant]:
+    """What finishes rows that the library has sorted, and what counts those of bool rewards."""
+    kernels_of_rows = (
+        (long_rows._row_kernel, "sorted float32", "*fp32"),
+        (long_rows._counted_row_kernel, "bool", "*u8"),
+    )
+    for kernel, name, element in kernels_of_rows:
+        for masked, max_at_k in ((False, False), (True, False), (True, True)):
+            pointers = {
+                "rewards_ptr": element,
+                "ordered_ptr": element,
+                "places_ptr": "*i64",
+                "group_ptr": "*i64",
+                "where_ptr": "*u8",
+                "k_ptr": "*i64",
+                "out_ptr": "*fp32",
+                "form_ptr": "*fp32",
+                "table_ptr": "*fp32",
+            }
+            constants: dict[str, Any] = {
+                "K": "row",
+                "MASKED": masked,
+                "MAX_AT_K": max_at_k,
+                "LAG": 1,
+                "STANDARDISED": not max_at_k,
+                "DTYPE": tl.float32,
+                "BLOCK": long_rows.BLOCK,
+                **({} if masked else {"where_ptr": None, "group_ptr": None}),
+                **({"form_ptr": None} if max_at_k else {}),
+            }
+            signature = {
+                argument: "constexpr" if argument in constants else pointers.get(argument, "i32")
+                for argument in kernel.arg_names
+            }
+            traits = f"{', where' if masked else ''}{', max@k' if max_at_k else ''}"
+            yield Variant(
+                name=f"long rows, {name}{traits}",
+                kernel=kernel,
+                signature=signature,
+                constants={key: constants[key] for key in constants if key in signature},
+                divisible=tuple(
+                    pointer for pointer in pointers if signature.get(pointer, "")[:1] == "*"
+                ),
+                num_warps=long_rows.WARPS,
+                n=long_rows.BLOCK,
+                elements=long_rows.BLOCK,
+            )
