@@ -1,8 +1,9 @@
 """Triton kernels for PKPO reward transforms on GPUs; needs torch and triton alone.
 
-A row is sorted in registers by a network, its gaps are weighed and scanned, and every value goes
-back to its sample's own place, in one launch: see `pkpo_triton.kernels`. An estimator is data to
-the kernels: see `Weights`. Most people call them through `pkpo_kernels.transform`.
+A row is sorted on chip, its gaps are weighed and scanned, and every value goes back to its sample's
+own place, in one launch: see `pkpo_triton.kernels`; for rows too long for that, `long_rows`. An
+estimator is data to the kernels: see `Weights`. Most people call them through
+`pkpo_kernels.transform`.
 
 Of the modules, `kernels`, `networks`, `plan` and `weights` do without torch.
 """
