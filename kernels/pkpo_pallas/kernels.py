@@ -36,8 +36,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pkpo_pallas.networks import Pass, packed, passes, words_for
-from pkpo_pallas.plan import LANES, SUBLANES, TILE_ROWS, Plan
+from pkpo_pallas.networks import Comparators, Pass, halving, packed, passes, words_for
+from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, Plan
 
 # A reference to memory on the chip, for which JAX has no public type; None where there is none.
 Ref = Any
@@ -54,7 +54,8 @@ _SUMMED_APART = 8
 # What is known of a tile's rows, by its place in memory. What an infinite reward ±M leaves of M:
 # with the row's −inf, its finite rewards, its +inf, and 1 / the deviation that it makes.
 SMALLEST, INVERSE, SIZE, STRETCH, NAN, AT_BOTTOM, BETWEEN, AT_TOP, LIMIT_INVERSE = range(9)
-FACTS = 9
+LOWEST, HIGHEST = 9, 10
+FACTS = 11
 
 # Of the integers that come with a launch.
 ONE, N_ROWS = range(2)
@@ -125,7 +126,10 @@ class Scratch(NamedTuple):
     Attributes:
         raw: (samples / 8, tiles · 64, 128): slab of 8 samples, tile, 128 rows, sample of the slab;
           the rewards, and in the end the values. None where the blocks are laid out so.
-        work: (samples, 8, 128): what is sorted and scanned.
+        work: (tiles abreast, samples, 8, 128): what is sorted and scanned.
+        spare: (samples, 8, 128), for merges that go to and fro.
+        keys, sums: (tiles abreast, tables, 8 · PITCH, 128): the sorted row, and what each of its
+          samples has beneath it; None where none is looked up.
         decisions: (words, 8, 128) int32, None where none are kept.
         facts: (tiles, FACTS, 8, 128).
         energy: (8, 128).
@@ -134,6 +138,9 @@ class Scratch(NamedTuple):
 
     raw: Ref
     work: Ref
+    spare: Ref
+    keys: Ref
+    sums: Ref
     decisions: Ref
     facts: Ref
     energy: Ref
@@ -154,12 +161,9 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
         block.each_tile(block.see if variant.as_it_lies else lambda g: block.copy_in(0, g))
         block.look()
 
-        def of_tile(g: Any) -> None:
-            block.compute(g)
-            if not (variant.n_ks or variant.as_it_lies):
-                block.copy_out(0, g)
-
-        block.each_tile(of_tile)
+        block.compute()
+        if not (variant.n_ks or variant.as_it_lies):
+            block.each_tile(lambda g: block.copy_out(0, g))
         return
     phase, chunk = pl.program_id(1), pl.program_id(2)
     slab = chunk * (LANES // SUBLANES)
@@ -175,7 +179,7 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
         @when("last chunk", chunk == pl.num_programs(2) - 1)
         def _() -> None:
             block.look()
-            block.compute(0)
+            block.compute()
 
     if not variant.n_ks:
 
@@ -344,54 +348,109 @@ class _Block:
         lane = lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 1)
         return first + sublane * LANES + lane < self.operands.integers[N_ROWS]
 
-    def compute(self, g: Any) -> None:
-        tile = _Tile(self, g)
+    def compute(self) -> None:
         if self.variant.counted:
-            tile.fill()
-            tile.by_counting()
+            self.each_tile(lambda g: _Tile(self, g).by_counting())
             return
+        if self.variant.plan.looked_up and not self.variant.n_ks:
+            self._end_tables()
         irregular = self.scratch.flags[IRREGULAR] > 0
 
         @when("regular", jnp.logical_not(irregular))
         def _() -> None:
-            tile.fill()
             if self.n < _SHORTEST_COUNTED:
-                tile.by_sorting(at_the_limit=False)
+                self._sort_all()
                 return
             two_levels = self.scratch.flags[TWO_LEVELS] > 0
-            when("two levels", two_levels)(tile.by_counting)
-            when("many levels", jnp.logical_not(two_levels))(
-                lambda: tile.by_sorting(at_the_limit=False)
-            )
+
+            @when("two levels", two_levels)
+            def _() -> None:
+                self.each_tile(lambda g: _Tile(self, g).by_counting())
+
+            when("many levels", jnp.logical_not(two_levels))(self._sort_all)
 
         @when("irregular", irregular)
         def _() -> None:
-            tile.bring_in()
-            tile.by_sorting(at_the_limit=True)
+            def of_tile(g: Any) -> None:
+                tile = _Tile(self, g)
+                tile.bring_in()
+                self._sort([tile], at_the_limit=True)
+
+            self.each_tile(of_tile)
+
+    def _sort_all(self) -> None:
+        """All tiles, some of them abreast: where one waits, another goes on."""
+        abreast = self.variant.plan.abreast
+
+        def of_tiles(first: Any) -> None:
+            tiles = [_Tile(self, first * abreast + t, t) for t in range(abreast)]
+            for tile in tiles:
+                tile.fill()
+            self._sort(tiles, at_the_limit=False)
+
+        if self.tiles == abreast:
+            of_tiles(0)
+        else:
+            lax.fori_loop(0, self.tiles // abreast, _without_carry(of_tiles), 0)
+
+    def _sort(self, tiles: list[_Tile], at_the_limit: bool) -> None:
+        if not self.variant.plan.looked_up:
+            for tile in tiles:
+                tile.by_undoing(at_the_limit)
+            return
+
+        def sort() -> None:
+            for tile in tiles:
+                tile.sort(at_the_limit)
+                if not self.variant.n_ks:
+                    tile.weigh(0, into_tables=True)
+
+        def look_up() -> None:
+            for tile in tiles:
+                tile.look_up(at_the_limit)
+
+        self.apart(sort)
+        if self.variant.n_ks:
+            for tile in tiles:
+                tile.best_of_each(at_the_limit)
+        else:
+            self.apart(look_up)
+
+    def _end_tables(self) -> None:
+        """Behind a row's last sample the tables have what no reward reaches."""
+        chosen = self.variant.plan
+        for t in range(chosen.abreast):
+            tile = _Tile(self, 0, t)
+            for i in range(self.n, chosen.tables * SUBLANES):
+                tile.keys[tile.in_table(_Sample(0, i))] = _zero() + jnp.inf
 
 
 class _Tile:
-    """A tile of 1024 rows."""
+    """A tile of 1024 rows: number g of its block, and number t of those that are worked on."""
 
-    def __init__(self, block: _Block, g: Any):
+    def __init__(self, block: _Block, g: Any, t: int = 0):
         self.block = block
         self.g = g
         self.variant = block.variant
         self.operands = block.operands
         self.n = block.n
-        self.work = block.scratch.work
-        self.facts = block.scratch.facts.at[g]
+        scratch = block.scratch
+        self.work = scratch.work.at[t]
+        self.facts = scratch.facts.at[g]
+        if scratch.keys is not None:
+            self.keys, self.sums = scratch.keys.at[t], scratch.sums.at[t]
 
     def in_raw(self, i: _Sample) -> Any:
         """Where sample i of 1024 rows lies: in every eighth of 64 rows of memory."""
-        shift = SUBLANES.bit_length() - 1
-        if i.first_is_even:
-            slab, sample = divmod(i.offset, SUBLANES)
-            slab += _shifted(i.first, shift)
-        else:
-            slab, sample = _shifted(i.number, shift), i.number & (SUBLANES - 1)
+        slab, sample = i.split(SUBLANES)
         start = self.g * (SUBLANES * SUBLANES) + sample
         return slab, pl.ds(start, SUBLANES, stride=SUBLANES), slice(None)
+
+    def in_table(self, i: _Sample) -> Any:
+        """Where sample i of the sorted row lies in the tables: of m tables table c has the samples
+        c, m + c, 2m + c, …"""
+        entry, table = i.split(self.variant.plan.tables)
+        return table, pl.ds(entry, SUBLANES, stride=PITCH), slice(None)
 
     def reward(self, i: _Sample) -> Rows:
         return self.block.rewards[self.in_raw(i)]
@@ -465,24 +524,27 @@ class _Tile:
         self.facts[SIZE], self.facts[NAN] = size, nan
         some = low <= high
         low, high = jnp.where(some, low, 0.0), jnp.where(some, high, 0.0)
-        fits = high - low < inf
-        self.facts[STRETCH] = jnp.where(fits, 1.0, 4.0)
+        self.facts[LOWEST], self.facts[HIGHEST] = low, high
+        self.facts[STRETCH] = jnp.where(high - low < inf, 1.0, 4.0)
         for q in range(max(1, self.variant.n_ks)):
             self._limits(q, minus, plus)
 
         def put(i: _Sample, carry: Any) -> Any:
-            x = self.reward(i)
-            # What compares false, NaN, goes to the front; what is not the row's own, to the end.
-            inside = jnp.where(x >= low, jnp.minimum(x, high), low)
-            if self.variant.masked:
-                inside = jnp.where(_is_left_out(x), high, inside)
-            self.work[i.number] = inside * jnp.where(fits, 1.0, 0.25)
+            self.work[i.number] = self._inside(self.reward(i), lambda name: self.facts[name])
             return carry
 
         self.each(put, 0)
         behind = self.variant.plan.samples - self.n
         if behind:
             self.work[pl.ds(self.n, behind)] = jnp.full((behind, SUBLANES, LANES), inf)
+
+    def _inside(self, x: jax.Array, fact: Callable[[int], jax.Array]) -> jax.Array:
+        """A reward brought in."""
+        # What compares false, NaN, goes to the front; what is not the row's own, to the end.
+        inside = jnp.where(x >= fact(LOWEST), jnp.minimum(x, fact(HIGHEST)), fact(LOWEST))
+        if self.variant.masked:
+            inside = jnp.where(_is_left_out(x), fact(HIGHEST), inside)
+        return inside * jnp.where(fact(STRETCH) > 1, 0.25, 1.0)
 
     def _limits(self, q: int, minus: Rows, plus: Rows) -> None:
         """The estimator of the row of signs, −1 for −inf, 1 for +inf, 0 for what is finite."""
@@ -496,7 +558,7 @@ class _Tile:
             return carry
 
         self.each(put, 0)
-        bottom = self._weigh(q, 0.0)
+        bottom = self.weigh(q, 0.0)
         if self.variant.n_ks:
             # Kept there until the rest is known.
             self.best_ref(q)[...] = bottom
@@ -516,6 +578,7 @@ class _Tile:
     def by_counting(self) -> None:
         """What the sorted row is follows from a count, and where its values belong, from the
         rewards."""
+        self.fill()
 
         def look(i: _Sample, levels: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
             x = self.reward(i)
@@ -534,9 +597,9 @@ class _Tile:
 
         self.each(put, 0)
         if self.variant.n_ks:
-            self._best_of_each(at_the_limit=False)
+            self.best_of_each(at_the_limit=False)
             return
-        self._weigh(0)
+        self.weigh(0)
         top = self.work[self.n - 1]
 
         def place(i: _Sample, carry: Any) -> Any:
@@ -545,9 +608,75 @@ class _Tile:
 
         self.each(place, 0)
 
-    # Sorting.
+    # Sorting, where every sample then looks itself up.
 
-    def by_sorting(self, at_the_limit: bool) -> None:
+    def sort(self, at_the_limit: bool) -> None:
+        """work ← the sorted row. What was brought in to the limit lies there already."""
+        chosen = self.variant.plan
+        comparators = passes(self.n, chosen.group)[0].comparators
+        size, width = chosen.samples, min(chosen.samples, chosen.group)
+
+        def sort_run(run: Any) -> None:
+            first = run * width
+            here = pl.ds(first, width)
+            values = list(self.work[here]) if at_the_limit else self._rewards(first, width)
+            self.work[here] = jnp.stack(_sorted(comparators, values))
+
+        if size == width:
+            sort_run(0)
+            return
+        lax.fori_loop(0, size // width, _without_carry(sort_run), 0)
+        span = 2 * width
+        source, target = self.work, self.block.scratch.spare
+        while span <= size:
+            for first in range(0, size, width):
+                self.block.apart(partial(_merge, source, target, first, width, span))
+            source, target = target, source
+            span *= 2
+        self.work = source
+
+    def _rewards(self, first: Any, count: int) -> list[Rows]:
+        """`count` samples from `first` on, a multiple of 8."""
+        slabs = -(-count // SUBLANES)
+        some = pl.ds(_divided(first, SUBLANES), slabs)
+        by_place = []
+        for place in range(SUBLANES):
+            start = self.g * (SUBLANES * SUBLANES) + place
+            by_place.append(self.block.rewards[some, pl.ds(start, SUBLANES, stride=SUBLANES), :])
+        return [by_place[i % SUBLANES][i // SUBLANES] for i in range(count)]
+
+    def look_up(self, at_the_limit: bool) -> None:
+        """The tables → the values: those of a sample are a function of its reward. Of the m tables
+        the first tells which entry a reward belongs to, and the rest, which table."""
+        tables = range(self.variant.plan.tables)
+
+        def of_rows(b: Any) -> None:
+            here = pl.ds(b * PITCH, SUBLANES)
+            keys = [self.keys[c, here, :] for c in tables]
+            sums = [self.sums[c, here, :] for c in tables]
+            middle = self.keys[0, pl.ds(b * PITCH + 4, 1), :]
+
+            def fact(name: int) -> jax.Array:
+                return jnp.broadcast_to(self.facts[name, pl.ds(b, 1), :], (SUBLANES, LANES))
+
+            for slab in range(-(-self.n // SUBLANES)):
+                place = self.block.slab_in_raw(self.g, slab, b)
+                x = self.block.rewards[place]
+                key = self._inside(x, fact) if at_the_limit else x
+                entry = jnp.where(key >= middle, 4, 0)
+                for step in (2, 1):
+                    entry = jnp.where(key >= _taken(keys[0], entry + step), entry + step, entry)
+                found = _taken(sums[0], entry)
+                for c in tables[1:]:
+                    beyond = key >= _taken(keys[c], entry)
+                    found = jnp.where(beyond, _taken(sums[c], entry), found)
+                self.block.values[place] = self._outcome(found, fact, x if at_the_limit else None)
+
+        self.block.each_row_block(of_rows)
+
+    # Sorting, where the comparators are then undone.
+
+    def by_undoing(self, at_the_limit: bool) -> None:
         """Sort, weigh, and put back. What was brought in to the limit lies in work already."""
         all_passes = passes(self.n, self.variant.plan.group)
         starts = [0]
@@ -558,7 +687,7 @@ class _Tile:
         def forward(p: Pass, start: int, group: Any) -> None:
             if p is all_passes[0] and not at_the_limit:
                 first = group * p.samples
-                values = [self.reward(_Sample(first, c)) for c in range(p.samples)]
+                values = [self.reward(_Sample(first, c, p.samples)) for c in range(p.samples)]
             else:
                 values = self._load(p, group)
             self._compare(p, values, start + group * self._words(p) if keep else None)
@@ -569,7 +698,7 @@ class _Tile:
             self._undo(p, values, start + group * self._words(p))
             if p is all_passes[0] and not at_the_limit:
                 for c, beneath in enumerate(values):
-                    self.give(_Sample(group * p.samples, c), beneath)
+                    self.give(_Sample(group * p.samples, c, p.samples), beneath)
             else:
                 self._store(p, group, values)
 
@@ -577,18 +706,18 @@ class _Tile:
         for p, start in steps:
             self._each_group(p, partial(forward, p, start))
         if not keep:
-            self._best_of_each(at_the_limit)
+            self.best_of_each(at_the_limit)
             return
         if len(steps) == 1:
 
             def weigh_and_undo() -> None:
-                self._weigh(0)
+                self.weigh(0)
                 backward(*steps[0], 0)
 
             # Here what is in registers may stay there.
             self.block.apart(weigh_and_undo)
         else:
-            self.block.apart(lambda: _nothing(self._weigh(0)))
+            self.block.apart(lambda: _nothing(self.weigh(0)))
             for p, start in reversed(steps):
                 self._each_group(p, partial(backward, p, start))
         if at_the_limit:
@@ -649,14 +778,15 @@ class _Tile:
 
     # Weights.
 
-    def _weigh(self, q: int, otherwise: Any = None) -> Rows:
-        """work: sorted rows → what each sample has beneath it, Σ gap_j d_j. SMALLEST ← what a row's
-        smallest gets, which is also returned, and INVERSE ← what values are multiplied with."""
+    def weigh(self, q: int, otherwise: Any = None, *, into_tables: bool = False) -> Rows:
+        """work: sorted rows → what each sample has beneath it, Σ gap_j d_j; or that into tables,
+        beside the sorted row. SMALLEST ← what a row's smallest gets, which is also returned, and
+        INVERSE ← what values are multiplied with."""
         weights = _Known(self, q) if self.variant.k == "table" else _Running(self, q)
         largest = self.work[self.n - 1]
         if self.variant.standardised:
             self.facts[INVERSE] = self._inverse_spread(weights, largest)
-        constant = weights.scan()
+        constant = weights.scan(into_tables)
         # Adding 0 turns a −0 into 0.
         smallest = (weights.anchor * largest - constant) + 0.0
         smallest = smallest + (weights.otherwise if otherwise is None else otherwise)
@@ -693,30 +823,47 @@ class _Tile:
 
     # After.
 
+    def keep(self, i: _Sample, own: Rows | None, beneath: Rows | None, into_tables: bool) -> None:
+        """Sample i of the sorted row, and what it has beneath it."""
+        if not into_tables:
+            if beneath is not None:
+                self.work[i.number] = beneath
+            return
+        if own is not None:
+            self.keys[self.in_table(i)] = own
+        if beneath is not None:
+            self.sums[self.in_table(i)] = beneath
+
     def give(self, i: _Sample, beneath: Rows) -> None:
         """What a sample gets that has this much beneath it."""
-        values = beneath + self.facts[SMALLEST]
+        self.block.values[self.in_raw(i)] = self._outcome(beneath, lambda name: self.facts[name])
+
+    def _outcome(
+        self, beneath: jax.Array, fact: Callable[[int], jax.Array], reward: jax.Array | None = None
+    ) -> jax.Array:
+        """With a reward: that of a row at the limit."""
+        values = beneath + fact(SMALLEST)
         if self.variant.standardised:
-            values = values * self.facts[INVERSE]
-        self.block.values[self.in_raw(i)] = values
+            values = values * fact(INVERSE)
+        if reward is None:
+            return values
+        above = jnp.where(reward == jnp.inf, fact(AT_TOP), fact(BETWEEN))
+        leading = jnp.where(reward > -jnp.inf, above, fact(AT_BOTTOM))
+        if self.variant.standardised:
+            # What is divided by its spread stays finite.
+            inverse = fact(LIMIT_INVERSE)
+            values = jnp.where(inverse > 0, leading * inverse, values)
+        else:
+            values = _at_the_limit(values, leading, fact(STRETCH))
+        return jnp.where(fact(NAN) > 0, jnp.nan, values)
 
     def finish_at_the_limit(self) -> None:
         """work: what samples have beneath them → the values."""
 
         def put(i: _Sample, carry: Any) -> Any:
-            x = self.reward(i)
-            values = self.work[i.number] + self.facts[SMALLEST]
-            above = jnp.where(x == jnp.inf, self.facts[AT_TOP], self.facts[BETWEEN])
-            leading = jnp.where(x > -jnp.inf, above, self.facts[AT_BOTTOM])
-            if self.variant.standardised:
-                # What is divided by its spread stays finite.
-                inverse = self.facts[LIMIT_INVERSE]
-                values = values * self.facts[INVERSE]
-                values = jnp.where(inverse > 0, leading * inverse, values)
-            else:
-                values = _at_the_limit(values, leading, self.facts[STRETCH])
-            values = jnp.where(self.facts[NAN] > 0, jnp.nan, values)
-            self.block.values[self.in_raw(i)] = values
+            beneath, reward = self.work[i.number], self.reward(i)
+            outcome = self._outcome(beneath, lambda name: self.facts[name], reward)
+            self.block.values[self.in_raw(i)] = outcome
             return carry
 
         self.each(put, 0)
@@ -724,9 +871,9 @@ class _Tile:
     def best_ref(self, q: int) -> Ref:
         return self.block.out_ref.at[q, pl.ds(self.g * SUBLANES, SUBLANES), :]
 
-    def _best_of_each(self, at_the_limit: bool) -> None:
+    def best_of_each(self, at_the_limit: bool) -> None:
         for q in range(self.variant.n_ks):
-            best = self._weigh(q)
+            best = self.weigh(q)
             ref = self.best_ref(q)
             if at_the_limit:
                 # An outcome that is NaN for want of samples stays so.
@@ -741,7 +888,7 @@ class _Known:
     top = None
 
     def __init__(self, tile: _Tile, q: int):
-        refs, self.n, self.work = tile.operands, tile.n, tile.work
+        refs, self.n, self.work, self.keep = tile.operands, tile.n, tile.work, tile.keep
         self.plan = tile.variant.plan
         self.anchor, self.otherwise = refs.scalars[2 * q], refs.scalars[2 * q + 1]
         self.table = refs.table
@@ -754,11 +901,10 @@ class _Known:
     def after(self, i: _Sample, state: None) -> None:
         return None
 
-    def scan(self) -> Rows:
+    def scan(self, into_tables: bool) -> Rows:
         def slab(first: Any, count: int, carry: tuple[Rows, Rows, Rows]) -> Any:
             base, under, constant = carry
             samples = self.work[pl.ds(first, count)]
-            sums = []
             for start in range(0, count, _SUMMED_APART):
                 above, below = _zero(), _zero()
                 for c in range(start, min(start + _SUMMED_APART, count)):
@@ -767,10 +913,9 @@ class _Known:
                     below = below + self.table[self.below_at + first + c] * gap
                     if self.scanned:
                         above = above + self.table[first + c] * gap
-                        sums.append(base + above)
+                        i = _Sample(first, c, self.plan.unrolled)
+                        self.keep(i, under, base + above, into_tables)
                 base, constant = base + above, constant + below
-            if self.scanned:
-                self.work[pl.ds(first, count)] = jnp.stack(sums)
             return base, under, constant
 
         _, _, constant = _slabs(self.plan, self.n, slab, (_zero(), self.work[0], _zero()))
@@ -786,7 +931,7 @@ class _Running:
 
     def __init__(self, tile: _Tile, q: int):
         variant, refs = tile.variant, tile.operands
-        self.each = tile.each
+        self.each, self.keep = tile.each, tile.keep
         self.n, self.work, self.inverses = tile.n, tile.work, refs.inverses
         self.lag, self.scanned, self.masked = variant.lag, not variant.n_ks, variant.masked
         self.size = tile.size
@@ -827,7 +972,7 @@ class _Running:
         # Above a row's own samples nothing changes yet.
         return jnp.where(place < self.size, below, chance) if self.masked else below
 
-    def scan(self) -> Rows:
+    def scan(self, into_tables: bool) -> Rows:
         # Downward: the term of every gap goes to the place at its lower end.
         def weigh(i: _Sample, carry: Any) -> Any:
             chance, chance_above, above, constant = carry
@@ -835,6 +980,7 @@ class _Running:
             term = (chance if self.lag else chance_above) * (above - own)
             weight = self.below + self.slope * jnp.abs(i.as_float + 1 - self.middle)
             if self.scanned:
+                self.keep(i, own, None, into_tables)
                 self.work[i.number] = self.gap * term
             return self.after(i, chance), chance, own, constant + weight * term
 
@@ -844,7 +990,7 @@ class _Running:
 
             def add(i: _Sample, total: Rows) -> Rows:
                 term = self.work[i.number]
-                self.work[i.number] = total
+                self.keep(i, None, total, into_tables)
                 return total + term
 
             self.each(add, _zero())
@@ -856,11 +1002,19 @@ class _Sample(NamedTuple):
 
     first: Any
     offset: int
-    first_is_even: bool = True  # a multiple of 8
+    step: int = 1  # first is a multiple of it
 
     @property
     def number(self) -> Any:
         return self.first + self.offset
+
+    def split(self, size: int) -> tuple[Any, Any]:
+        """number // size and number % size, with as little arithmetic as can be."""
+        if isinstance(self.first, int):
+            return divmod(self.number, size)
+        if self.step % size == 0:
+            return _divided(self.first, size) + self.offset // size, self.offset % size
+        return _divided(self.number, size), lax.rem(self.number, size)
 
     @property
     def as_float(self) -> Any:
@@ -896,10 +1050,8 @@ def _each(
     """body(sample, carry) for one sample after the other."""
 
     def slab(first: Any, count: int, carry: Any) -> Any:
-        # What is known to be a multiple of 8 costs no arithmetic.
-        even = first % SUBLANES == 0 if isinstance(first, int) else plan.unrolled % SUBLANES == 0
         for c in range(count - 1, -1, -1) if down else range(count):
-            carry = body(_Sample(first, c, even), carry)
+            carry = body(_Sample(first, c, plan.unrolled), carry)
         return carry
 
     return _slabs(plan, n, slab, carry, down=down)
@@ -910,8 +1062,7 @@ def _places(p: Pass, group: Any) -> list[Any]:
     if p.starts == 1:
         base = start = group * p.span
     else:
-        # Both are powers of two; JAX's // and % would mind negative numbers.
-        base = _shifted(group, p.starts.bit_length() - 1) * p.span
+        base = _divided(group, p.starts) * p.span
         start = base + (group & (p.starts - 1))
     places = [_slice(start, p)]
     if p.mirrored:
@@ -932,6 +1083,37 @@ def _without_carry(body: Callable[[Any], None]) -> Callable[[Any, Any], Any]:
     return turn
 
 
+def _sorted(comparators: Comparators, values: list[Rows]) -> list[Rows]:
+    values = list(values)
+    for a, b in comparators:
+        values[a], values[b] = jnp.minimum(values[a], values[b]), jnp.maximum(values[a], values[b])
+    return values
+
+
+def _merge(source: Ref, target: Ref, first: int, width: int, span: int) -> None:
+    """`width` samples, from `first` on, of the merged halves of `span`: what its first steps make
+    of them is computed for them alone, and the rest is a matter of their own."""
+    base = first // span * span
+    given = source[pl.ds(base, span)]
+    # First a sample meets its mirror image, then what lies so far apart.
+    distances = [span - 1, *(span >> i for i in range(2, (span // width).bit_length()))]
+
+    def after(steps: int, i: int) -> Rows:
+        if not steps:
+            return given[i]
+        other = i ^ distances[steps - 1]
+        pair = after(steps - 1, i), after(steps - 1, other)
+        return jnp.minimum(*pair) if i < other else jnp.maximum(*pair)
+
+    values = [after(len(distances), first - base + c) for c in range(width)]
+    target[pl.ds(first, width)] = jnp.stack(_sorted(tuple(halving(width)), values))
+
+
+def _taken(table: jax.Array, entries: jax.Array) -> jax.Array:
+    """For each of 128 rows its own entries of its column, (8, 128) of each."""
+    return jnp.take_along_axis(table, entries, axis=0, mode="promise_in_bounds")
+
+
 def _nothing(_: Any) -> None:
     return None
 
@@ -940,8 +1122,13 @@ def _zero() -> Rows:
     return jnp.zeros((SUBLANES, LANES), jnp.float32)
 
 
-def _shifted(x: Any, bits: int) -> Any:
-    return x >> bits if isinstance(x, int) else lax.shift_right_logical(x, bits)
+def _divided(x: Any, size: int) -> Any:
+    """x // size for x ≥ 0: JAX's own would mind negative numbers."""
+    if isinstance(x, int):
+        return x // size
+    if size & (size - 1):
+        return lax.div(x, size)
+    return lax.shift_right_logical(x, size.bit_length() - 1)
 
 
 def _bits(x: jax.Array) -> jax.Array:

@@ -130,16 +130,17 @@ def _merge(size: int, span: int, group: int) -> Iterator[Pass]:
         if done == 0:
             half = 1 << (here - 1)
             first = tuple((c, 2 * half - 1 - c) for c in range(half))
-            both = (pair for a, b in _halving(half) for pair in ((a, b), (half + a, half + b)))
+            both = (pair for a, b in halving(half) for pair in ((a, b), (half + a, half + b)))
             yield Pass(size // (2 * half), span, stride, stride, half, True, (*first, *both))
         else:
             yield Pass(
-                size >> here, inner, stride, stride, 1 << here, False, tuple(_halving(1 << here))
+                size >> here, inner, stride, stride, 1 << here, False, tuple(halving(1 << here))
             )
         done += here
 
 
-def _halving(n: int) -> Iterator[tuple[int, int]]:
+def halving(n: int) -> Iterator[tuple[int, int]]:
+    """Sorts what first falls and then rises, or the other way round, of n, a power of two."""
     distance = n // 2
     while distance:
         for a in range(n):

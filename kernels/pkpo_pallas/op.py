@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pkpo_pallas.kernels import FACTS, Operands, Scratch, Variant, kernel
-from pkpo_pallas.plan import LANES, SUBLANES, TILE_ROWS, VMEM_BYTES, plan, words
+from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, VMEM_BYTES, plan, words
 from pkpo_pallas.weights import Table, Weights
 
 # Beyond any row, and exact in float32: what a k may be cut to.
@@ -37,7 +37,7 @@ def transform(
 ) -> jax.Array:
     """An estimator's values, (rows, n)."""
     rows, n = rewards.shape
-    chosen = plan(n, rows, bool(interpret))
+    chosen = plan(n, rows, bool(interpret), _gathers(bool(interpret)))
     variant = Variant(
         n=n,
         plan=chosen,
@@ -88,7 +88,7 @@ def max_at_k(
     """The mean of the best of k for each k, (rows, number of ks); NaN where a row has fewer samples
     than k."""
     rows, n = rewards.shape
-    chosen = plan(n, rows, bool(interpret))
+    chosen = plan(n, rows, bool(interpret), _gathers(bool(interpret)))
     count = len(tables) if tables is not None else ks.shape[0]
     at_once = max(1, _TABLE_SIZE // n)
     if count > at_once:
@@ -135,6 +135,20 @@ def max_at_k(
     else:
         ready = {"k": _as_float(ks), "form": _form(weights)}
     return _launch(variant, rewards, where, ready, dtype, interpret)
+
+
+def _gathers(interpreted: bool) -> bool:
+    """Whether the chip gathers from sublanes: all since v5 do. Where no chip is at hand and no mesh
+    says what chip is meant, one that does."""
+    mesh = jax.sharding.get_abstract_mesh()
+    meant = None if mesh.empty else mesh.abstract_device
+    if meant is not None:
+        kind = meant.device_kind
+    elif interpreted or jax.default_backend() != "tpu":
+        return True
+    else:
+        kind = jax.devices()[0].device_kind
+    return not kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
 
 
 def _as_float(k: jax.Array) -> jax.Array:
@@ -251,12 +265,20 @@ def _launch(
     tile = (SUBLANES, LANES)
     float32, int32 = jnp.float32, jnp.int32
     sorts = not variant.counted and not variant.n_ks
+    tables = (chosen.abreast, chosen.tables, SUBLANES * PITCH, LANES)
+    looks_up = sorts and chosen.looked_up
+    merges = not variant.counted and chosen.looked_up and chosen.samples > chosen.group
     scratch = Scratch(
         raw=None
         if variant.as_it_lies
         else pltpu.VMEM((samples // SUBLANES, chosen.tiles * SUBLANES**2, LANES), float32),
-        work=pltpu.VMEM((samples, *tile), float32),
-        decisions=pltpu.VMEM((max(1, words(n, chosen)), *tile), int32) if sorts else None,
+        work=pltpu.VMEM((chosen.abreast, samples, *tile), float32),
+        spare=pltpu.VMEM((samples, *tile), float32) if merges else None,
+        keys=pltpu.VMEM(tables, float32) if looks_up else None,
+        sums=pltpu.VMEM(tables, float32) if looks_up else None,
+        decisions=pltpu.VMEM((max(1, words(n, chosen)), *tile), int32)
+        if sorts and not looks_up
+        else None,
         facts=pltpu.VMEM((chosen.tiles, FACTS, *tile), float32),
         energy=pltpu.VMEM(tile, float32),
         flags=pltpu.SMEM((2,), int32),

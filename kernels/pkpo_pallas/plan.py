@@ -30,6 +30,13 @@ LONGEST_ON_CHIP = 1024
 
 VMEM_BYTES = 16 << 20
 
+# Rows of no more are looked up. What that takes grows with their length, and what undoing the
+# comparators takes, with its logarithm squared.
+LONGEST_LOOKED_UP = 128
+# Sublanes from one row block to the next in a table: where it is a multiple of 8, what is stored or
+# loaded at once lies in one bank, and takes two turns.
+PITCH = 9
+
 # Samples that registers hold with room to work: there are 64.
 GROUP = 32
 UNROLLED = 32
@@ -56,6 +63,12 @@ class Plan(NamedTuple):
     row_major: bool
     tiles: int  # of a grid step
     pack: tuple[int, ...]  # decisions in a word, in turn
+    tables: int  # 0 where comparators are undone
+    abreast: int  # tiles that are worked on together
+
+    @property
+    def looked_up(self) -> bool:
+        return self.tables > 0
 
 
 def fits(n: int) -> bool:
@@ -63,19 +76,27 @@ def fits(n: int) -> bool:
     return n <= LONGEST_ON_CHIP
 
 
-def plan(n: int, rows: int, interpreted: bool = False) -> Plan:
-    """The plan for `rows` rows of n samples that fit.
+def plan(n: int, rows: int, interpreted: bool = False, gathers: bool = True) -> Plan:
+    """The plan for `rows` rows of n samples that fit, on a chip that gathers from sublanes or not.
 
-    Interpreted, every access is a call, which has to be compiled and made: loops keep the former
-    few for short rows, large groups the latter for long ones.
+    Interpreted, every access is a call, which has to be compiled and made: loops keep them few for
+    short rows, and large groups for long ones.
     """
-    group, unrolled = (8 if n <= 512 else 16, 1) if interpreted else (GROUP, UNROLLED)
+    looked_up = gathers and n <= LONGEST_LOOKED_UP
+    group, unrolled = GROUP, UNROLLED
+    if interpreted:
+        unrolled = 1
+        if not looked_up:
+            group = 8 if n <= 512 else 16
     samples = padded(n, group)
+    tables = -(-samples // SUBLANES) if looked_up else 0
     if n >= LANES:
         pack = FEW_DECISIONS if n <= LANES else MANY_DECISIONS
-        return Plan(samples, group, unrolled, True, n % LANES == 0, 1, pack)
+        return Plan(samples, group, unrolled, True, n % LANES == 0, 1, pack, tables, 1)
     tiles = max(1, min(BLOCK_ELEMENTS // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
-    return Plan(samples, group, unrolled, False, False, tiles, FEW_DECISIONS)
+    abreast = 2 if looked_up and samples <= GROUP and tiles > 1 else 1
+    tiles -= tiles % abreast
+    return Plan(samples, group, unrolled, False, False, tiles, FEW_DECISIONS, tables, abreast)
 
 
 def words(n: int, chosen: Plan) -> int:
