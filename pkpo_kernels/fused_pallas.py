@@ -177,7 +177,7 @@ def _launch_transform(
     n = rewards.shape[1]
     estimator = options.estimator
     given: Any = options.k if k is None else k
-    if not pkpo_pallas.fits(n):
+    if not pkpo_pallas.fits(n, options.interpret):
         return _transform_long(options, rewards, given, where)
     table = None
     if where is None and (isinstance(given, int) or given.ndim == 0):
@@ -201,7 +201,7 @@ def _launch_max_at_k(
     options: _MaxAtK, rewards: jax.Array, hidden: Sequence[jax.Array], where: jax.Array | None
 ) -> jax.Array:
     ks = _in_place(options, hidden)
-    if not pkpo_pallas.fits(rewards.shape[1]):
+    if not pkpo_pallas.fits(rewards.shape[1], options.interpret):
         # One number a row: there is nothing to scan.
         return portable_xla.max_at_k_rows(rewards, ks, where, dtype=options.dtype)
     tables = None

@@ -123,7 +123,7 @@ class TestRegimes:
     @pytest.mark.parametrize("n", [24, 130])
     def test_as_compiled(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
         """With the groups and the unrolled loops of the compiled kernel."""
-        monkeypatch.setattr(op, "plan", lambda n, rows, interpreted, gathers: plan.plan(n, rows))
+        monkeypatch.setattr(op, "plan", lambda n, rows, chip, interpreted: plan.plan(n, rows, chip))
         jax.clear_caches()
         rewards = rewards_of(n, rows=1)
         options: dict[str, Any] = {"estimator": "passk_training"} if n < 100 else {}

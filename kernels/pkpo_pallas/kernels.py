@@ -162,8 +162,6 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
         block.look()
 
         block.compute()
-        if not (variant.n_ks or variant.as_it_lies):
-            block.each_tile(lambda g: block.copy_out(0, g))
         return
     phase, chunk = pl.program_id(1), pl.program_id(2)
     slab = chunk * (LANES // SUBLANES)
@@ -203,6 +201,12 @@ class _Block:
         self.rewards = operands.rewards if as_it_lies else scratch.raw
         self.values = out_ref if as_it_lies else scratch.raw
 
+    @property
+    def out_samples(self) -> int:
+        """Samples of a row that go out at once."""
+        size: int = self.out_ref.shape[1 if self.variant.plan.row_major else 0]
+        return size
+
     def each_tile(self, body: Callable[[Any], None]) -> None:
         if self.tiles == 1:
             body(0)
@@ -215,9 +219,9 @@ class _Block:
 
     # Between a block and its tiles.
 
-    def each_row_block(self, body: Callable[[Any], None]) -> None:
+    def each_row_block(self, body: Callable[[Any], None], unroll: int = SUBLANES) -> None:
         """For every 128 rows of a tile."""
-        unroll = self.variant.plan.unrolled > 1
+        unroll = unroll if self.variant.plan.unrolled > 1 else 1
         lax.fori_loop(0, SUBLANES, _without_carry(body), 0, unroll=unroll)
 
     def place(self, g: Any, b: Any) -> Any:
@@ -278,20 +282,23 @@ class _Block:
         self.scratch.energy[...] += jnp.where(inside, total, 0.0)
 
     def copy_out(self, slab: Any, g: Any) -> None:
-        row_major = self.variant.plan.row_major
-        count = self.out_ref.shape[1 if row_major else 0] // SUBLANES
+        """raw → a block, its first sample being that of this slab."""
 
         def of_rows(b: Any) -> None:
-            pieces = [self.scratch.raw[self.slab_in_raw(g, slab + c, b)] for c in range(count)]
-            values = jnp.concatenate(pieces)
-            if row_major:
-                values = values.T
-            if self.operands.where is not None:
-                own = _as_mask(self.operands.where[self.place(g, b)])
-                values = jnp.where(own, values, 0.0)
-            self.out_ref[self.place(g, b)] = values.astype(self.out_ref.dtype)
+            slabs = range(self.out_samples // SUBLANES)
+            self.put_out([self.scratch.raw[self.slab_in_raw(g, slab + c, b)] for c in slabs], g, b)
 
         self.each_row_block(of_rows)
+
+    def put_out(self, slabs: list[jax.Array], g: Any, b: Any) -> None:
+        """The samples of 128 rows, in eights."""
+        values = jnp.concatenate(slabs)
+        if self.variant.plan.row_major:
+            values = values.T
+        if self.operands.where is not None:
+            own = _as_mask(self.operands.where[self.place(g, b)])
+            values = jnp.where(own, values, 0.0)
+        self.out_ref[self.place(g, b)] = values.astype(self.out_ref.dtype)
 
     def slab_in_raw(self, g: Any, slab: Any, b: Any) -> Any:
         """Where 8 samples of 128 rows lie."""
@@ -350,7 +357,7 @@ class _Block:
 
     def compute(self) -> None:
         if self.variant.counted:
-            self.each_tile(lambda g: _Tile(self, g).by_counting())
+            self._count_all()
             return
         if self.variant.plan.looked_up and not self.variant.n_ks:
             self._end_tables()
@@ -362,11 +369,7 @@ class _Block:
                 self._sort_all()
                 return
             two_levels = self.scratch.flags[TWO_LEVELS] > 0
-
-            @when("two levels", two_levels)
-            def _() -> None:
-                self.each_tile(lambda g: _Tile(self, g).by_counting())
-
+            when("two levels", two_levels)(self._count_all)
             when("many levels", jnp.logical_not(two_levels))(self._sort_all)
 
         @when("irregular", irregular)
@@ -377,6 +380,15 @@ class _Block:
                 self._sort([tile], at_the_limit=True)
 
             self.each_tile(of_tile)
+
+    def _count_all(self) -> None:
+        def of_tile(g: Any) -> None:
+            tile = _Tile(self, g)
+            tile.fill()
+            tile.by_counting()
+            self._copy_out_tile(g)
+
+        self.each_tile(of_tile)
 
     def _sort_all(self) -> None:
         """All tiles, some of them abreast: where one waits, another goes on."""
@@ -397,6 +409,7 @@ class _Block:
         if not self.variant.plan.looked_up:
             for tile in tiles:
                 tile.by_undoing(at_the_limit)
+                self._copy_out_tile(tile.g)
             return
 
         def sort() -> None:
@@ -415,6 +428,11 @@ class _Block:
                 tile.best_of_each(at_the_limit)
         else:
             self.apart(look_up)
+
+    def _copy_out_tile(self, g: Any) -> None:
+        # Chunks are copied out in a phase of their own.
+        if not (self.variant.n_ks or self.variant.as_it_lies or self.variant.plan.chunked):
+            self.copy_out(0, g)
 
     def _end_tables(self) -> None:
         """Behind a row's last sample the tables have what no reward reaches."""
@@ -578,7 +596,6 @@ class _Tile:
     def by_counting(self) -> None:
         """What the sorted row is follows from a count, and where its values belong, from the
         rewards."""
-        self.fill()
 
         def look(i: _Sample, levels: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
             x = self.reward(i)
@@ -625,7 +642,11 @@ class _Tile:
         if size == width:
             sort_run(0)
             return
-        lax.fori_loop(0, size // width, _without_carry(sort_run), 0)
+        import os
+
+        lax.fori_loop(
+            0, size // width, _without_carry(sort_run), 0, unroll=int(os.environ.get("US", "1"))
+        )
         span = 2 * width
         source, target = self.work, self.block.scratch.spare
         while span <= size:
@@ -659,6 +680,7 @@ class _Tile:
             def fact(name: int) -> jax.Array:
                 return jnp.broadcast_to(self.facts[name, pl.ds(b, 1), :], (SUBLANES, LANES))
 
+            slabs = []
             for slab in range(-(-self.n // SUBLANES)):
                 place = self.block.slab_in_raw(self.g, slab, b)
                 x = self.block.rewards[place]
@@ -670,9 +692,16 @@ class _Tile:
                 for c in tables[1:]:
                     beyond = key >= _taken(keys[c], entry)
                     found = jnp.where(beyond, _taken(sums[c], entry), found)
-                self.block.values[place] = self._outcome(found, fact, x if at_the_limit else None)
+                values = self._outcome(found, fact, x if at_the_limit else None)
+                if self.variant.as_it_lies:
+                    self.block.values[place] = values
+                slabs.append(values)
+            if not self.variant.as_it_lies:
+                behind = self.block.out_samples // SUBLANES - len(slabs)
+                self.block.put_out([*slabs, *[_zero()] * behind], self.g, b)
 
-        self.block.each_row_block(of_rows)
+        # Long blocks of code take long to compile.
+        self.block.each_row_block(of_rows, SUBLANES if len(tables) <= SUBLANES else 1)
 
     # Sorting, where the comparators are then undone.
 

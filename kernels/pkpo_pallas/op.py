@@ -14,13 +14,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pkpo_pallas.kernels import FACTS, Operands, Scratch, Variant, kernel
-from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, VMEM_BYTES, plan, words
+from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, chip, plan, words
 from pkpo_pallas.weights import Table, Weights
 
 # Beyond any row, and exact in float32: what a k may be cut to.
 _LARGE = 1 << 24
 # Numbers of a table that scalar memory holds with room to spare.
 _TABLE_SIZE = 1 << 15
+
+
+def fits(n: int, interpret: Any = False) -> bool:
+    """Whether rows of n samples are sorted on chip."""
+    return n <= chip(bool(interpret)).longest
 
 
 def transform(
@@ -37,13 +42,13 @@ def transform(
 ) -> jax.Array:
     """An estimator's values, (rows, n)."""
     rows, n = rewards.shape
-    chosen = plan(n, rows, bool(interpret), _gathers(bool(interpret)))
+    chosen = plan(n, rows, chip(bool(interpret)), bool(interpret))
     variant = Variant(
         n=n,
         plan=chosen,
         as_it_lies=where is None
         and jnp.float32 == rewards.dtype == dtype
-        and not chosen.chunked
+        and not (chosen.chunked or chosen.row_major)
         and n % SUBLANES == 0
         and chosen.samples == n
         and rows % LANES == 0,
@@ -88,7 +93,7 @@ def max_at_k(
     """The mean of the best of k for each k, (rows, number of ks); NaN where a row has fewer samples
     than k."""
     rows, n = rewards.shape
-    chosen = plan(n, rows, bool(interpret), _gathers(bool(interpret)))
+    chosen = plan(n, rows, chip(bool(interpret)), bool(interpret))
     count = len(tables) if tables is not None else ks.shape[0]
     at_once = max(1, _TABLE_SIZE // n)
     if count > at_once:
@@ -135,20 +140,6 @@ def max_at_k(
     else:
         ready = {"k": _as_float(ks), "form": _form(weights)}
     return _launch(variant, rewards, where, ready, dtype, interpret)
-
-
-def _gathers(interpreted: bool) -> bool:
-    """Whether the chip gathers from sublanes: all since v5 do. Where no chip is at hand and no mesh
-    says what chip is meant, one that does."""
-    mesh = jax.sharding.get_abstract_mesh()
-    meant = None if mesh.empty else mesh.abstract_device
-    if meant is not None:
-        kind = meant.device_kind
-    elif interpreted or jax.default_backend() != "tpu":
-        return True
-    else:
-        kind = jax.devices()[0].device_kind
-    return not kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
 
 
 def _as_float(k: jax.Array) -> jax.Array:
@@ -214,7 +205,11 @@ def _launch(
     else:
         samples = -(-n // unit) * unit
         grid = (blocks,)
-        block_in = block_where = block_out = pl.BlockSpec((samples, block_rows), lambda i: (0, i))
+        if chosen.row_major:
+            block_in = pl.BlockSpec((block_rows, n), lambda i: (i, 0))
+        else:
+            block_in = pl.BlockSpec((samples, block_rows), lambda i: (0, i))
+        block_where = block_out = block_in
     shape: tuple[int, ...] = (rows, n)
     if variant.as_it_lies:
         # Tile for tile: to the compiler no more than another name.
@@ -292,7 +287,7 @@ def _launch(
         scratch_shapes=(scratch,),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=semantics,
-            vmem_limit_bytes=VMEM_BYTES,
+            vmem_limit_bytes=chosen.vmem_bytes,
         ),
         interpret=interpret,
     )(operands)

@@ -1,34 +1,34 @@
 """How rows of n samples are worked on: the one table of regimes, and the memory they take.
 
-| n                      | how                                        | in memory
-| to 127                 | sorted in VMEM, one launch                 | (n, rows): samples major
-| 128, 256, … to 1024    | the same, in chunks of 128 samples         | (rows, n): row major
-| others to 1024         | the same                                   | (n, rows)
-| more                   | sorted by XLA, then one launch for the scan | (n, rows)
+| n                       | sorted                         | a sample finds its value by | as
+| to 127                  | in VMEM, one launch            | looking its reward up       | (n, rows)
+| 128                     | the same                       | the same                    | (rows, n)
+| 256, 384, … to longest  | in VMEM, chunks of 128 samples | undoing the comparators     | (rows, n)
+| others to longest       | the same                       | the same                    | (n, rows)
+| more                    | by XLA; a launch for the scan  | XLA's second sort           | (n, rows)
+
+Chips that cannot gather from sublanes undo the comparators of short rows too.
 
 XLA lays (rows, n) out in the way that pads less: with n on sublanes, in eights, or on lanes, where
 a whole number of 128 fits. The kernel takes what is there, and turns the latter in VMEM.
 
-VMEM of the smallest chip that is served (v4: 16 MiB a core), for a tile of 1024 rows, with
-P = padded(n), 4 KiB a sample, and the decisions of the P=1024 network, 26400, packed 32 in a word:
+VMEM for a tile of 1024 rows, with P = padded(n) and 4 KiB a sample, in MiB; decisions are packed 32
+in a word, and each group of a pass ends with a word that is not full:
 
-    input and output blocks, two of each      4 · 128 · 4 KiB =  2.0 MiB   (chunks of 128 samples)
-    the rewards, and what is sorted           2 · P · 4 KiB   =  8.0 MiB   at n = 1024
-    decisions                                                    3.3 MiB   at n = 1024
-                                                                13.3 MiB
-    at n = 2048 it would be                                     26   MiB
+                                                          P = 1024    2048    4096
+    input and output blocks, two of each, 128 samples          2.0     2.0     2.0
+    the rewards, and what is sorted: 2 · P · 4 KiB             8.0    16.0    32.0
+    decisions                                                  4.4    10.8    24.5
+                                                              14.4    28.8    58.5
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
+
 from pkpo_pallas.networks import padded, passes, words_for
-
-# Rows longer than this are sorted by XLA: see `long_rows`.
-LONGEST_ON_CHIP = 1024
-
-VMEM_BYTES = 16 << 20
 
 # Rows of no more are looked up. What that takes grows with their length, and what undoing the
 # comparators takes, with its logarithm squared.
@@ -53,6 +53,43 @@ TILE_ROWS = SUBLANES * LANES
 BLOCK_ELEMENTS = 1 << 17
 
 
+class Chip(NamedTuple):
+    """What a kernel may use."""
+
+    gathers: bool  # from sublanes, in one operation
+    vmem_bytes: int
+    longest: int  # row that is sorted in VMEM
+
+
+# VMEM of a core: 16 MiB to v4, 64 MiB of v5p and v7x, 128 MiB of v5e and v6e.
+OLD = Chip(gathers=False, vmem_bytes=16 << 20, longest=1024)
+ANY = Chip(gathers=True, vmem_bytes=32 << 20, longest=2048)
+LARGE = Chip(gathers=True, vmem_bytes=64 << 20, longest=4096)
+_CHIPS = {
+    "TPU v2": OLD,
+    "TPU v3": OLD,
+    "TPU v4": OLD,
+    "TPU v4 lite": OLD,
+    "TPU v5 lite": LARGE,
+    "TPU v5e": LARGE,
+    "TPU v6 lite": LARGE,
+    "TPU v6e": LARGE,
+}
+
+
+def chip(interpreted: bool = False) -> Chip:
+    """The chip that a program is traced for: that of the abstract mesh in force
+    (`jax.sharding.use_abstract_mesh`), else the first at hand; where there is none, what all have
+    since v5."""
+    mesh = jax.sharding.get_abstract_mesh()
+    meant = None if mesh.empty else mesh.abstract_device
+    if meant is not None:
+        return _CHIPS.get(meant.device_kind, ANY)
+    if interpreted or jax.default_backend() != "tpu":
+        return ANY
+    return _CHIPS.get(jax.devices()[0].device_kind, ANY)
+
+
 class Plan(NamedTuple):
     """Constants of a kernel for rows of n samples."""
 
@@ -65,38 +102,40 @@ class Plan(NamedTuple):
     pack: tuple[int, ...]  # decisions in a word, in turn
     tables: int  # 0 where comparators are undone
     abreast: int  # tiles that are worked on together
+    vmem_bytes: int
 
     @property
     def looked_up(self) -> bool:
         return self.tables > 0
 
 
-def fits(n: int) -> bool:
-    """Whether rows of n samples are sorted on chip."""
-    return n <= LONGEST_ON_CHIP
-
-
-def plan(n: int, rows: int, interpreted: bool = False, gathers: bool = True) -> Plan:
-    """The plan for `rows` rows of n samples that fit, on a chip that gathers from sublanes or not.
+def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan:
+    """The plan for `rows` rows of n ≤ chip.longest samples.
 
     Interpreted, every access is a call, which has to be compiled and made: loops keep them few for
     short rows, and large groups for long ones.
     """
-    looked_up = gathers and n <= LONGEST_LOOKED_UP
-    group, unrolled = GROUP, UNROLLED
-    if interpreted:
-        unrolled = 1
-        if not looked_up:
-            group = 8 if n <= 512 else 16
+    looked_up = chip.gathers and n <= LONGEST_LOOKED_UP
+    chunked = n > LANES
+    group = GROUP
+    if interpreted and not looked_up:
+        group = 8 if n <= 512 else 16
     samples = padded(n, group)
-    tables = -(-samples // SUBLANES) if looked_up else 0
-    if n >= LANES:
-        pack = FEW_DECISIONS if n <= LANES else MANY_DECISIONS
-        return Plan(samples, group, unrolled, True, n % LANES == 0, 1, pack, tables, 1)
     tiles = max(1, min(BLOCK_ELEMENTS // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
+    tiles = 1 if chunked else tiles
     abreast = 2 if looked_up and samples <= GROUP and tiles > 1 else 1
-    tiles -= tiles % abreast
-    return Plan(samples, group, unrolled, False, False, tiles, FEW_DECISIONS, tables, abreast)
+    return Plan(
+        samples=samples,
+        group=group,
+        unrolled=1 if interpreted else UNROLLED,
+        chunked=chunked,
+        row_major=n % LANES == 0,
+        tiles=tiles - tiles % abreast,
+        pack=MANY_DECISIONS if chunked else FEW_DECISIONS,
+        tables=-(-samples // SUBLANES) if looked_up else 0,
+        abreast=abreast,
+        vmem_bytes=chip.vmem_bytes,
+    )
 
 
 def words(n: int, chosen: Plan) -> int:
