@@ -60,7 +60,7 @@ CHIPS = {
     "v5p": Chip("v5p:2x2x1", "v5p-8", 1382e9, 1.75e9),
     "v6e": Chip("v6e:2x2", "v6e-4", 1640e9, 1.75e9),
 }
-SIZES = (8, 16, 32, 64, 128, 256, 1024)
+SIZES = (8, 16, 32, 64, 128, 256, 1024, 2048)
 QUICK_SIZES = (8, 16, 32)
 DTYPES = ("float32", "bfloat16", "bool")
 PATHS = ("sorted", "two levels")
@@ -171,10 +171,15 @@ class Compiler:
                 f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
             )
         from jax.experimental import topologies
-        from jax.sharding import SingleDeviceSharding
+        from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
         topology = topologies.get_topology_desc(platform="tpu", topology_name=self.chip.topology)
-        self.sharding = SingleDeviceSharding(topology.devices[0])
+        device = topology.devices[0]
+        self.sharding = SingleDeviceSharding(device)
+        # What the kernels ask when they are traced: there is no chip here that they might ask.
+        self.mesh = AbstractMesh(
+            (1,), ("chip",), abstract_device=AbstractDevice(device.device_kind, None, "tpu")
+        )
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
         import jax
@@ -188,7 +193,8 @@ class Compiler:
         for old in self.folder.iterdir() if self.folder else ():
             old.unlink()
         start = time.perf_counter()
-        traced = jax.jit(function).trace(*operands)
+        with jax.sharding.use_abstract_mesh(self.mesh):
+            traced = jax.jit(function).trace(*operands)
         compiled = traced.lower(lowering_platforms=("tpu",)).compile()
         return compiled, time.perf_counter() - start
 
@@ -207,7 +213,7 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
     import jax
     import jax.numpy as jnp
     from pkpo_pallas import kernels
-    from pkpo_pallas.plan import LANES, TILE_ROWS, plan
+    from pkpo_pallas.plan import LANES, TILE_ROWS, chip, plan
 
     from pkpo_kernels import transform
 
@@ -217,7 +223,8 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
         del holds
         return (lambda body: body()) if decided[condition] else (lambda body: None)
 
-    chosen = plan(n, ROWS)
+    with jax.sharding.use_abstract_mesh(compiler.mesh):
+        chosen = plan(n, ROWS, chip())
     operand = compiler.array((ROWS, n), jnp.dtype(dtype))
 
     def program(rewards: Any) -> Any:

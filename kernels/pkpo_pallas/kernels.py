@@ -43,6 +43,8 @@ from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, Plan
 Ref = Any
 # A number a row: (8, 128), row 128 · sublane + lane of its tile.
 Rows = jax.Array
+# What takes a sample of a sorted row, and what it has beneath it.
+Keep = Callable[["_Sample", Rows | None, Rows | None], None]
 
 # Samples that are left out, while they are copied in: a NaN that no computation gives.
 _LEFT_OUT = 0x7FC0DEAD
@@ -54,8 +56,8 @@ _SUMMED_APART = 8
 # What is known of a tile's rows, by its place in memory. What an infinite reward ±M leaves of M:
 # with the row's −inf, its finite rewards, its +inf, and 1 / the deviation that it makes.
 SMALLEST, INVERSE, SIZE, STRETCH, NAN, AT_BOTTOM, BETWEEN, AT_TOP, LIMIT_INVERSE = range(9)
-LOWEST, HIGHEST = 9, 10
-FACTS = 11
+LOWEST, HIGHEST, LOWS = 9, 10, 11
+FACTS = 12
 
 # Of the integers that come with a launch.
 ONE, N_ROWS = range(2)
@@ -132,7 +134,7 @@ class Scratch(NamedTuple):
           samples has beneath it; None where none is looked up.
         decisions: (words, 8, 128) int32, None where none are kept.
         facts: (tiles, FACTS, 8, 128).
-        energy: (8, 128).
+        noted: (8, 128): the sum of what is seen: squares, or how many lie between two levels.
         flags: (2,) int32.
     """
 
@@ -143,7 +145,7 @@ class Scratch(NamedTuple):
     sums: Ref
     decisions: Ref
     facts: Ref
-    energy: Ref
+    noted: Ref
     flags: Ref
 
 
@@ -157,7 +159,7 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
     """A grid step: a block of short rows, or a chunk of samples of a tile of long ones."""
     block = _Block(variant, operands, out_ref, scratch)
     if not variant.plan.chunked:
-        scratch.energy[...] = _zero()
+        scratch.noted[...] = _zero()
         block.each_tile(block.see if variant.as_it_lies else lambda g: block.copy_in(0, g))
         block.look()
 
@@ -170,7 +172,7 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
     def _() -> None:
         @when("first chunk", chunk == 0)
         def _() -> None:
-            scratch.energy[...] = _zero()
+            scratch.noted[...] = _zero()
 
         block.copy_in(slab, 0)
 
@@ -224,6 +226,11 @@ class _Block:
         unroll = unroll if self.variant.plan.unrolled > 1 else 1
         lax.fori_loop(0, SUBLANES, _without_carry(body), 0, unroll=unroll)
 
+    @property
+    def row_blocks_at_once(self) -> int:
+        """Long blocks of code take long to compile."""
+        return 8 if self.n <= 64 else 2 if self.n <= 128 else 1
+
     def place(self, g: Any, b: Any) -> Any:
         """Where 128 rows lie in the blocks of rewards and values."""
         first = pl.multiple_of((g * SUBLANES + b) * LANES, LANES)
@@ -260,7 +267,7 @@ class _Block:
         total = squares[:SUBLANES]
         for c in range(1, count):
             total = total + squares[c * SUBLANES : (c + 1) * SUBLANES]
-        self._add_energy(total, g, b)
+        self.note(total, g, b)
 
     def see(self, g: Any) -> None:
         """What `copy_in` would see."""
@@ -270,16 +277,16 @@ class _Block:
             for slab in range(self.n // SUBLANES):
                 x = self.rewards[self.slab_in_raw(g, slab, b)]
                 total = total + x * x
-            self._add_energy(total, g, b)
+            self.note(total, g, b)
 
         self.each_row_block(of_rows)
 
-    def _add_energy(self, total: jax.Array, g: Any, b: Any) -> None:
-        # What lies behind the last row may be anything.
+    def note(self, total: jax.Array, g: Any, b: Any) -> None:
+        """Adds up what is seen of 128 rows; what lies behind the last row may be anything."""
         first = (pl.program_id(0) * self.tiles + g) * TILE_ROWS + b * LANES
         row = first + lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 1)
         inside = row < self.operands.integers[N_ROWS]
-        self.scratch.energy[...] += jnp.where(inside, total, 0.0)
+        self.scratch.noted[...] += jnp.where(inside, total, 0.0)
 
     def copy_out(self, slab: Any, g: Any) -> None:
         """raw → a block, its first sample being that of this slab."""
@@ -308,46 +315,38 @@ class _Block:
     # What a block is like.
 
     def look(self) -> None:
+        """IRREGULAR, TWO_LEVELS ← whether a row is not all finite, whether all have two levels."""
         flags = self.scratch.flags
         if self.variant.counted:
             return
         # NaN compares false.
-        irregular = jnp.max(jnp.where(self.scratch.energy[...] < jnp.inf, 0.0, 1.0)) > 0
+        irregular = jnp.max(jnp.where(self.scratch.noted[...] < jnp.inf, 0.0, 1.0)) > 0
         flags[IRREGULAR] = irregular.astype(jnp.int32)
         flags[TWO_LEVELS] = 0
         if self.n >= _SHORTEST_COUNTED:
             when("regular", jnp.logical_not(irregular))(self._look_for_two_levels)
 
     def _look_for_two_levels(self) -> None:
-        def three(g: Any, found: Rows) -> Rows:
+        def look_at_all() -> None:
+            self.scratch.noted[...] = _zero()
+            self.each_tile(lambda g: _Tile(self, g).find_levels())
+            two_levels = jnp.max(self.scratch.noted[...]) == 0
+            self.scratch.flags[TWO_LEVELS] = two_levels.astype(jnp.int32)
+
+        if self.variant.masked:
+            # Where some are left out, the first three say nothing.
+            look_at_all()
+            return
+
+        def three_levels(g: Any, found: Rows) -> Rows:
             tile = _Tile(self, g)
             a, b, c = (tile.reward(_Sample(0, i)) for i in range(3))
             apart = (a != b) & (b != c) & (a != c)
             return jnp.maximum(found, jnp.where(self._inside(g) & apart, 1.0, 0.0))
 
-        def third(g: Any, found: Rows) -> Rows:
-            tile = _Tile(self, g)
-            low, high = tile.levels()
-
-            def look(i: _Sample, here: Rows) -> Rows:
-                x = tile.reward(i)
-                return jnp.where((x > low) & (x < high), 1.0, here)
-
-            here = tile.each(look, _zero())
-            return jnp.maximum(found, jnp.where(self._inside(g), here, 0.0))
-
-        def nowhere(of_tile: Callable[[Any, Rows], Rows]) -> jax.Array:
-            return jnp.max(lax.fori_loop(0, self.tiles, of_tile, _zero())) == 0
-
-        def look_at_all() -> None:
-            self.scratch.flags[TWO_LEVELS] = nowhere(third).astype(jnp.int32)
-
-        # Of rows with many levels the first three samples say so; where some are left out, they
-        # say nothing.
-        if self.variant.masked:
-            look_at_all()
-        else:
-            when("perhaps two levels", nowhere(three))(look_at_all)
+        # Of rows with many levels the first three samples say so.
+        found = lax.fori_loop(0, self.tiles, three_levels, _zero())
+        when("perhaps two levels", jnp.max(found) == 0)(look_at_all)
 
     def _inside(self, g: Any) -> jax.Array:
         first = (pl.program_id(0) * self.tiles + g) * TILE_ROWS
@@ -384,7 +383,8 @@ class _Block:
     def _count_all(self) -> None:
         def of_tile(g: Any) -> None:
             tile = _Tile(self, g)
-            tile.fill()
+            if self.variant.counted:
+                tile.find_levels()
             tile.by_counting()
             self._copy_out_tile(g)
 
@@ -416,7 +416,7 @@ class _Block:
             for tile in tiles:
                 tile.sort(at_the_limit)
                 if not self.variant.n_ks:
-                    tile.weigh(0, into_tables=True)
+                    tile.weigh(0, keep=tile.in_tables)
 
         def look_up() -> None:
             for tile in tiles:
@@ -474,7 +474,28 @@ class _Tile:
         return self.block.rewards[self.in_raw(i)]
 
     def each(self, body: Callable[[_Sample, Any], Any], carry: Any, *, down: bool = False) -> Any:
-        return _each(self.variant.plan, self.n, body, carry, down=down)
+        return _each(self.variant.plan.unrolled, self.n, body, carry, down=down)
+
+    def each_slab(self, b: Any, body: Callable[[Any, jax.Array, Any], Any], carry: Any) -> Any:
+        """body(place, x, carry) for 8 samples of 128 rows after the other; x is NaN behind the
+        last."""
+        behind = self.n % SUBLANES
+
+        def some(first: Any, count: int, carry: Any) -> Any:
+            for c in range(count):
+                place = self.block.slab_in_raw(self.g, first + c, b)
+                x = self.block.rewards[place]
+                if behind:
+                    sample = lax.broadcasted_iota(jnp.int32, x.shape, 0) + (first + c) * SUBLANES
+                    x = jnp.where(sample < self.n, x, jnp.nan)
+                carry = body(place, x, carry)
+            return carry
+
+        return _slabs(self.variant.plan.unrolled, -(-self.n // SUBLANES), some, carry)
+
+    def facts_of(self, b: Any) -> Callable[[int], jax.Array]:
+        """The facts of 128 rows, once for each sample of a slab."""
+        return lambda name: jnp.broadcast_to(self.facts[name, pl.ds(b, 1), :], (SUBLANES, LANES))
 
     @property
     def size(self) -> Rows:
@@ -483,25 +504,18 @@ class _Tile:
 
     # Before.
 
-    def levels(self) -> tuple[Rows, Rows]:
-        """The smallest and the largest of each row's own samples; NaN aside."""
-
-        def look(i: _Sample, levels: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
-            low, high = levels
-            x = self.reward(i)
-            # What is left out compares false.
-            if self.variant.masked:
-                return jnp.where(x < low, x, low), jnp.where(x > high, x, high)
-            return jnp.minimum(low, x), jnp.maximum(high, x)
-
-        return self.each(look, (_zero() + jnp.inf, _zero() - jnp.inf))
-
     def fill(self) -> None:
         """What is left out takes the value of its row's largest; behind a row's samples the network
         finds what is larger than all."""
         if self.variant.masked:
-            low, high = self.levels()
-            largest = jnp.where(low <= high, high, 0.0)
+
+            def look(i: _Sample, high: Rows) -> Rows:
+                # What is left out compares false.
+                x = self.reward(i)
+                return jnp.where(x > high, x, high)
+
+            high = self.each(look, _zero() - jnp.inf)
+            largest = jnp.where(high > -jnp.inf, high, 0.0)
 
             def put(i: _Sample, size: Rows) -> Rows:
                 x = self.reward(i)
@@ -570,60 +584,85 @@ class _Tile:
         under = size - plus
         last = jnp.where(plus > 0, 1.0, jnp.where(minus == size, -1.0, 0.0))
 
-        def put(i: _Sample, carry: Any) -> Any:
+        def sign(i: _Sample) -> Rows:
             rest = jnp.where(i.as_float >= under, last, 0.0)
-            self.work[i.number] = jnp.where(i.as_float < minus, -1.0, rest)
-            return carry
+            return jnp.where(i.as_float < minus, -1.0, rest)
 
-        self.each(put, 0)
-        bottom = self.weigh(q, 0.0)
         if self.variant.n_ks:
             # Kept there until the rest is known.
-            self.best_ref(q)[...] = bottom
+            self.best_ref(q)[...], _ = self.weigh(q, 0.0, row=sign)
             return
+        bottom, top = self.weigh(q, 0.0, row=sign, keep=self.in_work)
 
         def look(i: _Sample, level: Rows) -> Rows:
             return jnp.where(i.as_float == minus, self.work[i.number], level)
 
         self.facts[AT_BOTTOM] = bottom
         self.facts[BETWEEN] = bottom + self.each(look, _zero())
-        self.facts[AT_TOP] = bottom + self.work[self.n - 1]
+        self.facts[AT_TOP] = bottom + top
         if self.variant.standardised:
             self.facts[LIMIT_INVERSE] = self.facts[INVERSE]
 
     # Rows of two levels.
 
+    def find_levels(self) -> None:
+        """LOWEST, HIGHEST, LOWS, SIZE ← a row's levels, how many samples have the lower one, and
+        how many are its own. Notes how many lie between."""
+        counted = self.variant.counted
+
+        def of_rows(b: Any) -> None:
+            def widen(place: Any, x: jax.Array, levels: Any) -> Any:
+                # What is not a row's own is NaN, and compares false.
+                low, high = levels
+                return jnp.where(x < low, x, low), jnp.where(x > high, x, high)
+
+            low, high = _zero(), _zero() + 1.0
+            if not counted:
+                low, high = self.each_slab(b, widen, (_zero() + jnp.inf, _zero() - jnp.inf))
+                low, high = _of_samples(jnp.min, low), _of_samples(jnp.max, high)
+
+            def look(place: Any, x: jax.Array, seen: Any) -> Any:
+                between, lows, size = seen
+                if not counted:
+                    between = between + jnp.where((x > low) & (x < high), 1.0, 0.0)
+                if self.variant.masked:
+                    size = size + jnp.where(x == x, 1.0, 0.0)
+                return between, lows + jnp.where(x == low, 1.0, 0.0), size
+
+            between, lows, size = self.each_slab(b, look, (_zero(), _zero(), _zero()))
+            if not counted:
+                self.block.note(between, self.g, b)
+            found = {LOWEST: low, HIGHEST: high, LOWS: _of_samples(jnp.sum, lows)}
+            if self.variant.masked:
+                found[SIZE] = _of_samples(jnp.sum, size)
+            for name, value in found.items():
+                self.facts[name, pl.ds(b, 1), :] = value[:1]
+
+        self.block.each_row_block(of_rows, self.block.row_blocks_at_once)
+
     def by_counting(self) -> None:
-        """What the sorted row is follows from a count, and where its values belong, from the
-        rewards."""
+        """What the sorted row is follows from a count, and what a sample gets, from its level."""
+        low, high, lows = self.facts[LOWEST], self.facts[HIGHEST], self.facts[LOWS]
 
-        def look(i: _Sample, levels: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
-            x = self.reward(i)
-            return jnp.minimum(levels[0], x), jnp.maximum(levels[1], x)
+        def level(i: _Sample) -> Rows:
+            return jnp.where(i.as_float < lows, low, high)
 
-        low, high = self.each(look, (_zero() + jnp.inf, _zero() - jnp.inf))
-
-        def count(i: _Sample, number: Rows) -> Rows:
-            return number + jnp.where(self.reward(i) == low, 1.0, 0.0)
-
-        first = self.each(count, _zero())
-
-        def put(i: _Sample, carry: Any) -> Any:
-            self.work[i.number] = jnp.where(i.as_float < first, low, high)
-            return carry
-
-        self.each(put, 0)
         if self.variant.n_ks:
-            self.best_of_each(at_the_limit=False)
+            self.best_of_each(at_the_limit=False, row=level)
             return
-        self.weigh(0)
-        top = self.work[self.n - 1]
+        _, self.facts[AT_TOP] = self.weigh(0, row=level)
 
-        def place(i: _Sample, carry: Any) -> Any:
-            self.give(i, jnp.where(self.reward(i) == high, top, 0.0))
-            return carry
+        def of_rows(b: Any) -> None:
+            fact = self.facts_of(b)
+            at_bottom, at_top = self._outcome(_zero(), fact), self._outcome(fact(AT_TOP), fact)
 
-        self.each(place, 0)
+            def put(place: Any, x: jax.Array, carry: Any) -> Any:
+                self.block.values[place] = jnp.where(x > fact(LOWEST), at_top, at_bottom)
+                return carry
+
+            self.each_slab(b, put, 0)
+
+        self.block.each_row_block(of_rows, self.block.row_blocks_at_once)
 
     # Sorting, where every sample then looks itself up.
 
@@ -642,11 +681,9 @@ class _Tile:
         if size == width:
             sort_run(0)
             return
-        import os
-
-        lax.fori_loop(
-            0, size // width, _without_carry(sort_run), 0, unroll=int(os.environ.get("US", "1"))
-        )
+        # Two runs a turn, of which one goes on where the other waits.
+        unroll = 2 if chosen.unrolled > 1 else 1
+        lax.fori_loop(0, size // width, _without_carry(sort_run), 0, unroll=unroll)
         span = 2 * width
         source, target = self.work, self.block.scratch.spare
         while span <= size:
@@ -677,9 +714,7 @@ class _Tile:
             sums = [self.sums[c, here, :] for c in tables]
             middle = self.keys[0, pl.ds(b * PITCH + 4, 1), :]
 
-            def fact(name: int) -> jax.Array:
-                return jnp.broadcast_to(self.facts[name, pl.ds(b, 1), :], (SUBLANES, LANES))
-
+            fact = self.facts_of(b)
             slabs = []
             for slab in range(-(-self.n // SUBLANES)):
                 place = self.block.slab_in_raw(self.g, slab, b)
@@ -700,8 +735,7 @@ class _Tile:
                 behind = self.block.out_samples // SUBLANES - len(slabs)
                 self.block.put_out([*slabs, *[_zero()] * behind], self.g, b)
 
-        # Long blocks of code take long to compile.
-        self.block.each_row_block(of_rows, SUBLANES if len(tables) <= SUBLANES else 1)
+        self.block.each_row_block(of_rows, 8 if len(tables) <= 8 else 1)
 
     # Sorting, where the comparators are then undone.
 
@@ -740,13 +774,13 @@ class _Tile:
         if len(steps) == 1:
 
             def weigh_and_undo() -> None:
-                self.weigh(0)
+                self.weigh(0, keep=self.in_work)
                 backward(*steps[0], 0)
 
             # Here what is in registers may stay there.
             self.block.apart(weigh_and_undo)
         else:
-            self.block.apart(lambda: _nothing(self.weigh(0)))
+            self.block.apart(lambda: _nothing(self.weigh(0, keep=self.in_work)))
             for p, start in reversed(steps):
                 self._each_group(p, partial(backward, p, start))
         if at_the_limit:
@@ -807,30 +841,43 @@ class _Tile:
 
     # Weights.
 
-    def weigh(self, q: int, otherwise: Any = None, *, into_tables: bool = False) -> Rows:
-        """work: sorted rows → what each sample has beneath it, Σ gap_j d_j; or that into tables,
-        beside the sorted row. SMALLEST ← what a row's smallest gets, which is also returned, and
-        INVERSE ← what values are multiplied with."""
+    def weigh(
+        self,
+        q: int,
+        otherwise: Any = None,
+        *,
+        row: Callable[[_Sample], Rows] | None = None,
+        keep: Keep | None = None,
+    ) -> tuple[Rows, Rows]:
+        """What the smallest of a sorted row gets, and what the largest has beneath it, Σ gap_j d_j.
+        SMALLEST ← the former, INVERSE ← what values are multiplied with.
+
+        The row is that in work unless another is given. `keep` gets every sample, and what it has
+        beneath it, at one time or at two.
+        """
+        row = row or (lambda i: self.work[i.number])
         weights = _Known(self, q) if self.variant.k == "table" else _Running(self, q)
-        largest = self.work[self.n - 1]
+        largest = row(_Sample(0, self.n - 1))
         if self.variant.standardised:
-            self.facts[INVERSE] = self._inverse_spread(weights, largest)
-        constant = weights.scan(into_tables)
+            self.facts[INVERSE] = self._inverse_spread(weights, row)
+        constant, total = weights.scan(row, keep)
         # Adding 0 turns a −0 into 0.
         smallest = (weights.anchor * largest - constant) + 0.0
         smallest = smallest + (weights.otherwise if otherwise is None else otherwise)
         self.facts[SMALLEST] = smallest
-        return smallest
+        return smallest, total
 
-    def _inverse_spread(self, weights: _Known | _Running, largest: Rows) -> Rows:
+    def _inverse_spread(self, weights: _Known | _Running, row: Callable[[_Sample], Rows]) -> Rows:
         """1 / the deviation of the best of k, 0 where only equal rewards can be it."""
+
+        largest = row(_Sample(0, self.n - 1))
 
         # How far the mean of the best lies below the largest: measured from there, an offset drops
         # out; and how far down the best can lie.
         def look(i: _Sample, carry: Any) -> Any:
             state, lead, reach = carry
             chance = weights.chance(i, state)
-            apart = largest - self.work[i.number]
+            apart = largest - row(i)
             reach = jnp.where(chance > 0, jnp.maximum(reach, apart), reach)
             return weights.after(i, state), lead + chance * apart, reach
 
@@ -842,7 +889,7 @@ class _Tile:
         def square(i: _Sample, carry: Any) -> Any:
             state, variance = carry
             chance = weights.chance(i, state)
-            deviation = (lead - (largest - self.work[i.number])) * per_unit
+            deviation = (lead - (largest - row(i))) * per_unit
             square = jnp.where(chance > 0, chance * (deviation * deviation), 0.0)
             return weights.after(i, state), variance + square
 
@@ -852,12 +899,11 @@ class _Tile:
 
     # After.
 
-    def keep(self, i: _Sample, own: Rows | None, beneath: Rows | None, into_tables: bool) -> None:
-        """Sample i of the sorted row, and what it has beneath it."""
-        if not into_tables:
-            if beneath is not None:
-                self.work[i.number] = beneath
-            return
+    def in_work(self, i: _Sample, own: Rows | None, beneath: Rows | None) -> None:
+        if beneath is not None:
+            self.work[i.number] = beneath
+
+    def in_tables(self, i: _Sample, own: Rows | None, beneath: Rows | None) -> None:
         if own is not None:
             self.keys[self.in_table(i)] = own
         if beneath is not None:
@@ -900,9 +946,11 @@ class _Tile:
     def best_ref(self, q: int) -> Ref:
         return self.block.out_ref.at[q, pl.ds(self.g * SUBLANES, SUBLANES), :]
 
-    def best_of_each(self, at_the_limit: bool) -> None:
+    def best_of_each(
+        self, at_the_limit: bool, row: Callable[[_Sample], Rows] | None = None
+    ) -> None:
         for q in range(self.variant.n_ks):
-            best = self.weigh(q)
+            best, _ = self.weigh(q, row=row)
             ref = self.best_ref(q)
             if at_the_limit:
                 # An outcome that is NaN for want of samples stays so.
@@ -917,8 +965,7 @@ class _Known:
     top = None
 
     def __init__(self, tile: _Tile, q: int):
-        refs, self.n, self.work, self.keep = tile.operands, tile.n, tile.work, tile.keep
-        self.plan = tile.variant.plan
+        refs, self.n, self.unrolled = tile.operands, tile.n, tile.variant.plan.unrolled
         self.anchor, self.otherwise = refs.scalars[2 * q], refs.scalars[2 * q + 1]
         self.table = refs.table
         self.scanned = not tile.variant.n_ks
@@ -930,25 +977,26 @@ class _Known:
     def after(self, i: _Sample, state: None) -> None:
         return None
 
-    def scan(self, into_tables: bool) -> Rows:
+    def scan(self, row: Callable[[_Sample], Rows], keep: Keep | None) -> tuple[Rows, Rows]:
         def slab(first: Any, count: int, carry: tuple[Rows, Rows, Rows]) -> Any:
             base, under, constant = carry
-            samples = self.work[pl.ds(first, count)]
             for start in range(0, count, _SUMMED_APART):
                 above, below = _zero(), _zero()
                 for c in range(start, min(start + _SUMMED_APART, count)):
-                    gap = samples[c] - under
-                    under = samples[c]
+                    i = _Sample(first, c, self.unrolled)
+                    own = row(i)
+                    gap, under = own - under, own
                     below = below + self.table[self.below_at + first + c] * gap
                     if self.scanned:
                         above = above + self.table[first + c] * gap
-                        i = _Sample(first, c, self.plan.unrolled)
-                        self.keep(i, under, base + above, into_tables)
+                    if keep is not None:
+                        keep(i, own, base + above)
                 base, constant = base + above, constant + below
             return base, under, constant
 
-        _, _, constant = _slabs(self.plan, self.n, slab, (_zero(), self.work[0], _zero()))
-        return constant
+        start = (_zero(), row(_Sample(0, 0)), _zero())
+        total, _, constant = _slabs(self.unrolled, self.n, slab, start)
+        return constant, total
 
 
 class _Running:
@@ -960,7 +1008,7 @@ class _Running:
 
     def __init__(self, tile: _Tile, q: int):
         variant, refs = tile.variant, tile.operands
-        self.each, self.keep = tile.each, tile.keep
+        self.each = tile.each
         self.n, self.work, self.inverses = tile.n, tile.work, refs.inverses
         self.lag, self.scanned, self.masked = variant.lag, not variant.n_ks, variant.masked
         self.size = tile.size
@@ -1001,29 +1049,32 @@ class _Running:
         # Above a row's own samples nothing changes yet.
         return jnp.where(place < self.size, below, chance) if self.masked else below
 
-    def scan(self, into_tables: bool) -> Rows:
+    def scan(self, row: Callable[[_Sample], Rows], keep: Keep | None) -> tuple[Rows, Rows]:
         # Downward: the term of every gap goes to the place at its lower end.
         def weigh(i: _Sample, carry: Any) -> Any:
-            chance, chance_above, above, constant = carry
-            own = self.work[i.number]
+            chance, chance_above, above, constant, total = carry
+            own = row(i)
             term = (chance if self.lag else chance_above) * (above - own)
             weight = self.below + self.slope * jnp.abs(i.as_float + 1 - self.middle)
-            if self.scanned:
-                self.keep(i, own, None, into_tables)
+            constant = constant + weight * term
+            if keep is not None:
+                keep(i, own, None)
                 self.work[i.number] = self.gap * term
-            return self.after(i, chance), chance, own, constant + weight * term
+            elif self.scanned:
+                total = total + self.gap * term
+            return self.after(i, chance), chance, own, constant, total
 
-        start = (self.top, self.top, self.work[self.n - 1], _zero())
-        *_, constant = self.each(weigh, start, down=True)
-        if self.scanned:
+        start = (self.top, self.top, row(_Sample(0, self.n - 1)), _zero(), _zero())
+        *_, constant, total = self.each(weigh, start, down=True)
+        if keep is None:
+            return constant, total
 
-            def add(i: _Sample, total: Rows) -> Rows:
-                term = self.work[i.number]
-                self.keep(i, None, total, into_tables)
-                return total + term
+        def add(i: _Sample, total: Rows) -> Rows:
+            term = self.work[i.number]
+            keep(i, None, total)
+            return total + term
 
-            self.each(add, _zero())
-        return constant
+        return constant, self.each(add, _zero())
 
 
 class _Sample(NamedTuple):
@@ -1053,10 +1104,14 @@ class _Sample(NamedTuple):
 
 
 def _slabs(
-    plan: Plan, n: int, body: Callable[[Any, int, Any], Any], carry: Any, *, down: bool = False
+    unrolled: int,
+    n: int,
+    body: Callable[[Any, int, Any], Any],
+    carry: Any,
+    *,
+    down: bool = False,
 ) -> Any:
-    """body(first, count, carry) for one run of samples after the other."""
-    unrolled = plan.unrolled
+    """body(first, count, carry) for one run of up to `unrolled` after the other."""
     full, rest = divmod(n, unrolled)
 
     def turn(i: Any, carry: Any) -> Any:
@@ -1074,16 +1129,16 @@ def _slabs(
 
 
 def _each(
-    plan: Plan, n: int, body: Callable[[_Sample, Any], Any], carry: Any, *, down: bool = False
+    unrolled: int, n: int, body: Callable[[_Sample, Any], Any], carry: Any, *, down: bool = False
 ) -> Any:
     """body(sample, carry) for one sample after the other."""
 
     def slab(first: Any, count: int, carry: Any) -> Any:
         for c in range(count - 1, -1, -1) if down else range(count):
-            carry = body(_Sample(first, c, plan.unrolled), carry)
+            carry = body(_Sample(first, c, unrolled), carry)
         return carry
 
-    return _slabs(plan, n, slab, carry, down=down)
+    return _slabs(unrolled, n, slab, carry, down=down)
 
 
 def _places(p: Pass, group: Any) -> list[Any]:
@@ -1158,6 +1213,11 @@ def _divided(x: Any, size: int) -> Any:
     if size & (size - 1):
         return lax.div(x, size)
     return lax.shift_right_logical(x, size.bit_length() - 1)
+
+
+def _of_samples(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+    """One number for each of 128 rows, once for each sample of a slab."""
+    return jnp.broadcast_to(reduce(x, axis=0, keepdims=True), (SUBLANES, LANES))
 
 
 def _bits(x: jax.Array) -> jax.Array:

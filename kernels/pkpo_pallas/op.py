@@ -275,7 +275,7 @@ def _launch(
         if sorts and not looks_up
         else None,
         facts=pltpu.VMEM((chosen.tiles, FACTS, *tile), float32),
-        energy=pltpu.VMEM(tile, float32),
+        noted=pltpu.VMEM(tile, float32),
         flags=pltpu.SMEM((2,), int32),
     )
     out = pl.pallas_call(

@@ -65,6 +65,8 @@ class Chip(NamedTuple):
 OLD = Chip(gathers=False, vmem_bytes=16 << 20, longest=1024)
 ANY = Chip(gathers=True, vmem_bytes=32 << 20, longest=2048)
 LARGE = Chip(gathers=True, vmem_bytes=64 << 20, longest=4096)
+# Longer rows take minutes in the interpreter.
+INTERPRETER = ANY._replace(longest=1024)
 _CHIPS = {
     "TPU v2": OLD,
     "TPU v3": OLD,
@@ -81,11 +83,12 @@ def chip(interpreted: bool = False) -> Chip:
     """The chip that a program is traced for: that of the abstract mesh in force
     (`jax.sharding.use_abstract_mesh`), else the first at hand; where there is none, what all have
     since v5."""
-    mesh = jax.sharding.get_abstract_mesh()
-    meant = None if mesh.empty else mesh.abstract_device
+    meant = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     if meant is not None:
         return _CHIPS.get(meant.device_kind, ANY)
-    if interpreted or jax.default_backend() != "tpu":
+    if interpreted:
+        return INTERPRETER
+    if jax.default_backend() != "tpu":
         return ANY
     return _CHIPS.get(jax.devices()[0].device_kind, ANY)
 
