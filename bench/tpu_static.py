@@ -60,7 +60,7 @@ CHIPS = {
     "v5p": Chip("v5p:2x2x1", "v5p-8", 1382e9, 1.75e9),
     "v6e": Chip("v6e:2x2", "v6e-4", 1640e9, 1.75e9),
 }
-SIZES = (8, 16, 32, 64, 128, 256, 1024, 2048)
+SIZES = (8, 16, 32, 64, 128, 256, 1024, 2048, 4096)
 QUICK_SIZES = (8, 16, 32)
 DTYPES = ("float32", "bfloat16", "bool")
 PATHS = ("sorted", "two levels")
@@ -174,7 +174,7 @@ class Compiler:
         from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
         topology = topologies.get_topology_desc(platform="tpu", topology_name=self.chip.topology)
-        device = topology.devices[0]
+        device: Any = topology.devices[0]
         self.sharding = SingleDeviceSharding(device)
         # What the kernels ask when they are traced: there is no chip here that they might ask.
         self.mesh = AbstractMesh(
@@ -319,6 +319,11 @@ def measure_chip(chip_name: str, sizes: Sequence[int], *, with_arms: bool) -> di
             beside = pool.submit(all_arms, chip_name, sizes).result()
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(chip_name, Path(folder))
+        from pkpo_pallas.plan import chip
+
+        with jax.sharding.use_abstract_mesh(compiler.mesh):
+            longest = chip().longest
+        sizes = [n for n in sizes if n <= longest]
         rows = [
             asdict(measure(compiler, n, dtype, path))
             for n in sizes
