@@ -100,7 +100,7 @@ def with_races(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("with_races")
 class TestWithoutRaces:
-    @pytest.mark.parametrize("n", [12, 24])
+    @pytest.mark.parametrize("n", [12, 40])
     def test_short_rows(self, n: int) -> None:
         # More than one block of rows, the last one not full.
         rewards = rewards_of(n, rows=3)
@@ -120,7 +120,31 @@ class TestWithoutRaces:
 
 
 class TestRegimes:
-    @pytest.mark.parametrize("n", [24, 130])
+    @pytest.mark.parametrize("n", [5, 24, 100])
+    def test_chips_that_do_not_gather(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+        monkeypatch.setattr(op, "chip", lambda interpreted: plan.OLD)
+        assert not plan.plan(n, 10, plan.OLD).looked_up
+        jax.clear_caches()
+        rewards = rewards_of(n)
+        where = jnp.asarray(np.random.default_rng(n).random(rewards.shape) < 0.8)
+        rewards = rewards.at[0, 1].set(jnp.inf) if n == 24 else rewards
+        same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
+        want = pk.transform(rewards, 3, where=where, implementation="xla")
+        same(fused(rewards, 3, where=where), want)
+        jax.clear_caches()
+
+    def test_the_chip_is_the_one_that_is_traced_for(self) -> None:
+        def chip_of(kind: str) -> plan.Chip:
+            device = jax.sharding.AbstractDevice(kind, None, "tpu")
+            mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+            with jax.sharding.use_abstract_mesh(mesh):
+                return plan.chip()
+
+        assert chip_of("TPU v4") == plan.OLD
+        assert chip_of("TPU v5 lite") == plan.LARGE
+        assert chip_of("TPU v5") == chip_of("a chip of later years") == plan.chip() == plan.ANY
+
+    @pytest.mark.parametrize("n", [24, 40, 128, 130])
     def test_as_compiled(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
         """With the groups and the unrolled loops of the compiled kernel."""
         monkeypatch.setattr(op, "plan", lambda n, rows, chip, interpreted: plan.plan(n, rows, chip))

@@ -1,10 +1,19 @@
-"""Sort a row in VMEM, weigh its gaps, scan them, and put every value back: one launch.
+"""Sort a row in VMEM, weigh its gaps, scan them, and give every sample its value: one launch.
 
 A tile is 1024 rows, and a register holds one sample of each, so that every comparator and every
-step of a scan is elementwise. The way of the data:
+step of a scan is elementwise. The way of the data, where the chip can gather and rows are short:
+
+    copied in → sorted → gaps · weights → prefix scan → tables of what lies beneath which reward
+              → every sample looks its own reward up → copied out
+
+and otherwise:
 
     copied in → sorted, keeping every decision → gaps · weights → prefix scan
-              → the decisions backwards → copied out
+              → the comparators undone, by the decisions → copied out
+
+A sample is looked up where it lies, in registers of 8 samples of 128 rows, as a table has 8
+entries for 128 rows: a gather is then an operation within a register, for each row in its own
+column. An outcome is a function of the reward, so no sample needs to know where it was sorted to.
 
 What an estimator gives the i-th smallest of a row's rewards g_(1) ≤ … ≤ g_(n), with gaps
 d_j = g_(j+1) − g_(j), is
