@@ -22,7 +22,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,26 +29,24 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import pkpo_kernels as pk
 from bench import listing
-from bench.shapes import MEASURED_N
-from bench.throughput import (
+from bench.records import (
     RESULTS,
     Device,
     as_json,
+    as_table,
     figure,
     machine,
-    measured_commit,
+    origin,
     present,
-    slug,
-    versions,
+    stem_of,
     write,
 )
+from bench.shapes import MEASURED_N
 from pkpo_kernels import dispatch
 from pkpo_kernels.verification import as_given
 
@@ -277,25 +274,15 @@ def main(
     record = {
         "what": "relative errors, measured",
         "estimator": "sloo_minus_one",
-        "date": date.today().isoformat(),
-        "commit": commit or measured_commit(),
-        "device": where,
-        "versions": versions(),
+        **origin(where, commit),
         "seconds": round(time.perf_counter() - start, 1),
         "results_at_least": SMALLEST,
         "results": list(map(asdict, found)),
     }
-    stem = f"accuracy-{slug(where['name'])}-{record['date']}"
+    stem = stem_of("accuracy", record)
     write(out / f"{stem}.json", as_json(record))
-    table = Table(
-        title="relative error: worst / median / worst of its row's largest", box=box.SIMPLE
-    )
-    heading, *lines = summary(found)
-    for column in heading:
-        table.add_column(column)
-    for line in lines:
-        table.add_row(*line)
-    Console(width=None if Console().is_terminal else 140).print(table)
+    title = "relative error: worst / median / worst of its row's largest"
+    Console(width=None if Console().is_terminal else 140).print(as_table(title, summary(found)))
     write(out / f"{stem}.png", plot(found, f"sloo_minus_one in float32, {where['name']}"))
     typer.echo(f"{record['seconds']:.0f} s; in {out}: {stem}.json, {stem}.png")
 

@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from bench.accuracy import Accuracy, summary
+from bench.records import RESULTS, figure, write
 from bench.scaling import Annealing, Point, annealing_lines, growth
-from bench.throughput import RESULTS, figure, write
 
 README = RESULTS.parents[1] / "README.md"
 _BLOCK = re.compile(r"(<!-- results: (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

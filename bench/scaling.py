@@ -23,7 +23,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,35 +30,35 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import pkpo_kernels as pk
+from bench.records import (
+    RESULTS,
+    Device,
+    as_json,
+    as_table,
+    figure,
+    machine,
+    origin,
+    present,
+    stem_of,
+    write,
+)
 from bench.shapes import INPUTS, MEASURED_N, K, Shape
 from bench.throughput import (
-    RESULTS,
     ROW_BY_ROW,
     Arm,
-    Device,
     Library,
     Outcome,
     Runner,
-    as_json,
     disagreement,
-    figure,
     implementation_arms,
     in_short,
     in_turns,
-    machine,
-    measured_commit,
     opened,
     places_to_prove,
-    present,
-    slug,
-    versions,
-    write,
 )
 from pkpo_kernels import dispatch
 from pkpo_kernels.estimators import Array
@@ -420,16 +419,6 @@ def annealing_lines(runs: Sequence[Annealing]) -> list[list[str]]:
     ]
 
 
-def as_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
-    """The first line is the heading."""
-    table = Table(title=title, box=box.SIMPLE)
-    for column in lines[0]:
-        table.add_column(column)
-    for line in lines[1:]:
-        table.add_row(*line)
-    return table
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -466,15 +455,12 @@ def main(
     record = {
         "what": "times, memory and compilations, measured",
         "estimator": "sloo_minus_one",
-        "date": date.today().isoformat(),
-        "commit": commit or measured_commit(),
-        "device": where,
-        "versions": versions(),
+        **origin(where, commit),
         "seconds": round(time.perf_counter() - start, 1),
         "points": list(map(asdict, points)),
         "annealing": [asdict(run) | {"ok": run.ok} for run in runs],
     }
-    stem = f"scaling-{slug(where['name'])}-{record['date']}"
+    stem = stem_of("scaling", record)
     write(out / f"{stem}.json", as_json(record))
     write(out / f"{stem}.png", plot(points, f"sloo_minus_one, float32, {where['name']}"))
     for point in points:

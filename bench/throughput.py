@@ -27,20 +27,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
-import platform
-import re
-import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import date
-from enum import StrEnum
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
@@ -55,16 +48,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import pkpo_kernels as pk
-from bench import commit_id, listing
+from bench import listing
+from bench.records import (
+    RESULTS,
+    Device,
+    as_json,
+    figure,
+    machine,
+    origin,
+    present,
+    stem_of,
+    write,
+)
 from bench.shapes import INPUTS, PLANS, TINY, K, Plan, Shape
 from pkpo_kernels import dispatch
 from pkpo_kernels.estimators import Array
-from pkpo_kernels.rollouts import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RESULTS = Path(__file__).parent / "results"
 
 # What a result may differ by: relative to itself; to the largest result of its row; and to the
 # largest reward there, for forms that cancel in float64, where the true result is 0.
@@ -856,31 +858,6 @@ def no_room(library: Library, needed: int) -> str:
     return f"needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
 
 
-class Device(StrEnum):
-    """Where to measure."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    tpu = "tpu"
-
-
-def present(device: Device) -> str:
-    """The device asked for; "auto" is the fastest there is. ValueError where it is not there."""
-    cuda = False
-    if find_spec("torch") is not None and device in (Device.auto, Device.cuda):
-        import torch
-
-        cuda = torch.cuda.is_available()
-    if device is Device.cuda and not cuda:
-        raise ValueError("--device cuda needs a torch that sees a GPU")
-    if device is not Device.auto:
-        return device.value
-    # libtpu without a TPU searches for one at length: look before asking it.
-    tpu = Path("/dev/accel0").exists() or "tpu" in os.environ.get("JAX_PLATFORMS", "")
-    return "cuda" if cuda else "tpu" if tpu else "cpu"
-
-
 def opened(device: str, say: Callable[[str], None]) -> list[Library]:
     """The libraries that can be used with the device; the first is the one that matters most."""
     if device == "cpu":
@@ -899,103 +876,10 @@ def opened(device: str, say: Callable[[str], None]) -> list[Library]:
     return libraries
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What is measured on: the names and the versions that figures hang on."""
-    found: dict[str, Any] = {
-        "kind": device,
-        "name": _cpu_name(),
-        "cpus": os.cpu_count(),
-        # Others at work on the same processors spoil figures, those of threaded calls most.
-        "load_before": os.getloadavg()[0],
-        # What threads and compilers have been told.
-        "environment": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(("OMP_", "GOMP_", "MKL_", "TRITON_", "XLA_FLAGS"))
-        },
-    }
-    if device == "cuda":
-        import torch
-
-        properties = torch.cuda.get_device_properties(0)
-        found |= {
-            "name": properties.name,
-            "memory_bytes": properties.total_memory,
-            "l2_bytes": properties.L2_cache_size,
-            "multiprocessors": properties.multi_processor_count,
-            "driver": _driver(),
-            "cuda": torch.version.cuda,
-        }
-    elif device == "tpu":
-        import jax
-
-        found["name"] = jax.devices()[0].device_kind
-        found["driver"] = jax.devices()[0].client.platform_version
-    return found
-
-
-def _cpu_name() -> str:
-    """ "CPU", with its model where the system tells."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return f"CPU {model[1] if model else platform.machine()}"
-
-
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.split("\n")[0].strip()
-
-
-def slug(name: str) -> str:
-    """A device's name as part of a file's.
-
-    >>> slug("NVIDIA H100 80GB HBM3")
-    'nvidia-h100-80gb-hbm3'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that matter; None for one that is not installed."""
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    names = ("numpy", "torch", "triton", "jax", "jaxlib")
-    return {
-        "python": platform.python_version(),
-        "pkpo-kernels": pk.__version__,
-        **{name: installed(name) for name in names},
-    }
-
-
-def measured_commit() -> str:
-    """The commit, where git can tell."""
-    try:
-        return commit_id()
-    except OSError:
-        return "unknown"
-
-
 def default_arm(library: Library) -> str:
     """The arm of the implementation that serves this library's arrays by default."""
     like = library.matrix(INPUTS["gaussian"](np.random.default_rng(0), TINY), TINY.rows)
     return f"pk {dispatch.default_implementation(library.name, like)}"
-
-
-def as_json(record: dict[str, Any]) -> bytes:
-    """The whole record; strictly JSON, without NaN."""
-    return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def as_csv(record: dict[str, Any]) -> bytes:
@@ -1013,15 +897,6 @@ def as_csv(record: dict[str, Any]) -> bytes:
     writer.writeheader()
     writer.writerows(result | where for result in record["results"])
     return text.getvalue().encode()
-
-
-def figure(value: float) -> str:
-    """Three digits, and never an exponent where one can do without.
-
-    >>> [figure(value) for value in (4312.3, 87.65, 0.0123)]
-    ['4312', '87.7', '0.0123']
-    """
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def rates_table(name: str, shapes: Sequence[Shape], measurements: Sequence[Measurement]) -> Table:
@@ -1158,12 +1033,6 @@ def _panels(inputs: Sequence[str], draw: Callable[[Axes, str], None], title: str
     return content.getvalue()
 
 
-def write(path: Path, content: bytes) -> None:
-    """The file, whole or not at all."""
-    with written_whole(path) as file:
-        file.write(content)
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -1213,15 +1082,12 @@ def main(
         default = default_arm(libraries[0])
         record: dict[str, Any] = {
             "complete": False,
-            "date": date.today().isoformat(),
-            "commit": commit or measured_commit(),
-            "device": where,
-            "versions": versions(),
+            **origin(where, commit),
             "k": K,
             "plan": asdict(plan) | {"shapes": list(map(str, plan.shapes))},
             "default": default,
         }
-        stem = f"throughput-{slug(where['name'])}-{record['date']}"
+        stem = stem_of("throughput", record)
         bar = progress.add_task("host", total=1 + len(plan.shapes) * len(plan.inputs))
 
         def advance(what: str) -> None:

@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import commit_id
+from bench.shapes import MEASURED_N
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,7 +61,8 @@ CHIPS = {
     "v5p": Chip("v5p:2x2x1", "v5p-8", 1382e9, 1.75e9),
     "v6e": Chip("v6e:2x2", "v6e-4", 1640e9, 1.75e9),
 }
-SIZES = (8, 16, 32, 64, 128, 256, 1024, 2048, 4096)
+# Those that the chip sorts in VMEM.
+SIZES = tuple(sorted({*MEASURED_N, 2048}))
 QUICK_SIZES = (8, 16, 32)
 DTYPES = ("float32", "bfloat16", "bool")
 PATHS = ("sorted", "two levels")

@@ -9,9 +9,9 @@ import pytest
 from conftest import INTERPRETED, Subject, rewards_of_every_kind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shapes import ENUMERATED_N, REFERENCE, ks_for
 
 import pkpo_kernels as pk
+from bench.shapes import ENUMERATED_N, REFERENCE, ks_for
 from pkpo_kernels import reference
 
 ESTIMATORS = tuple(pk.ESTIMATORS)
@@ -172,6 +172,17 @@ class TestProperties:
         lead = (ordered[:, -1:] - ordered[:, -2:-1]) * (rewards == ordered[:, -1:])
         out = subject.transform(subject.array(rewards), 6)
         np.testing.assert_allclose(out, lead, rtol=1e-6)
+
+    def test_chances_that_vanish_leave_nothing_to_divide_by(self, subject: Subject) -> None:
+        # 114 wrong samples: that the best of 99 is one of them has a chance of about 1e-44.
+        rewards = np.zeros((2, 216))
+        rewards[:, :102] = 1
+        want = expected(rewards, 99, estimator="passk_training")
+        assert 0 < np.abs(want).max() < 1e-20
+        for dtype in ("float32", "bool"):
+            given = subject.array(rewards, dtype)
+            got = subject.transform(given, 99, estimator="passk_training")
+            np.testing.assert_allclose(got, want, atol=1e-6)
 
     def test_a_group_of_one(self, subject: Subject) -> None:
         rewards = subject.array([[2.0], [-3.0]], "float32")

@@ -13,6 +13,7 @@ from pkpo_triton.variants import PATHS, Variant, long_row_variants, shipped, tra
 from triton.backends.compiler import GPUTarget
 
 from bench import gpu_static
+from bench.shapes import MEASURED_N
 
 SM_90 = GPUTarget("cuda", 90, 32)
 # Shared memory that a program may use.
@@ -27,7 +28,7 @@ RECORD = Path(gpu_static.__file__).parent / "results" / "gpu-static-sm_90.json"
 GROWTH = 1.05
 TARGET_INSTRUCTIONS = {8: 30, 16: 40, 32: 55, 64: 75, 128: 130, 256: 200}
 TWO_LEVEL_INSTRUCTIONS = 35
-BUDGETED_N = (8, 16, 32, 64, 128, 256, 1024)
+BUDGETED_N = tuple(n for n in MEASURED_N if n <= 1024)
 
 
 def on(target: str) -> list[Variant]:
