@@ -120,7 +120,7 @@ class TestWithoutRaces:
 
 
 class TestRegimes:
-    @pytest.mark.parametrize("n", [5, 24, 100])
+    @pytest.mark.parametrize("n", [5, 24, 40])
     def test_chips_that_do_not_gather(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
         monkeypatch.setattr(op, "chip", lambda interpreted: plan.OLD)
         assert not plan.plan(n, 10, plan.OLD).looked_up
@@ -144,7 +144,7 @@ class TestRegimes:
         assert chip_of("TPU v5 lite") == plan.LARGE
         assert chip_of("TPU v5") == chip_of("a chip of later years") == plan.chip() == plan.ANY
 
-    @pytest.mark.parametrize("n", [24, 40, 128, 130])
+    @pytest.mark.parametrize("n", [24, 40, 130])
     def test_as_compiled(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
         """With the groups and the unrolled loops of the compiled kernel."""
         monkeypatch.setattr(op, "plan", lambda n, rows, chip, interpreted: plan.plan(n, rows, chip))
