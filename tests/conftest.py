@@ -33,8 +33,10 @@ class Subject:
     hidden_k: bool = False
     # torch as it runs where data must not be looked at: on a GPU, or under torch.compile
     branchless: bool = False
-    # kernels whose every step is simulated: small matrices
+    # kernels that are interpreted: small matrices
     interpreted: bool = INTERPRETED
+    # and of those the ones that are first compiled step by step: few different programs
+    simulated: bool = False
 
     def array(self, values: Any, dtype: str | None = None) -> Any:
         values = np.asarray(values)
@@ -98,7 +100,7 @@ _PORTABLE = (
     Subject("xla", "xla", "jax"),
     Subject("xla-traced", "xla", "jax", hidden_k=True),
 )
-_PALLAS = (Subject("pallas", "pallas_interpret", "jax", interpreted=True),)
+_PALLAS = (Subject("pallas", "pallas_interpret", "jax", interpreted=True, simulated=True),)
 SUBJECTS = (
     _TRITON if INTERPRETED or DEVICE == "cuda" else _PALLAS if PALLAS_INTERPRETED else _PORTABLE
 )

@@ -56,6 +56,8 @@ class TestAgainstTheDefinitions:
     ) -> None:
         rewards = rng.standard_normal((rows, n)).astype(np.float32)
         ks = ks_for(n)[::3] if subject.interpreted and n > 100 else ks_for(n)
+        if subject.simulated and n > 100 and estimator not in ("sloo_minus_one", "passk_training"):
+            ks = (8,)
         for k in admitted_ks(estimator, ks, n):
             want = expected(rewards.astype(np.float64), k, estimator=estimator)
             got = subject.transform(subject.array(rewards), k, estimator=estimator)
@@ -203,8 +205,8 @@ class TestProperties:
             assert (out >= 0).all()
 
     def test_repeats_bit_for_bit(self, subject: Subject, rng: np.random.Generator) -> None:
-        rows = 20 if subject.interpreted else 700
-        rewards = subject.array(rng.standard_normal((rows, 300)).astype(np.float32))
+        rows, n = 20 if subject.interpreted else 700, 40 if subject.simulated else 300
+        rewards = subject.array(rng.standard_normal((rows, n)).astype(np.float32))
         if subject.implementation == "reference":
             rewards = rewards[:2]
         first = subject.transform(rewards, 7)
@@ -365,10 +367,12 @@ class TestOptions:
         if subject.implementation == "reference":
             pytest.skip("goes row by row anyway")
         # Beyond what any implementation takes in one block, and no whole number of blocks.
-        rows = 41 if subject.interpreted else 2200
-        rewards = rng.standard_normal((rows, 512)).astype(np.float32)
-        where = rng.random((rows, 512)) < 0.9
-        k = rng.integers(1, 100, rows)
+        rows, n = 41 if subject.interpreted else 2200, 512
+        if subject.simulated:
+            rows, n = 2200, 20
+        rewards = rng.standard_normal((rows, n)).astype(np.float32)
+        where = rng.random((rows, n)) < 0.9
+        k = rng.integers(1, n // 5, rows)
         full = subject.transform(subject.array(rewards), k, where=subject.array(where))
         best = subject.max_at_k(subject.array(rewards), [3], where=subject.array(where))
         for part in (slice(0, 3), slice(rows // 2, rows // 2 + 5), slice(rows - 3, rows)):

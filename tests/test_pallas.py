@@ -111,7 +111,7 @@ class TestWithoutRaces:
         same(fused_max(rewards, [1, 3]), pk.max_at_k(rewards, [1, 3], implementation="xla"))
 
     def test_rows_in_chunks(self) -> None:
-        rewards = rewards_of(130, rows=1)[:2]
+        rewards = rewards_of(130, rows=1, dtype=jnp.bool_)[:2]
         same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
 
     def test_long_rows(self) -> None:
