@@ -176,6 +176,11 @@ def tpu_static(results: Path) -> str:
         found = [rows.get((n, of_path)) for n in ns]
         return [name, *(f"{r[figure_of]:.{digits}f}" if r else "–" for r in found)]
 
+    arms = {arm["n"]: arm for arm in record["beside"]}
+
+    def arm(name: str, of: str) -> list[str]:
+        return [name, *(f"{arms[n][of]:.0f}" if n in arms else "–" for n in ns)]
+
     lines = [
         ["samples in a row", *map(str, ns)],
         line("bundles", "sorted", "bundles"),
@@ -184,6 +189,11 @@ def tpu_static(results: Path) -> str:
         line("of the roofline, at most", "sorted", "fraction", 2),
         line("the same, rows of two levels", "two levels", "fraction", 2),
     ]
+    if arms:
+        lines += [
+            arm("XLA's cycles of the argsort form, without its sorts", "argsort"),
+            arm('XLA\'s cycles of `"xla"`, without its sorts', "xla"),
+        ]
     about = (
         f"A static count for {record['chip']}, commit {record['commit']}; nothing was run"
         f" (`bench/results/{path.name}`): bundles for 1024 rows in float32, loops counted with"
