@@ -9,7 +9,7 @@ the rows in question. A bundle takes at least a cycle; HBM cycles are what the b
 rows take at the chip's peak. The ratio of the two is the most of that peak that a kernel can reach.
 
 What such a count does not see: waiting for memory, where a tile's computation and its copies do not
-overlap (rows of 128 samples and more are fetched in chunks before they are sorted); stalls between
+overlap (rows of more than 128 samples are fetched in chunks before they are sorted); stalls between
 units; what a grid step costs of its own; and whether the two cores of a v4 or v5p share the rows.
 Nothing here is a measured speed.
 """
