@@ -136,7 +136,8 @@ class Scratch(NamedTuple):
 
     Attributes:
         raw: (samples / 8, tiles · 64, 128): slab of 8 samples, tile, 128 rows, sample of the slab;
-          the rewards, and in the end the values. None where the blocks are laid out so.
+          the rewards, and in the end the values, but where samples are looked up: those go out at
+          once. None where the blocks are laid out so.
         work: (tiles abreast, samples, 8, 128): what is sorted and scanned.
         spare: (samples, 8, 128), for merges that go to and fro.
         keys, sums: (tiles abreast, tables, 8 · PITCH, 128): the sorted row, and what each of its
@@ -237,7 +238,7 @@ class _Block:
 
     @property
     def row_blocks_at_once(self) -> int:
-        """Long blocks of code take long to compile."""
+        """How many a turn takes that goes over levels: long blocks of code take long to compile."""
         return 8 if self.n <= 64 else 2 if self.n <= 128 else 1
 
     def place(self, g: Any, b: Any) -> Any:
