@@ -10,7 +10,7 @@ WORKERS ?= auto
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu-test gpu-bench gpu-static tpu-static lint bench readme-tables clean
+.PHONY: help demo test gpu-test gpu-bench gpu-compile gpu-static tpu-static lint bench readme-tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that th
 
 gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile and torch.sort
 	$(GPU_PYTHON) -m bench.throughput --device cuda
+
+gpu-compile: .venv/installed  ## without a GPU: compile every kernel for every GPU, of which `test` does a part
+	$(BIN)/python -m pytest -n $(WORKERS) -m every_gpu tests/test_triton_compiled.py
 
 gpu-static: .venv/installed  ## without a GPU: count the instructions of the compiled kernels
 	$(BIN)/python -m bench.gpu_static
