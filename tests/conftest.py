@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,31 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         yield chosen
+
+
+@pytest.fixture(autouse=PALLAS_INTERPRETED)
+def without_races(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever the interpreter of Pallas does is watched for races."""
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+    from races import Races
+
+    interpret_with(monkeypatch)
+    monkeypatch.setattr(interpret_pallas_call, "RaceDetectionState", Races)
+    Races.found.clear()
+    yield
+    assert not Races.found
+
+
+def interpret_with(monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> None:
+    """Memory that nobody has written reads as NaN, and what else is asked for."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    from pkpo_kernels import fused_pallas, interpreted_pallas
+
+    chosen = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True, **parameters)
+    for name in ("transform_rows", "max_at_k_rows"):
+        function = partial(getattr(fused_pallas, name), interpret=chosen)
+        monkeypatch.setattr(interpreted_pallas, name, function)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import PALLAS_INTERPRETED, rewards_of_every_kind
+from conftest import PALLAS_INTERPRETED, interpret_with, rewards_of_every_kind
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from pkpo_pallas import networks, op, plan
+from races import Races
 
 import pkpo_kernels as pk
-from pkpo_kernels import dispatch, fused_pallas
+from pkpo_kernels import dispatch
 
 if not PALLAS_INTERPRETED:
     pytest.skip("needs PALLAS_INTERPRET=1", allow_module_level=True)
@@ -68,7 +69,7 @@ class TestNetworks:
         np.testing.assert_array_equal(rows, want)
 
     def test_groups_are_what_the_kernel_slices(self) -> None:
-        from pkpo_pallas.kernels import _places
+        from pkpo_pallas.kernels import _Number, _places
 
         for p in networks.passes(256, plan.GROUP):
             for g in range(p.groups):
@@ -76,56 +77,50 @@ class TestNetworks:
                 want = [base + g % p.starts + c * p.stride for c in range(p.each)]
                 if p.mirrored:
                     want += [2 * base + p.span - 1 - place for place in reversed(want)]
-                slices = _places(p, jnp.int32(g))
+                # By itself, and as one of the groups of a turn.
+                alone = _places(p, _Number(jnp.int32(g), 0))
+                slices = _places(p, _Number(jnp.int32(g - g % 4), g % 4, 4))
+                assert [int(s.start) for s in alone] == [int(s.start) for s in slices]
                 got = [int(s.start) + c * (s.stride or 1) for s in slices for c in range(s.size)]
                 assert got == want
 
 
-@pytest.fixture
-def with_races(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    parameters = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-    monkeypatch.setattr(
-        "pkpo_kernels.interpreted_pallas.transform_rows",
-        partial(fused_pallas.transform_rows, interpret=parameters),
-    )
-    monkeypatch.setattr(
-        "pkpo_kernels.interpreted_pallas.max_at_k_rows",
-        partial(fused_pallas.max_at_k_rows, interpret=parameters),
-    )
-    yield
-    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-
-    assert not interpret_pallas_call.races.races_found
-
-
-@pytest.mark.usefixtures("with_races")
-class TestWithoutRaces:
-    @pytest.mark.parametrize("n", [12, 40])
-    def test_short_rows(self, n: int) -> None:
-        # More than one block of rows, the last one not full.
-        rewards = rewards_of(n, rows=3)
-        where = jnp.asarray(np.random.default_rng(n).random(rewards.shape) < 0.8)
-        want = pk.transform(rewards, 3, where=where, implementation="xla")
-        same(fused(rewards, 3, where=where), want)
-        if n > plan.GROUP:
-            return
-        same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
+@pytest.mark.parametrize("n, dtype", [(12, "float32"), (40, "float32"), (130, "bool")])
+def test_two_cores_share_the_rows(monkeypatch: pytest.MonkeyPatch, n: int, dtype: str) -> None:
+    """Blocks of rows are handed out to both; races are looked for in every test of this file."""
+    monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1)
+    interpret_with(monkeypatch, num_cores_or_threads=2)
+    rewards = jnp.tile(rewards_of(n, rows=1, dtype=jnp.dtype(dtype)), (500, 1))
+    same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
+    if n == 12:
         same(fused_max(rewards, [1, 3]), pk.max_at_k(rewards, [1, 3], implementation="xla"))
 
-    def test_rows_in_chunks(self) -> None:
-        rewards = rewards_of(130, rows=1, dtype=jnp.bool_)[:2]
-        same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
 
-    def test_long_rows(self) -> None:
-        rewards = rewards_of(1100, rows=1)
-        same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
+def test_a_race_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detector that all of this relies upon: two cores write the same block."""
+
+    def kernel(x_ref: Any, out_ref: Any) -> None:
+        out_ref[...] = x_ref[...]
+
+    x = jnp.zeros((16, 128), jnp.float32)
+    pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32),
+        grid=(2,),
+        in_specs=[pl.BlockSpec((8, 128), lambda i: (i, 0))],
+        out_specs=pl.BlockSpec((8, 128), lambda i: (0, 0)),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        interpret=pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2),
+    )(x)
+    assert Races.found
+    Races.found.clear()
 
 
 class TestRegimes:
     @pytest.mark.parametrize("n", [5, 24, 40])
     def test_chips_that_do_not_gather(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
         monkeypatch.setattr(op, "chip", lambda interpreted: plan.OLD)
-        assert not plan.plan(n, 10, plan.OLD).looked_up
+        assert not plan.plan(n, 10, plan.OLD).run
         jax.clear_caches()
         rewards = rewards_of(n)
         where = jnp.asarray(np.random.default_rng(n).random(rewards.shape) < 0.8)
