@@ -6,7 +6,13 @@ step of a scan is elementwise. The way of the data, where the chip can gather an
     copied in → sorted → gaps · weights → prefix scan → tables of what lies beneath which reward
               → every sample looks its own reward up → copied out
 
-and otherwise:
+where they are longer:
+
+    copied in → runs of them sorted → these merged, keeping every decision → gaps · weights
+              → prefix scan → the mergers undone, by the decisions → tables, one run after the other
+              → every sample looks its own reward up in its run → copied out
+
+and where the chip cannot gather:
 
     copied in → sorted, keeping every decision → gaps · weights → prefix scan
               → the comparators undone, by the decisions → copied out
@@ -36,7 +42,7 @@ of a single turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,16 +51,29 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pkpo_pallas.networks import Comparators, Pass, halving, packed, passes, words_for
-from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, Plan
+from pkpo_pallas.networks import (
+    Comparators,
+    Pass,
+    halving,
+    packed,
+    passes,
+    sorting,
+    words_for,
+)
+from pkpo_pallas.plan import LANES, PITCH, RUN_GROUPS, SUBLANES, TILE_ROWS, Plan
 
 # A reference to memory on the chip, for which JAX has no public type; None where there is none.
 Ref = Any
 # A number a row: (8, 128), row 128 · sublane + lane of its tile.
 Rows = jax.Array
+# A sorted row, as what computes its pieces, which are of one size; behind its samples comes what is
+# larger than all.
+Pieces = Sequence[Callable[[], list[Rows]]]
 # What takes a sample of a sorted row, and what it has beneath it.
-Keep = Callable[["_Sample", Rows | None, Rows | None], None]
+Keep = Callable[["_Number", Rows | None, Rows | None], None]
 
+# Beyond any row, and exact in float32: what a k may be cut to.
+LARGEST_K = 1 << 24
 # Samples that are left out, while they are copied in: a NaN that no computation gives.
 _LEFT_OUT = 0x7FC0DEAD
 # Rows of fewer samples are sorted as fast as they are looked at.
@@ -114,7 +133,7 @@ class Operands(NamedTuple):
     Attributes:
         rewards, where: (n, rows) blocks, samples major, or (rows, n) ones.
         integers: (2,) the number 1, which the compiler does not know, and the number of rows.
-        k: (n_ks or 1,) whole numbers in float32; or (8 · tiles, 128), one a row.
+        k: (n_ks or 1,) whole numbers in float32; or (8 · tiles, 128) in int32, one a row.
         table: gap, below, best, n numbers each; for max@k the below of each k.
         scalars: the anchor, and what is added to every value, 0 or NaN; for each k of max@k.
         form: (26,) the numbers of an estimator for k ≥ 2, and for k = 1.
@@ -139,9 +158,9 @@ class Scratch(NamedTuple):
           the rewards, and in the end the values, but where samples are looked up: those go out at
           once. None where the blocks are laid out so.
         work: (tiles abreast, samples, 8, 128): what is sorted and scanned.
-        spare: (samples, 8, 128), for merges that go to and fro.
-        keys, sums: (tiles abreast, tables, 8 · PITCH, 128): the sorted row, and what each of its
-          samples has beneath it; None where none is looked up.
+        spare: (samples of a run, 8, 128), for merges that go to and fro.
+        keys, sums: (tiles abreast, tables, 8 · PITCH, 128): the sorted runs, and what each sample
+          of one run has beneath it; None where none is looked up.
         decisions: (words, 8, 128) int32, None where none are kept.
         facts: (tiles, FACTS, 8, 128).
         noted: (8, 128): the sum of what is seen: squares, or how many lie between two levels.
@@ -228,6 +247,10 @@ class _Block:
     def apart(self, body: Callable[[], None]) -> None:
         """A phase of its own."""
         lax.fori_loop(0, self.operands.integers[ONE], _without_carry(lambda _: body()), 0)
+
+    def apart_with(self, body: Callable[[Any], Any], carry: Any) -> Any:
+        """One that makes something of what it is given."""
+        return lax.fori_loop(0, self.operands.integers[ONE], lambda _, carry: body(carry), carry)
 
     # Between a block and its tiles.
 
@@ -350,7 +373,7 @@ class _Block:
 
         def three_levels(g: Any, found: Rows) -> Rows:
             tile = _Tile(self, g)
-            a, b, c = (tile.reward(_Sample(0, i)) for i in range(3))
+            a, b, c = (tile.reward(_Number(0, i)) for i in range(3))
             apart = (a != b) & (b != c) & (a != c)
             return jnp.maximum(found, jnp.where(self._inside(g) & apart, 1.0, 0.0))
 
@@ -368,7 +391,8 @@ class _Block:
         if self.variant.counted:
             self._count_all()
             return
-        if self.variant.plan.looked_up and not self.variant.n_ks:
+        whole = self.variant.plan.run and not self.variant.plan.merged
+        if whole and not self.variant.n_ks:
             self._end_tables()
         irregular = self.scratch.flags[IRREGULAR] > 0
 
@@ -416,7 +440,8 @@ class _Block:
             lax.fori_loop(0, self.tiles // abreast, _without_carry(of_tiles), 0)
 
     def _sort(self, tiles: list[_Tile], at_the_limit: bool) -> None:
-        if not self.variant.plan.looked_up:
+        chosen = self.variant.plan
+        if chosen.merged or not chosen.run:
             for tile in tiles:
                 tile.by_undoing(at_the_limit)
                 self._copy_out_tile(tile.g)
@@ -424,9 +449,11 @@ class _Block:
 
         def sort() -> None:
             for tile in tiles:
-                tile.sort(at_the_limit)
-                if not self.variant.n_ks:
-                    tile.weigh(0, keep=tile.in_tables)
+                pieces = tile.sort(at_the_limit)
+                if self.variant.n_ks:
+                    tile.put_in_work(pieces)
+                else:
+                    tile.weigh(0, keep=tile.in_tables, pieces=pieces)
 
         def look_up() -> None:
             for tile in tiles:
@@ -450,7 +477,7 @@ class _Block:
         for t in range(chosen.abreast):
             tile = _Tile(self, 0, t)
             for i in range(self.n, chosen.tables * SUBLANES):
-                tile.keys[tile.in_table(_Sample(0, i))] = _zero() + jnp.inf
+                tile.keys[tile.in_table(_Number(0, i))] = _zero() + jnp.inf
 
 
 class _Tile:
@@ -468,22 +495,23 @@ class _Tile:
         if scratch.keys is not None:
             self.keys, self.sums = scratch.keys.at[t], scratch.sums.at[t]
 
-    def in_raw(self, i: _Sample) -> Any:
+    def in_raw(self, i: _Number) -> Any:
         """Where sample i of 1024 rows lies: in every eighth of 64 rows of memory."""
         slab, sample = i.split(SUBLANES)
         start = self.g * (SUBLANES * SUBLANES) + sample
         return slab, pl.ds(start, SUBLANES, stride=SUBLANES), slice(None)
 
-    def in_table(self, i: _Sample) -> Any:
-        """Where sample i of the sorted row lies in the tables: of m tables table c has the samples
+    def in_table(self, i: _Number, run: Any = 0) -> Any:
+        """Where sample i of a sorted run lies in its tables: of m tables table c has the samples
         c, m + c, 2m + c, …"""
-        entry, table = i.split(self.variant.plan.tables)
-        return table, pl.ds(entry, SUBLANES, stride=PITCH), slice(None)
+        tables = self.variant.plan.tables
+        entry, table = i.split(tables)
+        return run * tables + table, pl.ds(entry, SUBLANES, stride=PITCH), slice(None)
 
-    def reward(self, i: _Sample) -> Rows:
+    def reward(self, i: _Number) -> Rows:
         return self.block.rewards[self.in_raw(i)]
 
-    def each(self, body: Callable[[_Sample, Any], Any], carry: Any, *, down: bool = False) -> Any:
+    def each(self, body: Callable[[_Number, Any], Any], carry: Any, *, down: bool = False) -> Any:
         return _each(self.variant.plan.unrolled, self.n, body, carry, down=down)
 
     def each_slab(self, b: Any, body: Callable[[Any, jax.Array, Any], Any], carry: Any) -> Any:
@@ -519,7 +547,7 @@ class _Tile:
         finds what is larger than all."""
         if self.variant.masked:
 
-            def look(i: _Sample, high: Rows) -> Rows:
+            def look(i: _Number, high: Rows) -> Rows:
                 # What is left out compares false.
                 x = self.reward(i)
                 return jnp.where(x > high, x, high)
@@ -527,21 +555,22 @@ class _Tile:
             high = self.each(look, _zero() - jnp.inf)
             largest = jnp.where(high > -jnp.inf, high, 0.0)
 
-            def put(i: _Sample, size: Rows) -> Rows:
+            def put(i: _Number, size: Rows) -> Rows:
                 x = self.reward(i)
                 left_out = _is_left_out(x)
                 self.block.rewards[self.in_raw(i)] = jnp.where(left_out, largest, x)
                 return size + jnp.where(left_out, 0.0, 1.0)
 
             self.facts[SIZE] = self.each(put, _zero())
-        for i in range(self.n, self.variant.plan.samples):
-            self.block.rewards[self.in_raw(_Sample(0, i))] = _zero() + jnp.inf
+        chosen = self.variant.plan
+        for i in range(self.n, chosen.runs(self.n) * chosen.run if chosen.run else chosen.samples):
+            self.block.rewards[self.in_raw(_Number(0, i))] = _zero() + jnp.inf
 
     def bring_in(self) -> None:
         """work ← the rewards brought in: they are finite, and so are their differences."""
         inf = jnp.inf
 
-        def look(i: _Sample, carry: tuple[Rows, ...]) -> tuple[Rows, ...]:
+        def look(i: _Number, carry: tuple[Rows, ...]) -> tuple[Rows, ...]:
             low, high, minus, plus, nan, size = carry
             x = self.reward(i)
             finite = jnp.abs(x) < inf
@@ -571,7 +600,7 @@ class _Tile:
         for q in range(max(1, self.variant.n_ks)):
             self._limits(q, minus, plus)
 
-        def put(i: _Sample, carry: Any) -> Any:
+        def put(i: _Number, carry: Any) -> Any:
             self.work[i.number] = self._inside(self.reward(i), lambda name: self.facts[name])
             return carry
 
@@ -594,7 +623,7 @@ class _Tile:
         under = size - plus
         last = jnp.where(plus > 0, 1.0, jnp.where(minus == size, -1.0, 0.0))
 
-        def sign(i: _Sample) -> Rows:
+        def sign(i: _Number) -> Rows:
             rest = jnp.where(i.as_float >= under, last, 0.0)
             return jnp.where(i.as_float < minus, -1.0, rest)
 
@@ -604,7 +633,7 @@ class _Tile:
             return
         bottom, top = self.weigh(q, 0.0, row=sign, keep=self.in_work)
 
-        def look(i: _Sample, level: Rows) -> Rows:
+        def look(i: _Number, level: Rows) -> Rows:
             return jnp.where(i.as_float == minus, self.work[i.number], level)
 
         self.facts[AT_BOTTOM] = bottom
@@ -654,7 +683,7 @@ class _Tile:
         """What the sorted row is follows from a count, and what a sample gets, from its level."""
         low, high, lows = self.facts[LOWEST], self.facts[HIGHEST], self.facts[LOWS]
 
-        def level(i: _Sample) -> Rows:
+        def level(i: _Number) -> Rows:
             return jnp.where(i.as_float < lows, low, high)
 
         if self.variant.n_ks:
@@ -676,32 +705,79 @@ class _Tile:
 
     # Sorting, where every sample then looks itself up.
 
-    def sort(self, at_the_limit: bool) -> None:
-        """work ← the sorted row. What was brought in to the limit lies there already."""
+    def sort(self, at_the_limit: bool) -> Pieces:
+        """The sorted row, whose pieces are what is left to be computed. What was brought in to the
+        limit lies in work already."""
         chosen = self.variant.plan
-        comparators = passes(self.n, chosen.group)[0].comparators
         size, width = chosen.samples, min(chosen.samples, chosen.group)
+        if size == width:
+            return [lambda: self._sorted_group(0, width, at_the_limit)]
+
+        def sort_group(group: Any) -> None:
+            here = pl.ds(group * width, width)
+            self.work[here] = jnp.stack(self._sorted_group(group * width, width, at_the_limit))
+
+        # Two groups a turn, of which one goes on where the other waits.
+        unroll = 2 if chosen.unrolled > 1 else 1
+        lax.fori_loop(0, size // width, _without_carry(sort_group), 0, unroll=unroll)
+
+        def merged(source: Ref, span: int, first: int) -> list[Rows]:
+            return _merged(source[pl.ds(first // span * span, span)], first % span, width)
+
+        span = 2 * width
+        source, self.work = self.work, self.block.scratch.spare
+        while span < size:
+            self.put_in_work([partial(merged, source, span, i) for i in range(0, size, width)])
+            source, self.work = self.work, source
+            span *= 2
+        return [partial(merged, source, span, first) for first in range(0, size, width)]
+
+    def put_in_work(self, pieces: Pieces) -> None:
+        def put(number: int) -> None:
+            values = pieces[number]()
+            self.work[pl.ds(number * len(values), len(values))] = jnp.stack(values)
+
+        if len(pieces) == 1:
+            put(0)
+            return
+        for number in range(len(pieces)):
+            self.block.apart(partial(put, number))
+
+    def sort_runs(self, at_the_limit: bool) -> None:
+        """work ← the sorted runs of a row; keys ← the same."""
+        chosen = self.variant.plan
+        width, spare = chosen.group, self.block.scratch.spare
 
         def sort_run(run: Any) -> None:
-            first = run * width
-            here = pl.ds(first, width)
-            values = list(self.work[here]) if at_the_limit else self._rewards(first, width)
-            self.work[here] = jnp.stack(_sorted(comparators, values))
+            first = run * chosen.run
 
-        if size == width:
-            sort_run(0)
-            return
-        # Two runs a turn, of which one goes on where the other waits.
-        unroll = 2 if chosen.unrolled > 1 else 1
-        lax.fori_loop(0, size // width, _without_carry(sort_run), 0, unroll=unroll)
-        span = 2 * width
-        source, target = self.work, self.block.scratch.spare
-        while span <= size:
-            for first in range(0, size, width):
-                self.block.apart(partial(_merge, source, target, first, width, span))
-            source, target = target, source
-            span *= 2
-        self.work = source
+            def sort_group(group: Any) -> None:
+                given = first + group * width
+                values = self._sorted_group(given, width, at_the_limit)
+                spare[pl.ds(group * width, width)] = jnp.stack(values)
+
+            def merge(start: int) -> None:
+                merged = _merged(spare[...], start, width)
+                self.work[pl.ds(first + start, width)] = jnp.stack(merged)
+                if not self.variant.n_ks:
+                    for c, value in enumerate(merged):
+                        self.keys[self.in_table(_Number(0, start + c), run)] = value
+
+            unroll = RUN_GROUPS if chosen.unrolled > 1 else 1
+            lax.fori_loop(0, RUN_GROUPS, _without_carry(sort_group), 0, unroll=unroll)
+            for start in range(0, chosen.run, width):
+                self.block.apart(partial(merge, start))
+
+        runs = chosen.runs(self.n)
+        lax.fori_loop(0, runs, _without_carry(sort_run), 0)
+        behind = chosen.samples - runs * chosen.run
+        if behind:
+            tile = (behind, SUBLANES, LANES)
+            self.work[pl.ds(runs * chosen.run, behind)] = jnp.full(tile, jnp.inf)
+
+    def _sorted_group(self, first: Any, width: int, at_the_limit: bool) -> list[Rows]:
+        given = list(self.work[pl.ds(first, width)]) if at_the_limit else None
+        return _sorted(sorting(width), given or self._rewards(first, width))
 
     def _rewards(self, first: Any, count: int) -> list[Rows]:
         """`count` samples from `first` on, a multiple of 8."""
@@ -713,21 +789,25 @@ class _Tile:
             by_place.append(self.block.rewards[some, pl.ds(start, SUBLANES, stride=SUBLANES), :])
         return [by_place[i % SUBLANES][i // SUBLANES] for i in range(count)]
 
-    def look_up(self, at_the_limit: bool) -> None:
-        """The tables → the values: those of a sample are a function of its reward. Of the m tables
-        the first tells which entry a reward belongs to, and the rest, which table."""
-        tables = range(self.variant.plan.tables)
+    def look_up(self, at_the_limit: bool, run: Any = 0) -> None:
+        """The tables of a run → the values of its samples: a function of their rewards. Of the m
+        tables the first tells which entry a reward belongs to, and the rest, which table."""
+        chosen = self.variant.plan
+        tables = range(chosen.tables)
+        in_keys = run * chosen.tables
+        slabs_of_run = range(-(-min(self.n, chosen.run) // SUBLANES))
+        to_values = self.variant.as_it_lies or chosen.chunked
 
         def of_rows(b: Any) -> None:
             here = pl.ds(b * PITCH, SUBLANES)
-            keys = [self.keys[c, here, :] for c in tables]
+            keys = [self.keys[in_keys + c, here, :] for c in tables]
             sums = [self.sums[c, here, :] for c in tables]
-            middle = self.keys[0, pl.ds(b * PITCH + 4, 1), :]
+            middle = self.keys[in_keys, pl.ds(b * PITCH + 4, 1), :]
 
             fact = self.facts_of(b)
             slabs = []
-            for slab in range(-(-self.n // SUBLANES)):
-                place = self.block.slab_in_raw(self.g, slab, b)
+            for slab in slabs_of_run:
+                place = self.block.slab_in_raw(self.g, run * len(slabs_of_run) + slab, b)
                 x = self.block.rewards[place]
                 key = self._inside(x, fact) if at_the_limit else x
                 entry = jnp.where(key >= middle, 4, 0)
@@ -738,54 +818,70 @@ class _Tile:
                     beyond = key >= _taken(keys[c], entry)
                     found = jnp.where(beyond, _taken(sums[c], entry), found)
                 values = self._outcome(found, fact, x if at_the_limit else None)
-                if self.variant.as_it_lies:
+                if to_values:
                     self.block.values[place] = values
                 slabs.append(values)
-            if not self.variant.as_it_lies:
+            if not to_values:
                 behind = self.block.out_samples // SUBLANES - len(slabs)
                 self.block.put_out([*slabs, *[_zero()] * behind], self.g, b)
 
         self.block.each_row_block(of_rows, 8 if len(tables) <= 8 else 1)
 
+    def look_up_runs(self, at_the_limit: bool) -> None:
+        """work: what the samples of sorted runs have beneath them → the values."""
+        chosen = self.variant.plan
+
+        def of_run(run: Any) -> None:
+            def copy() -> None:
+                for i in range(chosen.run):
+                    self.sums[self.in_table(_Number(0, i))] = self.work[run * chosen.run + i]
+
+            self.block.apart(copy)
+            self.block.apart(lambda: self.look_up(at_the_limit, run))
+
+        lax.fori_loop(0, chosen.runs(self.n), _without_carry(of_run), 0)
+
     # Sorting, where the comparators are then undone.
 
     def by_undoing(self, at_the_limit: bool) -> None:
         """Sort, weigh, and put back. What was brought in to the limit lies in work already."""
-        all_passes = passes(self.n, self.variant.plan.group)
+        chosen = self.variant.plan
+        all_passes = passes(self.n, chosen.group, chosen.run)
         starts = [0]
         for p in all_passes:
             starts.append(starts[-1] + p.groups * self._words(p))
         keep = not self.variant.n_ks
+        given = None if chosen.run or at_the_limit else all_passes[0]
 
-        def forward(p: Pass, start: int, group: Any) -> None:
-            if p is all_passes[0] and not at_the_limit:
-                first = group * p.samples
-                values = [self.reward(_Sample(first, c, p.samples)) for c in range(p.samples)]
-            else:
-                values = self._load(p, group)
-            self._compare(p, values, start + group * self._words(p) if keep else None)
-            self._store(p, group, values)
+        # The groups of a turn are loaded before one is stored: otherwise they wait for each other,
+        # as the compiler cannot tell that they have no sample in common.
+        def forward(p: Pass, start: int, groups: list[_Number]) -> None:
+            values = [self._load(p, group, from_rewards=p is given) for group in groups]
+            for group, of_group in zip(groups, values, strict=True):
+                self._compare(p, of_group, start + group.number * self._words(p) if keep else None)
+            for group, of_group in zip(groups, values, strict=True):
+                self._store(p, group, of_group)
 
-        def backward(p: Pass, start: int, group: Any) -> None:
-            values = self._load(p, group)
-            self._undo(p, values, start + group * self._words(p))
-            if p is all_passes[0] and not at_the_limit:
-                for c, beneath in enumerate(values):
-                    self.give(_Sample(group * p.samples, c, p.samples), beneath)
-            else:
-                self._store(p, group, values)
+        def backward(p: Pass, start: int, groups: list[_Number]) -> None:
+            values = [self._load(p, group) for group in groups]
+            for group, of_group in zip(groups, values, strict=True):
+                self._undo(p, of_group, start + group.number * self._words(p))
+            for group, of_group in zip(groups, values, strict=True):
+                self._store(p, group, of_group, to_values=p is given)
 
+        if chosen.run:
+            self.sort_runs(at_the_limit)
         steps = list(zip(all_passes, starts, strict=False))
         for p, start in steps:
             self._each_group(p, partial(forward, p, start))
         if not keep:
             self.best_of_each(at_the_limit)
             return
-        if len(steps) == 1:
+        if len(steps) == 1 and not chosen.run:
 
             def weigh_and_undo() -> None:
                 self.weigh(0, keep=self.in_work)
-                backward(*steps[0], 0)
+                backward(*steps[0], [_Number(0, 0)])
 
             # Here what is in registers may stay there.
             self.block.apart(weigh_and_undo)
@@ -793,47 +889,62 @@ class _Tile:
             self.block.apart(lambda: _nothing(self.weigh(0, keep=self.in_work)))
             for p, start in reversed(steps):
                 self._each_group(p, partial(backward, p, start))
-        if at_the_limit:
+        if chosen.run:
+            self.look_up_runs(at_the_limit)
+        elif at_the_limit:
             self.finish_at_the_limit()
 
-    def _each_group(self, p: Pass, body: Callable[[Any], None]) -> None:
-        if p.groups == 1:
-            self.block.apart(lambda: body(0))
-        else:
-            # A turn takes as many small groups as one large one has samples.
-            large = self.variant.plan.group if self.variant.plan.unrolled > 1 else 1
-            unroll = max(1, large // p.samples)
-            lax.fori_loop(0, p.groups, _without_carry(body), 0, unroll=unroll)
+    def _each_group(self, p: Pass, body: Callable[[list[_Number]], None]) -> None:
+        # A turn takes as many small groups as one large one has samples.
+        large = self.variant.plan.group if self.variant.plan.unrolled > 1 else 1
+        together = min(max(1, large // p.samples), p.groups)
+        if together == p.groups:
+            self.block.apart(lambda: body([_Number(0, i) for i in range(together)]))
+            return
+
+        def turn(first: Any) -> None:
+            body([_Number(first * together, i, together) for i in range(together)])
+
+        lax.fori_loop(0, p.groups // together, _without_carry(turn), 0)
 
     def _words(self, p: Pass) -> int:
         """How many words the decisions of one group take."""
         return words_for(len(p.comparators), self.variant.plan.pack)
 
-    def _load(self, p: Pass, group: Any) -> list[Rows]:
+    def _load(self, p: Pass, group: _Number, *, from_rewards: bool = False) -> list[Rows]:
+        if from_rewards:
+            first = group.number * p.samples
+            return [self.reward(_Number(first, c, p.samples)) for c in range(p.samples)]
         loaded = [self.work[places] for places in _places(p, group)]
         return [samples[c] for samples in loaded for c in range(p.each)]
 
-    def _store(self, p: Pass, group: Any, values: list[Rows]) -> None:
+    def _store(
+        self, p: Pass, group: _Number, values: list[Rows], *, to_values: bool = False
+    ) -> None:
+        if to_values:
+            for c, beneath in enumerate(values):
+                self.give(_Number(group.number * p.samples, c, p.samples), beneath)
+            return
         for i, places in enumerate(_places(p, group)):
             self.work[places] = jnp.stack(values[i * p.each : (i + 1) * p.each])
 
     def _compare(self, p: Pass, values: list[Rows], word_at: Any) -> None:
-        """Sort a group. Which comparators swapped is kept as the signs of differences, the first of
-        a word highest; what is beneath the last one's sign is not looked at."""
+        """Sort a group, and keep which comparators swapped."""
         word = jnp.zeros((SUBLANES, LANES), jnp.int32)
         bits = packed(len(p.comparators), self.variant.plan.pack)
         for (a, b), (number, bit, closes) in zip(p.comparators, bits, strict=True):
-            smaller, larger = jnp.minimum(values[a], values[b]), jnp.maximum(values[a], values[b])
-            if word_at is not None:
-                sign = _bits(values[b] - values[a])
-                if not closes:
-                    sign = sign & jnp.int32(-(1 << 31))
-                if bit:
-                    sign = word | lax.shift_right_logical(sign, jnp.int32(bit))
-                word = sign
-                if closes:
-                    self.block.scratch.decisions[word_at + number] = word
-            values[a], values[b] = smaller, larger
+            low, high = values[a], values[b]
+            values[a], values[b] = jnp.minimum(low, high), jnp.maximum(low, high)
+            if word_at is None:
+                continue
+            if closes and not bit:
+                # Alone in its word: a sign will do.
+                word = _bits(high - low)
+            else:
+                swapped = jnp.where(low > high, jnp.int32(_place(bit)), 0)
+                word = word | swapped if bit else swapped
+            if closes:
+                self.block.scratch.decisions[word_at + number] = word
 
     def _undo(self, p: Pass, values: list[Rows], word_at: Any) -> None:
         """The same comparators backwards, on what belongs to the samples."""
@@ -843,7 +954,7 @@ class _Tile:
         for (a, b), (number, bit, closes) in backwards:
             if closes:
                 word = self.block.scratch.decisions[word_at + number]
-            swapped = (lax.shift_left(word, jnp.int32(bit)) if bit else word) < 0
+            swapped = (word & jnp.int32(_place(bit))) != 0 if bit else word < 0
             values[a], values[b] = (
                 jnp.where(swapped, values[b], values[a]),
                 jnp.where(swapped, values[a], values[b]),
@@ -856,35 +967,40 @@ class _Tile:
         q: int,
         otherwise: Any = None,
         *,
-        row: Callable[[_Sample], Rows] | None = None,
+        row: Callable[[_Number], Rows] | None = None,
         keep: Keep | None = None,
+        pieces: Pieces | None = None,
     ) -> tuple[Rows, Rows]:
         """What the smallest of a sorted row gets, and what the largest has beneath it, Σ gap_j d_j.
         SMALLEST ← the former, INVERSE ← what values are multiplied with.
 
-        The row is that in work unless another is given. `keep` gets every sample, and what it has
-        beneath it, at one time or at two.
+        The row is that in work unless another is given, or its pieces. `keep` gets every sample,
+        and what it has beneath it, at one time or at two.
         """
         row = row or (lambda i: self.work[i.number])
         weights = _Known(self, q) if self.variant.k == "table" else _Running(self, q)
-        largest = row(_Sample(0, self.n - 1))
+        once = self.variant.k == "table" and not self.variant.standardised
+        if pieces and not (once and self.variant.plan.unrolled > 1):
+            # What is gone through more than once, or step by step, has to lie somewhere.
+            self.put_in_work(pieces)
+            pieces = None
         if self.variant.standardised:
             self.facts[INVERSE] = self._inverse_spread(weights, row)
-        constant, total = weights.scan(row, keep)
+        constant, total, largest = weights.scan(row, keep, pieces)
         # Adding 0 turns a −0 into 0.
         smallest = (weights.anchor * largest - constant) + 0.0
         smallest = smallest + (weights.otherwise if otherwise is None else otherwise)
         self.facts[SMALLEST] = smallest
         return smallest, total
 
-    def _inverse_spread(self, weights: _Known | _Running, row: Callable[[_Sample], Rows]) -> Rows:
+    def _inverse_spread(self, weights: _Known | _Running, row: Callable[[_Number], Rows]) -> Rows:
         """1 / the deviation of the best of k, 0 where only equal rewards can be it."""
 
-        largest = row(_Sample(0, self.n - 1))
+        largest = row(_Number(0, self.n - 1))
 
         # How far the mean of the best lies below the largest: measured from there, an offset drops
         # out; and how far down the best can lie.
-        def look(i: _Sample, carry: Any) -> Any:
+        def look(i: _Number, carry: Any) -> Any:
             state, lead, reach = carry
             chance = weights.chance(i, state)
             apart = largest - row(i)
@@ -896,7 +1012,7 @@ class _Tile:
         unit = jnp.maximum(lead, reach - lead)
         per_unit = jnp.where(unit > 0, 1 / jnp.where(unit > 0, unit, 1.0), 0.0)
 
-        def square(i: _Sample, carry: Any) -> Any:
+        def square(i: _Number, carry: Any) -> Any:
             state, variance = carry
             chance = weights.chance(i, state)
             deviation = (lead - (largest - row(i))) * per_unit
@@ -909,17 +1025,17 @@ class _Tile:
 
     # After.
 
-    def in_work(self, i: _Sample, own: Rows | None, beneath: Rows | None) -> None:
+    def in_work(self, i: _Number, own: Rows | None, beneath: Rows | None) -> None:
         if beneath is not None:
             self.work[i.number] = beneath
 
-    def in_tables(self, i: _Sample, own: Rows | None, beneath: Rows | None) -> None:
+    def in_tables(self, i: _Number, own: Rows | None, beneath: Rows | None) -> None:
         if own is not None:
             self.keys[self.in_table(i)] = own
         if beneath is not None:
             self.sums[self.in_table(i)] = beneath
 
-    def give(self, i: _Sample, beneath: Rows) -> None:
+    def give(self, i: _Number, beneath: Rows) -> None:
         """What a sample gets that has this much beneath it."""
         self.block.values[self.in_raw(i)] = self._outcome(beneath, lambda name: self.facts[name])
 
@@ -945,7 +1061,7 @@ class _Tile:
     def finish_at_the_limit(self) -> None:
         """work: what samples have beneath them → the values."""
 
-        def put(i: _Sample, carry: Any) -> Any:
+        def put(i: _Number, carry: Any) -> Any:
             beneath, reward = self.work[i.number], self.reward(i)
             outcome = self._outcome(beneath, lambda name: self.facts[name], reward)
             self.block.values[self.in_raw(i)] = outcome
@@ -957,7 +1073,7 @@ class _Tile:
         return self.block.out_ref.at[q, pl.ds(self.g * SUBLANES, SUBLANES), :]
 
     def best_of_each(
-        self, at_the_limit: bool, row: Callable[[_Sample], Rows] | None = None
+        self, at_the_limit: bool, row: Callable[[_Number], Rows] | None = None
     ) -> None:
         for q in range(self.variant.n_ks):
             best, _ = self.weigh(q, row=row)
@@ -976,25 +1092,31 @@ class _Known:
 
     def __init__(self, tile: _Tile, q: int):
         refs, self.n, self.unrolled = tile.operands, tile.n, tile.variant.plan.unrolled
+        self.samples = tile.variant.plan.samples
+        self.block = tile.block
         self.anchor, self.otherwise = refs.scalars[2 * q], refs.scalars[2 * q + 1]
         self.table = refs.table
         self.scanned = not tile.variant.n_ks
         self.below_at = self.n if self.scanned else q * self.n
 
-    def chance(self, i: _Sample, state: None) -> Rows:
+    def chance(self, i: _Number, state: None) -> Rows:
         return jnp.full((SUBLANES, LANES), self.table[2 * self.n + i.number])
 
-    def after(self, i: _Sample, state: None) -> None:
+    def after(self, i: _Number, state: None) -> None:
         return None
 
-    def scan(self, row: Callable[[_Sample], Rows], keep: Keep | None) -> tuple[Rows, Rows]:
-        def slab(first: Any, count: int, carry: tuple[Rows, Rows, Rows]) -> Any:
+    def scan(
+        self, row: Callable[[_Number], Rows], keep: Keep | None, pieces: Pieces | None = None
+    ) -> tuple[Rows, Rows, Rows]:
+        """Σ below_j d_j, Σ gap_j d_j, and the row's largest."""
+
+        def slab(first: Any, count: int, carry: Any, values: list[Rows] | None = None) -> Any:
             base, under, constant = carry
             for start in range(0, count, _SUMMED_APART):
                 above, below = _zero(), _zero()
                 for c in range(start, min(start + _SUMMED_APART, count)):
-                    i = _Sample(first, c, self.unrolled)
-                    own = row(i)
+                    i = _Number(first, c, self.unrolled)
+                    own = values[c] if values else row(i)
                     gap, under = own - under, own
                     below = below + self.table[self.below_at + first + c] * gap
                     if self.scanned:
@@ -1004,9 +1126,22 @@ class _Known:
                 base, constant = base + above, constant + below
             return base, under, constant
 
-        start = (_zero(), row(_Sample(0, 0)), _zero())
-        total, _, constant = _slabs(self.unrolled, self.n, slab, start)
-        return constant, total
+        def of_piece(first: int, piece: Callable[[], list[Rows]], carry: Any) -> Any:
+            values = piece()
+            return slab(first, min(len(values), self.n - first), carry, values)
+
+        # Below the smallest there is no gap: its weights are 0.
+        carry = (_zero(), _zero(), _zero())
+        if not pieces:
+            carry = _slabs(self.unrolled, self.n, slab, carry)
+        elif len(pieces) == 1:
+            carry = of_piece(0, pieces[0], carry)
+        else:
+            width = self.samples // len(pieces)
+            for first, piece in zip(range(0, self.n, width), pieces, strict=False):
+                carry = self.block.apart_with(partial(of_piece, first, piece), carry)
+        total, largest, constant = carry
+        return constant, total, largest
 
 
 class _Running:
@@ -1024,6 +1159,7 @@ class _Running:
         self.size = tile.size
         if variant.k == "row":
             k = refs.k[pl.ds(tile.g * SUBLANES, SUBLANES), :]
+            k = jnp.clip(k, 0, LARGEST_K).astype(jnp.float32)
         else:
             k = jnp.full((SUBLANES, LANES), refs.k[q])
         if variant.undersized == "clip":
@@ -1048,10 +1184,10 @@ class _Running:
             jnp.where(admitted, 0.0, jnp.nan) if variant.undersized == "nan" else _zero()
         )
 
-    def chance(self, i: _Sample, chance: Rows) -> Rows:
+    def chance(self, i: _Number, chance: Rows) -> Rows:
         return jnp.where(i.as_float < self.size, chance, 0.0) if self.masked else chance
 
-    def after(self, i: _Sample, chance: Rows) -> Rows:
+    def after(self, i: _Number, chance: Rows) -> Rows:
         """The chance of the place below place i."""
         place = i.as_float
         ratio = jnp.maximum(place + 1 - self.k, 0.0) * self.inverses[i.number]
@@ -1059,9 +1195,13 @@ class _Running:
         # Above a row's own samples nothing changes yet.
         return jnp.where(place < self.size, below, chance) if self.masked else below
 
-    def scan(self, row: Callable[[_Sample], Rows], keep: Keep | None) -> tuple[Rows, Rows]:
+    def scan(
+        self, row: Callable[[_Number], Rows], keep: Keep | None, pieces: Pieces | None = None
+    ) -> tuple[Rows, Rows, Rows]:
+        assert not pieces
+
         # Downward: the term of every gap goes to the place at its lower end.
-        def weigh(i: _Sample, carry: Any) -> Any:
+        def weigh(i: _Number, carry: Any) -> Any:
             chance, chance_above, above, constant, total = carry
             own = row(i)
             term = (chance if self.lag else chance_above) * (above - own)
@@ -1074,21 +1214,22 @@ class _Running:
                 total = total + self.gap * term
             return self.after(i, chance), chance, own, constant, total
 
-        start = (self.top, self.top, row(_Sample(0, self.n - 1)), _zero(), _zero())
+        largest = row(_Number(0, self.n - 1))
+        start = (self.top, self.top, largest, _zero(), _zero())
         *_, constant, total = self.each(weigh, start, down=True)
         if keep is None:
-            return constant, total
+            return constant, total, largest
 
-        def add(i: _Sample, total: Rows) -> Rows:
+        def add(i: _Number, total: Rows) -> Rows:
             term = self.work[i.number]
             keep(i, None, total)
             return total + term
 
-        return constant, self.each(add, _zero())
+        return constant, self.each(add, _zero()), largest
 
 
-class _Sample(NamedTuple):
-    """Sample first + offset of a row."""
+class _Number(NamedTuple):
+    """Of a sample, or of a group of samples: first + offset."""
 
     first: Any
     offset: int
@@ -1104,7 +1245,9 @@ class _Sample(NamedTuple):
             return divmod(self.number, size)
         if self.step % size == 0:
             return _divided(self.first, size) + self.offset // size, self.offset % size
-        return _divided(self.number, size), lax.rem(self.number, size)
+        if size % self.step == 0 and self.offset < self.step:
+            return _divided(self.first, size), _remainder(self.first, size) + self.offset
+        return _divided(self.number, size), _remainder(self.number, size)
 
     @property
     def as_float(self) -> Any:
@@ -1139,29 +1282,27 @@ def _slabs(
 
 
 def _each(
-    unrolled: int, n: int, body: Callable[[_Sample, Any], Any], carry: Any, *, down: bool = False
+    unrolled: int, n: int, body: Callable[[_Number, Any], Any], carry: Any, *, down: bool = False
 ) -> Any:
     """body(sample, carry) for one sample after the other."""
 
     def slab(first: Any, count: int, carry: Any) -> Any:
         for c in range(count - 1, -1, -1) if down else range(count):
-            carry = body(_Sample(first, c, unrolled), carry)
+            carry = body(_Number(first, c, unrolled), carry)
         return carry
 
     return _slabs(unrolled, n, slab, carry, down=down)
 
 
-def _places(p: Pass, group: Any) -> list[Any]:
+def _places(p: Pass, group: _Number) -> list[Any]:
     """The samples of a group, as one or two strided slices."""
-    if p.starts == 1:
-        base = start = group * p.span
-    else:
-        base = _divided(group, p.starts) * p.span
-        start = base + (group & (p.starts - 1))
+    span, in_span = group.split(p.starts)
+    base = span * p.span
+    start = base + in_span
     places = [_slice(start, p)]
     if p.mirrored:
-        last = start + (p.each - 1) * p.stride
-        places.append(_slice(2 * base + p.span - 1 - last, p))
+        mirrored = 2 * base + p.span - 1 - start - (p.each - 1) * p.stride
+        places.append(_slice(mirrored, p))
     return places
 
 
@@ -1184,23 +1325,21 @@ def _sorted(comparators: Comparators, values: list[Rows]) -> list[Rows]:
     return values
 
 
-def _merge(source: Ref, target: Ref, first: int, width: int, span: int) -> None:
-    """`width` samples, from `first` on, of the merged halves of `span`: what its first steps make
-    of them is computed for them alone, and the rest is a matter of their own."""
-    base = first // span * span
-    given = source[pl.ds(base, span)]
+def _merged(halves: jax.Array, first: int, width: int) -> list[Rows]:
+    """`width` samples, from `first` on, of merged halves: what its first steps make of them is
+    computed for them alone, and the rest is a matter of their own."""
+    span = halves.shape[0]
     # First a sample meets its mirror image, then what lies so far apart.
     distances = [span - 1, *(span >> i for i in range(2, (span // width).bit_length()))]
 
     def after(steps: int, i: int) -> Rows:
         if not steps:
-            return given[i]
+            return halves[i]
         other = i ^ distances[steps - 1]
         pair = after(steps - 1, i), after(steps - 1, other)
         return jnp.minimum(*pair) if i < other else jnp.maximum(*pair)
 
-    values = [after(len(distances), first - base + c) for c in range(width)]
-    target[pl.ds(first, width)] = jnp.stack(_sorted(tuple(halving(width)), values))
+    return _sorted(tuple(halving(width)), [after(len(distances), first + c) for c in range(width)])
 
 
 def _taken(table: jax.Array, entries: jax.Array) -> jax.Array:
@@ -1225,9 +1364,19 @@ def _divided(x: Any, size: int) -> Any:
     return lax.shift_right_logical(x, size.bit_length() - 1)
 
 
+def _remainder(x: Any, size: int) -> Any:
+    """x % size, likewise."""
+    return lax.rem(x, size) if size & (size - 1) else x & (size - 1)
+
+
 def _of_samples(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
     """One number for each of 128 rows, once for each sample of a slab."""
     return jnp.broadcast_to(reduce(x, axis=0, keepdims=True), (SUBLANES, LANES))
+
+
+def _place(bit: int) -> int:
+    """The bit of a word, the highest being number 0."""
+    return 1 << 31 - bit if bit else -(1 << 31)
 
 
 def _bits(x: jax.Array) -> jax.Array:

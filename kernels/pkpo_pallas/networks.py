@@ -78,12 +78,13 @@ def words_for(count: int, sizes: tuple[int, ...]) -> int:
     return sum(bit.closes for bit in packed(count, sizes))
 
 
-def passes(n: int, group: int) -> tuple[Pass, ...]:
-    """What sorts rows of padded(n, group) samples in groups of up to `group`, a power of two."""
+def passes(n: int, group: int, run: int = 0) -> tuple[Pass, ...]:
+    """What sorts rows of padded(n, group) samples in groups of up to `group`, a power of two; the
+    rest of it, where runs of `run` samples are sorted."""
     size = padded(n, group)
     width = min(size, group)
-    found = [Pass(size // width, width, 1, 1, width, False, _sorting(width))]
-    span = 2 * width
+    found = [] if run else [Pass(size // width, width, 1, 1, width, False, sorting(width))]
+    span = 2 * (run or width)
     while span <= size:
         found += _merge(size, span, group)
         span *= 2
@@ -95,7 +96,7 @@ def padded(n: int, group: int) -> int:
     return n if n <= group else 1 << (n - 1).bit_length()
 
 
-def _sorting(n: int) -> Comparators:
+def sorting(n: int) -> Comparators:
     """A network for n samples, the shorter of two. Comparators beyond n fall away: what is not
     there would be larger than all that is."""
     runs = [
@@ -130,7 +131,7 @@ def _merge(size: int, span: int, group: int) -> Iterator[Pass]:
         if done == 0:
             half = 1 << (here - 1)
             first = tuple((c, 2 * half - 1 - c) for c in range(half))
-            both = (pair for a, b in halving(half) for pair in ((a, b), (half + a, half + b)))
+            both = ((side + a, side + b) for side in (0, half) for a, b in halving(half))
             yield Pass(size // (2 * half), span, stride, stride, half, True, (*first, *both))
         else:
             yield Pass(

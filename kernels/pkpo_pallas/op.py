@@ -13,12 +13,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pkpo_pallas.kernels import FACTS, Operands, Scratch, Variant, kernel
+from pkpo_pallas.kernels import FACTS, LARGEST_K, Operands, Scratch, Variant, kernel
 from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, chip, plan, words
 from pkpo_pallas.weights import Table, Weights
 
-# Beyond any row, and exact in float32: what a k may be cut to.
-_LARGE = 1 << 24
 # Numbers of a table that scalar memory holds with room to spare.
 _TABLE_SIZE = 1 << 15
 
@@ -74,7 +72,7 @@ def transform(
     else:
         assert k is not None
         ready = {
-            "k": _k_of_tiles(k, rows) if k.ndim else _as_float(k)[None],
+            "k": _k_of_rows(k, rows) if k.ndim else _as_float(k)[None],
             "form": _form(weights),
         }
     return _launch(variant, rewards, where, ready, dtype, interpret)
@@ -144,17 +142,18 @@ def max_at_k(
 
 def _as_float(k: jax.Array) -> jax.Array:
     most = int(np.iinfo(k.dtype).max)
-    return jnp.clip(k, 0, min(_LARGE, most)).astype(jnp.float32)
+    return jnp.clip(k, 0, min(LARGEST_K, most)).astype(jnp.float32)
 
 
 def _form(weights: Weights) -> jax.Array:
     return jnp.asarray([*weights.form, *weights.form_at_1], jnp.float32)
 
 
-def _k_of_tiles(k: jax.Array, rows: int) -> jax.Array:
-    """(rows,) → (row blocks, 128), as many as whole tiles need."""
-    every = -(-rows // TILE_ROWS) * TILE_ROWS
-    return jnp.pad(_as_float(k), (0, every - rows)).reshape(every // LANES, LANES)
+def _k_of_rows(k: jax.Array, rows: int) -> jax.Array:
+    """(rows,) → (row blocks, 128), of int32: what is so already needs no pass of its own."""
+    if k.dtype != np.int32:
+        k = jnp.clip(k, 0, min(LARGEST_K, int(np.iinfo(k.dtype).max))).astype(jnp.int32)
+    return jnp.pad(k, (0, -rows % LANES)).reshape(-1, LANES)
 
 
 @partial(jax.jit, static_argnames=("variant", "dtype", "interpret"))
@@ -260,19 +259,20 @@ def _launch(
     tile = (SUBLANES, LANES)
     float32, int32 = jnp.float32, jnp.int32
     sorts = not variant.counted and not variant.n_ks
-    tables = (chosen.abreast, chosen.tables, SUBLANES * PITCH, LANES)
-    looks_up = sorts and chosen.looked_up
-    merges = not variant.counted and chosen.looked_up and chosen.samples > chosen.group
+    looks_up = sorts and chosen.run > 0
+    sums = (chosen.abreast, chosen.tables, SUBLANES * PITCH, LANES)
+    keys = (chosen.abreast, chosen.tables * (chosen.runs(n) if looks_up else 1), *sums[2:])
+    spare = chosen.run if not variant.counted and chosen.run > chosen.group else 0
     scratch = Scratch(
         raw=None
         if variant.as_it_lies
         else pltpu.VMEM((samples // SUBLANES, chosen.tiles * SUBLANES**2, LANES), float32),
         work=pltpu.VMEM((chosen.abreast, samples, *tile), float32),
-        spare=pltpu.VMEM((samples, *tile), float32) if merges else None,
-        keys=pltpu.VMEM(tables, float32) if looks_up else None,
-        sums=pltpu.VMEM(tables, float32) if looks_up else None,
+        spare=pltpu.VMEM((spare, *tile), float32) if spare else None,
+        keys=pltpu.VMEM(keys, float32) if looks_up else None,
+        sums=pltpu.VMEM(sums, float32) if looks_up else None,
         decisions=pltpu.VMEM((max(1, words(n, chosen)), *tile), int32)
-        if sorts and not looks_up
+        if sorts and chosen.run < chosen.samples
         else None,
         facts=pltpu.VMEM((chosen.tiles, FACTS, *tile), float32),
         noted=pltpu.VMEM(tile, float32),

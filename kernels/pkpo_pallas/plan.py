@@ -1,13 +1,14 @@
 """How rows of n samples are worked on: the one table of regimes, and the memory they take.
 
-| n                       | sorted                         | a sample finds its value by | as
-| to 127                  | in VMEM, one launch            | looking its reward up       | (n, rows)
-| 128                     | the same                       | the same                    | (rows, n)
-| 256, 384, … to longest  | in VMEM, chunks of 128 samples | undoing the comparators     | (rows, n)
-| others to longest       | the same                       | the same                    | (n, rows)
-| more                    | by XLA; a launch for the scan  | XLA's second sort           | (n, rows)
+| n                      | sorted                         | a sample finds its value by  | as
+| to 127                 | in VMEM, one launch            | looking its reward up        | (n, rows)
+| 128                    | the same                       | the same                     | (rows, n)
+| 256, 384, … to longest | in VMEM, chunks of 128 samples | undoing the mergers of runs, | (rows, n)
+|                        |                                | and looking it up in its run |
+| others to longest      | the same                       | the same                     | (n, rows)
+| more                   | by XLA; a launch for the scan  | XLA's second sort            | (n, rows)
 
-Chips that cannot gather from sublanes undo the comparators of short rows too.
+Chips that cannot gather from sublanes undo all comparators, of short rows too.
 
 XLA lays (rows, n) out in the way that pads less: with n on sublanes, in eights, or on lanes, where
 a whole number of 128 fits. The kernel takes what is there, and turns the latter in VMEM.
@@ -18,8 +19,11 @@ in a word, and each group of a pass ends with a word that is not full:
                                                           P = 1024    2048    4096
     input and output blocks, two of each, 128 samples          2.0     2.0     2.0
     the rewards, and what is sorted: 2 · P · 4 KiB             8.0    16.0    32.0
-    decisions                                                  4.4    10.8    24.5
-                                                              14.4    28.8    58.5
+    tables of the sorted runs: 9/8 · P · 4 KiB, and 0.3        4.8     9.3    18.3
+    decisions of their mergers                                 2.6     7.3    17.5
+                                                              17.4    34.6    69.8
+    without tables: decisions of all comparators               4.4
+                                                              14.4
 """
 
 from __future__ import annotations
@@ -30,9 +34,12 @@ import jax
 
 from pkpo_pallas.networks import padded, passes, words_for
 
-# Rows of no more are looked up. What that takes grows with their length, and what undoing the
-# comparators takes, with its logarithm squared.
+# In rows of no more every sample is looked up. What that takes grows with their length, and what
+# undoing the comparators takes, with its logarithm squared.
 LONGEST_LOOKED_UP = 128
+# Samples of longer ones are looked up in the sorted run that they are part of, of so many groups:
+# the least operations.
+RUN_GROUPS = 2
 # Sublanes from one row block to the next in a table: where it is a multiple of 8, what is stored or
 # loaded at once lies in one bank, and takes two turns.
 PITCH = 9
@@ -49,8 +56,10 @@ SUBLANES, LANES = 8, 128
 # Rows of a tile: a register holds one sample of each.
 TILE_ROWS = SUBLANES * LANES
 # Elements that a grid step of short rows takes, so that a step's cost of its own (a third of a
-# microsecond) and the two questions asked of a block are shared by many tiles.
-BLOCK_ELEMENTS = 1 << 17
+# microsecond) and the two questions asked of a block are shared by many tiles; and the bytes of
+# VMEM for each (most for bools in rows of 8, which are laid out as if there were 32).
+BLOCK_ELEMENTS = 1 << 18
+BYTES_PER_ELEMENT = 72
 
 
 class Chip(NamedTuple):
@@ -63,8 +72,8 @@ class Chip(NamedTuple):
 
 # VMEM of a core: 16 MiB to v4, 64 MiB of v5p and v7x, 128 MiB of v5e and v6e.
 OLD = Chip(gathers=False, vmem_bytes=16 << 20, longest=1024)
-ANY = Chip(gathers=True, vmem_bytes=32 << 20, longest=2048)
-LARGE = Chip(gathers=True, vmem_bytes=64 << 20, longest=4096)
+ANY = Chip(gathers=True, vmem_bytes=48 << 20, longest=2048)
+LARGE = Chip(gathers=True, vmem_bytes=96 << 20, longest=4096)
 # Longer rows take minutes in the interpreter.
 INTERPRETER = ANY._replace(longest=1024)
 _CHIPS = {
@@ -103,13 +112,23 @@ class Plan(NamedTuple):
     row_major: bool
     tiles: int  # of a grid step
     pack: tuple[int, ...]  # decisions in a word, in turn
-    tables: int  # 0 where comparators are undone
+    run: int  # samples whose values are looked up in one place; 0 where none are
     abreast: int  # tiles that are worked on together
     vmem_bytes: int
 
     @property
-    def looked_up(self) -> bool:
-        return self.tables > 0
+    def tables(self) -> int:
+        """How many a run is kept in."""
+        return -(-self.run // SUBLANES)
+
+    @property
+    def merged(self) -> bool:
+        """Whether runs are merged, and their mergers undone."""
+        return 0 < self.run < self.samples
+
+    def runs(self, n: int) -> int:
+        """How many of them have samples of a row."""
+        return -(-n // self.run)
 
 
 def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan:
@@ -118,15 +137,19 @@ def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan
     Interpreted, every access is a call, which has to be compiled and made: loops keep them few for
     short rows, and large groups for long ones.
     """
-    looked_up = chip.gathers and n <= LONGEST_LOOKED_UP
+    whole = chip.gathers and n <= LONGEST_LOOKED_UP
     chunked = n > LANES
     group = GROUP
-    if interpreted and not looked_up:
-        group = 8 if n <= 512 else 16
+    if interpreted and not whole:
+        group = GROUP // 2 if chip.gathers else GROUP // 4
     samples = padded(n, group)
-    tiles = max(1, min(BLOCK_ELEMENTS // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
-    tiles = 1 if chunked else tiles
-    abreast = 2 if looked_up and samples <= GROUP and tiles > 1 else 1
+    run = 0 if not chip.gathers else samples if whole else RUN_GROUPS * group
+    elements = BLOCK_ELEMENTS
+    while elements * BYTES_PER_ELEMENT > chip.vmem_bytes:
+        elements //= 2
+    tiles = max(1, min(elements // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
+    tiles = 1 if n >= LANES else tiles
+    abreast = 2 if whole and samples <= GROUP and tiles > 1 else 1
     return Plan(
         samples=samples,
         group=group,
@@ -135,7 +158,7 @@ def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan
         row_major=n % LANES == 0,
         tiles=tiles - tiles % abreast,
         pack=MANY_DECISIONS if chunked else FEW_DECISIONS,
-        tables=-(-samples // SUBLANES) if looked_up else 0,
+        run=run,
         abreast=abreast,
         vmem_bytes=chip.vmem_bytes,
     )
@@ -143,5 +166,5 @@ def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan
 
 def words(n: int, chosen: Plan) -> int:
     """How many words the decisions of a tile take."""
-    every = passes(n, chosen.group)
+    every = passes(n, chosen.group, chosen.run)
     return sum(p.groups * words_for(len(p.comparators), chosen.pack) for p in every)
