@@ -19,7 +19,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PALLAS_INTERPRETED = os.environ.get("PALLAS_INTERPRET") == "1"
 if PALLAS_INTERPRETED:
     # Most of what Pallas's interpreter takes is compilation, of programs that then run once.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    quickly = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    os.environ.setdefault("XLA_FLAGS", quickly)
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 
 
