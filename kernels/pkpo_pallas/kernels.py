@@ -262,7 +262,7 @@ class _Block:
     @property
     def row_blocks_at_once(self) -> int:
         """How many a turn takes that goes over levels: long blocks of code take long to compile."""
-        return 8 if self.n <= 64 else 2 if self.n <= 128 else 1
+        return 8 if self.n <= 64 else 2 if self.n <= 256 else 1
 
     def place(self, g: Any, b: Any) -> Any:
         """Where 128 rows lie in the blocks of rewards and values."""
