@@ -141,16 +141,26 @@ class TestRegimes:
         assert chip_of("TPU v5 lite") == plan.LARGE
         assert chip_of("TPU v5") == chip_of("a chip of later years") == plan.chip() == plan.ANY
 
-    @pytest.mark.parametrize("n", [24, 40, 130])
-    def test_as_compiled(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-        """With the groups and the unrolled loops of the compiled kernel."""
+    @pytest.mark.parametrize(
+        "n, group, estimator",
+        [
+            (24, plan.GROUP, "passk_training"),
+            (40, plan.GROUP, "sloo_minus_one"),
+            # As rows of 120 and 520, but soon compiled.
+            (30, 8, "sloo_minus_one"),
+            (130, 8, "sloo_minus_one"),
+        ],
+    )
+    def test_as_compiled(
+        self, monkeypatch: pytest.MonkeyPatch, n: int, group: int, estimator: str
+    ) -> None:
+        """With the unrolled loops of the compiled kernel."""
         monkeypatch.setattr(op, "plan", lambda n, rows, chip, interpreted: plan.plan(n, rows, chip))
+        monkeypatch.setattr(plan, "GROUP", group)
         jax.clear_caches()
         rewards = rewards_of(n, rows=1)
-        options: dict[str, Any] = {"estimator": "passk_training"} if n < 100 else {}
-        same(
-            fused(rewards, 3, **options), pk.transform(rewards, 3, implementation="xla", **options)
-        )
+        want = pk.transform(rewards, 3, estimator=estimator, implementation="xla")
+        same(fused(rewards, 3, estimator=estimator), want)
         jax.clear_caches()
 
     def test_several_tiles_and_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
