@@ -324,11 +324,11 @@ class _Block:
     def copy_out(self, slab: Any, g: Any) -> None:
         """raw → a block, its first sample being that of this slab."""
 
-        def of_rows(b: Any) -> None:
-            slabs = range(self.out_samples // SUBLANES)
-            self.put_out([self.scratch.raw[self.slab_in_raw(g, slab + c, b)] for c in slabs], g, b)
+        self.each_row_block(lambda b: self.copy_out_rows(slab, g, b))
 
-        self.each_row_block(of_rows)
+    def copy_out_rows(self, slab: Any, g: Any, b: Any) -> None:
+        slabs = range(self.out_samples // SUBLANES)
+        self.put_out([self.scratch.raw[self.slab_in_raw(g, slab + c, b)] for c in slabs], g, b)
 
     def put_out(self, slabs: list[jax.Array], g: Any, b: Any) -> None:
         """The samples of 128 rows, in eights."""
@@ -796,9 +796,13 @@ class _Tile:
         tables = range(chosen.tables)
         in_keys = run * chosen.tables
         slabs_of_run = range(-(-min(self.n, chosen.run) // SUBLANES))
-        to_values = self.variant.as_it_lies or chosen.chunked
+        # Rows that have to be turned are turned while the next ones are looked up.
+        turned = chosen.row_major and not chosen.chunked
+        to_values = self.variant.as_it_lies or chosen.chunked or turned
 
         def of_rows(b: Any) -> None:
+            if turned:
+                self.block.copy_out_rows(0, self.g, jnp.maximum(b - 1, 0))
             here = pl.ds(b * PITCH, SUBLANES)
             keys = [self.keys[in_keys + c, here, :] for c in tables]
             sums = [self.sums[c, here, :] for c in tables]
@@ -826,6 +830,8 @@ class _Tile:
                 self.block.put_out([*slabs, *[_zero()] * behind], self.g, b)
 
         self.block.each_row_block(of_rows, 8 if len(tables) <= 8 else 1)
+        if turned:
+            self.block.copy_out_rows(0, self.g, SUBLANES - 1)
 
     def look_up_runs(self, at_the_limit: bool) -> None:
         """work: what the samples of sorted runs have beneath them → the values."""
