@@ -57,6 +57,8 @@ class TestAgainstTheDefinitions:
         rewards = rng.standard_normal((rows, n)).astype(np.float32)
         ks = ks_for(n)[::3] if subject.interpreted and n > 100 else ks_for(n)
         if subject.simulated and n > 100:
+            if n > 1000 and estimator not in ("sloo_minus_one", "passk_training"):
+                pytest.skip("the same kernel, and other numbers: see 257")
             ks = (n,) if estimator == "passk_training" else (8,)
         for k in admitted_ks(estimator, ks, n):
             want = expected(rewards.astype(np.float64), k, estimator=estimator)
