@@ -48,7 +48,7 @@ gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that th
 gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile and torch.sort
 	$(GPU_PYTHON) -m bench.throughput --device cuda
 
-gpu-compile: .venv/installed  ## without a GPU: compile every kernel for every GPU, of which `test` does a part
+gpu-compile: .venv/installed  ## without a GPU: compile the kernels for the GPUs that `test` leaves out
 	$(BIN)/python -m pytest -n $(WORKERS) -m every_gpu tests/test_triton_compiled.py
 
 gpu-static: .venv/installed  ## without a GPU: count the instructions of the compiled kernels

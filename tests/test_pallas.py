@@ -96,7 +96,7 @@ def test_two_cores_share_the_rows(monkeypatch: pytest.MonkeyPatch, n: int, dtype
         same(fused_max(rewards, [1, 3]), pk.max_at_k(rewards, [1, 3], implementation="xla"))
 
 
-def test_a_race_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_race_is_found() -> None:
     """The detector that all of this relies upon: two cores write the same block."""
 
     def kernel(x_ref: Any, out_ref: Any) -> None:

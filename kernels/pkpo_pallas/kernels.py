@@ -155,8 +155,8 @@ class Scratch(NamedTuple):
 
     Attributes:
         raw: (samples / 8, tiles · 64, 128): slab of 8 samples, tile, 128 rows, sample of the slab;
-          the rewards, and in the end the values, but where samples are looked up: those go out at
-          once. None where the blocks are laid out so.
+          the rewards, and in the end the values, but where these go out as they are found. None
+          where the blocks are laid out so.
         work: (tiles abreast, samples, 8, 128): what is sorted and scanned.
         spare: (samples of a run, 8, 128), for merges that go to and fro.
         keys, sums: (tiles abreast, tables, 8 · PITCH, 128): the sorted runs, and what each sample
@@ -391,8 +391,7 @@ class _Block:
         if self.variant.counted:
             self._count_all()
             return
-        whole = self.variant.plan.run and not self.variant.plan.merged
-        if whole and not self.variant.n_ks:
+        if self.variant.plan.whole and not self.variant.n_ks:
             self._end_tables()
         irregular = self.scratch.flags[IRREGULAR] > 0
 
@@ -440,8 +439,7 @@ class _Block:
             lax.fori_loop(0, self.tiles // abreast, _without_carry(of_tiles), 0)
 
     def _sort(self, tiles: list[_Tile], at_the_limit: bool) -> None:
-        chosen = self.variant.plan
-        if chosen.merged or not chosen.run:
+        if not self.variant.plan.whole:
             for tile in tiles:
                 tile.by_undoing(at_the_limit)
                 self._copy_out_tile(tile.g)
@@ -984,15 +982,16 @@ class _Tile:
         and what it has beneath it, at one time or at two.
         """
         row = row or (lambda i: self.work[i.number])
-        weights = _Known(self, q) if self.variant.k == "table" else _Running(self, q)
-        once = self.variant.k == "table" and not self.variant.standardised
-        if pieces and not (once and self.variant.plan.unrolled > 1):
+        known = self.variant.k == "table"
+        at_once = known and not self.variant.standardised and self.variant.plan.unrolled > 1
+        if pieces and not at_once:
             # What is gone through more than once, or step by step, has to lie somewhere.
             self.put_in_work(pieces)
             pieces = None
+        weights = _Known(self, q, pieces) if known else _Running(self, q)
         if self.variant.standardised:
             self.facts[INVERSE] = self._inverse_spread(weights, row)
-        constant, total, largest = weights.scan(row, keep, pieces)
+        constant, total, largest = weights.scan(row, keep)
         # Adding 0 turns a −0 into 0.
         smallest = (weights.anchor * largest - constant) + 0.0
         smallest = smallest + (weights.otherwise if otherwise is None else otherwise)
@@ -1092,13 +1091,13 @@ class _Tile:
 
 
 class _Known:
-    """Weights from a table."""
+    """Weights from a table. A row in pieces is scanned while these are in registers."""
 
     top = None
 
-    def __init__(self, tile: _Tile, q: int):
+    def __init__(self, tile: _Tile, q: int, pieces: Pieces | None):
         refs, self.n, self.unrolled = tile.operands, tile.n, tile.variant.plan.unrolled
-        self.samples = tile.variant.plan.samples
+        self.samples, self.pieces = tile.variant.plan.samples, pieces
         self.block = tile.block
         self.anchor, self.otherwise = refs.scalars[2 * q], refs.scalars[2 * q + 1]
         self.table = refs.table
@@ -1111,9 +1110,7 @@ class _Known:
     def after(self, i: _Number, state: None) -> None:
         return None
 
-    def scan(
-        self, row: Callable[[_Number], Rows], keep: Keep | None, pieces: Pieces | None = None
-    ) -> tuple[Rows, Rows, Rows]:
+    def scan(self, row: Callable[[_Number], Rows], keep: Keep | None) -> tuple[Rows, Rows, Rows]:
         """Σ below_j d_j, Σ gap_j d_j, and the row's largest."""
 
         def slab(first: Any, count: int, carry: Any, values: list[Rows] | None = None) -> Any:
@@ -1138,13 +1135,13 @@ class _Known:
 
         # Below the smallest there is no gap: its weights are 0.
         carry = (_zero(), _zero(), _zero())
-        if not pieces:
+        if not self.pieces:
             carry = _slabs(self.unrolled, self.n, slab, carry)
-        elif len(pieces) == 1:
-            carry = of_piece(0, pieces[0], carry)
+        elif len(self.pieces) == 1:
+            carry = of_piece(0, self.pieces[0], carry)
         else:
-            width = self.samples // len(pieces)
-            for first, piece in zip(range(0, self.n, width), pieces, strict=False):
+            width = self.samples // len(self.pieces)
+            for first, piece in zip(range(0, self.n, width), self.pieces, strict=False):
                 carry = self.block.apart_with(partial(of_piece, first, piece), carry)
         total, largest, constant = carry
         return constant, total, largest
@@ -1201,10 +1198,8 @@ class _Running:
         # Above a row's own samples nothing changes yet.
         return jnp.where(place < self.size, below, chance) if self.masked else below
 
-    def scan(
-        self, row: Callable[[_Number], Rows], keep: Keep | None, pieces: Pieces | None = None
-    ) -> tuple[Rows, Rows, Rows]:
-        assert not pieces
+    def scan(self, row: Callable[[_Number], Rows], keep: Keep | None) -> tuple[Rows, Rows, Rows]:
+        """Σ below_j d_j, Σ gap_j d_j, and the row's largest."""
 
         # Downward: the term of every gap goes to the place at its lower end.
         def weigh(i: _Number, carry: Any) -> Any:

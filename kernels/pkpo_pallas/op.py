@@ -272,7 +272,7 @@ def _launch(
         keys=pltpu.VMEM(keys, float32) if looks_up else None,
         sums=pltpu.VMEM(sums, float32) if looks_up else None,
         decisions=pltpu.VMEM((max(1, words(n, chosen)), *tile), int32)
-        if sorts and chosen.run < chosen.samples
+        if sorts and not chosen.whole
         else None,
         facts=pltpu.VMEM((chosen.tiles, FACTS, *tile), float32),
         noted=pltpu.VMEM(tile, float32),

@@ -122,9 +122,9 @@ class Plan(NamedTuple):
         return -(-self.run // SUBLANES)
 
     @property
-    def merged(self) -> bool:
-        """Whether runs are merged, and their mergers undone."""
-        return 0 < self.run < self.samples
+    def whole(self) -> bool:
+        """Whether a row is one run, and no comparator is undone."""
+        return self.run == self.samples
 
     def runs(self, n: int) -> int:
         """How many of them have samples of a row."""
@@ -134,8 +134,8 @@ class Plan(NamedTuple):
 def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan:
     """The plan for `rows` rows of n ≤ chip.longest samples.
 
-    Interpreted, every access is a call, which has to be compiled and made: loops keep them few for
-    short rows, and large groups for long ones.
+    Interpreted, every access is a call, which has to be compiled and made: loops and small groups
+    leave few of them to be compiled, large groups few to be made.
     """
     whole = chip.gathers and n <= LONGEST_LOOKED_UP
     chunked = n > LANES
