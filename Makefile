@@ -49,7 +49,7 @@ gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile 
 	$(GPU_PYTHON) -m bench.throughput --device cuda
 
 gpu-compile: .venv/installed  ## without a GPU: compile the kernels for the GPUs that `test` leaves out
-	$(BIN)/python -m pytest -n $(WORKERS) -m every_gpu tests/test_triton_compiled.py
+	$(BIN)/python -m pytest -n $(WORKERS) -m release tests/test_triton_compiled.py
 
 gpu-static: .venv/installed  ## without a GPU: count the instructions of the compiled kernels
 	$(BIN)/python -m bench.gpu_static

@@ -50,7 +50,7 @@ def on(target: str) -> list[Any]:
             target,
             variant,
             id=f"{target} {variant.name}",
-            marks=() if in_every_run(number, variant) else pytest.mark.every_gpu,
+            marks=() if in_every_run(number, variant) else pytest.mark.release,
         )
         for number, variant in enumerate(variants)
         if variant.name not in budgeted
