@@ -14,8 +14,7 @@ from pkpo_triton.plan import plan
 PATHS: dict[str, tuple[Any, ...]] = {
     "general": (kernels._by_sorting,),
     "two_levels": (kernels._has_two_levels, kernels._by_counting),
-    "not_finite": (kernels._bring_in, kernels._limits, kernels._at_the_limit),
-    "constant": (kernels._constant,),
+    "constant": (kernels._constant, kernels._scaled_values),
     "last_block": (kernels._load_inside, kernels._store_inside),
 }
 
