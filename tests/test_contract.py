@@ -54,6 +54,8 @@ class TestAgainstTheDefinitions:
     def test_transform_is_the_reference(
         self, subject: Subject, rng: np.random.Generator, estimator: str, rows: int, n: int
     ) -> None:
+        if subject.implementation == "reference":
+            pytest.skip("is what this compares with")
         rewards = rng.standard_normal((rows, n)).astype(np.float32)
         ks = ks_for(n)[::3] if subject.interpreted and n > 100 else ks_for(n)
         if subject.simulated and n > 100:
