@@ -764,12 +764,19 @@ def _range(t, irregular, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constex
 
 
 @triton.jit
-def _range_scale(low, high):
-    """What a row's estimator is scaled with so that nothing overflows on the way to its values: far
-    less than the length of a row, and 1 but for rewards that are almost as large as they get."""
-    LARGE: tl.constexpr = 2.0**900 if low.dtype == tl.float64 else 2.0**80
-    large = tl.maximum(tl.abs(low), tl.abs(high)) > LARGE
-    return tl.where(large, 2.0**-40, 1.0).to(low.dtype)
+def _range_scale(low, high, SCALED: tl.constexpr):
+    """What a row's estimator is multiplied with, so that nothing overflows on the way to its
+    values, and what these are: 1 but for rewards almost as large as they get. There it is 2^−40 and
+    2^40, which outweighs the length of any row."""
+    if SCALED:
+        LARGE: tl.constexpr = 2.0**900 if low.dtype == tl.float64 else 2.0**80
+        large = tl.maximum(tl.abs(low), tl.abs(high)) > LARGE
+        scale = tl.where(large, 2.0**-40, 1.0).to(low.dtype)
+        unscale = tl.where(large, 2.0**40, 1.0).to(low.dtype)
+    else:
+        scale = tl.full([], 1.0, low.dtype)
+        unscale = scale
+    return scale, unscale
 
 
 @triton.jit
@@ -803,42 +810,19 @@ def _ordered_by_count(lower, low, high, thread, CHUNK: tl.constexpr, LANES: tl.c
 
 @triton.jit
 def _values(
-    sums, constant, largest, scale, spread, has_constant, anchor, gap, otherwise,
+    sums, constant, largest, spread, anchor, gap, otherwise, unscale, SCALED: tl.constexpr,
     STANDARDISED: tl.constexpr,
 ):  # fmt: skip
     """What samples have beneath them → the estimator's values, both tuples."""
-    if has_constant != 0:
-        values = _scaled_values(
-            sums, constant, largest, scale, spread, anchor, gap, otherwise, STANDARDISED
-        )
-    else:
-        # A product alone overflows only where the value does.
-        smallest = anchor * largest + 0.0 + otherwise
-        values = _from_smallest(sums, smallest, gap, spread, STANDARDISED)
-    return values
-
-
-@triton.jit
-def _scaled_values(
-    sums, constant, largest, scale, spread, anchor, gap, otherwise, STANDARDISED: tl.constexpr
-):
     # Adding 0 turns a −0 into 0.
-    smallest = (anchor * scale * largest - constant) + 0.0 + otherwise
-    scaled = _from_smallest(sums, smallest, gap * scale, spread, STANDARDISED)
-    stretch = 1 / scale
-    values = ()
-    for c in tl.static_range(len(sums)):
-        values = values + (scaled[c] * stretch,)
-    return values
-
-
-@triton.jit
-def _from_smallest(sums, smallest, gap, spread, STANDARDISED: tl.constexpr):
+    smallest = (anchor * largest - constant) + 0.0 + otherwise
     divisor = tl.where(spread > 0, spread, float("inf"))
     values = ()
     for c in tl.static_range(len(sums)):
         value = gap * sums[c] + smallest
-        values = values + (value / divisor if STANDARDISED else value,)
+        if STANDARDISED:
+            value = value / divisor
+        values = values + (value * unscale if SCALED else value,)
     return values
 
 
@@ -846,9 +830,9 @@ def _from_smallest(sums, smallest, gap, spread, STANDARDISED: tl.constexpr):
 def _by_counting(
     t, low, high, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr,
     table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
-    rows_left, n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, PADDED: tl.constexpr,
-    MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    rows_left, n_samples, LAG: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr,
+    PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for rows of two levels: how many samples are the lower one tells all."""
     T: tl.constexpr = BLOCK_ROWS * LANES
@@ -857,11 +841,11 @@ def _by_counting(
         lower, n, k, thread, start, inverse_ptr, once, LAG, CHUNK, LANES, MASKED or PADDED, T
     )  # fmt: skip
     step = weight * (high - low)
-    scale = _range_scale(low, high)
+    scale, unscale = _range_scale(low, high, SCALED)
+    anchor, gap, below, slope = anchor * scale, gap * scale, below * scale, slope * scale
     constant = tl.zeros([T], table_ptr.dtype.element_ty)
     if has_constant != 0:
-        weight = below * scale + slope * scale * tl.abs(lower.to(constant.dtype) - middle)
-        constant = weight * step
+        constant = (below + slope * tl.abs(lower.to(constant.dtype) - middle)) * step
     spread = high * 0.0
     if STANDARDISED:
         ordered = _ordered_by_count(lower, low, high, thread, CHUNK, LANES)
@@ -870,7 +854,7 @@ def _by_counting(
             LANES, MASKED or PADDED, T,
         )  # fmt: skip
     bottom = _values(
-        (step * 0.0, step), constant, high, scale, spread, has_constant, anchor, gap, otherwise,
+        (step * 0.0, step), constant, high, spread, anchor, gap, otherwise, unscale, SCALED,
         STANDARDISED,
     )  # fmt: skip
     out = ()
@@ -884,11 +868,11 @@ def _by_counting(
 
 @triton.jit
 def _by_sorting(
-    t, irregular, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr, table_size,
-    inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
-    n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, PADDED: tl.constexpr,
-    MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    t, irregular, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr,
+    table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
+    rows_left, n_samples, LAG: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr,
+    PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for any rows."""
     T: tl.constexpr = BLOCK_ROWS * LANES
@@ -901,13 +885,11 @@ def _by_sorting(
     terms = _terms(
         ordered, n, k, thread, start, inverse_ptr, once, LAG, CHUNK, LANES, MASKED or PADDED, T
     )
-    scale = tl.full([T], 1.0, table_ptr.dtype.element_ty)
+    scale, unscale = _range_scale(smallest, largest, SCALED)
+    anchor, gap, below, slope = anchor * scale, gap * scale, below * scale, slope * scale
     constant = tl.zeros([T], table_ptr.dtype.element_ty)
     if has_constant != 0:
-        scale = _range_scale(smallest, largest)
-        constant = _constant(
-            terms, thread % LANES, below * scale, slope * scale, middle, CHUNK, LANES, T
-        )
+        constant = _constant(terms, thread % LANES, below, slope, middle, CHUNK, LANES, T)
     spread = largest * 0.0
     if STANDARDISED:
         spread = _spread(
@@ -921,9 +903,8 @@ def _by_sorting(
         found = tl.gather(_flat(placed, CHUNK, T), at, 0)
         placed = _unstack(tl.reshape(found, [CHUNK, T]), CHUNK, T)
     out = _values(
-        placed, constant, largest, scale, spread, has_constant, anchor, gap, otherwise,
-        STANDARDISED,
-    )  # fmt: skip
+        placed, constant, largest, spread, anchor, gap, otherwise, unscale, SCALED, STANDARDISED
+    )
     _store(
         out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, PADDED, MASKED,
         CHUNK, LANES, BLOCK_ROWS, VECTOR,
@@ -941,7 +922,8 @@ def transform_kernel(
     n_rows, n_samples, k, spared, undersized, by_mean, has_constant, mirror,
     rewards_row, rewards_sample, where_row, where_sample, out_row, out_sample,
     first: "fp64", anchor: "fp64", gap: "fp64", below: "fp64", slope: "fp64",
-    K: tl.constexpr, MASKED: tl.constexpr, LAG: tl.constexpr, STANDARDISED: tl.constexpr,
+    K: tl.constexpr, MASKED: tl.constexpr, LAG: tl.constexpr, SCALED: tl.constexpr,
+    STANDARDISED: tl.constexpr,
     COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -949,7 +931,8 @@ def transform_kernel(
 
     K says where k is: "int", the argument; "scalar", in memory for all rows; "row", one for each.
     With an int and no mask the estimator's scalars come ready, and with them r_{n−1} (`first`);
-    otherwise every row has its own. undersized: 0 zero, 1 NaN, 2 clip. COUNT_ONLY: bool rewards.
+    otherwise every row has its own. undersized: 0 zero, 1 NaN, 2 clip. SCALED: a value is not a
+    product alone, see `Weights.needs_range_scale`. COUNT_ONLY: bool rewards.
     CONTIGUOUS: rows of exactly CHUNK samples, one after the other. PADDED: rows of n_samples, fewer
     than their threads hold.
     """
@@ -1036,7 +1019,7 @@ def transform_kernel(
         _by_counting(
             t, low, high, n, k, thread, live, start, below, slope, middle, has_constant,
             table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-            out_row, out_sample, rows_left, n_samples, LAG, FLAT, PADDED, MASKED,
+            out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
             STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         )  # fmt: skip
     elif CHUNK > 8:
@@ -1047,21 +1030,21 @@ def transform_kernel(
             _by_counting(
                 t, low, high, n, k, thread, live, start, below, slope, middle, has_constant,
                 table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-                out_row, out_sample, rows_left, n_samples, LAG, FLAT, PADDED, MASKED,
+                out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
                 STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
         else:
             _by_sorting(
                 t, irregular, n, k, thread, live, start, below, slope, middle, has_constant,
                 table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-                out_row, out_sample, rows_left, n_samples, LAG, FLAT, PADDED, MASKED,
+                out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
                 STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
     else:
         _by_sorting(
             t, irregular, n, k, thread, live, start, below, slope, middle, has_constant,
             table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-            out_row, out_sample, rows_left, n_samples, LAG, FLAT, PADDED, MASKED,
+            out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
             STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         )  # fmt: skip
 
@@ -1150,9 +1133,7 @@ def max_at_k_kernel(
             n, k, thread % LANES, table_ptr, table_size, once, 1, CHUNK, LANES, T
         )  # fmt: skip
         slope = 1 / k.to(DTYPE)
-        terms = _terms(
-            t, n, k, thread, start, inverse_ptr, once, 1, CHUNK, LANES, PARTIAL, T
-        )
+        terms = _terms(t, n, k, thread, start, inverse_ptr, once, 1, CHUNK, LANES, PARTIAL, T)
         constant = _constant(terms, thread % LANES, zero, slope, zero, CHUNK, LANES, T)
         best = (live * largest - constant) + 0.0
         best = tl.where(live > 0, best, float("nan"))
