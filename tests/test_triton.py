@@ -6,6 +6,8 @@ contract's business.
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -239,6 +241,101 @@ def test_max_at_k_of_several_ks(n: int, rng: np.random.Generator) -> None:
     got = pk.max_at_k(tensor(rewards), ks, implementation="triton").cpu()
     want = pk.max_at_k(rewards.astype(np.float64), ks, implementation="numpy")
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)
+
+
+def exact(row: np.ndarray[Any, Any], k: int, estimator: str) -> list[Fraction]:
+    """n times the estimator's values, in fractions: "s", "sloo" or "centered" of one row."""
+    n, g = len(row), [Fraction(float(x)) for x in row]
+
+    def best_of(k: int, rest: list[Fraction]) -> Fraction:
+        """Σ over the subsets of size k of their maximum."""
+        return sum((math.comb(j, k - 1) * x for j, x in enumerate(sorted(rest))), start=Fraction(0))
+
+    every = best_of(k, g)
+    avoiding = [best_of(k, g[:i] + g[i + 1 :]) for i in range(n)]
+    s = [(every - without) / math.comb(n, k) for without in avoiding]
+    if estimator == "sloo":
+        others = [Fraction(k, n - 1) * without / math.comb(n - 1, k) for without in avoiding]
+        s = [x - y for x, y in zip(s, others, strict=True)]
+    if estimator == "centered":
+        s = [Fraction(n, n - k) * (x - sum(s) / n) for x in s]
+    return [n * x for x in s]
+
+
+class TestRowsThatAreNotFinite:
+    @pytest.mark.parametrize("n", [8, 33, 100, pytest.param(8193, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("levels", [0, 2], ids=["any rewards", "two levels"])
+    def test_they_leave_the_others_of_their_block_as_they_are(
+        self, n: int, levels: int, rng: np.random.Generator
+    ) -> None:
+        rewards = rng.standard_normal((12, n)).astype(np.float32)
+        if levels:
+            rewards = np.sign(rewards)
+        where = rng.random((12, n)) < 0.8
+        where[:, :6] = True
+        where[10] = False  # has no samples
+        k = rng.integers(1, 6, 12)
+        k[11] = n  # too large for what the mask leaves
+        where[11, 6:] = np.arange(n - 6) % 3 == 0
+        irregular = rewards.copy()
+        largest = np.finfo(np.float32).max
+        for row, values in enumerate(
+            ([np.nan], [-np.nan, 1], [np.inf], [-np.inf], [np.inf, -np.inf], [largest, -largest])
+        ):
+            irregular[2 * row, : len(values)] = values
+        irregular[11, 5] = np.nan
+        touched = [0, 2, 4, 6, 8, 10, 11]
+        left_out = ~where
+        irregular[1::2][left_out[1::2]] = np.nan
+        irregular[3][left_out[3]] = -np.inf
+        for estimator in ("sloo_minus_one", "passk_training"):
+            options: dict[str, Any] = {"estimator": estimator, "where": tensor(where)}
+            want = transformed(tensor(rewards), tensor(k), **options).numpy()
+            got = transformed(tensor(irregular), tensor(k), **options).numpy()
+            others = [row for row in range(12) if row not in touched]
+            if levels and n > 32:  # one way counts, the other sorts
+                np.testing.assert_allclose(got[others], want[others], rtol=2e-6, atol=1e-7)
+            else:
+                np.testing.assert_array_equal(got[others], want[others])
+            assert np.isnan(got[touched][where[touched]]).all()
+            assert not got[left_out].any()
+            best = pk.max_at_k(
+                tensor(irregular), [1, 3], where=tensor(where), implementation="triton"
+            )
+            best = best.cpu().numpy()
+            assert np.isnan(best[touched]).all()
+            assert np.isfinite(best[others]).all()
+
+    @pytest.mark.parametrize("n", [2, 8, 40])
+    @pytest.mark.parametrize("estimator", ["sloo", "centered", "s"])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_only_values_overflow(
+        self, n: int, estimator: str, dtype: str, rng: np.random.Generator
+    ) -> None:
+        largest = float(torch.finfo(getattr(torch, dtype)).max)
+        shares = rng.random((3, n))
+        # Up to the largest; around 0; and below it.
+        shares = np.stack([shares[0], shares[1] - 0.5, shares[2] - 1])
+        shares[:, :2] = [[1, 0], [0.5, -0.5], [0, -1]]
+        rewards = tensor((largest * shares).astype(np.float32)).to(getattr(torch, dtype))
+        k = tensor(np.array([1, n - 1, max(1, n // 2)]))
+        read = rewards.to(torch.float64).cpu().numpy()
+        values = [exact(row, int(m), estimator) for row, m in zip(read, k, strict=True)]
+        for scale, divisor in (("mean", 1), ("sum", n)):
+            want = np.array([[x / divisor for x in row] for row in values])
+            got = transformed(rewards, k, estimator=estimator, scale=scale).to(torch.float64)
+            size = abs(want).max()
+            beyond = (abs(want) > largest).astype(bool)
+            near = (abs(want) > 0.99 * largest) & (abs(want) < 1.01 * largest)
+            want = np.where(beyond, np.where(want > 0, np.inf, -np.inf), want).astype(np.float64)
+            # What is almost as large as it can be may be rounded up to infinity.
+            settled = ~near.astype(bool)
+            np.testing.assert_allclose(
+                got.numpy()[settled],
+                want[settled],
+                rtol=2e-6 if dtype == "float32" else 8e-3,
+                atol=2e-7 * float(size.max()),
+            )
 
 
 class TestTorch:
