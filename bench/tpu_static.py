@@ -76,20 +76,14 @@ K = 4
 
 # How conditions fall out, by the names that the kernel gives them.
 _OF_ROWS = {
-    "sorted": {
-        "regular": True, "irregular": False, "perhaps two levels": False, "two levels": False,
-        "many levels": True,
-    },
-    "two levels": {
-        "regular": True, "irregular": False, "perhaps two levels": True, "two levels": True,
-        "many levels": False,
-    },
-}  # fmt: skip
+    "sorted": {"perhaps two levels": False, "two levels": False, "many levels": True},
+    "two levels": {"perhaps two levels": True, "two levels": True, "many levels": False},
+}
 # The grid steps that a tile of long rows takes: a chunk in, the tile itself, a chunk out.
 _OF_STEPS = {
-    "in": {"copies in": True, "first chunk": False, "last chunk": False, "copies out": False},
-    "tile": {"copies in": True, "first chunk": True, "last chunk": True, "copies out": False},
-    "out": {"copies in": False, "first chunk": False, "last chunk": False, "copies out": True},
+    "in": {"copies in": True, "last chunk": False, "copies out": False},
+    "tile": {"copies in": True, "last chunk": True, "copies out": False},
+    "out": {"copies in": False, "last chunk": False, "copies out": True},
 }
 
 
