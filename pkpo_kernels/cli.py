@@ -120,7 +120,7 @@ def _exit_code(command: Callable[[], Any]) -> int:
 
 
 def info() -> None:
-    """Versions, devices, and which implementation serves what."""
+    """Versions, devices, and which implementation serves arrays on each of them."""
     versions = Table(title="versions")
     versions.add_column("package")
     versions.add_column("version", overflow="fold")
@@ -144,13 +144,14 @@ def info() -> None:
         implementations.add_row(name, entry.kind, entry.summary, reason or "available")
     _show(implementations)
 
-    defaults = Table(title="what serves an array by default")
-    defaults.add_column("array")
-    defaults.add_column("implementation", overflow="fold")
-    for kind in ("numpy", "torch", "jax"):
-        there = find_spec(kind) is not None
-        name = dispatch.default_implementation(kind) if there else _not_installed(kind)
-        defaults.add_row(kind, name)
+    defaults = Table(title="what serves arrays by default, on each device that is here")
+    for heading in ("arrays", "device", "implementation"):
+        defaults.add_column(heading, overflow="fold")
+    for row in dispatch.defaults_by_device():
+        defaults.add_row(*row)
+    for library in ("torch", "jax"):
+        if find_spec(library) is None:
+            defaults.add_row(library, "none", _not_installed(library))
     _show(defaults)
 
 
@@ -530,8 +531,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _not_installed(kind: str) -> str:
-    return f"not installed; pip install {kind}"
+def _not_installed(library: str) -> str:
+    return f"not installed; pip install {library}"
 
 
 def _devices(package: str, listed: Callable[[Any], list[str]]) -> str:
