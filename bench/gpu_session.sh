@@ -36,6 +36,12 @@ export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TEST_DEVICE=$DEVICE DEVICE
 OUTCOMES=$(mktemp)
 log() { echo "$@" | tee -a "$LOG"; }
 
+# What the driver says of the GPUs and their state.
+gpus() {
+  local query=name,driver_version,memory.total,memory.free,clocks.sm,clocks.mem,temperature.gpu
+  log "$(nvidia-smi --query-gpu="$query" --format=csv,noheader 2>&1)"
+}
+
 # Run a command for so many seconds at most, and note what became of it: step NAME SECONDS COMMAND…
 step() {
   local name=$1 limit=$2 begun=$SECONDS left code
@@ -83,15 +89,15 @@ if [ "$DEVICE" = cuda ]; then
 else
   log "== a rehearsal on the $DEVICE: nothing of this is about kernels"
   implementations=(numpy torch)
-  chosen=(-k "numpy and Definitions")
+  chosen=(-k "numpy and enumeration")
   measured=(--quick --shape 1024x16 --shape 64x256)
 fi
 
+gpus
 # What there is here, and whether one kernel of each kind is right: short rows, rows over several
 # threads, long ones, and those that the library sorts.
 step facts 90 "$PYTHON" - <<'P' || { log "== stopped: there is no use in the rest"; finish; }
 import os
-import subprocess
 import sys
 
 import jax
@@ -102,9 +108,6 @@ import triton
 device = os.environ["DEVICE"]
 versions = {m.__name__: m.__version__ for m in (numpy, torch, triton, jax)}
 print("python", sys.version.split()[0], *(f"{name} {found}" for name, found in versions.items()))
-if device == "cuda":
-    query = "name,driver_version,memory.total,memory.free,clocks.sm,clocks.mem"
-    subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], check=False)
 rewards = torch.randn(257, 64, device=device)
 print("torch", torch.version.cuda, rewards.device, "jax", jax.devices())
 
@@ -132,8 +135,10 @@ step contract 140 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
 # Nothing else may run while times are taken.
 wait "$verification"
 
-step throughput 150 "$PYTHON" -m bench.throughput --device "$DEVICE" --commit "$COMMIT" \
-  --out "$OUT" "${measured[@]}"
+# All that is left but for the last step; what is being compiled when its time is over needs longer.
+left=$((TOTAL - 10 - SECONDS - 40))
+step throughput "$left" "$PYTHON" -m bench.throughput --device "$DEVICE" --commit "$COMMIT" \
+  --out "$OUT" --seconds $((left * 2 / 3)) "${measured[@]}"
 
 # What the host does for one call, beside what it does for the same transform in operations of torch.
 # So few calls in a row that the device's queue never makes the host wait.
@@ -172,7 +177,8 @@ calls = {"pk.transform": lambda: pk.transform(rewards, 4), "torch's sort form": 
 for call in calls.values():
     microseconds(call)
 samples = {name: [] for name in calls}
-for _ in range(40):
+end = time.perf_counter() + 10
+while len(samples["pk.transform"]) < 40 and time.perf_counter() < end:
     for name, call in calls.items():
         samples[name].append(microseconds(call))
 medians = {name: statistics.median(found) for name, found in samples.items()}
@@ -181,7 +187,5 @@ rounded = {name: round(median, 1) for name, median in medians.items()}
 print("host, µs a call on 1024 x 16:", json.dumps(rounded | {"ratio": round(ours / theirs, 2)}))
 P
 
-if [ "$DEVICE" = cuda ]; then
-  log "$(nvidia-smi --query-gpu=clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader)"
-fi
+gpus
 finish

@@ -1076,6 +1076,9 @@ def main(
         list[str] | None,
         typer.Option(help="Only arms with this in their names, and copies; may be repeated."),
     ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="For the whole run, instead of the plan's.")
+    ] = None,
     commit: Annotated[
         str | None, typer.Option(help="What is measured, where git is not there to ask.")
     ] = None,
@@ -1086,6 +1089,8 @@ def main(
         plan = PLANS[chosen, quick]
         if shape:
             plan = replace(plan, shapes=tuple(map(Shape.parse, shape)))
+        if seconds is not None:
+            plan = replace(plan, seconds=seconds)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     out.mkdir(parents=True, exist_ok=True)
@@ -1149,7 +1154,7 @@ def main(
     written = [f"{stem}.json", f"{stem}.csv"]
     if find_spec("matplotlib") is None:
         typer.echo("no plots: matplotlib is not installed")
-    else:
+    elif measurements:
         for kind, content in plots(measurements, default, where["name"]).items():
             write(out / f"{stem}-{kind}.png", content)
             written.append(f"{stem}-{kind}.png")

@@ -131,6 +131,8 @@ def test_the_default_on_a_gpu_is_triton() -> None:
     assert dispatch.default_implementation("torch", rewards) == "triton"
 
 
+# torch says so when it is first asked to watch.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("n", LENGTHS)
 def test_the_host_never_waits(n: int) -> None:
     rewards = torch.randn(100, n, device="cuda")
