@@ -11,7 +11,7 @@ same bytes. That gives an upper bound of the speed, as a fraction of a copy. **N
 
 - Latency, occupancy, bank conflicts and memory itself are not looked at.
 - A loop's body is counted once, so only kernels without loops over their data are comparable. A
-  subroutine's body, such as the slow case of a division, is counted once too.
+  subroutine's body is not counted: they are the slow cases of division and square root.
 - A condition inside a path counts as met, on both sides if it has two.
 - A predicated instruction takes its issue slot whether its predicate holds or not.
 
@@ -263,7 +263,8 @@ class Figures:
 
 # A set of paths: the name of each, and the jit functions that are called on it alone.
 Paths = Mapping[str, Collection[Any]]
-# Code for warps whose lanes went apart, behind BRA.DIV: it is there, but no lane of ours goes there
+# Code for warps whose lanes went apart, behind BRA.DIV, and subroutines for numbers that are hard
+# to divide by: it is there, but no lane of ours goes there
 DIVERGED = "(diverged)"
 
 
@@ -297,7 +298,7 @@ class Block:
     falls_through: bool = True
     # It may end the program, on a condition perhaps
     leaves: bool = False
-    # The labels that it jumps to when the warp's lanes went apart
+    # The labels that it jumps to when the warp's lanes went apart, and in rare cases
     diverged: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
 
@@ -334,7 +335,7 @@ def basic_blocks(listing: str) -> list[Block]:
             family = opcode.split(".")[0]
             if family in JUMPS:
                 targets = re.findall(r"`\(([^)]+)\)", operands)
-                if opcode.startswith("BRA.DIV"):
+                if opcode.startswith("BRA.DIV") or family == "CALL":
                     block.diverged = tuple(targets)
                 else:
                     block.targets = targets
