@@ -200,3 +200,22 @@ def test_estimators_offer_their_weights() -> None:
     weights = pk.ESTIMATORS["s"].weights(4, 2)
     np.testing.assert_allclose(weights.gap, [0, 1 / 6, 2 / 6])
     assert weights.anchor == pytest.approx(0.5)
+
+
+def test_a_group_has_weights_only_for_the_k_that_it_admits() -> None:
+    for name, estimator in pk.ESTIMATORS.items():
+        largest = estimator.largest_k(5)
+        assert estimator.weights(np.int64(5), np.int32(largest)).admitted
+        with pytest.raises(
+            ValueError, match=rf"^k must be at most {largest} .*; got k={largest + 1}"
+        ):
+            estimator.weights(5, largest + 1)
+        for k in (0, -3):
+            with pytest.raises(ValueError, match=rf"^k must be at least 1.* got .*{k}"):
+                estimator.weights(5, k)
+        for k in (2.0, True, "2", None, [2]):
+            with pytest.raises(TypeError, match=r"^k must be an integer.* got "):
+                estimator.weights(5, k)
+        with pytest.raises(ValueError, match=r"^n must be at least 1.* got .*0"):
+            estimator.weights(0, 1)
+        assert name == estimator.name
