@@ -53,6 +53,7 @@ def test_the_default_dtype_is_used_for_integers() -> None:
 
 
 class TestCompile:
+    @pytest.mark.slow
     @pytest.mark.parametrize("estimator", ["sloo_minus_one", "passk_training"])
     def test_full_graph_with_static_and_dynamic_shapes(
         self, rewards: torch.Tensor, estimator: str
@@ -86,6 +87,7 @@ class TestCompile:
             torch.testing.assert_close(step(rewards, torch.tensor(k)), pk.transform(rewards * 2, k))
         assert compilations == 1
 
+    @pytest.mark.slow
     def test_an_integer_k_inside_a_compiled_step(self, rewards: torch.Tensor) -> None:
         step = torch.compile(
             lambda x, k: pk.transform(x, k), fullgraph=True, dynamic=True, backend="aot_eager"
@@ -174,6 +176,7 @@ class TestVmap:
         )
         same(vmap(lambda r: pk.max_at_k(r, [1, 3]))(rewards), pk.max_at_k(rewards, [1, 3]))
 
+    @pytest.mark.slow
     def test_compiled(self) -> None:
         step = vmap(lambda r, w, k: pk.transform(r, k, where=w, estimator="sloo"))
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -181,7 +184,7 @@ class TestVmap:
         same(compiled(*inputs), step(*inputs))
 
 
-@pytest.mark.parametrize("tracing_mode", ["real", "symbolic"])
+@pytest.mark.parametrize("tracing_mode", ["real", pytest.param("symbolic", marks=pytest.mark.slow)])
 def test_make_fx(rewards: torch.Tensor, tracing_mode: str) -> None:
     def step(x: torch.Tensor, k: torch.Tensor, where: torch.Tensor) -> Any:
         return pk.transform(x, k, where=where), pk.max_at_k(x, [1, 2])
