@@ -154,7 +154,7 @@ def fuzz(
     {True}
     """
     if not 0 < minutes < np.inf:
-        raise ValueError(f"minutes must be above 0, got {minutes}")
+        raise ValueError(f"minutes must be above 0; got {minutes}")
     names = _checked(implementations, seed)
     tallies = {(i, e): _Tally(i, e, "random shapes") for e in EVERYTHING for i in names}
     start = time.monotonic()
@@ -172,7 +172,7 @@ def fuzz(
 
 def _checked(implementations: Sequence[str] | None, seed: int) -> tuple[str, ...]:
     if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+        raise ValueError(f"seed must be at least 0; got {seed}")
     if implementations is None:
         available = dispatch.available_implementations()
         # What simulates a chip is there to be looked at, and takes minutes.
