@@ -19,7 +19,6 @@ from pkpo_kernels.typing import (
     Floating,
     HostIntegers,
     ImplementationName,
-    IntegerArray,
     Integers,
     NestedNumbers,
     NumpyMask,
@@ -417,7 +416,7 @@ def _whole_k(k: int, groups: _Groups, estimator: Estimator, *, clip: bool) -> in
     return largest if largest >= 1 else _on_device(groups.n + 1, groups)
 
 
-def _bounded_k(k: IntegerArray, groups: _Groups, estimator: Estimator, *, clip: bool) -> Array:
+def _bounded_k(k: NDArray[Any], groups: _Groups, estimator: Estimator, *, clip: bool) -> Array:
     """ks known on the host, checked, and none so large that it would overflow on a device."""
     if k.size:
         _check_k(k.min(), k.max(), groups, estimator, clip=clip)

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pkpo_kernels.typing import EstimatorName
 
@@ -250,9 +250,14 @@ _ALL = (
     ),
 )
 
-ESTIMATORS: Mapping[EstimatorName, Estimator] = MappingProxyType(
-    {cast(EstimatorName, e.name): e for e in _ALL}
-)
+if TYPE_CHECKING:
+
+    class _Estimators(Mapping[EstimatorName, Estimator]):
+        # Iteration gives names that `transform` takes, and any string may be asked for.
+        def __getitem__(self, name: str, /) -> Estimator: ...
+
+
+ESTIMATORS = cast("_Estimators", MappingProxyType({e.name: e for e in _ALL}))
 
 # max@k itself has the same form with nothing to scan: a constant a row.
 MAX_AT_K = Estimator(

@@ -29,7 +29,7 @@ from pkpo_kernels.validation import (
     shown,
 )
 
-__all__ = ["AtK", "Difference", "Evaluation", "evaluate"]
+__all__ = ["AtK", "Difference", "Evaluation", "Metric", "evaluate"]
 
 Floats = NDArray[np.float64]
 

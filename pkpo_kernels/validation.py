@@ -8,15 +8,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_kernels.typing import IntegerArray
-
 # NumPy, torch and JAX arrays share no static type; here it is whichever the caller works with.
 Array = Any
+Name = TypeVar("Name", bound=str)
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -49,11 +48,13 @@ def dtype_name(dtype: Any) -> str:
 # Names.
 
 
-def checked_name(argument: str, name: Any, choices: Iterable[str], *, or_none: bool = False) -> str:
+def checked_name(
+    argument: str, name: Any, choices: Iterable[Name], *, or_none: bool = False
+) -> Name:
     """`name` where it is among `choices`; else an error that lists them and guesses."""
     names = tuple(choices)
     if isinstance(name, str) and name in names:
-        return name
+        return names[names.index(name)]
     close = get_close_matches(name.lower(), names, 1) if isinstance(name, str) else []
     raise ValueError(
         f"{argument} must be {'None or ' if or_none else ''}one of {', '.join(names)};"
@@ -98,7 +99,7 @@ def checked_integer(
     return integer
 
 
-def host_integers(argument: str, value: Any) -> IntegerArray | NDArray[np.object_]:
+def host_integers(argument: str, value: Any) -> NDArray[Any]:
     """`value` as a NumPy array of integers: as objects where they are too large for one."""
     if isinstance(value, (list, tuple)):
         _check_entries(argument, argument, value)

@@ -201,7 +201,7 @@ def _findings(implementations: tuple[str, ...], seed: int) -> Iterator[Finding]:
             yield tally.finding()
 
 
-def _largest_k(estimator: str, n: int) -> int:
+def _largest_k(estimator: Any, n: int) -> int:
     return int(ESTIMATORS[estimator].largest_k(n)) if estimator in ESTIMATORS else n
 
 
@@ -446,7 +446,7 @@ def _on_host(out: Any) -> NDArray[np.float64]:
     return np.asarray(out.cpu() if hasattr(out, "cpu") else out, np.float64)
 
 
-def _call(estimator: str, array: Any, k: Any, implementation: str, **options: Any) -> Any:
+def _call(estimator: Any, array: Any, k: Any, implementation: Any, **options: Any) -> Any:
     if estimator == MAX_AT_K.name:
         return max_at_k(array, k, implementation=implementation, **options)
     return transform(array, k, estimator=estimator, implementation=implementation, **options)
