@@ -353,7 +353,8 @@ class _Case:
         k = int(ks) if ks.ndim == 0 else ks
         options: dict[str, Any] = {"axis": axis}
         if estimator != MAX_AT_K.name:
-            options["scale"] = str(rng.choice(SCALES))
+            scale = str(rng.choice(SCALES))
+            options["scale"] = scale if estimator in UNBIASED else "sum"
             options["undersized"] = str(rng.choice(UNDERSIZED))
         said = ", ".join(f"{name}={value!r}" for name, value in options.items())
         text = f"case {index} of seed {seed}: {leading} groups of n={n}, k={ks.tolist()}, {kind}"
