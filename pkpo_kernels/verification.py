@@ -389,7 +389,7 @@ class _Case:
         if spoiled is not None:
             valid = options.get("where", np.True_)
             lost = ((spoiled != 0) & valid).any(axis=axis, keepdims=True)
-            lost = lost[..., 0] if estimator == MAX_AT_K.name else lost & valid
+            lost = lost.squeeze(axis) if estimator == MAX_AT_K.name else lost & valid
             want = np.where(lost, np.nan, want)
         return cls(estimator, rewards, spoiled, large, k, options, want, text)
 

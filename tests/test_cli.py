@@ -374,7 +374,7 @@ REFUSED = {
     "zero": ("passk {ragged} -k 0", "got '0'"),
     "metric": ("passk {ragged} -k 1 --metric best", "--metric must be pass or max, got 'best'"),
     "confidence": ("passk {ragged} -k 1 --confidence 95", "confidence must be between 0 and 1"),
-    "seed": ("passk {ragged} -k 1 --seed -1", "seed must be at least 0, got -1"),
+    "seed": ("passk {ragged} -k 1 --seed -1", "seed must be at least 0; got -1"),
     "plot": ("passk {ragged} -k 1 --plot {out}", "--plot must end in one of"),
     "json": ("passk {ragged} -k 1 --json {out}/o.json", "there is no folder"),
     "unknown option": ("passk {ragged} -k 1 --foo", "--foo"),
