@@ -439,8 +439,8 @@ def _resolved(metric: Metric | None, runs: Sequence[_Run]) -> Metric:
         return "max@k" if not_binary else "pass@k"
     if metric == "pass@k" and not_binary:
         raise ValueError(
-            "metric must be 'max@k' or None, since 'pass@k' needs rewards of 0 and 1"
-            f" only; got others in {not_binary[0]}"
+            f"metric must be 'max@k', or None to have it chosen, where rewards are not only 0 and 1"
+            f" (those of {not_binary[0]} are not); got 'pass@k'"
         )
     return metric
 

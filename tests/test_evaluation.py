@@ -249,7 +249,7 @@ def test_many_tasks(rng: np.random.Generator) -> None:
         (
             {"against": [[0, 0.5]] * 2, "metric": "pass@k"},
             ValueError,
-            "needs rewards of 0 and 1 only; got others in against",
+            r"rewards are not only 0 and 1 \(those of against are not\)",
         ),
         ({"where": [[1, 0], [1, 1]]}, TypeError, "where must be bool; got dtype int64 in task 0"),
         (
