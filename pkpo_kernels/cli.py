@@ -566,14 +566,12 @@ def _show(table: Table) -> None:
 @contextmanager
 def _progress(task: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr while the block runs, if a person is there to see it."""
-    if _missing:
+    # Where nobody is, older versions of rich leave an empty line even of a disabled Progress.
+    if _missing or not (console := Console(stderr=True)).is_terminal:
         yield lambda done: None
         return
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(task, total=total)
         yield lambda done: progress.advance(bar, done)
 
