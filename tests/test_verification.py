@@ -201,9 +201,9 @@ def test_what_raises_is_a_finding_and_the_rest_is_checked(monkeypatch: pytest.Mo
     ("arguments", "message"),
     [
         ({"implementations": ["nimpy"]}, "got 'nimpy'"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"minutes": 0}, "minutes must be above 0, got 0"),
-        ({"minutes": math.inf}, "minutes must be above 0, got inf"),
+        ({"seed": -1}, "seed must be at least 0; got -1"),
+        ({"minutes": 0}, "minutes must be above 0; got 0"),
+        ({"minutes": math.inf}, "minutes must be above 0; got inf"),
     ],
 )
 def test_refusals_come_first(arguments: dict[str, Any], message: str) -> None:
