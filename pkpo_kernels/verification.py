@@ -490,9 +490,9 @@ def _drawn_case(seed: int, index: int, estimator: str) -> _Case:
     if estimator != MAX_AT_K.name:
         options["scale"] = "sum" if estimator in NORMALIZED else str(rng.choice(SCALES))
         options["undersized"] = str(rng.choice(UNDERSIZED))
-    # One in three has groups that are not finite.
-    fates = rng.integers(0, len(FATES), leading) if rng.random() < 1 / 3 else None
-    fates = None if kind == "bool" else fates
+    # In one of three half of the groups are not finite, or nearly so.
+    drawn = np.asarray(rng.integers(0, len(FATES), leading) * rng.integers(0, 2, leading))
+    fates = None if kind == "bool" or rng.random() < 2 / 3 else drawn
     said = ", ".join(f"{name}={value!r}" for name, value in options.items())
     text = f"case {index} of seed {seed}: {leading} groups of n={n}, k={ks.tolist()}, {kind}"
     text += f"{', masked' if masked else ''}{', spoiled' if fates is not None else ''}, {said}"
