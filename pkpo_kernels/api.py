@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,18 +80,9 @@ def transform(
     _named("scale", scale, dict.fromkeys(SCALES))
     _named("undersized", undersized, dict.fromkeys(UNDERSIZED))
     groups = _Groups.of(rewards, where, axis)
-    rows_k = _k_of_rows(k, groups, chosen)
-    module = dispatch.choose(implementation, groups.kind, groups.rewards)
-    out = module.transform_rows(
-        groups.rewards,
-        rows_k,
-        groups.where,
-        estimator=chosen,
-        scale=scale,
-        undersized=undersized,
-        dtype=groups.dtype,
-    )
-    return groups.unfold(out)
+    k = _checked_k(k, groups, chosen)
+    options = {"estimator": chosen, "scale": scale, "undersized": undersized}
+    return _computed(_transform_of_groups, groups, k, implementation, options)
 
 
 def max_at_k(
@@ -128,10 +120,8 @@ def max_at_k(
            [0.66666667, 1.        , 1.        ]])
     """
     groups = _Groups.of(rewards, where, axis)
-    ks, several = _sequence_of_ks(k, groups)
-    module = dispatch.choose(implementation, groups.kind, groups.rewards)
-    out = module.max_at_k_rows(groups.rewards, ks, groups.where, dtype=groups.dtype)
-    return out.reshape(*groups.leading, len(ks)) if several else out.reshape(groups.leading)
+    ks = _checked_ks(k, groups)
+    return _computed(_max_at_k_of_groups, groups, ks, implementation, {})
 
 
 def pass_at_k(n: Any, c: Any, k: Any) -> Any:
@@ -189,40 +179,113 @@ def _pass_at_k_of_one(n: int, c: int, k: int) -> float:
 
 
 class _Groups(NamedTuple):
-    """Rewards as a matrix, with what it takes to lead a result back."""
+    """Rewards that have been checked, as they came in."""
 
     kind: str
-    rewards: Array  # (rows, n)
-    where: Array | None  # (rows, n)
+    rewards: Array  # (..., n)
+    where: Array | None  # (..., n)
     dtype: Any  # of the result
-    leading: tuple[int, ...]
-    axis: int
-    xp: Any
+    axis: int  # of the samples, from the front
 
     @classmethod
     def of(cls, rewards: Array, where: Array | None, axis: int) -> _Groups:
         rewards, kind = _checked_array("rewards", rewards)
-        xp = dispatch.namespace(kind)
         dtype = _result_dtype(rewards, kind)
         axis = _checked_axis(axis, rewards.shape)
         if where is not None:
             where = _checked_mask(where, rewards, kind)
-        leading = (*rewards.shape[:axis], *rewards.shape[axis + 1 :])
-        n = rewards.shape[axis]
+        return cls(kind, rewards, where, dtype, axis)
 
-        def fold(x: Array) -> Array:
-            if axis < len(leading):
-                x = xp.moveaxis(x, axis, -1)
-            return x.reshape(math.prod(leading), n)
+    @property
+    def n(self) -> int:
+        return self.rewards.shape[self.axis]
 
-        return cls(
-            kind, fold(rewards), None if where is None else fold(where), dtype, leading, axis, xp
-        )
+    @property
+    def leading(self) -> tuple[int, ...]:
+        return _without(self.rewards.shape, self.axis)
 
-    def unfold(self, out: Array) -> Array:
-        """(rows, n) → the shape that the rewards came in."""
-        out = out.reshape(*self.leading, out.shape[-1])
-        return self.xp.moveaxis(out, -1, self.axis) if self.axis < len(self.leading) else out
+
+def _computed(
+    of_groups: Callable[..., Array],
+    groups: _Groups,
+    k: Any,
+    implementation: str | None,
+    options: dict[str, Any],
+) -> Array:
+    """of_groups, by an implementation that serves these groups, where they lie."""
+    options = {"kind": groups.kind, "dtype": groups.dtype, **options}
+    if groups.kind == "jax":
+        from pkpo_kernels import jax_sharding
+
+        layout = jax_sharding.layout_of(groups.rewards, k, groups.where, groups.axis)
+        if layout is not None:
+            shard = jax_sharding.one_shard(groups.rewards)
+            options["module"] = dispatch.choose(implementation, groups.kind, shard)
+            return jax_sharding.on_every_device(
+                of_groups,
+                layout,
+                groups.rewards,
+                k,
+                groups.where,
+                axis=groups.axis,
+                reduce=of_groups is _max_at_k_of_groups,
+                **options,
+            )
+    options["module"] = dispatch.choose(implementation, groups.kind, groups.rewards)
+    return of_groups(groups.rewards, k, groups.where, axis=groups.axis, **options)
+
+
+def _transform_of_groups(
+    rewards: Array,
+    k: int | Array,
+    where: Array | None,
+    *,
+    axis: int,
+    kind: str,
+    module: ModuleType,
+    **options: Any,
+) -> Array:
+    """rewards (..., n), k an integer or an array that broadcasts against the leading shape, where
+    (..., n) → (..., n)."""
+    xp = dispatch.namespace(kind)
+    leading = _without(rewards.shape, axis)
+    if not isinstance(k, int) and len(k.shape) > 0:
+        k = xp.broadcast_to(k, leading).reshape(math.prod(leading))
+    out = module.transform_rows(_fold(rewards, axis, xp), k, _fold(where, axis, xp), **options)
+    out = out.reshape(*leading, out.shape[-1])
+    return xp.moveaxis(out, -1, axis) if axis < len(leading) else out
+
+
+def _max_at_k_of_groups(
+    rewards: Array,
+    k: Any,
+    where: Array | None,
+    *,
+    axis: int,
+    kind: str,
+    module: ModuleType,
+    **options: Any,
+) -> Array:
+    """rewards (..., n), k an integer, () or a sequence of them, where (..., n) → the leading shape,
+    with one more axis for a sequence of ks."""
+    xp = dispatch.namespace(kind)
+    leading = _without(rewards.shape, axis)
+    one = isinstance(k, int) or (not isinstance(k, tuple) and len(k.shape) == 0)
+    ks = [k] if one else list(k)
+    out = module.max_at_k_rows(_fold(rewards, axis, xp), ks, _fold(where, axis, xp), **options)
+    return out.reshape(leading) if one else out.reshape(*leading, len(ks))
+
+
+def _fold(x: Array | None, axis: int, xp: Any) -> Array | None:
+    """(..., n) → (rows, n)."""
+    if x is None:
+        return None
+    n, rows = x.shape[axis], math.prod(_without(x.shape, axis))
+    return (xp.moveaxis(x, axis, -1) if axis < len(x.shape) - 1 else x).reshape(rows, n)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
 
 
 def _named(argument: str, name: str, choices: Mapping[str, Any]) -> Any:
@@ -340,32 +403,33 @@ def _check_k(k: np.ndarray[Any, np.dtype[np.int64]] | int, n: int, estimator: Es
             )
 
 
-def _k_of_rows(k: Any, groups: _Groups, estimator: Estimator) -> int | Array:
-    """k as an integer, or as an array of the library's, () or (rows,)."""
-    n = groups.rewards.shape[-1]
+def _checked_k(k: Any, groups: _Groups, estimator: Estimator) -> int | Array:
+    """k as an integer, or as an array of the library's that broadcasts against the leading
+    shape."""
     if _is_integer(k):
-        _check_k(int(k), n, estimator)
+        _check_k(int(k), groups.n, estimator)
         return int(k)
     kind = dispatch.library_of(k)
     if kind in (None, "numpy"):
         values = _host_integers("k", k)
-        _check_k(values, n, estimator)
+        _check_k(values, groups.n, estimator)
+        xp = dispatch.namespace(groups.kind)
         k = (
-            groups.xp.asarray(values)
+            xp.asarray(values)
             if groups.kind != "torch"
-            else groups.xp.asarray(values, device=groups.rewards.device)
+            else xp.asarray(values, device=groups.rewards.device)
         )
     else:
         _check_k_array(k, kind, groups)
-    if len(k.shape) == 0:
-        return k
-    try:
-        return groups.xp.broadcast_to(k, groups.leading).reshape(groups.rewards.shape[0])
-    except (ValueError, RuntimeError):
+    shape, leading = tuple(k.shape), groups.leading
+    aligned = leading[len(leading) - len(shape) :] if len(shape) <= len(leading) else ()
+    if len(shape) != len(aligned) or any(
+        size != 1 and size != whole for size, whole in zip(shape, aligned, strict=True)
+    ):
         raise ValueError(
-            f"k must broadcast against the leading shape of rewards, {groups.leading};"
-            f" got shape {tuple(k.shape)}"
-        ) from None
+            f"k must broadcast against the leading shape of rewards, {leading}; got shape {shape}"
+        )
+    return k
 
 
 def _check_k_array(k: Array, kind: str | None, groups: _Groups) -> None:
@@ -379,27 +443,26 @@ def _check_k_array(k: Array, kind: str | None, groups: _Groups) -> None:
         raise TypeError(f"k must be of an integer dtype; got {_dtype_name(k.dtype)}")
 
 
-def _sequence_of_ks(k: Any, groups: _Groups) -> tuple[list[int | Array], bool]:
-    """→ every k as an integer or a () array of the library's, and whether k was a sequence."""
+def _checked_ks(k: Any, groups: _Groups) -> int | tuple[int, ...] | Array:
+    """k as an integer or several, or as an array of the library's, () or (number of ks,)."""
     kind = dispatch.library_of(k)
-    ks: list[int | Array]
+    ks: int | tuple[int, ...] | Array
     if kind in ("torch", "jax"):
         _check_k_array(k, kind, groups)
-        shape = tuple(k.shape)
-        ks = [k] if shape == () else list(k)
+        shape, ks = tuple(k.shape), k
     elif _is_integer(k):
-        shape, ks = (), [int(k)]
+        shape, ks = (), int(k)
     # Lists without NumPy: torch.compile follows it.
     elif isinstance(k, list | tuple | range) and all(map(_is_integer, k)):
-        shape, ks = (len(k),), [int(one) for one in k]
+        shape, ks = (len(k),), tuple(int(one) for one in k)
     else:
         values = _host_integers("k", k)
-        shape, ks = values.shape, values.tolist()
+        shape = values.shape
+        ks = tuple(values.ravel().tolist()) if shape else int(values)
     if len(shape) > 1:
         raise ValueError(f"k must be an integer or a flat sequence of integers; got shape {shape}")
     if 0 in shape:
         raise ValueError("k must name at least one k; got an empty sequence")
-    for one in ks:
-        if isinstance(one, int):
-            _check_k(one, groups.rewards.shape[-1], MAX_AT_K)
-    return ks, len(shape) == 1
+    for one in (ks,) if isinstance(ks, int) else ks if isinstance(ks, tuple) else ():
+        _check_k(one, groups.n, MAX_AT_K)
+    return ks

@@ -1,0 +1,212 @@
+"""Groups that lie on several devices: every device computes for those that it holds.
+
+Of an array on a mesh with Explicit axes, which `jax.make_mesh` makes, the type says how it lies,
+inside jit too; a concrete array says it itself, on Auto axes as well. There the computation goes
+inside `jax.shard_map`: no group moves, and a kernel sees whole rows. What a program does along Auto
+axes is the compiler's affair, and along Manual axes its author's: those are left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+class Layout(NamedTuple):
+    """How groups lie on a mesh."""
+
+    mesh: Any  # a Mesh, or inside a program an AbstractMesh
+    leading: tuple[Any, ...]  # for every axis but that of the samples what it is divided over
+
+
+def layout_of(rewards: jax.Array, k: Any, where: jax.Array | None, axis: int) -> Layout | None:
+    """How rewards (..., n) lie, or what goes with them if they lie nowhere in particular; None
+    where that is nobody's affair here.
+
+    Raises:
+        ValueError: the samples of a group lie on several devices.
+    """
+    if not (hasattr(jax, "typeof") and hasattr(jax, "reshard")):
+        return None  # JAX before 0.7.1 has no Explicit axes to speak of
+    for array in (rewards, where, k):
+        sharding = _sharding(array)
+        if sharding is not None:
+            break
+    else:
+        return None
+    if array is k:
+        return Layout(sharding.mesh, (None,) * (rewards.ndim - 1))
+    leading = [*sharding.spec, *[None] * (rewards.ndim - len(sharding.spec))]
+    samples = leading.pop(axis)
+    if array is rewards and _parts(sharding.mesh, samples) > 1:
+        if not _has_axes(sharding.mesh, "Explicit"):
+            return None  # the compiler gathers them
+        whole = ", ".join(map(repr, (*leading[:axis], None, *leading[axis:])))
+        raise ValueError(
+            f"rewards must have all samples of a group on one device; got axis {axis} sharded over"
+            f" {samples!r}: reshard them, with jax.reshard(rewards, jax.P({whole}))"
+        )
+    return Layout(sharding.mesh, tuple(leading))
+
+
+def _sharding(array: Any) -> NamedSharding | None:
+    """By which the array has its place, as far as it is known and not the compiler's affair."""
+    if not isinstance(array, jax.Array):
+        return None
+    concrete = not isinstance(array, jax.core.Tracer)
+    sharding = array.sharding if concrete else jax.typeof(array).sharding
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    if concrete and len(sharding.device_set) > 1 and not _has_axes(_context(), "Manual"):
+        return sharding
+    return sharding if _has_axes(sharding.mesh, "Explicit") else None
+
+
+def _context() -> Any:
+    return jax.sharding.get_abstract_mesh()
+
+
+def _has_axes(mesh: Any, kind: str) -> bool:
+    return getattr(jax.sharding.AxisType, kind) in mesh.axis_types
+
+
+def _parts(mesh: Any, names: Any) -> int:
+    """Into how many parts a mesh divides an axis."""
+    every = names if isinstance(names, tuple) else () if names is None else (names,)
+    return math.prod(mesh.shape[name] for name in every)
+
+
+def one_shard(rewards: jax.Array) -> jax.Array:
+    """What one device holds of a concrete array; a tracer as it is."""
+    if isinstance(rewards, jax.core.Tracer) or not rewards.addressable_shards:
+        return rewards
+    return rewards.addressable_shards[0].data
+
+
+def on_every_device(
+    of_groups: Callable[..., jax.Array],
+    layout: Layout,
+    rewards: jax.Array,
+    k: int | tuple[int, ...] | jax.Array,
+    where: jax.Array | None,
+    *,
+    axis: int,
+    reduce: bool,
+    **options: Hashable,
+) -> jax.Array:
+    """of_groups(rewards, k, where, axis=axis, **options), on every device for its own groups.
+
+    Args:
+        of_groups: makes of rewards (..., n) what has their shape or, where it reduces, has the
+          leading shape and behind it that of k.
+        k: where it reduces the same for all groups, else () or what broadcasts against the leading
+          shape.
+    """
+    known = None if isinstance(k, jax.Array) else k
+    if known is not None and not isinstance(rewards, jax.core.Tracer):
+        # Outside a program it would mean another one for every k.
+        k, known = jnp.asarray(k), None
+    return _on_every_device(
+        lax.stop_gradient(rewards),
+        k if known is None else None,
+        where,
+        partial_of=(of_groups, (("axis", axis), *options.items())),
+        layout=layout,
+        known_k=known,
+        axis=axis,
+        reduce=reduce,
+    )
+
+
+@partial(jax.jit, static_argnames=("partial_of", "layout", "known_k", "axis", "reduce"))
+def _on_every_device(
+    rewards: jax.Array,
+    k: jax.Array | None,
+    where: jax.Array | None,
+    *,
+    partial_of: tuple[Callable[..., jax.Array], tuple[tuple[str, Hashable], ...]],
+    layout: Layout,
+    known_k: int | tuple[int, ...] | None,
+    axis: int,
+    reduce: bool,
+) -> jax.Array:
+    def compute(rewards: jax.Array, k: jax.Array | None, where: jax.Array | None) -> jax.Array:
+        of_groups, options = partial_of
+        return of_groups(rewards, known_k if k is None else k, where, **dict(options))
+
+    leading = layout.leading
+    samples = (*leading[:axis], None, *leading[axis:])
+    of_k: Spec = ()
+    if k is not None and not reduce:
+        # Aligned from the right, as it broadcasts.
+        aligned = leading[len(leading) - k.ndim :]
+        of_k = tuple(
+            None if size == 1 else names for size, names in zip(k.shape, aligned, strict=True)
+        )
+    ks = isinstance(known_k, tuple) if k is None else k.ndim > 0
+    out = (*leading, *[None] * ks) if reduce else samples
+    return _divided(compute, layout.mesh, (samples, of_k, samples), out)(rewards, k, where)
+
+
+Spec = tuple[Any, ...]
+
+
+def _divided(
+    compute: Callable[..., jax.Array], mesh: Any, in_specs: Sequence[Spec], out_spec: Spec
+) -> Callable[..., jax.Array]:
+    """compute, from arrays (or None) that lie on the mesh as in_specs say."""
+
+    @custom_vmap
+    def of_arrays(*arrays: jax.Array | None) -> jax.Array:
+        in_place = [
+            None if x is None else jax.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
+            for x, spec in zip(arrays, in_specs, strict=True)
+        ]
+        return jax.shard_map(
+            compute,
+            mesh=mesh,
+            in_specs=tuple(PartitionSpec(*spec) for spec in in_specs),
+            out_specs=PartitionSpec(*out_spec),
+            # Without names: all axes, but for those that vmap has mapped away.
+            axis_names=_not_manual(mesh) if _has_axes(mesh, "Manual") else frozenset(),
+            # Pallas's interpreter knows of no axes to check.
+            check_vma=False,
+        )(*in_place)
+
+    # An axis that vmap maps away is no part of a type any more: JAX's own rule cannot divide it.
+    @of_arrays.def_vmap
+    def of_a_batch(
+        size: int, batched: Sequence[bool | None], *arrays: jax.Array | None
+    ) -> tuple[jax.Array, bool]:
+        names = next(_spec(x)[0] for x, is_batched in zip(arrays, batched, strict=True) if is_batched)
+        of_batch = _divided(
+            jax.vmap(compute, in_axes=[0 if is_batched else None for is_batched in batched]),
+            mesh,
+            [
+                (names, *spec) if is_batched else spec
+                for spec, is_batched in zip(in_specs, batched, strict=True)
+            ],
+            (names, *out_spec),
+        )
+        return of_batch(*arrays), True
+
+    return of_arrays
+
+
+def _spec(x: Any) -> Spec:
+    spec = jax.typeof(x).sharding.spec
+    return (*spec, *[None] * (x.ndim - len(spec)))
+
+
+def _not_manual(mesh: Any) -> frozenset[str]:
+    manual = jax.sharding.AxisType.Manual
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return frozenset(name for name, kind in kinds if kind != manual)
