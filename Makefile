@@ -10,7 +10,7 @@ WORKERS ?= auto
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu-test gpu-bench gpu-compile gpu-static tpu-static lint bench readme-tables clean
+.PHONY: help demo test test-all test-release gpu-test gpu-bench gpu-static tpu-static lint bench readme-tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,20 +36,30 @@ lint: .venv/installed  ## formatting, lints and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint  ## set up, then lints, types, all tests and doctests, and the kernels interpreted
-	$(BIN)/python -m pytest -n $(WORKERS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_contract.py tests/test_triton.py \
-		tests/test_jax_triton.py
-	PALLAS_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_contract.py tests/test_pallas.py
+# The kernels need processes of their own: in Triton's interpreter, and in Pallas's.
+define pytest
+	$(BIN)/python -m pytest -n $(WORKERS) $(1)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) $(1) $(TRITON_TESTS)
+	PALLAS_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PALLAS_TESTS)
+endef
+TRITON_TESTS := tests/test_contract.py tests/test_triton.py tests/test_jax_triton.py
+PALLAS_TESTS := tests/test_contract.py tests/test_pallas.py
+
+test: lint  ## set up, then lints, types, and the tests of everything, the kernels interpreted
+	$(call pytest)
+
+test-all: .venv/installed  ## what test leaves out: more shapes, dtypes and variants of the same
+	$(call pytest,-m slow)
+
+test-release: .venv/installed  ## what both leave out: all GPUs, every variant, wheels, long fuzzing
+	$(call pytest,-m release)
+	$(BIN)/pkpo verify --fuzz 5
 
 gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that the kernels promise
 	TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest tests/test_contract.py tests/test_triton.py tests/test_gpu.py
 
 gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile and torch.sort
 	$(GPU_PYTHON) -m bench.throughput --device cuda
-
-gpu-compile: .venv/installed  ## without a GPU: compile the kernels for the GPUs that `test` leaves out
-	$(BIN)/python -m pytest -n $(WORKERS) -m release tests/test_triton_compiled.py
 
 gpu-static: .venv/installed  ## without a GPU: count the instructions of the compiled kernels
 	$(BIN)/python -m bench.gpu_static

@@ -167,8 +167,9 @@ def _centered(g: Row, k: int) -> Row:
 def _passk_training(g: Row, k: int) -> Row:
     """(n/k · s_i − max@k) / sigma, sigma² the variance of the maximum."""
     n = len(g)
-    # An offset drops out. Seen from the largest all terms have one sign: small sums stay exact.
-    g = g - g.max()
+    # An offset drops out, and so does a factor: squares neither overflow nor vanish. Seen from the
+    # largest all terms have one sign: small sums stay exact.
+    g = np.ldexp(g - g.max(), -math.frexp(np.ptp(g))[1])
     chance = _ratios(0, k - 1, n, n, k)
     best = _max_at_k(g, k)
     ordered = np.sort(g)
@@ -178,38 +179,37 @@ def _passk_training(g: Row, k: int) -> Row:
     return (n / k * _s(g, k) - best) / sigma
 
 
-_ROW_FUNCTIONS: dict[str, Callable[[Row, int], Row]] = {
+_LINEAR: dict[str, Callable[[Row, int], Row]] = {
     "sloo_minus_one": _sloo_minus_one,
     "sloo": _sloo,
     "s": _s,
     "centered": _centered,
-    "passk_training": _passk_training,
 }
 _NEEDS_K_BELOW_N = ("sloo", "centered")
 
 
-def _with_infinities(row: Row, k: int, function: Callable[[Row, int], Row], linear: bool) -> Row:
-    """Infinite rewards are limits of ever larger ones: what the row of their signs gets decides."""
-    if np.isnan(row).any():
-        return np.full(len(row), np.nan)
-    infinite = np.isinf(row)
-    if not infinite.any():
-        return function(row, k)
-    finite = row[~infinite]
-    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
-    inner = function(np.clip(row, low, high), k)
-    signs = function(np.where(infinite, np.sign(row), 0.0), k)
-    signs[np.abs(signs) < 1e-13] = 0
-    if linear:
-        return np.array(
-            [
-                inner[i] if signs[i] == 0 else math.copysign(math.inf, signs[i])
-                for i in range(len(row))
-            ]
-        )
-    return signs if signs.any() else inner
+# Rows with rewards beyond this are scaled down, so that no sum of theirs overflows.
+_LARGE, _RANGE_SCALE = 2.0**900, 2.0**-100
 
 
+def _scaled(row: Row, k: int, function: Callable[[Row, int], Row], times: int = 1) -> Row:
+    """Apply a linear function to a finite row (n,) → (n,), ±inf where the value overflows."""
+    range_scale = _RANGE_SCALE if np.abs(row).max() > _LARGE else 1.0
+    return times * function(row * range_scale, k) / range_scale
+
+
+def _is_finite(row: Row, compute: type[np.floating[Any]]) -> bool:
+    """Tell whether all of row (n,) is finite, and largest − smallest in `compute` too."""
+    return not len(row) or bool(np.isfinite(compute(row.max()) - compute(row.min())))
+
+
+def _compute_dtype(rewards: NDArray[Any]) -> type[np.floating[Any]]:
+    """Return the dtype in which a range may overflow."""
+    return np.float64 if rewards.dtype == np.float64 else np.float32
+
+
+# What overflows has a documented result, and needs no warning.
+@np.errstate(over="ignore", invalid="ignore")
 def transform_rows(
     rewards: NDArray[Any],
     k: int | NDArray[Any],
@@ -221,6 +221,7 @@ def transform_rows(
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
     """rewards (rows, N), k an integer or (rows,), where (rows, N) or None → (rows, N) of dtype."""
+    compute = _compute_dtype(rewards)
     rewards = rewards.astype(np.float64)
     out = np.zeros(rewards.shape)
     ks = np.broadcast_to(k, len(rewards))
@@ -231,17 +232,21 @@ def transform_rows(
         largest = n - 1 if estimator.name in _NEEDS_K_BELOW_N else n
         if undersized == "clip":
             row_k = min(row_k, largest)
-        if 1 <= row_k <= largest:
-            linear = estimator.name != "passk_training"
-            values = _with_infinities(row, row_k, _ROW_FUNCTIONS[estimator.name], linear)
-        elif undersized == "nan" or np.isnan(row).any():
+        if not _is_finite(row, compute):
             values = np.full(n, np.nan)
+        elif 1 <= row_k <= largest:
+            if estimator.standardised:
+                values = _passk_training(row, row_k)
+            else:
+                times = n if scale == "mean" else 1
+                values = _scaled(row, row_k, _LINEAR[estimator.name], times)
         else:
-            values = np.zeros(n)
-        out[r, valid] = values * n if scale == "mean" else values
+            values = np.full(n, np.nan if undersized == "nan" else 0.0)
+        out[r, valid] = values
     return out.astype(dtype)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def max_at_k_rows(
     rewards: NDArray[Any],
     ks: Sequence[int | NDArray[Any]],
@@ -250,13 +255,12 @@ def max_at_k_rows(
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
     """rewards (rows, N), each k an integer, where (rows, N) or None → (rows, len(ks)) of dtype."""
+    compute = _compute_dtype(rewards)
     rewards = rewards.astype(np.float64)
     out = np.full((len(rewards), len(ks)), np.nan)
     for r in range(len(rewards)):
         row = rewards[r] if where is None else rewards[r][where[r]]
         for column, k in enumerate(map(int, ks)):
-            if 1 <= k <= len(row):
-                out[r, column] = _with_infinities(
-                    row, k, lambda g, k: np.array([_max_at_k(g, k)] * len(g)), True
-                )[0]
+            if 1 <= k <= len(row) and _is_finite(row, compute):
+                out[r, column] = _scaled(row, k, lambda g, k: np.array([_max_at_k(g, k)]))[0]
     return out.astype(dtype)
