@@ -46,8 +46,8 @@ def layout_of(rewards: jax.Array, k: Any, where: jax.Array | None, axis: int) ->
         return Layout(sharding.mesh, (None,) * (rewards.ndim - 1))
     leading = [*sharding.spec, *[None] * (rewards.ndim - len(sharding.spec))]
     samples = leading.pop(axis)
-    if array is rewards and _parts(sharding.mesh, samples) > 1:
-        if not _has_axes(sharding.mesh, "Explicit"):
+    if array is rewards and math.prod(sharding.mesh.shape[a] for a in _names(samples)) > 1:
+        if not _axes(sharding.mesh, "Explicit"):
             return None  # the compiler gathers them
         whole = ", ".join(map(repr, (*leading[:axis], None, *leading[axis:])))
         raise ValueError(
@@ -58,30 +58,25 @@ def layout_of(rewards: jax.Array, k: Any, where: jax.Array | None, axis: int) ->
 
 
 def _sharding(array: Any) -> NamedSharding | None:
-    """By which the array has its place, as far as it is known and not the compiler's affair."""
+    """How an array lies, as far as that is known, and not the affair of others."""
     if not isinstance(array, jax.Array):
         return None
-    concrete = not isinstance(array, jax.core.Tracer)
-    sharding = array.sharding if concrete else jax.typeof(array).sharding
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
-        return None
-    if concrete and len(sharding.device_set) > 1 and not _has_axes(_context(), "Manual"):
-        return sharding
-    return sharding if _has_axes(sharding.mesh, "Explicit") else None
+    is_known = not isinstance(array, jax.core.Tracer) and len(array.devices()) > 1
+    if is_known and not _axes(jax.sharding.get_abstract_mesh(), "Manual"):
+        return array.sharding if isinstance(array.sharding, NamedSharding) else None
+    of_type = jax.typeof(array).sharding
+    return of_type if _axes(of_type.mesh, "Explicit") else None
 
 
-def _context() -> Any:
-    return jax.sharding.get_abstract_mesh()
+def _axes(mesh: Any, *kinds: str) -> frozenset[str]:
+    """The axes of a mesh that are of these types."""
+    types = {getattr(jax.sharding.AxisType, kind) for kind in kinds}
+    return frozenset(a for a, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t in types)
 
 
-def _has_axes(mesh: Any, kind: str) -> bool:
-    return getattr(jax.sharding.AxisType, kind) in mesh.axis_types
-
-
-def _parts(mesh: Any, names: Any) -> int:
-    """Into how many parts a mesh divides an axis."""
-    every = names if isinstance(names, tuple) else () if names is None else (names,)
-    return math.prod(mesh.shape[name] for name in every)
+def _names(one: Any) -> tuple[str, ...]:
+    """The mesh axes that one entry of a PartitionSpec names."""
+    return one if isinstance(one, tuple) else () if one is None else (one,)
 
 
 def one_shard(rewards: jax.Array) -> jax.Array:
@@ -167,7 +162,7 @@ def _divided(
     @custom_vmap
     def of_arrays(*arrays: jax.Array | None) -> jax.Array:
         in_place = [
-            None if x is None else jax.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
+            None if x is None else _in_place(x, mesh, spec)
             for x, spec in zip(arrays, in_specs, strict=True)
         ]
         return jax.shard_map(
@@ -176,7 +171,7 @@ def _divided(
             in_specs=tuple(PartitionSpec(*spec) for spec in in_specs),
             out_specs=PartitionSpec(*out_spec),
             # Without names: all axes, but for those that vmap has mapped away.
-            axis_names=_not_manual(mesh) if _has_axes(mesh, "Manual") else frozenset(),
+            axis_names=_axes(mesh, "Explicit", "Auto") if _axes(mesh, "Manual") else frozenset(),
             # Pallas's interpreter knows of no axes to check.
             check_vma=False,
         )(*in_place)
@@ -186,7 +181,9 @@ def _divided(
     def of_a_batch(
         size: int, batched: Sequence[bool | None], *arrays: jax.Array | None
     ) -> tuple[jax.Array, bool]:
-        names = next(_spec(x)[0] for x, is_batched in zip(arrays, batched, strict=True) if is_batched)
+        names = next(
+            _spec(x)[0] for x, is_batched in zip(arrays, batched, strict=True) if is_batched
+        )
         of_batch = _divided(
             jax.vmap(compute, in_axes=[0 if is_batched else None for is_batched in batched]),
             mesh,
@@ -201,12 +198,17 @@ def _divided(
     return of_arrays
 
 
+def _in_place(x: jax.Array, mesh: Any, spec: Spec) -> jax.Array:
+    """x where the Explicit axes of a spec want it, which jax.shard_map insists on."""
+    explicit = _axes(mesh, "Explicit")
+    if not explicit:
+        return x
+    of_type = PartitionSpec(
+        *(tuple(a for a in _names(one) if a in explicit) or None for one in spec)
+    )
+    return jax.reshard(x, NamedSharding(mesh, of_type))
+
+
 def _spec(x: Any) -> Spec:
     spec = jax.typeof(x).sharding.spec
     return (*spec, *[None] * (x.ndim - len(spec)))
-
-
-def _not_manual(mesh: Any) -> frozenset[str]:
-    manual = jax.sharding.AxisType.Manual
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return frozenset(name for name, kind in kinds if kind != manual)
