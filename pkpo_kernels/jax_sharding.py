@@ -6,10 +6,13 @@ inside `jax.shard_map`: no group moves, and a kernel sees whole rows. What a pro
 axes is the compiler's affair, and along Manual axes its author's: those are left alone.
 """
 
+# JAX gives PartitionSpec and reshard no types.
+# mypy: disallow-untyped-calls=False
+
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,72 +89,77 @@ def one_shard(rewards: jax.Array) -> jax.Array:
     return rewards.addressable_shards[0].data
 
 
+Compute = Callable[..., jax.Array]
+Spec = tuple[Any, ...]  # the entries of a PartitionSpec, one for each axis of an array
+
+
 def on_every_device(
-    of_groups: Callable[..., jax.Array],
-    layout: Layout,
-    rewards: jax.Array,
+    compute: Compute,
+    groups: Any,
     k: int | tuple[int, ...] | jax.Array,
-    where: jax.Array | None,
-    *,
-    axis: int,
-    reduce: bool,
-    **options: Hashable,
+    options: Mapping[str, Hashable],
+    layout: Layout,
+    reduces: bool,
 ) -> jax.Array:
-    """of_groups(rewards, k, where, axis=axis, **options), on every device for its own groups.
+    """compute(groups, k, **options), every device for the groups that it holds.
 
     Args:
-        of_groups: makes of rewards (..., n) what has their shape or, where it reduces, has the
-          leading shape and behind it that of k.
-        k: where it reduces the same for all groups, else () or what broadcasts against the leading
+        compute: gives the shape of the rewards or, where it reduces, their leading shape and that
+          of k behind it.
+        groups: a named tuple with `rewards` (..., n), `where` (..., n) or None, and `axis`, the
+          samples'; its other fields are hashable.
+        k: where compute reduces the same for all groups, else what broadcasts against the leading
           shape.
+        layout: how the groups lie.
     """
     known = None if isinstance(k, jax.Array) else k
-    if known is not None and not isinstance(rewards, jax.core.Tracer):
+    if known is not None and not isinstance(groups.rewards, jax.core.Tracer):
         # Outside a program it would mean another one for every k.
         k, known = jnp.asarray(k), None
     return _on_every_device(
-        lax.stop_gradient(rewards),
+        lax.stop_gradient(groups.rewards),
         k if known is None else None,
-        where,
-        partial_of=(of_groups, (("axis", axis), *options.items())),
-        layout=layout,
+        groups.where,
+        compute=compute,
+        groups=groups._replace(rewards=None, where=None),
         known_k=known,
-        axis=axis,
-        reduce=reduce,
+        options=tuple(options.items()),
+        layout=layout,
+        reduces=reduces,
     )
 
 
-@partial(jax.jit, static_argnames=("partial_of", "layout", "known_k", "axis", "reduce"))
+@partial(jax.jit, static_argnames=("compute", "groups", "known_k", "options", "layout", "reduces"))
 def _on_every_device(
     rewards: jax.Array,
     k: jax.Array | None,
     where: jax.Array | None,
     *,
-    partial_of: tuple[Callable[..., jax.Array], tuple[tuple[str, Hashable], ...]],
-    layout: Layout,
+    compute: Compute,
+    groups: Any,
     known_k: int | tuple[int, ...] | None,
-    axis: int,
-    reduce: bool,
+    options: tuple[tuple[str, Hashable], ...],
+    layout: Layout,
+    reduces: bool,
 ) -> jax.Array:
-    def compute(rewards: jax.Array, k: jax.Array | None, where: jax.Array | None) -> jax.Array:
-        of_groups, options = partial_of
-        return of_groups(rewards, known_k if k is None else k, where, **dict(options))
+    def of_arrays(rewards: jax.Array, k: jax.Array | None, where: jax.Array | None) -> jax.Array:
+        here = groups._replace(rewards=rewards, where=where)
+        return compute(here, known_k if k is None else k, **dict(options))
 
     leading = layout.leading
-    samples = (*leading[:axis], None, *leading[axis:])
-    of_k: Spec = ()
-    if k is not None and not reduce:
+    samples = (*leading[: groups.axis], None, *leading[groups.axis :])
+    of_k: Spec = () if k is None else (None,) * k.ndim
+    out = samples
+    if reduces:
+        several = isinstance(known_k, tuple) if k is None else k.ndim > 0
+        out = (*leading, None) if several else leading
+    elif k is not None:
         # Aligned from the right, as it broadcasts.
         aligned = leading[len(leading) - k.ndim :]
         of_k = tuple(
             None if size == 1 else names for size, names in zip(k.shape, aligned, strict=True)
         )
-    ks = isinstance(known_k, tuple) if k is None else k.ndim > 0
-    out = (*leading, *[None] * ks) if reduce else samples
-    return _divided(compute, layout.mesh, (samples, of_k, samples), out)(rewards, k, where)
-
-
-Spec = tuple[Any, ...]
+    return _divided(of_arrays, layout.mesh, (samples, of_k, samples), out)(rewards, k, where)
 
 
 def _divided(

@@ -251,7 +251,7 @@ def primitives(keys: jax.Array) -> portable.Primitives:
         columns=jnp.arange(1, keys.shape[1] + 1, dtype=keys.dtype)[None],
         sort=_sort,
         sum_beneath=_sum_beneath,
-        largest=float(jnp.finfo(keys.dtype).max),
+        largest=float(np.finfo(keys.dtype).max),
     )
 
 

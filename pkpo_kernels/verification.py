@@ -154,7 +154,7 @@ def fuzz(
     {True}
     """
     if not 0 < minutes < np.inf:
-        raise ValueError(f"minutes must be above 0, got {minutes}")
+        raise ValueError(f"minutes must be above 0; got {minutes}")
     names = _checked(implementations, seed)
     tallies = {(i, e): _Tally(i, e, "random shapes") for e in EVERYTHING for i in names}
     start = time.monotonic()
@@ -172,7 +172,7 @@ def fuzz(
 
 def _checked(implementations: Sequence[str] | None, seed: int) -> tuple[str, ...]:
     if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+        raise ValueError(f"seed must be at least 0; got {seed}")
     if implementations is None:
         available = dispatch.available_implementations()
         # What simulates a chip is there to be looked at, and takes minutes.
@@ -201,7 +201,7 @@ def _findings(implementations: tuple[str, ...], seed: int) -> Iterator[Finding]:
             yield tally.finding()
 
 
-def _largest_k(estimator: str, n: int) -> int:
+def _largest_k(estimator: Any, n: int) -> int:
     return int(ESTIMATORS[estimator].largest_k(n)) if estimator in ESTIMATORS else n
 
 
@@ -446,7 +446,7 @@ def _on_host(out: Any) -> NDArray[np.float64]:
     return np.asarray(out.cpu() if hasattr(out, "cpu") else out, np.float64)
 
 
-def _call(estimator: str, array: Any, k: Any, implementation: str, **options: Any) -> Any:
+def _call(estimator: Any, array: Any, k: Any, implementation: Any, **options: Any) -> Any:
     if estimator == MAX_AT_K.name:
         return max_at_k(array, k, implementation=implementation, **options)
     return transform(array, k, estimator=estimator, implementation=implementation, **options)
