@@ -37,8 +37,6 @@ def layout_of(rewards: jax.Array, k: Any, where: jax.Array | None, axis: int) ->
     Raises:
         ValueError: the samples of a group lie on several devices.
     """
-    if not (hasattr(jax, "typeof") and hasattr(jax, "reshard")):
-        return None  # JAX before 0.7.1 has no Explicit axes to speak of
     for array in (rewards, where, k):
         sharding = _sharding(array)
         if sharding is not None:
@@ -214,7 +212,7 @@ def _in_place(x: jax.Array, mesh: Any, spec: Spec) -> jax.Array:
     of_type = PartitionSpec(
         *(tuple(a for a in _names(one) if a in explicit) or None for one in spec)
     )
-    return jax.reshard(x, NamedSharding(mesh, of_type))
+    return jax.sharding.reshard(x, NamedSharding(mesh, of_type))
 
 
 def _spec(x: Any) -> Spec:
