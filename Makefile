@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The Python of the gpu- targets: one whose torch sees the GPU, with pytest, hypothesis and jax.
 GPU_PYTHON ?= python3
+GPU_DEVICE ?= cuda
+# Nothing need be installed there, and nothing may keep JAX from the GPU or interpret kernels.
+GPU_ENV = env -u JAX_PLATFORMS -u TRITON_INTERPRET -u PALLAS_INTERPRET \
+	PYTHONPATH="$(CURDIR):$(CURDIR)/kernels$${PYTHONPATH:+:$$PYTHONPATH}"
 # The processors that tests are spread over.
 WORKERS ?= auto
 
@@ -10,7 +14,7 @@ WORKERS ?= auto
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-release gpu-test gpu-bench gpu-static tpu-static lint bench readme-tables clean
+.PHONY: help demo test test-all test-release gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench readme-tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,10 +60,15 @@ test-release: .venv/installed  ## what both leave out: all GPUs, every variant, 
 	$(BIN)/pkpo verify --fuzz 5
 
 gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that the kernels promise
-	TEST_DEVICE=cuda $(GPU_PYTHON) -m pytest tests/test_contract.py tests/test_triton.py tests/test_gpu.py
+	$(GPU_ENV) TEST_DEVICE=$(GPU_DEVICE) $(GPU_PYTHON) -m pytest -m 'not release' \
+		tests/test_gpu.py tests/test_contract.py tests/test_triton.py
 
 gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile and torch.sort
-	$(GPU_PYTHON) -m bench.throughput --device cuda
+	$(GPU_ENV) $(GPU_PYTHON) -m bench.throughput --device $(GPU_DEVICE) $(GPU_BENCH)
+
+gpu-session:  ## there too: the most telling of both within ten minutes, files in build/gpu-session
+	OUT="$${OUT:-build/gpu-session}" GPU_PYTHON="$(GPU_PYTHON)" GPU_SESSION_DEVICE=$(GPU_DEVICE) \
+		bench/gpu_session.sh
 
 gpu-static: .venv/installed  ## without a GPU: count the instructions of the compiled kernels
 	$(BIN)/python -m bench.gpu_static

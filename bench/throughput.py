@@ -20,7 +20,8 @@ plain copy of the same library in the same turns. What the host does for one cal
 by eager calls on a matrix of 8 x 8.
 
 No figure is given for an arm whose result, made in the very way that is timed, differs from the
-reference in float64 on any of its first, middle and last rows.
+reference in float64 on any of its first, middle and last rows. What else there is may fail; where
+an implementation that serves by default has no figure, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -560,6 +561,11 @@ class Outcome:
     samples: int = 0
     calls_per_sample: int = 0
 
+    @property
+    def of(self) -> str:
+        """What was timed, beside the arm."""
+        return "host"
+
     def give_up(self, outcome: str, reason: str) -> None:
         self.outcome, self.reason = outcome, reason
 
@@ -592,6 +598,10 @@ class Measurement(Outcome):
     gb_per_s_p20: float | None = None
     gb_per_s_p80: float | None = None
     of_copy: float | None = None
+
+    @property
+    def of(self) -> str:
+        return f"{Shape(self.rows, self.n)} {self.input}"
 
     def set_figures(self, time: Summary) -> None:
         """Enter the seconds of a call. The 20th percentile of the rate is from the 80th of time."""
@@ -882,6 +892,24 @@ def default_arm(library: Library) -> str:
     return f"pk {dispatch.default_implementation(library.name, like)}"
 
 
+def without_figures(
+    defaults: Sequence[str], costs: Sequence[HostCost], measurements: Sequence[Measurement]
+) -> list[str]:
+    """Where the arms that serve by default have no figure, and why: a line each.
+
+    Of the defaults that were timed at all: `--arm` may have chosen others.
+    """
+    lines: list[str] = []
+    for name in defaults:
+        outcomes = [o for o in (*costs, *measurements) if o.arm == name]
+        lines += [
+            f"{o.of}, {name}: {o.outcome}: {o.reason}" for o in outcomes if o.outcome != "measured"
+        ]
+        if outcomes and not any(isinstance(o, Measurement) for o in outcomes):
+            lines.append(f"{name}: no matrix was reached")
+    return lines
+
+
 def as_csv(record: dict[str, Any]) -> bytes:
     """A line for each measurement, all of its fields, with what it was measured on and of what."""
     where = {
@@ -1048,6 +1076,9 @@ def main(
         list[str] | None,
         typer.Option(help="Only arms with this in their names, and copies; may be repeated."),
     ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="For the whole run, instead of the plan's.")
+    ] = None,
     commit: Annotated[
         str | None, typer.Option(help="What is measured, where git is not there to ask.")
     ] = None,
@@ -1058,6 +1089,8 @@ def main(
         plan = PLANS[chosen, quick]
         if shape:
             plan = replace(plan, shapes=tuple(map(Shape.parse, shape)))
+        if seconds is not None:
+            plan = replace(plan, seconds=seconds)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     out.mkdir(parents=True, exist_ok=True)
@@ -1079,7 +1112,10 @@ def main(
             only=arm or (),
             say=say,
         )
-        default = default_arm(libraries[0])
+        defaults = [default_arm(library) for library in libraries]
+        default = defaults[0]
+        costs: list[HostCost] = []
+        measurements: list[Measurement] = []
         record: dict[str, Any] = {
             "complete": False,
             **origin(where, commit),
@@ -1093,20 +1129,23 @@ def main(
         def advance(what: str) -> None:
             progress.update(bar, description=what, advance=1)
 
-        costs = bench.host_costs()
-        measurements: list[Measurement] = []
-        for finished, found in enumerate(bench.matrices(advance), 1):
-            measurements += found
-            record |= {
-                "complete": finished == len(plan.shapes),
-                "seconds": round(time.perf_counter() - bench.start, 1),
-                "remarks": bench.remarks,
-                "host": list(map(asdict, costs)),
-                "results": list(map(asdict, measurements)),
-            }
-            # After every shape, so that a run that is cut short leaves the shapes that it has.
+        def keep(shapes: int) -> None:
+            """Write what there is: a run that is cut short leaves the shapes that it has."""
+            record.update(
+                complete=shapes == len(plan.shapes),
+                seconds=round(time.perf_counter() - bench.start, 1),
+                remarks=bench.remarks,
+                host=list(map(asdict, costs)),
+                results=list(map(asdict, measurements)),
+            )
             write(out / f"{stem}.json", as_json(record))
             write(out / f"{stem}.csv", as_csv(record))
+
+        costs += bench.host_costs()
+        keep(0)
+        for finished, found in enumerate(bench.matrices(advance), 1):
+            measurements += found
+            keep(finished)
 
     console = Console(width=None if Console().is_terminal else 200)
     for name in plan.inputs:
@@ -1115,11 +1154,16 @@ def main(
     written = [f"{stem}.json", f"{stem}.csv"]
     if find_spec("matplotlib") is None:
         typer.echo("no plots: matplotlib is not installed")
-    else:
+    elif measurements:
         for kind, content in plots(measurements, default, where["name"]).items():
             write(out / f"{stem}-{kind}.png", content)
             written.append(f"{stem}-{kind}.png")
     typer.echo(f"{record['seconds']:.0f} s; in {out}: {', '.join(written)}")
+    faults = without_figures(defaults, costs, measurements)
+    for line in faults:
+        typer.echo(f"what serves by default has no figure: {line}", err=True)
+    if faults:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def _range(ops: Primitives, ordered: Array) -> tuple[Array, Array]:
     """What makes NaN of rows whose range is not finite, else 0, and range_scale; each (rows, 1)."""
     xp = ops.xp
     smallest, largest = ordered[:, :1], ordered[:, -1:]
-    magnitude = xp.maximum(xp.abs(smallest), xp.abs(largest))
+    magnitude = xp.maximum(-smallest, largest)
     is_large = magnitude > ops.largest * RANGE_SCALE
     range_scale = xp.where(is_large, RANGE_SCALE, xp.ones_like(magnitude))
     # NaN and infinities come to the ends. Adding 0 also turns a −0 into 0.

@@ -227,24 +227,25 @@ def _packs(rewards: NDArray[Any]) -> bool:
     return bool(np.can_cast(rewards.dtype, np.float32) and rewards.size <= PLACE_BITS)
 
 
-def _range(ordered: Floats, dtype: np.dtype[Any]) -> tuple[Floats, Floats | None]:
-    """Scale large rows down, in place → what makes NaN of rows whose range is not finite in the
-    rewards' precision, else 0, (rows,); and range_scale (rows, 1), None where it is 1.
-    """
-    ends = ordered[:, [0, -1]]
-    smallest, largest = ends.astype(dtype if dtype == np.float64 else np.float32).T
-    # NaN and infinities come to the ends.
-    poison = (0 * (largest - smallest)).astype(np.float64)
-    is_large = np.abs(ends).max(-1, keepdims=True) > LARGE
-    if not is_large.any():
+def _range(ordered: Floats, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Floats | None]:
+    """Scale large rows (rows, N) down, in place → what makes NaN of rows whose range is not finite
+    in the rewards' precision, else 0 (rows,), and range_scale (rows, 1), None where all are 1."""
+    smallest, largest = ordered[:, 0], ordered[:, -1]
+    # float64 has room for whatever rewards of fewer bits become.
+    is_large = dtype == np.float64 and np.maximum(-smallest, largest) > LARGE
+    if dtype != np.float64:
+        smallest, largest = smallest.astype(np.float32), largest.astype(np.float32)
+    # NaN and infinities come to the ends. Adding 0 also turns a −0 into 0.
+    poison = 0.0 * (largest - smallest)
+    if not np.any(is_large):
         return poison, None
-    range_scale = np.where(is_large, RANGE_SCALE, 1.0)
+    range_scale = np.where(is_large, RANGE_SCALE, 1.0)[:, None]
     ordered *= range_scale
     return poison, range_scale
 
 
 def _transform(
-    ordered: Floats, weights: GapWeights, standardised: bool, poison: Floats, buffer: Floats
+    ordered: Floats, weights: GapWeights, standardised: bool, poison: NDArray[Any], buffer: Floats
 ) -> Floats:
     """Rows in ascending order (rows, N), poison (rows,) → the estimator's values, in that order."""
     out = buffer[: len(ordered)]

@@ -1,10 +1,15 @@
 """What only a GPU can show: no waiting, graphs, devices, huge matrices, the same bits every time.
 
-`make gpu-test` runs this, the contract and tests/test_triton.py with TEST_DEVICE=cuda.
+`make gpu-test` runs this, the contract and tests/test_triton.py with TEST_DEVICE=cuda;
+`make gpu-session` what of it is not slow, so the most telling stands first.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +19,109 @@ from conftest import DEVICE
 import pkpo_kernels as pk
 
 torch = pytest.importorskip("torch")
-if DEVICE != "cuda":
-    pytest.skip("needs a GPU and TEST_DEVICE=cuda", allow_module_level=True)
+pytestmark = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU and TEST_DEVICE=cuda")
 
-LENGTHS = (8, 32, 100, 128, 1024, 3000, 8192, 9000)
+# A length of each regime; each compiles kernels of its own, for up to a minute.
+LENGTHS = (
+    8,
+    128,
+    9000,
+    *(pytest.param(n, marks=pytest.mark.slow) for n in (32, 100, 1024, 3000, 8192)),
+)
+
+
+@pytest.mark.parametrize(
+    ("n", "layout", "masked"),
+    [
+        (64, "rows", False),
+        (8, "samples", False),
+        (16, "rows", True),
+        pytest.param(256, "rows", False, marks=pytest.mark.slow),
+    ],
+)
+def test_one_launch_beyond_two_to_the_31_elements(n: int, layout: str, masked: bool) -> None:
+    rows = 2**31 // n + 1000
+    # Rewards and results of two bytes each, a mask of one, and what making them takes.
+    if torch.cuda.mem_get_info()[0] < 8 * rows * n:
+        pytest.skip("not enough memory")
+    shape = (rows, n) if layout == "rows" else (n, rows)
+    rewards = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_()
+    if layout == "samples":
+        rewards = rewards.t()
+    where = None
+    if masked:
+        where = torch.empty(rows, n, dtype=torch.bool, device="cuda").bernoulli_(0.9)
+    out = pk.transform(rewards, 3, where=where)
+    for part in (slice(0, 100), slice(rows - 100, rows)):
+        of_part = None if where is None else where[part].cpu()
+        want = pk.transform(rewards[part].cpu(), 3, where=of_part, implementation="torch")
+        torch.testing.assert_close(out[part].cpu(), want, rtol=1e-2, atol=1e-6)
+
+
+def in_a_fresh_process(code: str) -> None:
+    """Run the code where no table is made yet and no kernel loaded."""
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+FIRST_USE_IN_A_COMPILED_FUNCTION = """
+import torch
+from torch._dynamo.utils import counters
+import pkpo_kernels as pk
+
+@torch.compile(mode="reduce-overhead", fullgraph=True)
+def step(rewards, k):
+    return pk.transform(rewards, 4) + pk.transform(rewards, k) + pk.max_at_k(rewards, [4])
+
+rewards = torch.randn(100, 128, device="cuda")
+k = torch.tensor(2, device="cuda")
+for turn in range(5):
+    rewards.copy_(torch.randn(100, 128))
+    k.fill_(turn + 1)
+    torch.compiler.cudagraph_mark_step_begin()
+    got = step(rewards, k).clone()
+    want = pk.transform(rewards, 4) + pk.transform(rewards, turn + 1) + pk.max_at_k(rewards, [4])
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+assert not counters["inductor"]["cudagraph_skips"], counters["inductor"]
+"""
+
+FIRST_USE_IN_A_GRAPH = """
+import torch
+import pkpo_kernels as pk
+
+def step(rewards, k):
+    return pk.transform(rewards, 4), pk.transform(rewards, k), pk.max_at_k(rewards, [1, 4])
+
+rewards = torch.randn(100, 128, device="cuda")
+k = torch.tensor(2, device="cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    results = step(rewards, k)
+for new_k in (3, 1, 8):
+    rewards.copy_(torch.randn(100, 128))
+    k.fill_(new_k)
+    for result in results:
+        result.fill_(float("nan"))
+    graph.replay()
+    for got, want in zip(results, step(rewards, k), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+"""
+
+
+def test_first_use_in_a_function_compiled_to_reduce_overhead() -> None:
+    in_a_fresh_process(FIRST_USE_IN_A_COMPILED_FUNCTION)
+
+
+def test_first_use_in_a_graph() -> None:
+    in_a_fresh_process(FIRST_USE_IN_A_GRAPH)
 
 
 def test_the_default_on_a_gpu_is_triton() -> None:
@@ -27,6 +131,8 @@ def test_the_default_on_a_gpu_is_triton() -> None:
     assert dispatch.default_implementation("torch", rewards) == "triton"
 
 
+# torch says so when it is first asked to watch.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("n", LENGTHS)
 def test_the_host_never_waits(n: int) -> None:
     rewards = torch.randn(100, n, device="cuda")
@@ -91,18 +197,6 @@ def test_kernels_run_where_the_rewards_are() -> None:
         out = pk.transform(rewards, 3)
     assert out.device == rewards.device
     torch.testing.assert_close(out.cpu(), pk.transform(rewards.cpu(), 3), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("n", [8, 64, 256])
-def test_beyond_two_to_the_31_elements(n: int) -> None:
-    rows = 2**31 // n + 1000
-    if torch.cuda.mem_get_info()[0] < 5 * rows * n:
-        pytest.skip("not enough memory")
-    rewards = torch.empty(rows, n, dtype=torch.bfloat16, device="cuda").normal_()
-    out = pk.transform(rewards, 3)
-    for part in (slice(0, 100), slice(rows - 100, rows)):
-        want = pk.transform(rewards[part].cpu(), 3, implementation="torch")
-        torch.testing.assert_close(out[part].cpu(), want, rtol=1e-2, atol=1e-6)
 
 
 def test_compiled_with_inductor() -> None:

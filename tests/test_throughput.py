@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +28,8 @@ from bench.shapes import INPUTS, MEASURED_N, PLANS, K, Plan, Shape
 from bench.throughput import (
     Arm,
     Bench,
+    HostCost,
+    Measurement,
     Numpy,
     Oracle,
     Outcome,
@@ -34,6 +40,7 @@ from bench.throughput import (
     in_turns,
     places_to_prove,
     takes_part,
+    without_figures,
 )
 from pkpo_kernels import dispatch
 from pkpo_kernels.verification import as_given
@@ -157,7 +164,12 @@ def test_a_wrong_arm_gets_no_figure(monkeypatch: pytest.MonkeyPatch, row: int) -
 
 
 @pytest.mark.parametrize(
-    ("name", "n"), [*(("gaussian", n) for n in MEASURED_N), *((name, 64) for name in INPUTS)]
+    ("name", "n"),
+    [
+        ("gaussian", 16),
+        *(pytest.param("gaussian", n, marks=pytest.mark.slow) for n in MEASURED_N if n != 16),
+        *(pytest.param(name, 64, marks=pytest.mark.slow) for name in INPUTS),
+    ],
 )
 def test_every_length_that_is_measured_is_right_and_every_input(name: str, n: int) -> None:
     rewards = INPUTS[name](np.random.default_rng(n), Shape(2, n))
@@ -237,6 +249,98 @@ def test_command_writes_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert path.suffix != ".png" or path.read_bytes().startswith(b"\x89PNG")
     for name in names:
         assert name in result.output
+
+
+def test_without_figures_are_the_defaults_that_were_asked_for() -> None:
+    def cost(arm: str) -> HostCost:
+        return HostCost(arm=arm, library="numpy")
+
+    def measurement(arm: str, outcome: str = "measured") -> Measurement:
+        m = Measurement(
+            arm=arm, library="numpy", input="0/1", rows=3, n=8, rows_timed=3, bytes_per_element=8
+        )
+        m.give_up(outcome, "because")
+        return m
+
+    right = measurement("pk a")
+    assert without_figures(["pk a", "pk b"], [cost("pk a")], [right]) == []
+    assert without_figures(["pk a"], [cost("pk a")], [measurement("c", "failed"), right]) == []
+    for outcome in ("failed", "disagrees", "skipped"):
+        found = without_figures(["pk a"], [], [right, measurement("pk a", outcome)])
+        assert found == [f"3x8 0/1, pk a: {outcome}: because"]
+    assert without_figures(["pk a"], [cost("pk a")], []) == ["pk a: no matrix was reached"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("pk numpy", 1), ("something else", 0)])
+def test_command_fails_where_a_default_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    def broken(rewards: Any) -> Any:
+        raise RuntimeError("no kernel today")
+
+    monkeypatch.setattr(throughput, "opened", lambda device, say: [Numpy(device)])
+    monkeypatch.setattr(
+        throughput, "implementation_arms", lambda library, like: [Arm(name, library, broken)]
+    )
+    monkeypatch.setattr(throughput, "HOST_SPAN", 0.0)
+    monkeypatch.setattr(throughput, "find_spec", lambda name: None)  # no plots
+    options = ["--device", "cpu", "--quick", "--shape", "16x8", "--out", tmp_path]
+    result = run([*options, "--arm", name])
+    assert result.exit_code == code, result.output
+    complaint = (
+        "what serves by default has no figure: 16x8 gaussian, pk numpy: failed: RuntimeError"
+    )
+    assert (complaint in result.output) == bool(code)
+    # What there is to know is kept.
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert record["complete"] and {m["arm"] for m in record["results"]} == {"numpy copy", name}
+
+
+def test_a_run_without_time_leaves_what_the_host_does_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "opened", lambda device, say: [Numpy(device)])
+    monkeypatch.setattr(throughput, "HOST_SPAN", 0.0)
+    options = ["--device", "cpu", "--quick", "--shape", "16x8", "--out", tmp_path]
+    result = run([*options, "--arm", "pk numpy", "--seconds", 0])
+    assert result.exit_code == 1, result.output
+    assert "pk numpy: no matrix was reached" in result.output
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert record["host"] and not record["results"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_gpu_bench_measures_what_it_is_for(tmp_path: Path) -> None:
+    """Its very command line, but for the device: the kernels can be imported, nothing keeps JAX
+    from the GPU, and what serves torch is measured."""
+    root = Path(throughput.__file__).parents[1]
+    python = tmp_path / "python"
+    python.write_text(f"""#!/bin/sh
+env >{tmp_path}/environment
+exec {sys.executable} "$@"
+""")
+    python.chmod(0o755)
+    results = tmp_path / "results"
+    options = f"--quick --shape 16x8 --arm 'pk torch' --out {results} --commit abc"
+    settings = {"GPU_PYTHON": python, "GPU_DEVICE": "cpu", "GPU_BENCH": options}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        ["make", "gpu-bench", *(f"{name}={value}" for name, value in settings.items())],
+        cwd=root,
+        env=inherited | {"JAX_PLATFORMS": "cpu", "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "environment").read_text().splitlines()
+    environment = dict(line.split("=", 1) for line in lines if "=" in line)
+    assert environment["PYTHONPATH"] == f"{root}:{root}/kernels"
+    assert not {"JAX_PLATFORMS", "TRITON_INTERPRET", "PALLAS_INTERPRET"} & set(environment)
+    (record,) = (json.loads(path.read_text()) for path in results.glob("*.json"))
+    assert record["default"] == "pk torch"
+    assert {m["outcome"] for m in record["results"] if m["arm"] == "pk torch"} == {"measured"}
+    assert {m["library"] for m in record["results"]} == {"torch", "jax", "numpy"}
 
 
 def test_command_refuses_in_words(tmp_path: Path) -> None:

@@ -1,0 +1,191 @@
+#!/usr/bin/env bash
+# Everything that is asked of a GPU that can be had for ten minutes, the most telling first.
+#
+#     OUT=FOLDER bench/gpu_session.sh [COMMIT]
+#
+# It needs this tree and a Python with torch, Triton, pytest, pytest-xdist, hypothesis, typer and rich,
+# which see a GPU; no git, no network, and nothing of the tree installed. Where the GPU's kernels are
+# wrong it stops at once; any other step may fail, and the next runs. Each has a limit of its own, and
+# all together end within 560 s. The exit code is 0 where every step's was.
+#
+# In FOLDER, as far as the session came: session.log, verify.json, gpu.xml, contract.xml, and the files
+# of bench.throughput, whose records are whole after every shape. Eight files, no folders.
+#
+# Variables: GPU_PYTHON, the Python (python3). GPU_SESSION_DEVICE=cpu tries the session itself on a
+# machine without a GPU: the same steps, of fewer tests and small shapes, which say nothing of kernels.
+set -u -o pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+OUT=${OUT:?must name the folder of the results}
+mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit
+COMMIT=${1:-$(git describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)}
+PYTHON=${GPU_PYTHON:-python3}
+DEVICE=${GPU_SESSION_DEVICE:-cuda}
+LOG=$OUT/session.log
+TOTAL=560
+
+# The packages of kernels/ are importable where they are installed, and else from here.
+export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
+# Each of them would quietly keep the GPU out of it.
+unset JAX_PLATFORMS TRITON_INTERPRET PALLAS_INTERPRET
+# JAX leaves torch its memory.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false
+# Tests turn warnings into errors, those of plugins that happen to be there too.
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TEST_DEVICE=$DEVICE DEVICE
+
+OUTCOMES=$(mktemp)
+log() { echo "$@" | tee -a "$LOG"; }
+
+# What the driver says of the GPUs and their state.
+gpus() {
+  local query=name,driver_version,memory.total,memory.free,clocks.sm,clocks.mem,temperature.gpu
+  log "$(nvidia-smi --query-gpu="$query" --format=csv,noheader 2>&1)"
+}
+
+# Run a command for so many seconds at most, and note what became of it: step NAME SECONDS COMMAND…
+step() {
+  local name=$1 limit=$2 begun=$SECONDS left code
+  shift 2
+  # What outlives its interrupt is killed ten seconds later.
+  left=$((TOTAL - 10 - SECONDS))
+  if ((limit > left)); then limit=$left; fi
+  if ((limit < 5)); then
+    log "== $name: not run, no time is left"
+    echo "$name: not run" >>"$OUTCOMES"
+    return 1
+  fi
+  log "== $name: at most $limit s"
+  timeout --signal=INT --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$LOG"
+  code=${PIPESTATUS[0]}
+  log "== $name: exit code $code, $((SECONDS - begun)) s, $SECONDS s in all"
+  case $code in
+    0) echo "$name: ok, $((SECONDS - begun)) s" ;;
+    124 | 137) echo "$name: cut off after $((SECONDS - begun)) s" ;;
+    *) echo "$name: failed with exit code $code, $((SECONDS - begun)) s" ;;
+  esac >>"$OUTCOMES"
+  return "$code"
+}
+
+# Say what became of every step, and exit with 1 unless all went well.
+finish() {
+  log "== summary: $SECONDS s on $DEVICE, commit $COMMIT"
+  log "$(cat "$OUTCOMES")"
+  local code=0
+  if grep -qv ': ok, ' "$OUTCOMES" || ! [ -s "$OUTCOMES" ]; then code=1; fi
+  rm -f "$OUTCOMES"
+  exit "$code"
+}
+
+# Kernels are compiled on the host, for minutes in all: by all its processors but one.
+workers=$(($(nproc) > 16 ? 15 : $(nproc) > 2 ? $(nproc) - 1 : 1))
+tests=("$PYTHON" -m pytest -q -p no:cacheprovider -p xdist -n "$workers" --maxfail=12 --tb=short
+  --durations=5)
+
+: >"$LOG"
+if [ "$DEVICE" = cuda ]; then
+  implementations=(triton torch)
+  chosen=()
+  measured=(--quick)
+else
+  log "== a rehearsal on the $DEVICE: nothing of this is about kernels"
+  implementations=(numpy torch)
+  chosen=(-k "numpy and enumeration")
+  measured=(--quick --shape 1024x16 --shape 64x256)
+fi
+
+gpus
+# What there is here, and whether one kernel of each kind is right: short rows, rows over several
+# threads, long ones, and those that the library sorts.
+step facts 90 "$PYTHON" - <<'P' || { log "== stopped: there is no use in the rest"; finish; }
+import os
+import sys
+
+import jax
+import numpy
+import torch
+import triton
+
+device = os.environ["DEVICE"]
+versions = {m.__name__: m.__version__ for m in (numpy, torch, triton, jax)}
+print("python", sys.version.split()[0], *(f"{name} {found}" for name, found in versions.items()))
+rewards = torch.randn(257, 64, device=device)
+print("torch", torch.version.cuda, rewards.device, "jax", jax.devices())
+
+import pkpo_kernels as pk
+from pkpo_kernels import dispatch
+
+default = dispatch.default_implementation("torch", rewards)
+assert default == ("triton" if device == "cuda" else "torch"), default
+for n in (8, 64, 1024, 16384):
+    rewards = torch.randn(257, n, device=device)
+    got = pk.transform(rewards, 4).double().cpu().numpy()
+    want = pk.transform(rewards.double().cpu().numpy(), 4)
+    error = (abs(got - want).max(axis=1) / abs(want).max(axis=1)).max()
+    print(f"n={n}: worst error {error:.1e} of its row's largest", flush=True)
+    assert error < 5e-6
+P
+
+# Most of the time goes to compiling, on one processor: so beside the tests, which use the others.
+step verify 300 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
+  "${implementations[@]/#/--implementation=}" &
+verification=$!
+step gpu-tests 120 "${tests[@]}" --junitxml="$OUT/gpu.xml" tests/test_gpu.py
+step contract 140 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
+  tests/test_contract.py tests/test_triton.py
+# Nothing else may run while times are taken.
+wait "$verification"
+
+# All that is left but for the last step; what is being compiled when its time is over needs longer.
+left=$((TOTAL - 10 - SECONDS - 40))
+step throughput "$left" "$PYTHON" -m bench.throughput --device "$DEVICE" --commit "$COMMIT" \
+  --out "$OUT" --seconds $((left * 2 / 3)) "${measured[@]}"
+
+# What the host does for one call, beside what it does for the same transform in operations of torch.
+# So few calls in a row that the device's queue never makes the host wait.
+step host 30 "$PYTHON" - <<'P'
+import json
+import os
+import statistics
+import time
+
+import torch
+
+import pkpo_kernels as pk
+
+device = os.environ["DEVICE"]
+rewards = torch.randn(1024, 16, device=device)
+weights = torch.rand(15, device=device)
+
+
+def sort_form():
+    ordered, order = torch.sort(rewards, dim=-1)
+    sums = torch.cumsum(weights * torch.diff(ordered, dim=-1), dim=-1)
+    return torch.zeros_like(ordered).scatter_(-1, order[:, 1:], sums)
+
+
+def microseconds(call):
+    start = time.perf_counter()
+    for _ in range(50):
+        call()
+    spent = time.perf_counter() - start
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return spent / 50 * 1e6
+
+
+calls = {"pk.transform": lambda: pk.transform(rewards, 4), "torch's sort form": sort_form}
+for call in calls.values():
+    microseconds(call)
+samples = {name: [] for name in calls}
+end = time.perf_counter() + 10
+while len(samples["pk.transform"]) < 40 and time.perf_counter() < end:
+    for name, call in calls.items():
+        samples[name].append(microseconds(call))
+medians = {name: statistics.median(found) for name, found in samples.items()}
+ours, theirs = medians.values()
+rounded = {name: round(median, 1) for name, median in medians.items()}
+print("host, µs a call on 1024 x 16:", json.dumps(rounded | {"ratio": round(ours / theirs, 2)}))
+P
+
+gpus
+finish
