@@ -418,9 +418,11 @@ def _k_of_groups(k: Any, groups: _Groups, estimator: Estimator, *, clip: bool) -
     library = library_of(k)
     if library in ("torch", "jax"):
         _check_k_array(k, library, groups)
+    elif is_integer(k):
+        return _whole_k(int(k), groups, estimator, clip=clip)
     else:
-        values = k if is_integer(k) else host_integers("k", k)
-        if np.ndim(values) == 0:
+        values = host_integers("k", k)
+        if values.ndim == 0:
             return _whole_k(int(values), groups, estimator, clip=clip)
         k = _on_device(_bounded_k(values, groups, estimator, clip=clip), groups)
     shape, leading = tuple(k.shape), groups.leading

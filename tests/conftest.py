@@ -18,10 +18,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # TRITON_INTERPRET=1 and once with PALLAS_INTERPRET=1, and `make gpu-test` with TEST_DEVICE=cuda.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PALLAS_INTERPRETED = os.environ.get("PALLAS_INTERPRET") == "1"
+_XLA_FLAGS = ["--xla_force_host_platform_device_count=8"]  # to shard over, on any CPU
 if PALLAS_INTERPRETED:
     # Most of what Pallas's interpreter takes is compilation, of programs that then run once.
-    quickly = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    os.environ.setdefault("XLA_FLAGS", quickly)
+    _XLA_FLAGS += ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join((*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")))
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 
 # What of the contract `make test` asks of Pallas's kernels; the rest is slow, and what takes rows
