@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,10 +19,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # TRITON_INTERPRET=1 and once with PALLAS_INTERPRET=1, and `make gpu-test` with TEST_DEVICE=cuda.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PALLAS_INTERPRETED = os.environ.get("PALLAS_INTERPRET") == "1"
+_XLA_FLAGS = ["--xla_force_host_platform_device_count=8"]  # to shard over, on any CPU
 if PALLAS_INTERPRETED:
     # Most of what Pallas's interpreter takes is compilation, of programs that then run once.
-    quickly = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    os.environ.setdefault("XLA_FLAGS", quickly)
+    _XLA_FLAGS += ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join((*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")))
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 
 # What of the contract `make test` asks of Pallas's kernels; the rest is slow, and what takes rows
@@ -65,6 +67,8 @@ class Subject:
     interpreted: bool = INTERPRETED
     # and of those the ones that are first compiled step by step: few different programs
     simulated: bool = False
+    # JAX allowed to promote nothing, and with its own checks
+    strict: bool = False
 
     def array(self, values: Any, dtype: str | None = None) -> Any:
         values = np.asarray(values)
@@ -141,6 +145,7 @@ _PORTABLE = (
     Subject("torch-branchless", "torch", "torch", hidden_k=True, branchless=True),
     Subject("xla", "xla", "jax"),
     Subject("xla-traced", "xla", "jax", hidden_k=True),
+    Subject("xla-strict", "xla", "jax", strict=True),
 )
 _PALLAS = (Subject("pallas", "pallas_interpret", "jax", interpreted=True, simulated=True),)
 SUBJECTS = (
@@ -148,9 +153,32 @@ SUBJECTS = (
 )
 
 
-@pytest.fixture(params=SUBJECTS, ids=lambda subject: subject.id, scope="module")
+@contextmanager
+def strictly() -> Iterator[None]:
+    """JAX without promotion of ranks and dtypes, and with its own checks."""
+    import jax
+
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.enable_checks(True),
+    ):
+        yield
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(subject, id=subject.id, marks=[pytest.mark.slow] if subject.strict else [])
+        for subject in SUBJECTS
+    ],
+    scope="module",
+)
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     chosen: Subject = request.param
+    if chosen.strict:
+        with strictly():
+            yield chosen
+        return
     if not chosen.branchless:
         yield chosen
         return
