@@ -10,8 +10,10 @@ float32, and the two-scan form of bench/listing.py in float32, whose weights are
 digit.
 
 Errors are relative to the right result of the very sample: the worst, and the median; and, kinder
-to forms that cancel, the worst relative to the largest result of its row. Results below 1e-30 are
-left out: float32 has no full numbers below 1.2e-38, and terms of these are. Where the right result
+to forms that cancel, the worst relative to the largest result of its row. k=1 stands by itself:
+there a result is a reward less the mean of the others, which cancels whatever the form where the
+two are near each other, and only the last of these figures is small. Results below 1e-30 are left
+out: float32 has no full numbers below 1.2e-38, and terms of these are. Where the right result
 is 0, as for the smallest reward of a row, it is counted how often something else came out.
 """
 
@@ -55,7 +57,7 @@ QUICK_N = 256
 # Rows of all matrices together hold about so many rewards at each n, k and offset.
 REWARDS, MOST_ROWS = 4096, 16
 SMALLEST = 1e-30
-# What every single result of ours must keep to.
+# What every single result of ours must keep to at k ≥ 2; at k=1, relative to the row's largest.
 PROMISED = 5e-6
 TWO_SCANS = "two scans, subtracted"
 
@@ -81,41 +83,52 @@ class Accuracy:
 
 
 def exact(row: NDArray[np.float32], k: int) -> NDArray[np.float64]:
-    """sloo_minus_one of one row, k ≥ 2, in integers, each result rounded once to float64.
+    """Compute sloo_minus_one of one row (n,) in integers, each result rounded once to float64.
 
     Eq 33: i is the largest of a subset whose runner-up is j in C(j−1, k−2) of C(n, k) cases, for
-    every j < i in ascending order, and then i is worth g_(i) − g_(j).
+    every j < i in ascending order, and then i is worth g_(i) − g_(j). At k=1 Eq 26 divided by n.
 
     >>> exact(np.array([3, 0, 1, 0], np.float32), 2) * 6
     array([8., 0., 2., 0.])
+    >>> exact(np.array([3, 0, 1, 0], np.float32), 1) * 12
+    array([ 8., -4.,  0., -4.])
     """
     ratios = [float(reward).as_integer_ratio() for reward in row]
     unit = max(denominator for _, denominator in ratios)  # a power of two
     order = np.argsort(row, kind="stable")
     ordered = [ratios[i][0] * (unit // ratios[i][1]) for i in order]
     n = len(row)
-    # C(m, k−2) for m = 0..n−1
-    cases, number = [], 0
-    for m in range(n):
-        number = int(m == k - 2) if m <= k - 2 else number * m // (m - k + 2)
-        cases.append(number)
-    beneath = list(accumulate(cases, initial=0))
-    earned = accumulate((c * g for c, g in zip(cases, ordered, strict=True)), initial=0)
-    divisor = math.comb(n, k) * unit
+    if k == 1:
+        counts, totals = [n] * n, [sum(ordered)] * n
+        divisor = n * (n - 1) * unit
+    else:
+        cases = _binomials(n, k - 2)
+        counts = list(accumulate(cases, initial=0))
+        totals = list(accumulate((c * g for c, g in zip(cases, ordered, strict=True)), initial=0))
+        divisor = math.comb(n, k) * unit
     out = np.empty(n)
-    for place, reward, count, total in zip(order, ordered, beneath, earned, strict=False):
+    for index, reward, count, total in zip(order, ordered, counts, totals, strict=False):
         # Python divides integers of any size and rounds once.
-        out[place] = (reward * count - total) / divisor
+        out[index] = (reward * count - total) / divisor
     return out
 
 
+def _binomials(n: int, chosen: int) -> list[int]:
+    """C(m, chosen) for m = 0..n−1."""
+    found, number = [], 0
+    for m in range(n):
+        number = int(m == chosen) if m <= chosen else number * m // (m - chosen)
+        found.append(number)
+    return found
+
+
 def ks_of(n: int) -> tuple[int, ...]:
-    """Small ks, half of the samples, and all.
+    """One, small ks, half of the samples, and all.
 
     >>> ks_of(8), ks_of(1024)
-    ((2, 4, 8), (2, 8, 512, 1024))
+    ((1, 2, 4, 8), (1, 2, 8, 512, 1024))
     """
-    return tuple(sorted({2, min(8, n), n // 2, n}))
+    return tuple(sorted({1, 2, min(8, n), n // 2, n}))
 
 
 def arms() -> dict[str, Callable[[NDArray[np.float32], int], NDArray[Any]]]:
@@ -145,11 +158,11 @@ def compared(
 ) -> Accuracy:
     """The errors of (rows, n) results."""
     got = got.astype(np.float64)
-    counted = right >= SMALLEST
+    counted = np.abs(right) >= SMALLEST
     if not np.isfinite(got).all():
         return failed(arm, n, k, offset, "not finite")
     error = np.abs(got - right)
-    relative = error[counted] / right[counted]
+    relative = error[counted] / np.abs(right[counted])
     return Accuracy(
         arm,
         n,
@@ -158,7 +171,7 @@ def compared(
         results=relative.size,
         worst=float(relative.max()),
         median=float(np.median(relative)),
-        of_largest=float((error / right.max(axis=1, keepdims=True)).max()),
+        of_largest=float((error / np.abs(right).max(axis=1, keepdims=True)).max()),
         zeros_missed=int(np.sum((right == 0) & (got != 0))),
     )
 
@@ -179,6 +192,8 @@ def measure(ns: Sequence[int], *, track_cases: Callable[[list[Any]], Any] = iter
         rewards = (rng.standard_normal((rows, n)) + offset).astype(np.float32)
         right = np.array([exact(row, k) for row in rewards])
         for arm, call in chosen.items():
+            if k == 1 and arm == TWO_SCANS:  # Eq 33 has no k=1
+                continue
             try:
                 got = call(rewards, k)
             except Exception as error:
@@ -201,34 +216,42 @@ def worst_of(
     return [(n, max(v for m, v in values if m == n)) for n in dict.fromkeys(n for n, _ in values)]
 
 
+def by_k(found: Sequence[Accuracy]) -> dict[str, list[Accuracy]]:
+    """What was found for k ≥ 2, and for k=1 where that was measured, by what is added to an arm."""
+    parts = {"": [a for a in found if a.k > 1], ", k=1": [a for a in found if a.k == 1]}
+    return {name: part for name, part in parts.items() if part}
+
+
 def summary(found: Sequence[Accuracy]) -> list[list[str]]:
-    """A heading, and a line an arm: at every offset the worst, the largest median, and the worst of
-    its row's largest, over every n and k."""
+    """A heading, and a line an arm, then one an arm at k=1: at every offset the worst, the largest
+    median, and the worst of its row's largest, over every n and k."""
     lines = [["arm", *(f"rewards near {figure(offset)}" for offset in OFFSETS)]]
-    for arm in dict.fromkeys(a.arm for a in found):
-        cells = []
-        for offset in OFFSETS:
-            mine = [a for a in found if (a.arm, a.offset) == (arm, offset)]
-            reasons = [a.reason for a in mine if a.reason]
-            figures = [
-                max(value for _, value in worst_of(found, arm, offset, name))
-                for name in ("worst", "median", "of_largest")
-                if not reasons
-            ]
-            cells.append(reasons[0] if reasons else " / ".join(f"{v:.0e}" for v in figures))
-        lines.append([arm, *cells])
+    for suffix, part in by_k(found).items():
+        for arm in dict.fromkeys(a.arm for a in part):
+            cells = []
+            for offset in OFFSETS:
+                mine = [a for a in part if (a.arm, a.offset) == (arm, offset)]
+                reasons = [a.reason for a in mine if a.reason]
+                figures = [
+                    max(value for _, value in worst_of(part, arm, offset, name))
+                    for name in ("worst", "median", "of_largest")
+                    if not reasons
+                ]
+                cells.append(reasons[0] if reasons else " / ".join(f"{v:.0e}" for v in figures))
+            lines.append([arm + suffix, *cells])
     return lines
 
 
 def plot(found: Sequence[Accuracy], title: str) -> bytes:
-    """A PNG: the worst error against n, a panel an offset."""
+    """A PNG: the worst error at k ≥ 2 against n, and of the row's largest at every k, a panel an
+    offset."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(14, 4.6), layout="constrained")
     panels = canvas.subplots(1, len(OFFSETS), sharex=True, sharey=True)
     for axes, offset in zip(panels, OFFSETS, strict=True):
         for arm in dict.fromkeys(a.arm for a in found):
-            errors = worst_of(found, arm, offset, "worst")
+            errors = worst_of(by_k(found).get("", []), arm, offset, "worst")
             if not errors:
                 continue
             (line,) = axes.plot(*zip(*errors, strict=True), marker=".", label=arm)
@@ -242,7 +265,7 @@ def plot(found: Sequence[Accuracy], title: str) -> bytes:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("worst relative error; of the row's largest (dotted)")
+    panels[0].set_ylabel("worst relative error; of the row's largest, k=1 too (dotted)")
     handles, labels = panels[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     canvas.suptitle(title)

@@ -47,6 +47,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 from pkpo_triton import variants
+from pkpo_triton.plan import OPTIONS
 from pkpo_triton.variants import Variant
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -129,9 +130,8 @@ def compile_variant(variant: Variant, target: GPUTarget) -> Compiled:
     with tempfile.TemporaryDirectory() as empty, triton.knobs.cache.scope():
         triton.knobs.cache.dir = empty
         start = time.perf_counter()
-        kernel = triton.compile(
-            source, target=target, options={"num_warps": variant.num_warps, "num_stages": 1}
-        )
+        options = {"num_warps": variant.num_warps, "num_stages": 1, **OPTIONS}
+        kernel = triton.compile(source, target=target, options=options)
         seconds = time.perf_counter() - start
     usage = nvidia_usage(kernel) if target.backend == "cuda" else amd_usage(kernel)
     return Compiled(variant, target, kernel, seconds, usage)

@@ -110,10 +110,11 @@ def _accuracy(found: Found) -> str:
     path, record = found
     errors = [Accuracy(**result) for result in record["results"]]
     ns = sorted({error.n for error in errors})
+    alone = ", and k=1 by itself" if any(error.k == 1 for error in errors) else ""
     about = (
         f"{measured_on(found)}: relative error of {record['estimator']} in float32 against exact"
-        f" arithmetic, over n={ns[0]} to {ns[-1]} and k from 2 to n: the worst, the largest median,"
-        " and the worst relative to the largest result of its row."
+        f" arithmetic, over n={ns[0]} to {ns[-1]} and k from 2 to n{alone}: the worst, the largest"
+        " median, and the worst relative to the largest result of its row."
     )
     return f"{about}\n\n{markdown(summary(errors))}\n\n{plots_of(path)}"
 

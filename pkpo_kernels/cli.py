@@ -1,12 +1,14 @@
 """The command `pkpo`: info, transform, passk and verify.
 
-Tables go to stdout, progress and errors to stderr. Exit code 1 means that `verify` found a fault, 2
-that the command was not as it should be: one line says why, and nothing has been written.
+Tables go to stdout; progress, errors and what was taken from a file go to stderr. Exit code 1 means
+that `verify` found a fault, 2 that the command was not as it should be: one line says why, and
+nothing has been written.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 import math
@@ -33,15 +35,14 @@ from pkpo_kernels.estimators import ESTIMATORS
 from pkpo_kernels.evaluation import AtK, Difference, Evaluation, Metric, evaluate
 from pkpo_kernels.rollouts import (
     Rollouts,
-    check_folder,
     check_output,
     read_rollouts,
     write_transformed,
-    written_whole,
 )
 from pkpo_kernels.verification import Finding, count_findings
 from pkpo_kernels.verification import fuzz as fuzzed
 from pkpo_kernels.verification import verify as findings
+from pkpo_kernels.whole_files import check_folder, written_whole
 
 try:
     import typer
@@ -56,6 +57,11 @@ else:
 __all__ = ["main", "run"]
 
 _PACKAGES = ("pkpo-kernels", "numpy", "torch", "jax", "triton")
+_TASK_COLUMN = "Where the task ids are; else task_id or another usual name."
+_REWARD_COLUMNS = (
+    "Where the rewards are: one name for one sample a line or for lists, several (s0,s1) for one"
+    " task a line; else reward or another usual name, or all of s0, s1, …"
+)
 # Samples transformed at a time: 32 MiB of float64.
 _CELLS = 1 << 22
 
@@ -114,7 +120,7 @@ def _exit_code(command: Callable[[], Any]) -> int:
 
 
 def info() -> None:
-    """Versions, devices, and which implementation serves what."""
+    """Versions, devices, and which implementation serves arrays on each of them."""
     versions = Table(title="versions")
     versions.add_column("package")
     versions.add_column("version", overflow="fold")
@@ -138,13 +144,14 @@ def info() -> None:
         implementations.add_row(name, entry.kind, entry.summary, reason or "available")
     _show(implementations)
 
-    defaults = Table(title="what serves an array by default")
-    defaults.add_column("array")
-    defaults.add_column("implementation", overflow="fold")
-    for kind in ("numpy", "torch", "jax"):
-        there = find_spec(kind) is not None
-        name = dispatch.default_implementation(kind) if there else _not_installed(kind)
-        defaults.add_row(kind, name)
+    defaults = Table(title="what serves arrays by default, on each device that is here")
+    for heading in ("arrays", "device", "implementation"):
+        defaults.add_column(heading, overflow="fold")
+    for row in dispatch.defaults_by_device():
+        defaults.add_row(*row)
+    for library in ("torch", "jax"):
+        if find_spec(library) is None:
+            defaults.add_row(library, "none", _not_installed(library))
     _show(defaults)
 
 
@@ -160,10 +167,14 @@ def transform(
     implementation: Annotated[
         str | None, typer.Option(help="A name from `pkpo info`; else the default for NumPy.")
     ] = None,
+    task_column: Annotated[str | None, typer.Option(help=_TASK_COLUMN)] = None,
+    reward_columns: Annotated[str | None, typer.Option(help=_REWARD_COLUMNS)] = None,
 ) -> None:
     """Transform the rewards of every task, and write them beside the rewards."""
     check_output(output)
-    rollouts = read_rollouts(file)
+    rollouts = read_rollouts(
+        file, task_column=task_column, reward_columns=_parsed_names(reward_columns)
+    )
     check_output(output, rollouts)
     options = {
         "estimator": estimator,
@@ -174,6 +185,7 @@ def transform(
     values = _transformed(rollouts, k, options)
     write_transformed(output, rollouts, values)
 
+    _tell_columns(file, rollouts)
     lengths = rollouts.lengths
     too_few = int(np.sum(k > ESTIMATORS[estimator].largest_k(lengths)))
     table = Table(title=f"{estimator}, k={k}", show_header=False)
@@ -201,6 +213,8 @@ def passk(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures as JSON.")
     ] = None,
+    task_column: Annotated[str | None, typer.Option(help=_TASK_COLUMN)] = None,
+    reward_columns: Annotated[str | None, typer.Option(help=_REWARD_COLUMNS)] = None,
 ) -> None:
     """pass@k or max@k over the tasks of a file, with intervals over tasks."""
     ks = _parsed_ks(k)
@@ -213,7 +227,9 @@ def passk(
         check_folder(json_file)
 
     runs = [path for path in (file, against) if path is not None]
-    tasks = [read_rollouts(path).by_task() for path in runs]
+    chosen = _parsed_names(reward_columns)
+    read = [read_rollouts(path, task_column=task_column, reward_columns=chosen) for path in runs]
+    tasks = [rollouts.by_task() for rollouts in read]
 
     def evaluated(rewards: Any, chosen: Metric | None, other: Any = None) -> Evaluation:
         return evaluate(rewards, ks, metric=chosen, against=other, confidence=confidence, seed=seed)
@@ -230,6 +246,8 @@ def passk(
         with written_whole(path) as opened:
             opened.write(content)
 
+    for path, rollouts in zip(runs, read, strict=True):
+        _tell_columns(path, rollouts)
     percent = result.metric == "pass@k"
     fewest, most = result.samples
     samples = f"{fewest}" if fewest == most else f"{fewest} to {most}"
@@ -394,6 +412,22 @@ def _to_library(kind: str) -> Callable[[NDArray[Any]], Any]:
     return lambda array: xp.asarray(array)
 
 
+def _parsed_names(text: str | None) -> list[str] | None:
+    """'s0,"a,b"' → ["s0", "a,b"], as a line of CSV."""
+    if text is None:
+        return None
+    try:
+        return [name.strip() for name in next(csv.reader([text], strict=True), [])]
+    except csv.Error as error:
+        raise ValueError(f"--reward-columns must be names such as s0,s1; got {text!r}") from error
+
+
+def _tell_columns(file: Path, rollouts: Rollouts) -> None:
+    """Say on stderr what was taken from a file and what was ignored."""
+    if rollouts.columns:
+        print(f"{file}: {rollouts.columns}", file=sys.stderr)
+
+
 def _parsed_ks(text: str) -> list[int]:
     """ "1,5,8-10" → [1, 5, 8, 9, 10]."""
     ks: dict[int, None] = {}
@@ -497,8 +531,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _not_installed(kind: str) -> str:
-    return f"not installed; pip install {kind}"
+def _not_installed(library: str) -> str:
+    return f"not installed; pip install {library}"
 
 
 def _devices(package: str, listed: Callable[[Any], list[str]]) -> str:
@@ -532,14 +566,12 @@ def _show(table: Table) -> None:
 @contextmanager
 def _progress(task: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr while the block runs, if a person is there to see it."""
-    if _missing:
+    # Where nobody is, older versions of rich leave an empty line even of a disabled Progress.
+    if _missing or not (console := Console(stderr=True)).is_terminal:
         yield lambda done: None
         return
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(task, total=total)
         yield lambda done: progress.advance(bar, done)
 

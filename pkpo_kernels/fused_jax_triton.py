@@ -25,7 +25,7 @@ import triton.language as tl
 from jax import lax
 from pkpo_triton import weights as tables
 from pkpo_triton.kernels import max_at_k_kernel, transform_kernel
-from pkpo_triton.plan import Plan, plan
+from pkpo_triton.plan import OPTIONS, Plan, plan
 from pkpo_triton.weights import Weights
 
 from pkpo_kernels import portable_xla
@@ -187,9 +187,9 @@ def _transform_in_order(
     spared_plus_2, undersized_plus_2, by_mean_plus_2, has_constant_plus_2, mirror_plus_2,
     minus_first, anchor, minus_gap, minus_below, minus_slope, out_ptr,
     N: tl.constexpr, TABLE_SIZE: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
-    LAG: tl.constexpr, STANDARDISED: tl.constexpr, COUNT_ONLY: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    LAG: tl.constexpr, SCALED: tl.constexpr, STANDARDISED: tl.constexpr,
+    COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     transform_kernel(
         rewards_ptr=_bytes(rewards_ptr),
@@ -222,6 +222,7 @@ def _transform_in_order(
         K=K,
         MASKED=MASKED,
         LAG=LAG,
+        SCALED=SCALED,
         STANDARDISED=STANDARDISED,
         COUNT_ONLY=COUNT_ONLY,
         CONTIGUOUS=CONTIGUOUS,
@@ -309,6 +310,7 @@ def _launch_transform(
             out_shape=jax.ShapeDtypeStruct((rows, n), options.dtype),
             K=kind,
             LAG=weights.lag,
+            SCALED=weights.needs_range_scale(by_mean=by_mean),
             STANDARDISED=weights.standardised,
             **_constants(rewards, where, table, chosen),
         ),
@@ -392,6 +394,7 @@ def _constants(
         "grid": (-(-rows // chosen.block_rows),),
         "num_warps": chosen.num_warps,
         "num_stages": 1,
+        **OPTIONS,
     }
 
 

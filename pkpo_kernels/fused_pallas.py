@@ -181,9 +181,7 @@ def _launch_transform(
         return _transform_long(options, rewards, given, where)
     table = None
     if where is None and (isinstance(given, int) or given.ndim == 0):
-        clip = options.undersized == "clip"
-        times = n if options.scale == "mean" else 1
-        table = _table(estimator, rewards, given, clip=clip, times=times)
+        table = _table(estimator, rewards, given, clip=options.undersized == "clip")
     return pkpo_pallas.transform(
         rewards,
         None if table is not None else jnp.asarray(given),
@@ -264,16 +262,15 @@ def _table(
     k: int | jax.Array,
     *,
     clip: bool = False,
-    times: int = 1,
 ) -> Table:
     """What rows that share n and k have in common, in float32."""
     keys = jnp.zeros((1, rewards.shape[1]), jnp.float32)
     n = jnp.asarray(rewards.shape[1])
     weights = _weights(estimator, keys, n, k, None, clip=clip)
     return Table(
-        gap=jnp.asarray(weights.gap * times),
-        below=jnp.asarray(weights.below * times),
+        gap=jnp.asarray(weights.gap),
+        below=jnp.asarray(weights.below),
         best=jnp.append(weights.best, weights.best_top),
-        anchor=jnp.asarray(weights.anchor * times, jnp.float32),
+        anchor=jnp.asarray(weights.anchor, jnp.float32),
         admitted=jnp.asarray(weights.admitted),
     )

@@ -13,19 +13,22 @@ from typing import Any, NamedTuple
 from pkpo_kernels.estimators import Array
 from pkpo_kernels.weights import GapWeights
 
+# Rewards beyond the largest float times this are computed on at this scale. With up to 2^22 samples
+# nothing overflows then: no weight makes more of a row than a few times its range.
+RANGE_SCALE = 2.0**-48
+
 
 class Primitives(NamedTuple):
     """What an array library brings; `xp` has the functions that are named alike everywhere."""
 
     xp: Any
-    columns: Array  # (N,) the integers 1..N
+    columns: Array  # (N,) the numbers 1..N, in the dtype in which n is given
     # (rows, N) → ascending, NaN last; and what it takes to lead results back
     sort: Callable[[Array], tuple[Array, Array]]
     # (gaps, a term for each, what sort left) → for every sample, in its own place, the sum of the
     # terms of the gaps beneath it; the same bits for samples with no gap between them
     sum_beneath: Callable[[Array, Array, Array], Array]
-    # False also where nobody may look
-    all_finite: Callable[[Array], bool]
+    largest: float  # the largest finite number of the dtype to compute in
 
 
 def transform_rows(
@@ -39,16 +42,29 @@ def transform_rows(
     scale: str,
     undersized: str,
 ) -> Array:
-    """keys (rows, N) in the dtype to compute in, n () or (rows,), where (rows, N) → (rows, N)."""
+    """Transform rows: keys (rows, N) in the dtype to compute in, n () or (rows,), where (rows, N)
+    → (rows, N).
+
+    A row whose range overflows in that dtype is NaN. For rewards of up to 32 bits that is float32's
+    range also where float64 computes: the callers convert only integers so, and those are in it.
+    """
     xp = ops.xp
     ordered, places = _sorted(ops, keys, n, where)
-    limits = _limits(ops, ordered, weights, standardised)
-    values = _transform(ops, _brought_in(xp, ordered, limits), places, weights, standardised)
-    out = _at_the_limit(xp, values, keys, limits)
+    poison, range_scale = _range(ops, ordered)
+    # In place where arrays can be changed, as torch's: fresh memory costs more than the work.
+    ordered *= range_scale
+    gaps = _gaps(ordered)
+    out = ops.sum_beneath(gaps, gaps * weights.gap, places)
+    out += _constant(xp, ordered, gaps, weights) + poison
+    if standardised:
+        spread = _spread(xp, ordered, gaps, weights)
+        out /= xp.where(spread > 0, spread, xp.inf)
+    else:
+        out /= range_scale
     if undersized == "nan":
         out = xp.where(weights.admitted[..., None], out, xp.nan)
     if scale == "mean":
-        out = out * n[..., None]
+        out *= n[..., None]
     return out if where is None else xp.where(where, out, 0)
 
 
@@ -58,13 +74,12 @@ def max_at_k_rows(
     """keys (rows, N), n () or (rows,), weights of max@k for each k → (rows, number of ks)."""
     xp = ops.xp
     ordered, _ = _sorted(ops, keys, n, where)
+    poison, range_scale = _range(ops, ordered)
+    ordered *= range_scale
+    gaps = _gaps(ordered)
     columns = []
     for weights in all_weights:
-        limits = _limits(ops, ordered, weights, standardised=False)
-        finite = _brought_in(xp, ordered, limits)
-        best = _constant(xp, finite, _gaps(finite), weights)
-        # Nothing is scanned: every sample of a row gets what its smallest does.
-        best = _at_the_limit(xp, best, ordered[:, :1], limits)
+        best = (_constant(xp, ordered, gaps, weights) + poison) / range_scale
         columns.append(xp.where(weights.admitted[..., None], best, xp.nan))
     return xp.concatenate(columns, -1)
 
@@ -78,93 +93,18 @@ def _sorted(ops: Primitives, keys: Array, n: Array, where: Array | None) -> tupl
     n_columns = keys.shape[-1]
     own = ops.columns > n_columns - n[:, None]
     smallest = xp.amin(xp.where(own, ordered, xp.inf), -1)[:, None]
-    return xp.where(own, ordered, smallest), places
+    return xp.maximum(ordered, smallest), places
 
 
-class _Limits(NamedTuple):
-    """What infinities, NaN, or a range beyond the largest float make of a row; each (rows, 1).
-
-    An infinite reward is M · (its sign), M beyond every bound. What M is multiplied with decides;
-    where that is 0, what remains is the estimator of the row with its infinities brought in to its
-    smallest and largest finite reward.
-    """
-
-    has_nan: Array
-    low: Array  # smallest and largest finite reward
-    high: Array
-    shrink: Array  # so that high − low stays finite
-    constant: Array  # the estimator on the row of signs: what it gives to the smallest,
-    above_bottom: Array  # what it adds for all that are not −inf,
-    at_top: Array  # and for those that are +inf
-    spread: Array | None
-
-
-def _limits(
-    ops: Primitives, ordered: Array, weights: GapWeights, standardised: bool
-) -> _Limits | None:
-    """None where every row is known to be finite."""
+def _range(ops: Primitives, ordered: Array) -> tuple[Array, Array]:
+    """What makes NaN of rows whose range is not finite, else 0, and range_scale; each (rows, 1)."""
     xp = ops.xp
     smallest, largest = ordered[:, :1], ordered[:, -1:]
-    if ops.all_finite(largest - smallest):
-        return None
-    finite = xp.isfinite(ordered)
-    low = xp.amin(xp.where(finite, ordered, xp.inf), -1)[:, None]
-    high = xp.amax(xp.where(finite, ordered, -xp.inf), -1)[:, None]
-    some = low <= high
-    low, high = xp.where(some, low, 0), xp.where(some, high, 0)
-    signs = xp.where(xp.isinf(ordered), xp.sign(ordered), 0)
-    steps, lower, upper = _gaps(signs), signs[:, :-1], signs[:, 1:]
-    from_bottom = xp.where((lower == -1) & (upper > -1), weights.gap, 0)
-    to_top = xp.where((lower < 1) & (upper == 1), weights.gap, 0)
-    return _Limits(
-        # NaN comes last in every library's sort.
-        has_nan=xp.isnan(largest),
-        low=low,
-        high=high,
-        shrink=xp.where(xp.isfinite(high - low), xp.ones_like(low), 0.25),
-        constant=_constant(xp, signs, steps, weights),
-        above_bottom=xp.sum(from_bottom, -1)[:, None],
-        at_top=xp.sum(to_top, -1)[:, None],
-        spread=_spread(xp, signs, steps, weights) if standardised else None,
-    )
-
-
-def _brought_in(xp: Any, ordered: Array, limits: _Limits | None) -> Array:
-    """The rows with only finite rewards, and finite differences of them."""
-    if limits is None:
-        return ordered
-    return xp.clip(ordered, limits.low, limits.high) * limits.shrink
-
-
-def _at_the_limit(xp: Any, values: Array, keys: Array, limits: _Limits | None) -> Array:
-    """Values of the rows brought in, (rows, N) or (rows, 1), where samples have these keys."""
-    if limits is None:
-        return values
-    leading = (
-        limits.constant
-        + xp.where(keys > -xp.inf, limits.above_bottom, 0)
-        + xp.where(keys == xp.inf, limits.at_top, 0)
-    )
-    if limits.spread is None:
-        out = xp.where(leading != 0, xp.sign(leading) * xp.inf, values / limits.shrink)
-    else:
-        some = limits.spread > 0
-        out = xp.where(some, leading / xp.where(some, limits.spread, 1), values)
-    return xp.where(limits.has_nan, xp.nan, out)
-
-
-def _transform(
-    ops: Primitives, ordered: Array, places: Array, weights: GapWeights, standardised: bool
-) -> Array:
-    """Finite rows in ascending order (rows, N) → the estimator's values in the samples' places."""
-    xp = ops.xp
-    gaps = _gaps(ordered)
-    out = ops.sum_beneath(gaps, gaps * weights.gap, places)
-    out = out + _constant(xp, ordered, gaps, weights)
-    if standardised:
-        spread = _spread(xp, ordered, gaps, weights)
-        out = out / xp.where(spread > 0, spread, xp.inf)
-    return out
+    magnitude = xp.maximum(-smallest, largest)
+    is_large = magnitude > ops.largest * RANGE_SCALE
+    range_scale = xp.where(is_large, RANGE_SCALE, xp.ones_like(magnitude))
+    # NaN and infinities come to the ends. Adding 0 also turns a −0 into 0.
+    return 0 * (largest - smallest), range_scale
 
 
 def _gaps(ordered: Array) -> Array:
@@ -174,8 +114,7 @@ def _gaps(ordered: Array) -> Array:
 def _constant(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
     """What an estimator gives a row's smallest reward, (rows, 1)."""
     top = weights.anchor[..., None] * ordered[:, -1:]
-    # Adding 0 turns a −0 into 0.
-    return top - xp.sum(gaps * weights.below, -1)[:, None] + 0.0
+    return top - xp.sum(gaps * weights.below, -1)[:, None]
 
 
 def _spread(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:

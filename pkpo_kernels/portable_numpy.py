@@ -1,6 +1,7 @@
 """The transforms in NumPy: one sort, one prefix scan, one scatter, in blocks that fit the cache.
 
-Everything between the rewards and the results is float64.
+Everything between the rewards and the results is float64; whether a row's range overflows is judged
+in the precision of the rewards.
 
 Rewards of up to 32 bits take a shortcut through the sort. As a float64 such a reward leaves its
 last 29 mantissa bits 0; the sample's place in the block goes there, and one plain sort, which
@@ -11,8 +12,7 @@ and it may be: equal rewards get equal results.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import ExitStack, suppress
 from os import cpu_count
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.estimators import MAX_AT_K, Estimator
+from pkpo_kernels.portable import RANGE_SCALE
 from pkpo_kernels.weights import GapWeights, clip_k, host_weights
 
 Floats = NDArray[np.float64]
@@ -31,8 +32,9 @@ BLOCK_ELEMENTS = 1 << 17
 # they wait on each other.
 MAX_THREADS = 4
 PLACE_BITS = np.int64((1 << 29) - 1)
-# Below all that 32 bits can hold, and with the same bits at 0.
-LOWEST = -(2.0**1000)
+# Beyond all that 32 bits can hold, and with the same bits at 0.
+BEYOND = 2.0**1000
+LARGE = float(np.finfo(np.float64).max) * RANGE_SCALE
 
 
 def transform_rows(
@@ -68,11 +70,10 @@ def transform_rows(
             weights = weights_of(n, k if np.ndim(k) == 0 else np.asarray(k)[block], height)
         else:
             weights = shared._replace(gap=shared.gap[:height])
-        result = _of_any_row(
-            ordered,
-            lambda finite: _transform(finite, weights, estimator.standardised, buffers.values),
-            linear=not estimator.standardised,
-        )
+        poison, range_scale = _range(ordered, rewards.dtype)
+        result = _transform(ordered, weights, estimator.standardised, poison, buffers.values)
+        if range_scale is not None and not estimator.standardised:
+            result /= range_scale
         if undersized == "nan":
             np.copyto(result, np.nan, where=~weights.admitted[..., None])
         if scale == "mean":
@@ -107,10 +108,14 @@ def max_at_k_rows(
         mask = None if where is None else where[block]
         n = _group_sizes(n_columns, mask)
         ordered, _ = _sort(rewards[block], mask, buffers)
+        poison, range_scale = _range(ordered, rewards.dtype)
+        gaps = np.diff(ordered, axis=-1)
         for column, k in enumerate(ks):
             weights = host_weights(MAX_AT_K, n_columns, n, k)
-            best = _of_any_row(ordered, partial(_best, weights=weights), linear=True)
-            out[block, column] = np.where(weights.admitted, best[:, 0], np.nan)
+            best = _constant(ordered, gaps, weights) + poison
+            if range_scale is not None:
+                best /= range_scale[:, 0]
+            out[block, column] = np.where(weights.admitted, best, np.nan)
 
     _run(best_of_block, _blocks(rows, n_columns), n_columns, dtype)
     return out
@@ -153,10 +158,29 @@ def _run(
 
     threads = min(MAX_THREADS, cpu_count() or 1, len(blocks))
     if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(share, [blocks[first::threads] for first in range(threads)]))
+        _in_threads(share, [blocks[first::threads] for first in range(threads)])
     else:
         share(blocks)
+
+
+def _in_threads(work: Callable[[list[slice]], None], shares: list[list[slice]]) -> None:
+    """Work on each share in a thread of its own, and here on those that none can be had for.
+
+    In atexit, and in a thread that has outlived the main one, no thread is started any more.
+    """
+    with ExitStack() as stack:
+        futures = []
+        with suppress(RuntimeError):
+            # To import it for the first time is refused then, too.
+            from concurrent.futures import ThreadPoolExecutor
+
+            pool = stack.enter_context(ThreadPoolExecutor(len(shares)))
+            for one in shares:
+                futures.append(pool.submit(work, one))
+        for one in shares[len(futures) :]:
+            work(one)
+        for future in futures:
+            future.result()
 
 
 def _group_sizes(n_columns: int, mask: NDArray[np.bool_] | None) -> int | NDArray[Any]:
@@ -173,10 +197,15 @@ def _sort(
     """
     height, n_columns = rewards.shape
     keys, own_places = buffers.keys[:height], buffers.own_places[:height]
+    packs = _packs(rewards)
     keys[:] = rewards
     if mask is not None:
-        keys[~mask] = LOWEST if _packs(rewards) else -np.inf
-    if _packs(rewards) and np.isfinite(keys).all():
+        keys[~mask] = -BEYOND if packs else -np.inf
+    if packs:
+        finite = np.isfinite(keys)
+        if not finite.all():
+            # As good as NaN: no range with it is finite in 32 bits.
+            keys[~finite] = BEYOND
         packed, places = keys.view(np.int64), buffers.places[:height]
         packed |= own_places
         keys.sort(-1)
@@ -198,43 +227,33 @@ def _packs(rewards: NDArray[Any]) -> bool:
     return bool(np.can_cast(rewards.dtype, np.float32) and rewards.size <= PLACE_BITS)
 
 
-def _of_any_row(ordered: Floats, of_finite: Callable[[Floats], Floats], *, linear: bool) -> Floats:
-    """Extend a function of finite sorted rows to infinities, NaN, a range beyond the largest float.
-
-    An infinite reward is M · (its sign), M beyond every bound. What M is multiplied with decides;
-    where that is 0, what remains is the function of the row with its infinities brought in to its
-    smallest and largest finite reward.
-    """
+def _range(ordered: Floats, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Floats | None]:
+    """Scale large rows (rows, N) down, in place → what makes NaN of rows whose range is not finite
+    in the rewards' precision, else 0 (rows,), and range_scale (rows, 1), None where all are 1."""
     smallest, largest = ordered[:, 0], ordered[:, -1]
-    if np.isfinite(largest - smallest).all():
-        return of_finite(ordered)
-    finite = np.isfinite(ordered)
-    has_nan = np.isnan(largest)
-    low = np.min(ordered, -1, keepdims=True, initial=np.inf, where=finite)
-    high = np.max(ordered, -1, keepdims=True, initial=-np.inf, where=finite)
-    nothing = (low > high) | has_nan[:, None]
-    low, high = np.where(nothing, 0, low), np.where(nothing, 0, high)
-    # A quarter, so that high − low stays finite.
-    inner = of_finite(np.clip(ordered, low, high) / 4)
-    # of_finite may use its memory again.
-    inner = 4 * inner if linear else inner.copy()
-    leading = of_finite(np.where(np.isinf(ordered), np.sign(ordered), 0))
-    if linear:
-        out = np.where(leading != 0, np.copysign(np.inf, leading), inner)
-    else:
-        out = np.where((leading != 0).any(-1, keepdims=True), leading, inner)
-    out[has_nan] = np.nan
-    return out
+    # float64 has room for whatever rewards of fewer bits become.
+    is_large = dtype == np.float64 and np.maximum(-smallest, largest) > LARGE
+    if dtype != np.float64:
+        smallest, largest = smallest.astype(np.float32), largest.astype(np.float32)
+    # NaN and infinities come to the ends. Adding 0 also turns a −0 into 0.
+    poison = 0.0 * (largest - smallest)
+    if not np.any(is_large):
+        return poison, None
+    range_scale = np.where(is_large, RANGE_SCALE, 1.0)[:, None]
+    ordered *= range_scale
+    return poison, range_scale
 
 
-def _transform(ordered: Floats, weights: GapWeights, standardised: bool, buffer: Floats) -> Floats:
-    """Finite rows in ascending order (rows, N) → the estimator's values, in the same order."""
+def _transform(
+    ordered: Floats, weights: GapWeights, standardised: bool, poison: NDArray[Any], buffer: Floats
+) -> Floats:
+    """Rows in ascending order (rows, N), poison (rows,) → the estimator's values, in that order."""
     out = buffer[: len(ordered)]
     # One long subtraction instead of many short ones; what it puts at the rows' starts is replaced
     # by their constants.
     np.subtract(ordered.reshape(-1)[1:], ordered.reshape(-1)[:-1], out=out.reshape(-1)[1:])
     gaps = out[:, 1:]
-    constant = _constant(ordered, gaps, weights)
+    constant = _constant(ordered, gaps, weights) + poison
     spread = _spread(ordered, gaps, weights) if standardised else None
     out[:, 0] = 0
     out *= weights.gap
@@ -245,16 +264,11 @@ def _transform(ordered: Floats, weights: GapWeights, standardised: bool, buffer:
     return out
 
 
-def _best(ordered: Floats, weights: GapWeights) -> Floats:
-    """Finite rows in ascending order (rows, N) → max@k (rows, 1)."""
-    return _constant(ordered, np.diff(ordered, axis=-1), weights)[:, None]
-
-
 def _constant(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
     """What an estimator gives a row's smallest reward (rows,)."""
     if not (weights.anchor.any() or weights.below.any()):
         return np.zeros(len(ordered))
-    return weights.anchor * ordered[:, -1] - _row_sum(gaps, weights.below) + 0.0
+    return weights.anchor * ordered[:, -1] - _row_sum(gaps, weights.below)
 
 
 def _spread(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:

@@ -1,6 +1,7 @@
 """The transforms in plain torch operations, on any device, eagerly or under torch.compile.
 
-The host never waits for a device: only what lies on the CPU is ever looked at.
+No value is looked at: the host never waits for a device, and all of it batches under
+torch.func.vmap and traces under make_fx and FakeTensorMode.
 """
 
 from __future__ import annotations
@@ -149,15 +150,14 @@ def _product_from_right(numerator: torch.Tensor, denominator: torch.Tensor) -> t
 
 
 def _primitives(keys: torch.Tensor) -> portable.Primitives:
-    # The CPU's own kernels may be looked into, and scan strictly from left to right, in double
-    # precision.
+    # The CPU's own kernels scan strictly from left to right, in double precision.
     plain_cpu = keys.device.type == "cpu" and not torch.compiler.is_compiling()
     return portable.Primitives(
         xp=torch,
         columns=torch.arange(1, keys.shape[-1] + 1, device=keys.device),
         sort=_sort,
         sum_beneath=_sum_beneath if plain_cpu else _sum_beneath_by_parallel_scan,
-        all_finite=_all_finite if plain_cpu else _unknown,
+        largest=torch.finfo(keys.dtype).max,
     )
 
 
@@ -183,13 +183,5 @@ def _sum_beneath_by_parallel_scan(
 
 def _put_back(sums: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Sums for all but the smallest of each row, which has nothing beneath it."""
-    out = torch.zeros(places.shape, dtype=sums.dtype, device=sums.device)
-    return out.scatter_(-1, places[:, 1:], sums)
-
-
-def _all_finite(x: torch.Tensor) -> bool:
-    return bool(torch.isfinite(x).all())
-
-
-def _unknown(x: torch.Tensor) -> bool:
-    return False
+    # Out of place: under torch.func.vmap the sums may be batched where the places are not.
+    return torch.scatter(sums.new_zeros(places.shape), -1, places[:, 1:], sums)

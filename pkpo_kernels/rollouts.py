@@ -1,15 +1,16 @@
 """Files of graded samples, called rollouts here: read, checked, and written whole or not at all.
 
 - `.jsonl`: one task a line, `{"task_id": "a", "rewards": [0, 1, 1]}`, or one sample a line,
-  `{"task_id": "a", "reward": 1}`; a file is of one kind. Other keys are ignored.
-- `.csv`: with a column `reward` in the header, one sample a line, other columns ignored; without,
-  one task a line, every column but `task_id` a sample, an empty cell no sample.
+  `{"task_id": "a", "reward": 1}`; a file is of one kind.
+- `.csv`: with a column `reward` in the header, one sample a line; without, one task a line, the
+  samples in columns `s0`, `s1` and so on, an empty cell no sample.
 - `.npy`: a (tasks, samples) array; the task ids are "0", "1", …
-- `.parquet`: columns `task_id` and `rewards` (lists), or `task_id` and `reward` (one sample a row);
+- `.parquet`: columns `task_id` and `rewards` (lists), or what a .csv may have, null no sample;
   needs pyarrow.
 
-Where a line holds one sample, a task's samples are gathered in the order of the lines and tasks
-come in the order of their first sample. Rewards are finite numbers or bools.
+Other usual names of rewards, what is refused, and how a user chooses: see `rollout_columns`. Where
+a line holds one sample, a task's samples are gathered in the order of the lines and tasks come in
+the order of their first sample. Rewards are finite numbers or bools.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ import io
 import json
 import math
 import os
-import secrets
-import shutil
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
@@ -33,16 +32,13 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "RolloutFileError",
-    "Rollouts",
-    "check_output",
-    "read_rollouts",
-    "write_transformed",
-    "written_whole",
-]
+from pkpo_kernels.rollout_columns import Columns, choose_columns, describe_columns
+from pkpo_kernels.whole_files import check_folder, written_whole
+
+__all__ = ["RolloutFileError", "Rollouts", "check_output", "read_rollouts", "write_transformed"]
 
 Floats = NDArray[np.float64]
+Choose = Callable[..., Columns]
 PathLike = str | os.PathLike[str]
 
 
@@ -64,10 +60,13 @@ class Rollouts:
     Attributes:
         task_ids: the tasks, each once.
         rewards: for each task its rewards, a 1-D float64 array of at least one.
+        columns: which columns of the file were taken and which ignored, in words; "" where a file
+          has none.
     """
 
     task_ids: tuple[str, ...]
     rewards: tuple[Floats, ...]
+    columns: str = ""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -106,16 +105,33 @@ class Rollouts:
         yield Rollouts(self.task_ids[start:], self.rewards[start:])
 
 
-def read_rollouts(path: PathLike) -> Rollouts:
+def read_rollouts(
+    path: PathLike,
+    *,
+    task_column: str | None = None,
+    reward_columns: Sequence[str] | None = None,
+) -> Rollouts:
     """Read a file in one of the formats above, chosen by its extension.
+
+    Args:
+        path: the file.
+        task_column: the column, or key of JSON objects, of task ids; None for a usual name.
+        reward_columns: one for a file of one sample a line, or of lists; several for one of one
+          task a line, each a sample. None for the rule of `rollout_columns`.
 
     Raises:
         RolloutFileError: the file is not as described; the text names file, line and reason.
         OSError: it cannot be opened.
         ModuleNotFoundError: it is Parquet, and pyarrow is not installed.
     """
-    read = {".jsonl": _read_jsonl, ".csv": _read_csv, ".npy": _read_npy, ".parquet": _read_parquet}
-    return read[_checked_extension(path)](path)
+    extension = _checked_extension(path)
+    if extension == ".npy":
+        if (task_column, reward_columns) != (None, None):
+            raise RolloutFileError(path, "a .npy array has no columns to be chosen")
+        return _read_npy(path)
+    choose = partial(choose_columns, task_column=task_column, reward_columns=reward_columns)
+    read = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[extension]
+    return read(path, choose)
 
 
 def check_output(path: PathLike, rollouts: Rollouts | None = None) -> None:
@@ -129,15 +145,6 @@ def check_output(path: PathLike, rollouts: Rollouts | None = None) -> None:
             "a .npy array has the same number of samples for all tasks, these have "
             f"{lengths.min()} to {lengths.max()}: write .jsonl, .csv or .parquet",
         )
-
-
-def check_folder(path: PathLike) -> None:
-    """Raise OSError where no file can be written at `path`."""
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{os.fspath(path)}: there is no folder {str(folder)!r}")
-    if Path(path).is_dir():
-        raise IsADirectoryError(f"{os.fspath(path)}: a folder is in the place of the file")
 
 
 def write_transformed(path: PathLike, rollouts: Rollouts, values: Sequence[Floats]) -> None:
@@ -175,28 +182,6 @@ def write_transformed(path: PathLike, rollouts: Rollouts, values: Sequence[Float
         write(file, rollouts, values)
 
 
-@contextmanager
-def written_whole(path: PathLike) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` when the block ends, and not at all when it fails.
-
-    It is written beside its target, as `.NAME.<random>.tmp`, forced to disk, and then renamed.
-    """
-    target = Path(os.path.realpath(path))
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(draft, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, draft)
-        os.replace(draft, target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            draft.unlink()
-        raise
-
-
 def _checked_extension(path: PathLike) -> str:
     extension = Path(path).suffix.lower()
     if extension not in (".jsonl", ".csv", ".npy", ".parquet"):
@@ -218,6 +203,7 @@ class _Lines:
         self.lengths: list[int] = []
         self.numbers: list[int] = []
         self.one_sample_a_line: bool | None = None
+        self.columns: dict[Columns, None] = {}
 
     def fail(self, reason: str, line: int | None = None) -> NoReturn:
         raise RolloutFileError(self.path, reason, line)
@@ -233,6 +219,8 @@ class _Lines:
             if type(task_id) is not int:
                 self.fail(f"task_id must be a string or an integer, got {task_id!r}", line)
             task_id = str(task_id)
+        elif not task_id.isascii():
+            self._check_text(task_id, line)
         try:
             self.flat.fromlist(rewards)
         except (TypeError, OverflowError):
@@ -244,6 +232,14 @@ class _Lines:
         self.lengths.append(len(rewards))
         self.numbers.append(line)
 
+    def _check_text(self, task_id: str, line: int) -> None:
+        """Refuse what no file can hold: JSON can spell half of a surrogate pair."""
+        try:
+            task_id.encode()
+        except UnicodeEncodeError:
+            shown = json.dumps(task_id)
+            self.fail(f"task_id must be Unicode text, got the lone surrogate of {shown}", line)
+
     def rollouts(self) -> Rollouts:
         if not self.task_ids:
             self.fail("the file holds no tasks")
@@ -253,30 +249,32 @@ class _Lines:
             first = int(np.argmin(finite))
             line = int(np.searchsorted(np.cumsum(self.lengths), first, side="right"))
             self.fail(f"a reward must be finite, got {flat[first]}", self.numbers[line])
+        told = describe_columns(
+            list(self.columns), one_sample_a_line=self.one_sample_a_line is True
+        )
         if self.one_sample_a_line:
-            return _gathered(self.task_ids, flat)
+            return _gathered(self.task_ids, flat, told)
         first_seen: dict[str, int] = {}
         for task_id, number in zip(self.task_ids, self.numbers, strict=True):
             if task_id in first_seen:
                 self.fail(f"task_id {task_id!r} was on line {first_seen[task_id]} already", number)
             first_seen[task_id] = number
-        return _cut(self.task_ids, flat, self.lengths)
+        return _cut(self.task_ids, flat, self.lengths, told)
 
 
-def _cut(task_ids: Sequence[str], flat: Floats, lengths: Any) -> Rollouts:
+def _cut(task_ids: Sequence[str], flat: Floats, lengths: Any, columns: str) -> Rollouts:
     ends = np.cumsum(lengths).tolist()
     starts = [0, *ends[:-1]]
-    return Rollouts(
-        tuple(task_ids), tuple(flat[start:end] for start, end in zip(starts, ends, strict=True))
-    )
+    rewards = tuple(flat[start:end] for start, end in zip(starts, ends, strict=True))
+    return Rollouts(tuple(task_ids), rewards, columns)
 
 
-def _gathered(task_ids: Sequence[str], flat: Floats) -> Rollouts:
+def _gathered(task_ids: Sequence[str], flat: Floats, columns: str) -> Rollouts:
     """One sample an entry, in any order of tasks."""
     place: dict[str, int] = {}
     owners = np.fromiter((place.setdefault(t, len(place)) for t in task_ids), np.int64, len(flat))
     order = np.argsort(owners, kind="stable")
-    return _cut(tuple(place), flat[order], np.bincount(owners))
+    return _cut(tuple(place), flat[order], np.bincount(owners), columns)
 
 
 def _is_number(value: Any) -> bool:
@@ -303,57 +301,86 @@ def _text_lines(path: PathLike) -> Iterator[str]:
                 ) from None
 
 
-def _read_jsonl(path: PathLike) -> Rollouts:
+def _read_jsonl(path: PathLike, choose: Choose) -> Rollouts:
     lines = _Lines(path)
+
+    @lru_cache(maxsize=1024)  # Most files have one set of keys, in one order.
+    def chosen(keys: tuple[str, ...]) -> Columns:
+        columns = choose(keys, word="key")
+        lines.columns[columns] = None
+        return columns
+
     for number, text in enumerate(_text_lines(path), 1):
         if text.isspace():
             continue
         try:
-            record = json.loads(text)
+            record = _JSON.decode(text)
+        except _DuplicateKey as error:
+            lines.fail(str(error), number)
         except (ValueError, RecursionError) as error:
             lines.fail(f"not valid JSON: {error}", number)
         if not isinstance(record, dict):
             lines.fail("a line must be a JSON object with task_id and rewards", number)
-        if "task_id" not in record:
-            lines.fail("the key task_id is missing", number)
-        if ("rewards" in record) == ("reward" in record):
-            have = "both are there" if "reward" in record else "both are missing"
-            lines.fail(f"a line must have one of the keys rewards and reward: {have}", number)
-        lines.be("reward" in record, number)
-        rewards = [record["reward"]] if "reward" in record else record["rewards"]
-        if not isinstance(rewards, list):
-            lines.fail(f"rewards must be a list, got {_shown(rewards)}", number)
-        lines.add(record["task_id"], rewards, number)
+        try:
+            columns = chosen(tuple(record))
+        except ValueError as error:
+            lines.fail(str(error), number)
+        values = list(record.values())
+        rewards = [values[i] for i in columns.rewards]
+        is_list = not columns.wide and columns.holds_lists(isinstance(rewards[0], list))
+        lines.be(not (columns.wide or is_list), number)
+        if columns.wide:
+            rewards = [reward for reward in rewards if reward is not None]
+        elif is_list:
+            (rewards,) = rewards
+            if not isinstance(rewards, list):
+                lines.fail(f"{columns.reward} must be a list, got {_shown(rewards)}", number)
+        lines.add(values[columns.task], rewards, number)
     return lines.rollouts()
 
 
-def _read_csv(path: PathLike) -> Rollouts:
+class _DuplicateKey(ValueError):
+    """A JSON object has a key twice."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of an object's pairs; of a key that is there twice the last would win."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _DuplicateKey(f"the key {json.dumps(twice)} is there twice")
+    return record
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_without_duplicates)
+
+
+def _read_csv(path: PathLike, choose: Choose) -> Rollouts:
     lines = _Lines(path)
     table = csv.reader(_text_lines(path), strict=True)
     try:
         header = [name.strip() for name in next(table, [])]
         if not header:
             lines.fail("the file is empty: it must begin with a header that has task_id")
-        if header.count("task_id") != 1:
-            lines.fail(f"the header must have task_id once, got {','.join(header)}", 1)
-        if header.count("reward") > 1 or len(header) < 2:
-            lines.fail(f"the header must have task_id and rewards, got {','.join(header)}", 1)
-        task_column = header.index("task_id")
-        lines.one_sample_a_line = "reward" in header
-        reward_column = header.index("reward") if lines.one_sample_a_line else None
+        try:
+            columns = choose(header)
+        except ValueError as error:
+            lines.fail(str(error), 1)
+        lines.columns[columns] = None
+        lines.one_sample_a_line = not columns.wide
         for cells in table:
             number = table.line_num
             if not cells:
                 continue
             if len(cells) != len(header):
                 lines.fail(f"{len(cells)} cells where the header has {len(header)}", number)
-            if reward_column is None:
-                rewards = [c for i, c in enumerate(cells) if i != task_column and c.strip()]
-            else:
-                rewards = [cells[reward_column]]
-            if not cells[task_column]:
+            rewards = [cells[i] for i in columns.rewards]
+            if columns.wide:
+                rewards = [cell for cell in rewards if cell.strip()]
+            if not cells[columns.task]:
                 lines.fail("the task_id is empty", number)
-            lines.add(cells[task_column], [_cell(c) for c in rewards], number)
+            lines.add(cells[columns.task], [_cell(cell) for cell in rewards], number)
     except csv.Error as error:
         lines.fail(f"not valid CSV: {error}", table.line_num)
     return lines.rollouts()
@@ -389,49 +416,85 @@ def _read_npy(path: PathLike) -> Rollouts:
     return Rollouts(tuple(map(str, range(len(matrix)))), tuple(matrix))
 
 
-def _read_parquet(path: PathLike) -> Rollouts:
+def _read_parquet(path: PathLike, choose: Choose) -> Rollouts:
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     lines = _Lines(path)
     with open(path, "rb") as file:
         try:
             parquet = pq.ParquetFile(file)
-            names = parquet.schema_arrow.names
-            if "task_id" not in names or ("rewards" in names) == ("reward" in names):
-                lines.fail(
-                    "must have the column task_id and one of the columns rewards and reward, "
-                    f"got {', '.join(names)}"
-                )
-            lines.one_sample_a_line = "reward" in names
-            column = "reward" if lines.one_sample_a_line else "rewards"
-            table = parquet.read(columns=["task_id", column])
-            rewards = table[column]
-            for name in ("task_id", column):
-                if table[name].null_count:
-                    row = pc.index(pc.is_null(table[name]), True).as_py() + 1
-                    lines.fail(f"{name} is null", row)
-            if lines.one_sample_a_line:
-                lengths = np.ones(len(rewards), np.int64)
-            else:
-                lengths = pc.list_value_length(rewards).to_numpy().astype(np.int64)
-                rewards = pc.list_flatten(rewards)
-            kind = rewards.type
-            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()):
-                lines.fail(f"{column} must be numbers or bools, got {kind}")
-            flat = rewards.cast(pa.float64(), safe=False).to_numpy()
-            task_ids = table["task_id"].cast(pa.string()).to_pylist()
+            try:
+                columns = choose(parquet.schema_arrow.names)
+            except ValueError as error:
+                lines.fail(str(error))
+            names = [columns.names[i] for i in (columns.task, *columns.rewards)]
+            table = parquet.read(columns=names)
+            task_ids, *rewards = (table[name] for name in names)
+            _check_no_null(lines, columns.names[columns.task], task_ids)
+            flat, lengths, lists = _numbers_of(lines, columns, rewards)
+            lines.task_ids = _texts_of(lines, task_ids.cast(pa.string()))
         except pa.ArrowException as error:
             lines.fail(f"not a Parquet file of rollouts: {error}")
     if len(lengths) and not lengths.min():
         empty = int(np.argmin(lengths))
-        lines.fail(f"task {task_ids[empty]!r} has no rewards", empty + 1)
-    lines.task_ids = task_ids
+        lines.fail(f"task {lines.task_ids[empty]!r} has no rewards", empty + 1)
+    lines.columns[columns] = None
+    lines.one_sample_a_line = not (columns.wide or lists)
     lines.lengths = lengths.tolist()
     lines.numbers = list(range(1, len(task_ids) + 1))
     lines.flat.frombytes(np.ascontiguousarray(flat, np.float64).tobytes())
     return lines.rollouts()
+
+
+def _numbers_of(
+    lines: _Lines, columns: Columns, rewards: list[Any]
+) -> tuple[Floats, NDArray[np.int64], bool]:
+    """Arrow columns of rewards → all rewards, how many each row has, whether they are lists."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def numbers(name: str, column: Any) -> Floats:
+        kind = column.type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()):
+            lines.fail(f"{name} must be numbers or bools, got {kind}")
+        return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+
+    if columns.wide:
+        names = [columns.names[i] for i in columns.rewards]
+        there = np.column_stack([pc.is_valid(column).to_numpy() for column in rewards])
+        cells = np.column_stack(list(map(numbers, names, rewards)))
+        return cells[there], there.sum(axis=1), False
+    (column,) = rewards
+    _check_no_null(lines, columns.reward, column)
+    is_list = any(
+        is_kind(column.type)
+        for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    )
+    if not columns.holds_lists(is_list):
+        return numbers(columns.reward, column), np.ones(len(column), np.int64), False
+    if not is_list:
+        lines.fail(f"{columns.reward} must be lists, got {column.type}")
+    lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
+    return numbers(columns.reward, pc.list_flatten(column)), lengths, True
+
+
+def _check_no_null(lines: _Lines, name: str, column: Any) -> None:
+    import pyarrow.compute as pc
+
+    if column.null_count:
+        lines.fail(f"{name} is null", pc.index(pc.is_null(column), True).as_py() + 1)
+
+
+def _texts_of(lines: _Lines, column: Any) -> list[str]:
+    """An Arrow column of strings → the strings; Arrow itself lets any bytes pass for one."""
+    texts: list[str] = []
+    try:
+        for text in column:
+            texts.append(text.as_py())
+    except UnicodeDecodeError:
+        lines.fail("task_id is not UTF-8", len(texts) + 1)
+    return texts
 
 
 def _write_jsonl(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -29,10 +30,17 @@ ANSWERS = 3
 # A group of one has no others to be compared with, and "sloo_minus_one" gives it no gradient.
 SAMPLED_N = (2, 5)
 RANDOM_CASES = 2
+# Groups of so many samples, with this scale where the estimator has one: few programs to compile.
+SPOILED_N = ((9, "sum"), (64, "mean"))
+SPOILED_TOLERANCE = 5e-6
+# What may befall a group: a sample is not finite, two are too far apart, all are near the largest.
+FATES = ("as drawn", "NaN", "inf", "-inf", "overflow", "large", "large, one sign")
 
 EVERYTHING = (*ESTIMATORS, MAX_AT_K.name)
-# Those whose expectation is the gradient. Division by a deviation biases the others.
-UNBIASED = tuple(name for name, estimator in ESTIMATORS.items() if not estimator.standardised)
+# Divided by a deviation: without a scale, and biased.
+NORMALIZED = tuple(name for name, estimator in ESTIMATORS.items() if estimator.standardised)
+# Those whose expectation is the gradient.
+UNBIASED = tuple(name for name in ESTIMATORS if name not in NORMALIZED)
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,11 @@ class Finding:
         implementation, estimator: what was checked.
         against: "enumeration" of all subsets (small n, every k); "reference", the oracle in float64
           (larger n); "exact gradient" and "exact value": the derivative of max@k and pass@k, and
-          max@k itself, in closed form, for a policy whose every outcome is enumerated; "random
-          shapes": the reference again, on shapes, masks, ks and options drawn from the seed, the
-          same for all implementations.
+          max@k itself, in closed form, for a policy whose every outcome is enumerated; "rows that
+          are not finite": a row with a NaN, an infinity or a range that overflows is NaN, whatever
+          else is in its matrix, and rewards near the largest number give what the reference makes
+          of small ones; "random shapes": the reference again, on shapes, masks, ks, options and
+          rows that are not finite, drawn from the seed, the same for all implementations.
         cases: how many rows were compared.
         worst_error: the largest difference, relative to the size of the row's results or rewards;
           absolute for "exact gradient" and "exact value", whose rewards are of size 1. Infinite
@@ -126,7 +136,7 @@ def verify(implementations: Sequence[str] | None = None, *, seed: int = 0) -> It
 
 def count_findings(implementations: Sequence[str] | None = None) -> int:
     """How many findings `verify` will yield."""
-    each = 3 * len(EVERYTHING) + len(UNBIASED) + 1
+    each = 4 * len(EVERYTHING) + len(UNBIASED) + 1
     return each * len(_checked(implementations, 0))
 
 
@@ -164,7 +174,7 @@ def fuzz(
         # Beyond the cases that `verify` has looked at.
         index += 1
         for estimator in EVERYTHING:
-            case = _Case.drawn(seed, RANDOM_CASES + index, estimator)
+            case = _drawn_case(seed, RANDOM_CASES + index, estimator)
             for implementation in names:
                 case.compare(tallies[implementation, estimator])
     return [tally.finding() for tally in tallies.values()]
@@ -195,9 +205,10 @@ def _findings(implementations: tuple[str, ...], seed: int) -> Iterator[Finding]:
                 yield _by_expectation(implementation, estimator, "exact gradient", seed)
             if estimator == MAX_AT_K.name:
                 yield _by_expectation(implementation, estimator, "exact value", seed)
+            yield _by_rule(implementation, estimator, seed)
             tally = _Tally(implementation, estimator, "random shapes")
             for index in range(RANDOM_CASES):
-                _Case.drawn(seed, index, estimator).compare(tally)
+                _drawn_case(seed, index, estimator).compare(tally)
             yield tally.finding()
 
 
@@ -209,12 +220,10 @@ def _by_rows(
     implementation: str, estimator: str, against: str, sizes: tuple[int, ...], seed: int
 ) -> Finding:
     tally = _Tally(implementation, estimator, against)
-    rng = np.random.default_rng(seed)
     for n in sizes:
         ks = range(1, n + 1) if against == "enumeration" else (1, 2, 8, n // 2, n - 1, n)
         for k in (k for k in ks if k <= _largest_k(estimator, n)):
-            for name, rewards in _rewards(rng, n).items():
-                want = _expected(rewards, k, estimator, against)
+            for name, rewards, want in _expected(estimator, against, n, k, seed):
 
                 def error(rewards: Any = rewards, k: int = k, want: Any = want) -> float:
                     given = as_given(rewards, tally.kind)
@@ -227,6 +236,26 @@ def _by_rows(
     return tally.finding()
 
 
+@lru_cache(maxsize=512)  # The oracle takes its time, and all implementations are asked the same.
+def _expected(
+    estimator: str, against: str, n: int, k: int, seed: int
+) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
+    """Name, rewards (ROWS, n) and what is right, for each kind of rewards."""
+    found = []
+    for name, rewards in _rewards(np.random.default_rng((seed, n, k)), n).items():
+        if against == "reference":
+            want = np.asarray(_call(estimator, rewards, k, "reference"), np.float64)
+        else:
+            of_row: Callable[[Any, int], Any] = (
+                reference.ENUMERATIONS[estimator]
+                if estimator in ESTIMATORS
+                else reference.enumerate_max_at_k
+            )
+            want = np.array([of_row(row, k) for row in rewards])
+        found.append((name, rewards, want))
+    return found
+
+
 def _rewards(rng: np.random.Generator, n: int) -> dict[str, NDArray[np.float64]]:
     """(ROWS, n) of each kind, exact in float32."""
     return {
@@ -234,19 +263,6 @@ def _rewards(rng: np.random.Generator, n: int) -> dict[str, NDArray[np.float64]]
         "0/1": rng.integers(0, 2, (ROWS, n)).astype(np.float64),
         "five levels": rng.integers(-2, 3, (ROWS, n)) / 2.0,
     }
-
-
-def _expected(
-    rewards: NDArray[np.float64], k: int, estimator: str, against: str
-) -> NDArray[np.float64]:
-    if against == "reference":
-        return np.asarray(_call(estimator, rewards, k, "reference"), np.float64)
-    of_row: Callable[[Any, int], Any] = (
-        reference.ENUMERATIONS[estimator]
-        if estimator in ESTIMATORS
-        else reference.enumerate_max_at_k
-    )
-    return np.array([of_row(row, k) for row in rewards])
 
 
 def _by_expectation(implementation: str, estimator: str, against: str, seed: int) -> Finding:
@@ -314,82 +330,108 @@ def best_of_k(
     return float(value), -steps @ slopes[:-1]
 
 
+def _by_rule(implementation: str, estimator: str, seed: int) -> Finding:
+    tally = _Tally(implementation, estimator, "rows that are not finite")
+    tally.tolerance = SPOILED_TOLERANCE
+    with _float64_allowed(tally.kind):
+        dtypes = ["float32", *(["float64"] if _computes_float64(implementation) else [])]
+        for n, scale in SPOILED_N:
+            for dtype in dtypes:
+                _spoiled_case(seed, n, scale, estimator).compare(tally, dtype)
+    return tally.finding()
+
+
 @dataclass(frozen=True)
 class _Case:
-    """Random rewards and options, the same for every implementation."""
+    """Random rewards and options, the same for every implementation.
+
+    Attributes:
+        rewards: float64 that is finite and exact in float32, or bool.
+        spoiled: in the shape of rewards: a NaN or an infinity that takes the place of the reward, 1
+          or −1 where the largest number of the dtype does, 0 where nothing does. Or None.
+        large: True for groups that are given multiplied by a power of two that brings them near the
+          largest number, 1 along the axis of samples. Or None.
+        expected: of the rewards as they stand, NaN for groups with something spoiled.
+    """
 
     estimator: str
-    rewards: NDArray[Any]  # float64 that is exact in float32, or bool
+    rewards: NDArray[Any]
+    spoiled: NDArray[np.float64] | None
+    large: NDArray[np.bool_] | None
     k: Any
     options: dict[str, Any]
     expected: NDArray[np.float64]
     text: str
 
     @classmethod
-    def drawn(cls, seed: int, index: int, estimator: str) -> _Case:
-        """Case `index` of the seed, a different one for each estimator."""
-        rng = np.random.default_rng((seed, index, EVERYTHING.index(estimator)))
-        n = round(2 ** rng.uniform(1, 8.5))
-        leading = tuple(rng.integers(1, 6, rng.integers(0, 3)).tolist())
-        axis = int(rng.integers(0, len(leading) + 1))
-        kinds: dict[str, Callable[[], NDArray[Any]]] = {
-            "gaussian": lambda: rng.standard_normal((*leading, n)),
-            "far from 0": lambda: rng.standard_normal((*leading, n)) + 100,
-            "of many sizes": lambda: np.exp(4 * rng.standard_normal((*leading, n))),
-            "five levels": lambda: rng.integers(-2, 3, (*leading, n)) / 2,
-            "0/1": lambda: rng.integers(0, 2, (*leading, n)).astype(np.float64),
-            "bool": lambda: rng.integers(0, 2, (*leading, n)).astype(np.bool_),
-            "all equal": lambda: np.ones((*leading, n)) * rng.standard_normal((*leading, 1)),
-        }
-        kind = str(rng.choice(list(kinds)))
-        rewards = kinds[kind]()
-        if kind != "bool":
-            rewards = rewards.astype(np.float32).astype(np.float64)
-        masked = bool(rng.integers(0, 2))
-        where = rng.random(rewards.shape) < rng.uniform(0.3, 1) if masked else None
-        # Small ks are what people train with: each size of k as often as the others.
-        share = rng.random(leading if rng.integers(0, 2) and estimator != MAX_AT_K.name else ())
-        ks = (_largest_k(estimator, n) ** share).round().astype(int)
-        k = int(ks) if ks.ndim == 0 else ks
-        options: dict[str, Any] = {"axis": axis}
-        if estimator != MAX_AT_K.name:
-            options["scale"] = str(rng.choice(SCALES))
-            options["undersized"] = str(rng.choice(UNDERSIZED))
-        said = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        text = f"case {index} of seed {seed}: {leading} groups of n={n}, k={ks.tolist()}, {kind}"
-        text += f"{', masked' if masked else ''}, {said}"
+    def of(
+        cls,
+        estimator: str,
+        rewards: NDArray[Any],
+        where: NDArray[np.bool_] | None,
+        k: Any,
+        options: dict[str, Any],
+        text: str,
+        rng: np.random.Generator,
+        fates: NDArray[np.int64] | None,
+    ) -> _Case:
+        """Rewards (..., n), where (..., n) or None, fates (...): indices into FATES, or None."""
+        spoiled, large = None, None
+        if fates is not None:
+            rewards, spoiled, large = _befallen(rng, rewards, where, fates)
+        axis = options["axis"]
         rewards = np.moveaxis(rewards, -1, axis)
+        if spoiled is not None and large is not None:
+            spoiled, large = np.moveaxis(spoiled, -1, axis), np.moveaxis(large, -1, axis)
         if where is not None:
-            options["where"] = np.moveaxis(where, -1, axis)
+            options = options | {"where": np.moveaxis(where, -1, axis)}
         want = np.asarray(_call(estimator, rewards, k, "reference", **options), np.float64)
-        return cls(estimator, rewards, k, options, want, text)
+        if spoiled is not None:
+            valid = options.get("where", np.True_)
+            lost = ((spoiled != 0) & valid).any(axis=axis, keepdims=True)
+            lost = lost[..., 0] if estimator == MAX_AT_K.name else lost & valid
+            want = np.where(lost, np.nan, want)
+        return cls(estimator, rewards, spoiled, large, k, options, want, text)
 
-    def compare(self, tally: _Tally) -> None:
+    def given(self, dtype: str) -> NDArray[Any]:
+        """The rewards in this dtype; bool stays bool."""
+        if self.spoiled is None or self.large is None:
+            return self.rewards if self.rewards.dtype == np.bool_ else self.rewards.astype(dtype)
+        limits = np.finfo(dtype)
+        rewards = np.ldexp(self.rewards.astype(dtype), (limits.maxexp - 1) * self.large)
+        put = np.where(np.isfinite(self.spoiled), self.spoiled * limits.max, self.spoiled)
+        return np.where(self.spoiled == 0, rewards, put.astype(dtype))
+
+    def compare(self, tally: _Tally, dtype: str | None = None) -> None:
         """Enter into the tally what its implementation makes of this case."""
+        if dtype is None:
+            dtype = "float64" if tally.kind == "numpy" else "float32"
 
-        def error() -> float:
+        def error(dtype: str = dtype) -> float:
             kind = tally.kind
             options = dict(self.options)
             if "where" in options:
                 options["where"] = as_given(options["where"], kind)
-            given = as_given(self.rewards, kind)
+            given = as_given(self.given(dtype), kind, dtype)
             got = _on_host(_call(self.estimator, given, self.k, tally.implementation, **options))
-            return self._error(got)
+            return self._error(got, dtype)
 
-        tally.compare(self.text, max(1, self.rewards.size // self.n), error)
+        tally.compare(f"{self.text}, {dtype}", max(1, self.rewards.size // self.n), error)
 
     @property
     def n(self) -> int:
         return int(self.rewards.shape[self.options["axis"]])
 
-    def _error(self, got: NDArray[np.float64]) -> float:
+    def _error(self, got: NDArray[np.float64], dtype: str) -> float:
         """The worst over all rows, relative to the largest result of the row or to its terms."""
         want, axis = self.expected, self.options["axis"]
         if got.shape != want.shape or not np.array_equal(np.isnan(got), np.isnan(want)):
             return np.inf
-        got, want = np.nan_to_num(got), np.nan_to_num(want)
+        got, want = np.where(np.isnan(got), 0, got), np.nan_to_num(want)
         if self.estimator == MAX_AT_K.name:
             got, want = np.expand_dims(got, axis), np.expand_dims(want, axis)
+        if self.large is not None and self.estimator not in NORMALIZED:
+            got = _scaled_down(got, want, self.large, np.finfo(dtype))
         size = np.abs(want).max(axis=axis, keepdims=True)
         largest = np.abs(self.rewards.astype(np.float64)).max(axis=axis, keepdims=True)
         if self.estimator == MAX_AT_K.name:
@@ -402,6 +444,104 @@ class _Case:
         else:
             size = np.maximum(size, 1.0)  # in units of a deviation
         return float((np.abs(got - want) / np.where(size > 0, size, 1)).max())
+
+
+def _scaled_down(
+    got: NDArray[np.float64], want: NDArray[np.float64], large: NDArray[np.bool_], limits: Any
+) -> NDArray[np.float64]:
+    """Results for large groups, by the power of two that their rewards were multiplied by.
+
+    An infinity is right where the right result is at least the largest number of the dtype, and
+    where it is smaller as wrong as that number.
+    """
+    got = np.ldexp(got, -(limits.maxexp - 1) * large)
+    limit = np.where(large, np.ldexp(float(limits.max), 1 - limits.maxexp), np.inf)
+    endless = np.copysign(np.maximum(np.abs(want), limit), got)
+    return np.where(np.isinf(got), endless, got)
+
+
+@lru_cache(maxsize=64)
+def _drawn_case(seed: int, index: int, estimator: str) -> _Case:
+    """Case `index` of the seed, a different one for each estimator."""
+    rng = np.random.default_rng((seed, index, EVERYTHING.index(estimator)))
+    n = round(2 ** rng.uniform(1, 8.5))
+    leading = tuple(rng.integers(1, 6, rng.integers(0, 3)).tolist())
+    axis = int(rng.integers(0, len(leading) + 1))
+    kinds: dict[str, Callable[[], NDArray[Any]]] = {
+        "gaussian": lambda: rng.standard_normal((*leading, n)),
+        "far from 0": lambda: rng.standard_normal((*leading, n)) + 100,
+        "of many sizes": lambda: np.exp(4 * rng.standard_normal((*leading, n))),
+        "five levels": lambda: rng.integers(-2, 3, (*leading, n)) / 2,
+        "0/1": lambda: rng.integers(0, 2, (*leading, n)).astype(np.float64),
+        "bool": lambda: rng.integers(0, 2, (*leading, n)).astype(np.bool_),
+        "all equal": lambda: np.ones((*leading, n)) * rng.standard_normal((*leading, 1)),
+    }
+    kind = str(rng.choice(list(kinds)))
+    rewards = kinds[kind]()
+    if kind != "bool":
+        rewards = rewards.astype(np.float32).astype(np.float64)
+    masked = bool(rng.integers(0, 2))
+    where = rng.random(rewards.shape) < rng.uniform(0.3, 1) if masked else None
+    # Small ks are what people train with: each size of k as often as the others.
+    share = rng.random(leading if rng.integers(0, 2) and estimator != MAX_AT_K.name else ())
+    ks = (_largest_k(estimator, n) ** share).round().astype(int)
+    k = int(ks) if ks.ndim == 0 else ks
+    options: dict[str, Any] = {"axis": axis}
+    if estimator != MAX_AT_K.name:
+        options["scale"] = "sum" if estimator in NORMALIZED else str(rng.choice(SCALES))
+        options["undersized"] = str(rng.choice(UNDERSIZED))
+    # One in three has groups that are not finite.
+    fates = rng.integers(0, len(FATES), leading) if rng.random() < 1 / 3 else None
+    fates = None if kind == "bool" else fates
+    said = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    text = f"case {index} of seed {seed}: {leading} groups of n={n}, k={ks.tolist()}, {kind}"
+    text += f"{', masked' if masked else ''}{', spoiled' if fates is not None else ''}, {said}"
+    return _Case.of(estimator, rewards, where, k, options, text, rng, fates)
+
+
+@lru_cache(maxsize=64)
+def _spoiled_case(seed: int, n: int, scale: str, estimator: str) -> _Case:
+    """Groups of n samples of every fate, whole and with samples left out, each with a k."""
+    rng = np.random.default_rng((seed, n))
+    fates = np.tile(np.arange(len(FATES)), 4)
+    gaussian, levels = rng.standard_normal((2, len(fates) // 2, n))
+    rewards = np.concatenate([gaussian, levels.round()]).astype(np.float32).astype(np.float64)
+    where = rng.random(rewards.shape) < 0.7
+    where[: len(FATES)] = where[-len(FATES) :] = True
+    options: dict[str, Any] = {"axis": 1}
+    k: Any = 2
+    if estimator != MAX_AT_K.name:
+        k = rng.integers(1, _largest_k(estimator, n) + 1, len(fates))
+        options["scale"] = "sum" if estimator in NORMALIZED else scale
+        options["undersized"] = UNDERSIZED[n % len(UNDERSIZED)]
+    return _Case.of(estimator, rewards, where, k, options, f"n={n}, {options}", rng, fates)
+
+
+def _befallen(
+    rng: np.random.Generator,
+    rewards: NDArray[np.float64],
+    where: NDArray[np.bool_] | None,
+    fates: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """rewards (..., n), where (..., n) or None, fates (...) → rewards, spoiled, large of a case."""
+    rewards, spoiled = rewards.copy(), np.zeros(rewards.shape)
+    names = np.asarray(np.array(FATES)[fates])
+    for group in np.ndindex(fates.shape):
+        row, name = rewards[group], names[group]
+        valid = np.arange(len(row)) if where is None else np.flatnonzero(where[group])
+        if name in ("NaN", "inf", "-inf"):
+            # Wherever it is: a sample that is left out touches nothing.
+            spoiled[group][rng.integers(len(row))] = float(name)
+        elif name == "overflow" and len(valid) > 1:
+            low, high = rng.choice(valid, 2, replace=False)
+            spoiled[group][low], spoiled[group][high] = -1, 1
+        elif name == "large":
+            # Below 2, and so is the range: the power of two for it makes both finite.
+            row *= 0.99 / max(1.0, np.abs(row).max())
+        elif name == "large, one sign":
+            row[:] = np.copysign(1.5 + 0.2 * row / max(1.0, np.abs(row).max()), row[0])
+    large = np.char.startswith(names, "large")[..., None]
+    return rewards.astype(np.float32).astype(np.float64), spoiled, large
 
 
 def as_given(values: NDArray[Any], kind: str, dtype: str = "float32") -> Any:

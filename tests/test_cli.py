@@ -17,11 +17,13 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from pkpo_kernels import available_implementations, cli, rollouts, transform
+from pkpo_kernels import available_implementations, cli, dispatch, rollouts, transform
 from pkpo_kernels.rollouts import read_rollouts
 from pkpo_kernels.verification import Finding
 
 Pkpo = Callable[..., tuple[int, str, str]]
+# What is said of a file of JSON lines with a list of rewards each.
+TASKS_A_LINE = "one task a line: tasks from task_id, rewards from rewards; nothing ignored\n"
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ class TestPassk:
     def test_percentages_in_full(self, pkpo: Pkpo, binary: Path) -> None:
         # pass@1 = 16/40; pass@5 = (0 + 1/2 + 251/252 + 1)/4; pass@10 = 3/4.
         code, out, err = pkpo("passk", binary, "-k", "1,5,10-11")
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, f"{binary}: {TASKS_A_LINE}")
         assert [(row[0], row[1], row[4], row[5]) for row in rows_of(out)] == [
             ("1", "40 %", "4", "0"),
             ("5", "62.400794 %", "4", "0"),
@@ -140,7 +142,7 @@ class TestPassk:
         pytest.importorskip("matplotlib")
         path = tmp_path / f"curve.{extension}"
         code, out, err = pkpo("passk", binary, "-k", "1-10", "--plot", path, "--against", binary)
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, 2 * f"{binary}: {TASKS_A_LINE}")
         assert path.read_bytes().startswith(head)
         assert f"written to {path}" in out
 
@@ -191,6 +193,50 @@ class TestPassk:
         assert os.listdir(tmp_path) == before
 
 
+class TestColumns:
+    INDEX = ",task_id,s0,s1\n0,a,0,1\n1,b,1,1\n"
+
+    def test_the_index_of_pandas(self, pkpo: Pkpo, tmp_path: Path) -> None:
+        path = tmp_path / "r.csv"
+        path.write_text(self.INDEX)
+        code, out, err = pkpo("passk", path, "-k", "1")
+        assert (code, out) == (2, "")
+        assert err.startswith(f"pkpo: {path}:1: column 1 has no name, and looks like an index")
+        assert "--reward-columns s0,s1" in err
+        # Not 66.67 % of 3.
+        code, out, err = pkpo("passk", path, "-k", "1", "--reward-columns", "s0,s1")
+        assert (code, rows_of(out)[0][1]) == (0, "75 %")
+        assert "2 tasks of 2 samples" in " ".join(out.split())
+        assert err == (
+            f"{path}: one task a line: tasks from task_id, rewards from s0, s1; ignored: a column"
+            " without a name\n"
+        )
+
+    def test_one_sample_a_line(self, pkpo: Pkpo, tmp_path: Path) -> None:
+        path = tmp_path / "r.csv"
+        path.write_text("task_id,sample_idx,passed\na,0,1\na,1,0\na,2,1\n")
+        code, out, err = pkpo("passk", path, "-k", "1")
+        assert (code, rows_of(out)[0][1]) == (0, "66.666667 %")
+        assert "1 tasks of 3 samples" in " ".join(out.split())
+        assert err.endswith("rewards from passed; ignored: sample_idx\n")
+
+    def test_a_column_that_is_no_sample(self, pkpo: Pkpo, tmp_path: Path) -> None:
+        path = tmp_path / "r.csv"
+        path.write_text("task_id,level,s0,s1\na,3,0,1\nb,2,1,1\n")
+        code, out, err = pkpo("transform", path, "-k", "1", "-o", tmp_path / "o.jsonl")
+        assert (code, out) == (2, "")
+        assert "column 'level' is not of one family with s0, s1" in err
+        assert os.listdir(tmp_path) == ["r.csv"]
+        chosen = ("--reward-columns", "s0, s1", "--task-column", "task_id")
+        code, _, err = pkpo("transform", path, "-k", "1", "-o", tmp_path / "o.jsonl", *chosen)
+        assert code == 0
+        assert err.endswith("rewards from s0, s1; ignored: level\n")
+        assert [task.tolist() for task in read_rollouts(tmp_path / "o.jsonl").rewards] == [
+            [0, 1],
+            [1, 1],
+        ]
+
+
 class TestTransform:
     @pytest.mark.parametrize("extension", ["jsonl", "csv", "parquet"])
     def test_ragged_tasks_each_by_themselves(
@@ -200,7 +246,7 @@ class TestTransform:
             pytest.importorskip("pyarrow")
         output = tmp_path / f"o.{extension}"
         code, out, err = pkpo("transform", ragged, "-k", "2", "-o", output)
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, f"{ragged}: {TASKS_A_LINE}")
         assert dict(rows_of(out)) == {
             "tasks": "3",
             "samples": "8",
@@ -309,6 +355,15 @@ REFUSED = {
         "transform {ragged} -k 2 -o {out} --implementation x",
         "implementation must be None or one of",
     ),
+    "reward column": (
+        "transform {ragged} -k 2 -o {out} --reward-columns score",
+        "--reward-columns must name a key; got 'score'; there are task_id, rewards",
+    ),
+    "columns as no list": (
+        """passk {ragged} -k 1 --reward-columns "s0"x""",
+        "--reward-columns must be names such as s0,s1; got",
+    ),
+    "task column": ("passk {ragged} -k 1 --task-column id", "did you mean"),
     "no output": ("transform {ragged} -k 2", "'-o' / '--output'"),
     "ragged npy": ("transform {ragged} -k 2 -o {out}.npy", "1 to 4: write .jsonl"),
     "extension": ("transform {ragged} -k 2 -o {out}.txt", "extension must be .jsonl"),
@@ -458,14 +513,29 @@ class TestInfo:
         there = {row[0]: row[-1] for row in rows if len(row) == 4}
         for name, reason in available_implementations().items():
             assert there[name] == (reason or "available")
-        assert ["numpy", "numpy"] in rows
+        for row in dispatch.defaults_by_device():
+            assert list(row) in rows
+        assert ["numpy", "cpu", "numpy"] in rows
+
+    def test_what_serves_on_this_machine(self, pkpo: Pkpo) -> None:
+        """No name of a kernel beside a processor that it does not run on."""
+        pytest.importorskip("torch")
+        pytest.importorskip("jax")
+        there = [row for row in rows_of(pkpo("info")[1]) if len(row) == 3 and "cpu" in row[1]]
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        assert [row[::2] for row in there] == [
+            ["numpy", "numpy"],
+            ["torch", "triton" if interpreted else "torch"],
+            ["jax", "xla"],
+        ]
 
     def test_what_is_not_installed(self, pkpo: Pkpo, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "jax" else True)
         monkeypatch.setattr(cli, "_torch_devices", lambda torch: ["cpu", "cuda:0 H200"])
         _, out, _ = pkpo("info")
         rows = rows_of(out)
-        assert rows.count(["jax", "not installed; pip install jax"]) == 2
+        assert ["jax", "not installed; pip install jax"] in rows
+        assert ["jax", "none", "not installed; pip install jax"] in rows
         assert ["", "cuda:0 H200"] in rows
 
     def test_a_broken_library_is_reported(

@@ -30,7 +30,14 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET
 
 
 def run_interpreted(
-    *args: Any, kernel: Any, out_shape: Any, grid: Any, num_warps: int, num_stages: int, **meta: Any
+    *args: Any,
+    kernel: Any,
+    out_shape: Any,
+    grid: Any,
+    num_warps: int,
+    num_stages: int,
+    enable_fp_fusion: bool,
+    **meta: Any,
 ) -> jax.Array:
     """What jax_triton.triton_call does: arrays and numbers in their places, outputs behind them."""
     arrays = [i for i, arg in enumerate(args) if not isinstance(arg, int | float)]

@@ -2,37 +2,121 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import venv
 import zipfile
-from importlib.metadata import entry_points
 from pathlib import Path
 
+import pytest
+
+import pkpo_kernels as pk
+
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("pkpo_kernels", "pkpo_triton", "pkpo_pallas")
+
+# A user's strict type checker finds the last line wrong, and that alone.
+USERS_CODE = """\
+import pkpo_kernels as pk
+from pkpo_pallas import plan
+from pkpo_triton import weights
+
+pk.transform([[0.0, 1.0]], k=1)
+size: int = weights.factorials_size(plan.words(4, plan.plan(4, 1)))
+wrong: int = pk.__version__
+"""
 
 
-def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
-    # A build leaves files behind, so it gets a copy.
-    source = tmp_path / "source"
-    names = ("pyproject.toml", "README.md", "LICENSE", "pkpo_kernels", "kernels", "tests", "bench")
-    for name in names:
-        origin = ROOT / name
-        if origin.is_dir():
-            shutil.copytree(origin, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            source.mkdir(exist_ok=True)
-            shutil.copy(origin, source / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", tmp_path, source], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    files = zipfile.ZipFile(wheel).namelist()
-    top = {name.split("/")[0] for name in files if ".dist-info/" not in name}
-    assert top == {"pkpo_kernels", "pkpo_triton", "pkpo_pallas"}
-    assert "pkpo_kernels/py.typed" in files
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command that must find everything by itself: where no tree of ours is on the path."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy what git knows of this tree, since a build takes in what else lies there."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this tree is not a git clone, so nothing says what belongs to it")
+    listing = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    copy = tmp_path_factory.mktemp("source")
+    for name in listing.stdout.rstrip("\0").split("\0"):
+        if (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+def build(source: Path, target: str, to: Path) -> Path:
+    """Build one target of hatchling's and return the file."""
+    built = run(sys.executable, "-m", "hatchling", "build", "-t", target, "-d", to, cwd=source)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (file,) = to.iterdir()
+    return file
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_version_and_the_command_are_installed() -> None:
+    installed = importlib.metadata.distribution("pkpo-kernels")
+    assert installed.version == pk.__version__
+    (command,) = installed.entry_points.select(group="console_scripts")
+    assert (command.name, command.value) == ("pkpo", "pkpo_kernels.cli:main")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_says_that_it_is_typed(package: str) -> None:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    assert Path(spec.origin).with_name("py.typed").exists()
+
+
+@pytest.mark.release
+def test_a_wheel_holds_the_three_packages_and_nothing_else(source: Path, tmp_path: Path) -> None:
+    files = zipfile.ZipFile(build(source, "wheel", tmp_path)).namelist()
+    modules = {name for name in files if ".dist-info/" not in name}
+    expected = files_below(source / "pkpo_kernels") | files_below(source / "kernels")
+    assert {Path(name).name for name in expected} == {Path(name).name for name in modules}
+    assert {name.split("/")[0] for name in modules} == set(PACKAGES)
+    assert all(f"{package}/py.typed" in modules for package in PACKAGES)
     assert any(name.endswith("licenses/LICENSE") for name in files)
 
 
-def test_the_command_is_installed() -> None:
-    (command,) = entry_points(group="console_scripts", name="pkpo")
-    assert command.value == "pkpo_kernels.cli:main"
+@pytest.mark.release
+def test_an_sdist_holds_the_tree_and_what_its_tests_need(source: Path, tmp_path: Path) -> None:
+    with tarfile.open(build(source, "sdist", tmp_path)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert files_below(unpacked) == files_below(source) | {"PKG-INFO"}
+    some = [f"tests/test_{name}.py" for name in ("api", "package", "readme_tables", "weights")]
+    tests = run(sys.executable, "-m", "pytest", "-q", "-x", *some, cwd=unpacked)
+    assert tests.returncode == 0, tests.stdout + tests.stderr
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+@pytest.mark.parametrize("target", ["wheel:standard", "wheel:editable"])
+def test_type_checkers_find_the_packages_once_installed(
+    source: Path, tmp_path: Path, target: str, checker: str
+) -> None:
+    pytest.importorskip(checker)
+    wheel = build(source, target, tmp_path / "dist")
+    venv.create(tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv/bin/python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
+    installed = run(*pip, wheel, cwd=tmp_path)
+    assert installed.returncode == 0, installed.stderr
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "user.py").write_text(USERS_CODE)
+    option = ("--strict", "--python-executable") if checker == "mypy" else ("--pythonpath",)
+    checked = run(sys.executable, "-m", checker, *option, python, "user.py", cwd=work)
+    wrong = {line.split(":")[1] for line in checked.stdout.splitlines() if "user.py:" in line}
+    assert wrong == {str(len(USERS_CODE.splitlines()))}, checked.stdout + checked.stderr

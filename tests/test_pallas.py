@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import jax
@@ -26,6 +28,7 @@ from pkpo_kernels import dispatch
 if not PALLAS_INTERPRETED:
     pytest.skip("needs PALLAS_INTERPRET=1", allow_module_level=True)
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 fused = partial(pk.transform, implementation="pallas_interpret")
 fused_max = partial(pk.max_at_k, implementation="pallas_interpret")
 
@@ -36,6 +39,10 @@ def same(got: Any, want: Any, tolerance: float = 5e-6) -> None:
     np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
+def reference(rewards: Any, k: Any, **options: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(pk.transform(np.asarray(rewards), k, implementation="reference", **options))
+
+
 def rewards_of(n: int, rows: int = 2, dtype: Any = jnp.float32) -> jax.Array:
     values = rewards_of_every_kind(np.random.default_rng(n), n, rows)
     return jnp.asarray(values > 0 if jnp.dtype(dtype) == np.bool_ else values, dtype)
@@ -43,7 +50,7 @@ def rewards_of(n: int, rows: int = 2, dtype: Any = jnp.float32) -> jax.Array:
 
 class TestNetworks:
     @pytest.mark.parametrize("group", [8, plan.GROUP])
-    @pytest.mark.parametrize("n", [*range(1, 41), 64, 100, 128, 300, 1024])
+    @pytest.mark.parametrize("n", [*range(1, 41), 64, 100, 128, *(slow(n) for n in (300, 1024))])
     def test_they_sort(self, n: int, group: int) -> None:
         # A network that sorts all rows of zeros and ones sorts all rows (Knuth 1973, 5.3.4); of
         # long rows some.
@@ -85,14 +92,14 @@ class TestNetworks:
                 assert got == want
 
 
-@pytest.mark.parametrize("n, dtype", [(12, "float32"), (40, "float32"), (130, "bool")])
+@pytest.mark.parametrize("n, dtype", [(12, "float32"), slow(40, "float32"), slow(130, "bool")])
 def test_two_cores_share_the_rows(monkeypatch: pytest.MonkeyPatch, n: int, dtype: str) -> None:
     """Blocks of rows are handed out to both; races are looked for in every test of this file."""
     monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1)
     interpret_with(monkeypatch, num_cores_or_threads=2)
     rewards = jnp.tile(rewards_of(n, rows=1, dtype=jnp.dtype(dtype)), (500, 1))
     same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
-    if n == 12:
+    if n == 40:
         same(fused_max(rewards, [1, 3]), pk.max_at_k(rewards, [1, 3], implementation="xla"))
 
 
@@ -117,17 +124,21 @@ def test_a_race_is_found() -> None:
 
 
 class TestRegimes:
-    @pytest.mark.parametrize("n", [5, 24, 40])
+    @pytest.mark.parametrize("n", [5, slow(24), slow(40)])
     def test_chips_that_do_not_gather(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
         monkeypatch.setattr(op, "chip", lambda interpreted: plan.OLD)
         assert not plan.plan(n, 10, plan.OLD).run
         jax.clear_caches()
         rewards = rewards_of(n)
         where = jnp.asarray(np.random.default_rng(n).random(rewards.shape) < 0.8)
-        rewards = rewards.at[0, 1].set(jnp.inf) if n == 24 else rewards
-        same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
-        want = pk.transform(rewards, 3, where=where, implementation="xla")
-        same(fused(rewards, 3, where=where), want)
+        if n != 5:
+            same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
+        rewards = rewards.at[0, 1].set(jnp.inf).at[3, 4].set(jnp.nan)
+        # One of the infinity and the NaN is left out.
+        where = where.at[0, 1].set(True).at[3, 4].set(n == 24)
+        got = fused(rewards, 3, where=where)
+        want = reference(rewards, 3, where=np.asarray(where))
+        np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)
         jax.clear_caches()
 
     def test_the_chip_is_the_one_that_is_traced_for(self) -> None:
@@ -144,11 +155,11 @@ class TestRegimes:
     @pytest.mark.parametrize(
         "n, group, estimator",
         [
-            (24, plan.GROUP, "passk_training"),
-            (40, plan.GROUP, "sloo_minus_one"),
+            slow(24, plan.GROUP, "passk_training"),
+            slow(40, plan.GROUP, "sloo_minus_one"),
             # As rows of 120 and 520, but soon compiled.
             (30, 8, "sloo_minus_one"),
-            (130, 8, "sloo_minus_one"),
+            slow(130, 8, "sloo_minus_one"),
         ],
     )
     def test_as_compiled(
@@ -163,6 +174,7 @@ class TestRegimes:
         same(fused(rewards, 3, estimator=estimator), want)
         jax.clear_caches()
 
+    @pytest.mark.slow
     def test_several_tiles_and_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 2 * 8 * plan.TILE_ROWS)
         assert plan.plan(8, 4000).tiles == 2
@@ -173,15 +185,21 @@ class TestRegimes:
         same(fused_max(rewards, 2), pk.max_at_k(rewards, 2, implementation="xla"))
 
     def test_blocks_that_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Regular rows, rows of two levels, and rows with infinities, a block each."""
+        """Rows of many levels, and rows of two, of which one has an infinity or a NaN."""
         monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1)
         rng = np.random.default_rng(1)
         values = rng.standard_normal((3000, 20)).astype(np.float32)
-        values[1024:2048] = rng.integers(0, 2, (1024, 20))
-        values[2500, 3], values[2600, 4] = np.inf, np.nan
+        values[1024:] = rng.integers(0, 2, (1976, 20))
+        values[1500] = np.where(values[1500] > 0, np.inf, 0)
+        values[2500, 7] = np.nan
         rewards = jnp.asarray(values)
-        same(fused(rewards, 3), pk.transform(rewards, 3, implementation="xla"))
+        got = np.array(fused(rewards, 3))
+        assert np.isnan(got[[1500, 2500]]).all()
+        want = np.array(pk.transform(rewards, 3, implementation="xla"))
+        want[[1500, 2500]] = np.nan
+        np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)
 
+    @pytest.mark.slow
     def test_many_ks_are_several_launches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(op, "_TABLE_SIZE", 32)
         rewards, ks = rewards_of(12), [1, 2, 5, 7, 12]
@@ -199,11 +217,82 @@ class TestRegimes:
         np.testing.assert_allclose(sums, terms.astype(np.float64).cumsum(1), rtol=1.2e-7)
         np.testing.assert_array_equal(sums[:, 5::5], sums[:, 4:-1:5])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("n, dtype", [(128, "bfloat16"), (130, "bool")])
     def test_row_major_rows_and_chunks_of_other_dtypes(self, n: int, dtype: str) -> None:
         rewards = rewards_of(n, rows=1, dtype=jnp.dtype(dtype))
         want = pk.transform(rewards, 3, implementation="xla")
         same(fused(rewards, 3), want, 1e-2 if dtype == "bfloat16" else 5e-6)
+
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+class TestRowsThatAreNotFinite:
+    @pytest.mark.parametrize(
+        "n, estimator", [(8, "sloo"), (33, "sloo_minus_one"), slow(130, "centered")]
+    )
+    def test_beside_ordinary_ones(self, n: int, estimator: str) -> None:
+        rng = np.random.default_rng(n)
+        rewards = rng.standard_normal((32, n)).astype(np.float32)
+        rewards[8:16] = rng.integers(0, 2, (8, n))
+        where = rng.random((32, n)) < 0.8
+        k = rng.integers(1, n // 2, 32)
+        for row, value in ((1, np.nan), (3, np.inf), (5, -np.inf), (9, np.nan), (11, np.inf)):
+            rewards[row, 2], where[row, 2] = value, True
+            # The same, left out.
+            rewards[row + 1, 2], where[row + 1, 2] = value, False
+        rewards[20], rewards[21], rewards[22] = np.nan, np.inf, -np.inf
+        where[22] = False
+        # The range overflows; and is the largest that there is.
+        rewards[24, :2], rewards[25, :2], where[24:26, :2] = (LARGEST, -2e38), (LARGEST, 0), True
+        rewards[25] = np.abs(rewards[25])
+        # NaN wins over too few samples.
+        where[26, 1:], where[27, 1:], k[26:28] = False, False, 3
+        rewards[27, 0], where[26:28, 0] = np.nan, True
+        got = np.asarray(
+            fused(
+                jnp.asarray(rewards), jnp.asarray(k), where=jnp.asarray(where), estimator=estimator
+            )
+        )
+        want = reference(rewards, k, where=where, estimator=estimator)
+        irregular = [1, 3, 5, 9, 11, 20, 21, 24, 27]
+        assert np.isnan(got[irregular][where[irregular]]).all()
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+        for got_row, want_row in zip(got, want, strict=True):
+            size = np.nanmax(np.abs(want_row), initial=1)
+            np.testing.assert_allclose(got_row, want_row, rtol=5e-6, atol=2e-6 * size)
+        assert not got[~where].any()
+
+    @pytest.mark.parametrize("estimator, scale", [("sloo", "sum"), ("s", "mean")])
+    def test_only_the_outcome_may_overflow(self, estimator: str, scale: str) -> None:
+        n, k = 4, 2
+        rng = np.random.default_rng(4)
+        rewards = (LARGEST * rng.random((32, n))).astype(np.float32)
+        rewards[:4] -= np.float32(LARGEST / 2)
+        rewards[4:6] = [[LARGEST, 0, LARGEST, 0], [-LARGEST, -LARGEST, 0, 0]]
+        rewards[6:12] *= np.float32(2.0 ** -np.arange(1, 13, 2)[:, None])
+
+        def s(row: list[Fraction], i: int) -> Fraction:
+            subsets = list(combinations(range(len(row)), k))
+            best = (max(row[j] for j in subset) for subset in subsets if i in subset)
+            return sum(best, Fraction(0)) / len(subsets)
+
+        def sloo(row: list[Fraction], i: int) -> Fraction:
+            rest = row[:i] + row[i + 1 :]
+            return s(row, i) - sum(s(rest, j) for j in range(n - 1)) / (n - 1)
+
+        definition = s if estimator == "s" else sloo
+        exact = [[Fraction(float(x)) for x in row] for row in rewards]
+        times = n if scale == "mean" else 1
+        want = np.array([[float(definition(row, i) * times) for i in range(n)] for row in exact])
+        size = np.abs(want).max(1, keepdims=True)
+        overflows = np.abs(want) > LARGEST
+        assert scale == "sum" or overflows.any()
+        got = np.asarray(fused(jnp.asarray(rewards), k, estimator=estimator, scale=scale), float)
+        np.testing.assert_array_equal(got[overflows], np.copysign(np.inf, want[overflows]))
+        error = np.abs(np.where(overflows, want, got) - want)
+        assert (error <= 1e-6 * size).all()
 
 
 class TestInsideJax:
@@ -214,6 +303,7 @@ class TestInsideJax:
             same(step(rewards, jnp.asarray(k)), pk.transform(rewards, k, implementation="xla"))
         assert step._cache_size() == 1
 
+    @pytest.mark.slow
     def test_vmap(self) -> None:
         rewards = rewards_of(6, rows=2)
         ks = jnp.asarray([1, 2, 6])
@@ -230,6 +320,7 @@ class TestInsideJax:
         best = jax.vmap(lambda x, k: fused_max(x, k[None]))(cube, jnp.asarray([1, 3]))
         same(best[1], pk.max_at_k(cube[1], [3], implementation="xla"))
 
+    @pytest.mark.slow
     def test_scan_and_grad(self) -> None:
         rewards = rewards_of(6, rows=1)
 
@@ -258,6 +349,7 @@ class TestInsideJax:
         want = -(advantages - advantages.sum(-1, keepdims=True) / 6)
         same(step(jnp.zeros_like(rewards), rewards), want)
 
+    @pytest.mark.slow
     def test_shard_map_over_rows(self) -> None:
         code = """
 import os

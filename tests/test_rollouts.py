@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +15,15 @@ import numpy as np
 import pytest
 
 from pkpo_kernels import rollouts as module
+from pkpo_kernels.rollout_columns import choose_columns
 from pkpo_kernels.rollouts import (
     RolloutFileError,
     Rollouts,
     check_output,
     read_rollouts,
     write_transformed,
-    written_whole,
 )
+from pkpo_kernels.whole_files import written_whole
 
 TASKS = {"b": [0.0, 1.0, 1.0], "a": [1.0], 'ü ,"': [0.5, -2.0]}
 
@@ -58,6 +63,24 @@ class TestReading:
         got = plain(read_rollouts(put(tmp_path / "r.csv", text)))
         assert got == {"b": [0, 1.5, 0], "a, or\nso": [1]}
 
+    def test_jsonl_by_a_usual_name_and_by_a_named_one(self, tmp_path: Path) -> None:
+        text = '{"task_id": "H/0", "completion": "x", "passed": true}\n'
+        text += '{"task_id": "H/0", "passed": false, "seconds": 2}\n'
+        path = put(tmp_path / "r.jsonl", text)
+        got = read_rollouts(path)
+        assert plain(got) == {"H/0": [1, 0]}
+        assert got.columns == (
+            "one sample a line: tasks from task_id, rewards from passed; ignored: completion,"
+            " seconds"
+        )
+        put(path, '{"prompt": "p", "grades": [1, 0]}\n{"prompt": "q", "grades": [1]}\n')
+        chosen: dict[str, Any] = {"task_column": "prompt", "reward_columns": ["grades"]}
+        assert plain(read_rollouts(path, **chosen)) == {"p": [1, 0], "q": [1]}
+        put(path, '{"prompt": "p", "grades": 1}\n{"prompt": "p", "grades": 0}\n')
+        assert plain(read_rollouts(path, **chosen)) == {"p": [1, 0]}
+        put(path, '{"task_id": "p", "a": 1, "b": null, "c": 0}\n')
+        assert plain(read_rollouts(path, reward_columns=["a", "b", "c"])) == {"p": [1, 0]}
+
     def test_csv_of_tasks(self, tmp_path: Path) -> None:
         text = "task_id,s0,s1,s2\nb,0,1,1\na,,1, \n"
         got = plain(read_rollouts(put(tmp_path / "r.csv", text)))
@@ -79,6 +102,26 @@ class TestReading:
         pq.write_table(pa.table({"task_id": [4, 5, 4], "reward": [True, False, False]}), path)
         assert plain(read_rollouts(path)) == {"4": [1, 0], "5": [0]}
 
+    def test_parquet_follows_the_rule_of_csv(self, tmp_path: Path) -> None:
+        pa = pytest.importorskip("pyarrow")
+        pq = pytest.importorskip("pyarrow.parquet")
+        path = tmp_path / "r.parquet"
+        wide = {"task_id": ["a", "b"], "s0": [0, None], "s1": [True, True]}
+        pq.write_table(pa.table(wide), path)
+        assert plain(read_rollouts(path)) == {"a": [0, 1], "b": [1]}
+        pq.write_table(pa.table(wide | {"__index_level_0__": [7, 9]}), path)
+        with pytest.raises(RolloutFileError, match="'__index_level_0__' looks like an index"):
+            read_rollouts(path)
+        got = read_rollouts(path, reward_columns=["s0", "s1"])
+        assert plain(got) == {"a": [0, 1], "b": [1]}
+        assert got.columns.endswith("; ignored: __index_level_0__")
+        columns = {"task_id": ["a", "b", "a"], "sample_idx": [0, 0, 1], "passed": [1, 0, 1]}
+        pq.write_table(pa.table(columns), path)
+        assert plain(read_rollouts(path)) == {"a": [1, 1], "b": [0]}
+        pq.write_table(pa.table({"task_id": ["a"], "level": [3], "s0": [1]}), path)
+        with pytest.raises(RolloutFileError, match="'level' is not of one family with s0"):
+            read_rollouts(path)
+
     def test_many_lines(self, tmp_path: Path) -> None:
         text = "".join(f'{{"task_id": "{i // 10}", "reward": {i % 2}}}\n' for i in range(100_000))
         got = read_rollouts(put(tmp_path / "r.jsonl", text))
@@ -93,9 +136,28 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     "blank.jsonl": ("\n \n", "{}: the file holds no tasks"),
     "broken.jsonl": (GOOD + '{"task_id"\n', "{}:2: not valid JSON: "),
     "list.jsonl": (GOOD + "\n[1]\n", "{}:3: a line must be a JSON object"),
-    "no_id.jsonl": ('{"rewards": [1]}', "{}:1: the key task_id is missing"),
-    "no_rewards.jsonl": ('{"task_id": "a"}', "{}:1: a line must have one of the keys rewards and"),
-    "both.jsonl": ('{"task_id": "a", "rewards": [1], "reward": 1}', "{}:1: a line must have one"),
+    "no_id.jsonl": ('{"rewards": [1]}', "{}:1: there must be a key task_id, or one chosen with"),
+    "no_rewards.jsonl": ('{"task_id": "a"}', "{}:1: there are no rewards beside the key 'task_id'"),
+    "both.jsonl": (
+        '{"task_id": "a", "rewards": [1], "reward": 1}',
+        "{}:1: there must be one key of rewards, and these could be it: rewards, reward; choose",
+    ),
+    "key_twice.jsonl": (
+        GOOD + '{"task_id": "b", "reward": 1, "reward": 0}\n',
+        '{}:2: the key "reward" is there twice',
+    ),
+    "key_twice_within.jsonl": (
+        '{"task_id": "b", "reward": 1, "more": [{"x": 1, "x": 1}]}\n',
+        '{}:1: the key "x" is there twice',
+    ),
+    "surrogate.jsonl": (
+        GOOD + '{"task_id": "\\ud800", "rewards": [1]}\n' + "broken",
+        '{}:2: task_id must be Unicode text, got the lone surrogate of "\\ud800"',
+    ),
+    "list_of_one_sample.jsonl": (
+        '{"task_id": "b", "reward": [1, 0]}',
+        "{}:1: a reward must be a number, got [1, 0]",
+    ),
     "mixed.jsonl": (GOOD + '{"task_id": "b", "reward": 1}', "{}:2: the file mixes lines"),
     "twice.jsonl": (
         GOOD + '{"task_id": "b", "rewards": [1]}\n' + GOOD,
@@ -131,8 +193,9 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     "latin.jsonl": (GOOD.encode() + b'{"task_id": "\xe4"}', "{}:2: not UTF-8 at byte 13"),
     "empty.csv": ("", "{}: the file is empty"),
     "header_only.csv": ("task_id,reward\n", "{}: the file holds no tasks"),
-    "no_header.csv": ("a,1\nb,0\n", "{}:1: the header must have task_id once, got a,1"),
-    "alone.csv": ("task_id\na\n", "{}:1: the header must have task_id and rewards"),
+    "no_header.csv": ("a,1\nb,0\n", "{}:1: there must be a column task_id, or one chosen with"),
+    "alone.csv": ("task_id\na\n", "{}:1: there are no rewards beside the column 'task_id'"),
+    "surrogate.csv": (b"task_id,reward\na,1\n\xed\xa0\x80,1\n", "{}:3: not UTF-8 at byte 0"),
     "text.csv": ("task_id,reward\na,1\nb,yes\n", '{}:3: a reward must be a number, got "yes"'),
     "hole.csv": ("task_id,reward\na,\n", '{}:2: a reward must be a number, got ""'),
     "nan.csv": ("task_id,reward\na,1\nb,nan\n", "{}:3: a reward must be finite, got nan"),
@@ -177,14 +240,17 @@ def test_a_fault_in_npy(tmp_path: Path, array: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"task": ["a"], "reward": [1]}, ": must have the column task_id and one of the columns"),
+        ({"id": ["a"], "reward": [1]}, ": there must be a column task_id, or one chosen with"),
         ({"task_id": ["a", "b"], "rewards": [[1], None]}, ":2: rewards is null"),
         ({"task_id": ["a", None], "rewards": [[1], [1]]}, ":2: task_id is null"),
         ({"task_id": ["a", "b"], "rewards": [[1], []]}, ":2: task 'b' has no rewards"),
         ({"task_id": ["a", "a"], "rewards": [[1], [0]]}, ":2: task_id 'a' was on line 1 already"),
         ({"task_id": ["a", "b"], "rewards": [[1.0], [1.0, None]]}, ":2: a reward must be finite"),
         ({"task_id": ["a", "b"], "reward": ["x", "y"]}, ": reward must be numbers or bools, got"),
-        ({"task_id": ["a", "b"], "rewards": [1, 2]}, ": not a Parquet file of rollouts: "),
+        ({"task_id": ["a", "b"], "rewards": [1, 2]}, ": rewards must be lists, got int64"),
+        ({"task_id": ["a", "b"], "reward": [[1], [2]]}, ": reward must be numbers or bools, got"),
+        ({"task_id": ["a", "b"], "s0": [1, 2], "s1": ["x", "y"]}, ": s1 must be numbers or bools"),
+        ({"task_id": ["a", "b"], "s0": [1, None], "s1": [1, None]}, ":2: task 'b' has no rewards"),
     ],
 )
 def test_a_fault_in_parquet(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
@@ -210,6 +276,119 @@ def test_parquet_without_pyarrow_says_what_to_install(
     for act in (read_rollouts, check_output):
         with pytest.raises(ModuleNotFoundError, match=r"pip install pyarrow"):
             act(tmp_path / "r.parquet")
+
+
+def test_text_in_parquet_that_is_no_utf8(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    ids = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xed\xa0\x80"]).buffers())
+    pq.write_table(pa.table({"task_id": ids, "reward": [1, 1]}), tmp_path / "r.parquet")
+    with pytest.raises(RolloutFileError, match=r"r\.parquet:2: task_id is not UTF-8"):
+        read_rollouts(tmp_path / "r.parquet")
+
+
+class TestColumns:
+    INDEX = ",task_id,s0,s1\n0,a,0,1\n1,b,1,1\n"
+
+    def test_the_index_of_pandas_is_refused_and_no_reward(self, tmp_path: Path) -> None:
+        path = put(tmp_path / "r.csv", self.INDEX)
+        with pytest.raises(RolloutFileError) as caught:
+            read_rollouts(path)
+        assert str(caught.value) == (
+            f"{path}:1: column 1 has no name, and looks like an index that pandas wrote; take out"
+            " what is no reward, or choose the rewards with --reward-columns s0,s1"
+        )
+        got = read_rollouts(path, reward_columns=["s0", "s1"])
+        assert plain(got) == {"a": [0, 1], "b": [1, 1]}
+        assert got.columns == (
+            "one task a line: tasks from task_id, rewards from s0, s1; ignored: a column without a"
+            " name"
+        )
+
+    def test_a_usual_or_named_column_makes_a_file_long(self, tmp_path: Path) -> None:
+        text = "task_id,sample_idx,passed\na,0,1\na,1,0\nb,0,1\n"
+        path = put(tmp_path / "r.csv", text)
+        got = read_rollouts(path)
+        assert plain(got) == {"a": [1, 0], "b": [1]}
+        assert got.columns == (
+            "one sample a line: tasks from task_id, rewards from passed; ignored: sample_idx"
+        )
+        put(path, text.replace("passed", "verdict").replace("task_id", "problem"))
+        got = read_rollouts(path, task_column="problem", reward_columns=["verdict"])
+        assert plain(got) == {"a": [1, 0], "b": [1]}
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "task_id,0,1,2",
+            "task_id,r1,r2,r3",
+            "task_id,sample_2,sample_0,sample_1",
+            "s0,s1,Problem_ID,s2",
+            "task_id,s0",
+            "task_id," + ",".join(f"s{i:02}" for i in range(64)),
+        ],
+    )
+    def test_families_are_wide(self, header: str) -> None:
+        names = header.split(",")
+        columns = choose_columns(names)
+        assert columns.wide
+        assert sorted([columns.task, *columns.rewards]) == list(range(len(names)))
+
+    @pytest.mark.parametrize(
+        ("header", "reason"),
+        [
+            ("task_id,level,s0,s1", "column 'level' is not of one family with s0, s1; take out"),
+            ("task_id,s0,s1,", "column 4 has no name, and looks like an index"),
+            ("index,task_id,0,1", "column 'index' looks like an index that pandas wrote"),
+            ("Unnamed: 0,task_id,s0,s1", "column 'Unnamed: 0' looks like an index"),
+            ("task_id,level_0", "column 'level_0' looks like an index"),
+            ("task_id,level", "column 'level' is neither a usual name of rewards nor one of s0"),
+            ("task_id,pass@1,pass@5", "column 'pass@1' is neither a usual name"),
+            ("task_id,s0,s1,t0,t1", "column 's0' is not of one family with the rest; column 's1'"),
+            ("task_id,s0,s1,t0", "column 't0' is not of one family with s0, s1"),
+            ("task_id,1,5,10", "1, 5, 10 do not count up from 0 or 1"),
+            ("task_id,s0,s0", "column 's0' is there 2 times"),
+            ("task_id,score,passed", "there must be one column of rewards, and these could be it"),
+            ("task_id,task_id,s0", "there must be one column of task ids"),
+            ("task,prompt_id,s0", "there must be one column of task ids"),
+            ("id,reward", "there must be a column task_id"),
+        ],
+    )
+    def test_others_are_refused_by_name(self, header: str, reason: str) -> None:
+        with pytest.raises(ValueError) as caught:
+            choose_columns(header.split(","))
+        assert str(caught.value).startswith(reason)
+
+    @pytest.mark.parametrize(
+        ("chosen", "reason"),
+        [
+            (
+                ["s0", "task"],
+                "--reward-columns must name a column; got 'task'; did you mean 'task_id'",
+            ),
+            (["s0", "s0"], "--reward-columns must name each column once; got s0, s0"),
+            ([], "--reward-columns must name each column once"),
+            (["task_id"], "--reward-columns must not name 'task_id', the column of task ids"),
+            (["x"], "--reward-columns names x, which is there 2 times"),
+        ],
+    )
+    def test_columns_that_cannot_be_chosen(self, chosen: list[str], reason: str) -> None:
+        with pytest.raises(ValueError) as caught:
+            choose_columns(["task_id", "s1", "s0", "x", "x"], reward_columns=chosen)
+        assert str(caught.value).startswith(reason)
+
+    def test_a_column_without_a_name_can_be_chosen(self) -> None:
+        assert choose_columns(["task_id", "", "s0"], reward_columns=["", "s0"]).rewards == (1, 2)
+
+    def test_what_wins_is_ignored_by_none(self) -> None:
+        columns = choose_columns(["prompt_id", "score", "task_id", "Reward"])
+        assert (columns.task, columns.rewards) == (2, (3,))
+
+    def test_an_array_has_no_columns(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "r.npy", np.zeros((2, 3)))
+        assert read_rollouts(tmp_path / "r.npy").columns == ""
+        with pytest.raises(RolloutFileError, match=r"a \.npy array has no columns to be chosen"):
+            read_rollouts(tmp_path / "r.npy", reward_columns=["s0"])
 
 
 class TestRollouts:
@@ -351,3 +530,62 @@ class TestWriting:
             assert len(os.listdir(tmp_path)) == 1
             assert not (tmp_path / "x.bin").exists()
         assert os.listdir(tmp_path) == []
+
+
+WRITES_AND_WAITS = """
+import signal, sys
+from pkpo_kernels.whole_files import written_whole
+
+if sys.argv[2] == "ignored":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with written_whole(sys.argv[1]) as file:
+    file.write(b"half")
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no signals of POSIX")
+def test_signals_leave_nothing_and_still_end_the_process(tmp_path: Path) -> None:
+    started = []
+    for fate in ("SIGTERM", "SIGHUP", "ignored"):
+        folder = tmp_path / fate
+        folder.mkdir()
+        put(folder / "o.bin", "precious")
+        command = [sys.executable, "-c", WRITES_AND_WAITS, str(folder / "o.bin"), fate]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        started.append((fate, folder, subprocess.Popen(command, env=environment, **pipes)))
+    for fate, folder, process in started:
+        assert process.stdout.readline() == b"written\n"
+        assert len(os.listdir(folder)) == 2
+        process.send_signal(signal.SIGTERM if fate == "SIGTERM" else signal.SIGHUP)
+        # At its end of input the one that ignores the signal goes on.
+        process.communicate(timeout=60)
+        assert process.returncode == (0 if fate == "ignored" else -getattr(signal, fate))
+        assert os.listdir(folder) == ["o.bin"]
+        text = (folder / "o.bin").read_text()
+        assert text == ("half" if fate == "ignored" else "precious")
+
+
+class TestHandlers:
+    @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])
+    def test_are_set_while_writing_and_put_back(self, tmp_path: Path, before: Any) -> None:
+        original = signal.signal(signal.SIGTERM, before)
+        try:
+            with written_whole(tmp_path / "o"), written_whole(tmp_path / "p"):
+                during = signal.getsignal(signal.SIGTERM)
+                assert (during is before) == (before is not signal.SIG_DFL)
+            assert signal.getsignal(signal.SIGTERM) is before
+        finally:
+            signal.signal(signal.SIGTERM, original)
+
+    def test_are_left_alone_in_other_threads(self, tmp_path: Path) -> None:
+        def write() -> Any:
+            with written_whole(tmp_path / "o") as file:
+                file.write(b"all")
+                return signal.getsignal(signal.SIGTERM)
+
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(write).result() is signal.getsignal(signal.SIGTERM)
+        assert (tmp_path / "o").read_text() == "all"

@@ -31,9 +31,14 @@ the row's own n and k: r_j = C(j−lag, k−1) / C(n, k) is a running product do
 is a few numbers (see `pkpo_pallas.weights`).
 
 Rows of two different rewards are not sorted but counted, where a whole block consists of them.
-Blocks with an infinity, a NaN or huge rewards are made harmless first and put right at the end.
 Samples that are left out take the value of its largest, so that the gaps above are 0. Equal rewards
 get equal bits: a gap of 0 adds nothing to a sum.
+
+A row that holds a NaN or an infinity, or whose range overflows, is NaN: 0 times each of its samples
+and 0 times its range are added to what its smallest gets, and no other row is touched. On the way
+there such a row may be sorted and looked up in any way, but only ever within its own tables. Where
+an estimator's sums may exceed the range that they are made of, rows near the largest float are
+scaled down by a power of two, and their outcomes up again: see `_range_scale`.
 
 The compiler takes whatever stands in one block of code as a whole: it would keep in registers what
 one phase stores and the next one loads, and spill it. Phases are therefore loops of their own, some
@@ -42,12 +47,14 @@ of a single turn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
@@ -80,18 +87,21 @@ _LEFT_OUT = 0x7FC0DEAD
 _SHORTEST_COUNTED = 17
 # Partial sums of a scan are this long, so that one need not wait for all before it.
 _SUMMED_APART = 8
+# Products that are formed side by side, for the same reason.
+_MULTIPLIED_APART = 4
+# Behind a row's samples: no finite reward is larger, and 0 times it is 0.
+_PADDING = float(np.finfo(np.float32).max)
+# Rows with larger rewards are scaled; what they are scaled by.
+_LARGE, _RANGE_SCALE = 2.0**120, 2.0**-8
 
-# What is known of a tile's rows, by its place in memory. What an infinite reward ±M leaves of M:
-# with the row's −inf, its finite rewards, its +inf, and 1 / the deviation that it makes.
-SMALLEST, INVERSE, SIZE, STRETCH, NAN, AT_BOTTOM, BETWEEN, AT_TOP, LIMIT_INVERSE = range(9)
-LOWEST, HIGHEST, LOWS = 9, 10, 11
-FACTS = 12
+# What is known of a tile's rows, by its place in memory: what the smallest reward gets, and what
+# outcomes are multiplied with; how many samples are valid; 0, or NaN where one is not finite; and
+# of rows of two levels, what the upper one gets, the levels, and how many have the lower one.
+SMALLEST, FACTOR, SIZE, NAN_OR_0, AT_TOP, LOWEST, HIGHEST, LOWS = range(8)
+FACTS = 8
 
 # Of the integers that come with a launch.
 ONE, N_ROWS = range(2)
-
-# What is known of a block.
-IRREGULAR, TWO_LEVELS = range(2)
 
 
 class Variant(NamedTuple):
@@ -108,6 +118,7 @@ class Variant(NamedTuple):
         k: "table", all rows share n and k, and the weights come ready; "scalar", all rows share k;
           "row", each has its own.
         lag, mirror, spared, standardised: the estimator: see `pkpo_pallas.weights`.
+        row_offset: what a row's smallest reward gets is not 0.
         by_mean: values times the size of the row's group.
         undersized: "zero", "nan" or "clip".
     """
@@ -123,8 +134,20 @@ class Variant(NamedTuple):
     mirror: int
     spared: int
     standardised: bool
+    row_offset: bool
     by_mean: bool
     undersized: str
+
+    @property
+    def range_scaled(self) -> bool:
+        """Whether large rows are scaled: what is added to the row offset may exceed the outcome,
+        or 1 / a deviation be below the smallest float. The best of k does neither."""
+        return not self.n_ks and (self.row_offset or self.standardised)
+
+    @property
+    def multiplied(self) -> bool:
+        """Whether outcomes have a factor."""
+        return self.range_scaled or self.by_mean
 
 
 class Operands(NamedTuple):
@@ -163,8 +186,8 @@ class Scratch(NamedTuple):
           of one run has beneath it; None where none is looked up.
         decisions: (words, 8, 128) int32, None where none are kept.
         facts: (tiles, FACTS, 8, 128).
-        noted: (8, 128): the sum of what is seen: squares, or how many lie between two levels.
-        flags: (2,) int32.
+        noted: (8, 128): how many samples are none of the two levels of their row.
+        flags: (1,) int32: whether all rows of the block have two levels.
     """
 
     raw: Ref
@@ -188,10 +211,8 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
     """A grid step: a block of short rows, or a chunk of samples of a tile of long ones."""
     block = _Block(variant, operands, out_ref, scratch)
     if not variant.plan.chunked:
-        scratch.noted[...] = _zero()
-        block.each_tile(block.see if variant.as_it_lies else lambda g: block.copy_in(0, g))
-        block.look()
-
+        if not variant.as_it_lies:
+            block.each_tile(lambda g: block.copy_in(0, g))
         block.compute()
         return
     phase, chunk = pl.program_id(1), pl.program_id(2)
@@ -199,15 +220,10 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
 
     @when("copies in", phase == 0)
     def _() -> None:
-        @when("first chunk", chunk == 0)
-        def _() -> None:
-            scratch.noted[...] = _zero()
-
         block.copy_in(slab, 0)
 
         @when("last chunk", chunk == pl.num_programs(2) - 1)
         def _() -> None:
-            block.look()
             block.compute()
 
     if not variant.n_ks:
@@ -278,39 +294,10 @@ class _Block:
             piece = _as_float(refs.rewards[self.place(g, b)])
             if refs.where is not None:
                 piece = _marked(piece, refs.where[self.place(g, b)])
-            self._take(piece.T if self.variant.plan.row_major else piece, slab, g, b)
-
-        self.each_row_block(of_rows)
-
-    def _take(self, piece: jax.Array, slab: Any, g: Any, b: Any) -> None:
-        """Samples of 128 rows → raw; and their squares, to see whether all are finite."""
-        samples = piece.shape[0]
-        count = samples // SUBLANES
-        for c in range(count):
-            place = self.slab_in_raw(g, slab + c, b)
-            self.scratch.raw[place] = piece[c * SUBLANES : (c + 1) * SUBLANES]
-        if self.variant.counted:
-            return
-        squares = piece * piece
-        if self.variant.masked:
-            squares = jnp.where(_is_left_out(piece), 0.0, squares)
-        if self.n % samples:
-            place = lax.broadcasted_iota(jnp.int32, piece.shape, 0) + slab * SUBLANES
-            squares = jnp.where(place < self.n, squares, 0.0)
-        total = squares[:SUBLANES]
-        for c in range(1, count):
-            total = total + squares[c * SUBLANES : (c + 1) * SUBLANES]
-        self.note(total, g, b)
-
-    def see(self, g: Any) -> None:
-        """What `copy_in` would see."""
-
-        def of_rows(b: Any) -> None:
-            total = _zero()
-            for slab in range(self.n // SUBLANES):
-                x = self.rewards[self.slab_in_raw(g, slab, b)]
-                total = total + x * x
-            self.note(total, g, b)
+            piece = piece.T if self.variant.plan.row_major else piece
+            for c in range(piece.shape[0] // SUBLANES):
+                place = self.slab_in_raw(g, slab + c, b)
+                self.scratch.raw[place] = piece[c * SUBLANES : (c + 1) * SUBLANES]
 
         self.each_row_block(of_rows)
 
@@ -347,24 +334,15 @@ class _Block:
 
     # What a block is like.
 
-    def look(self) -> None:
-        """IRREGULAR, TWO_LEVELS ← whether a row is not all finite, whether all have two levels."""
-        flags = self.scratch.flags
-        if self.variant.counted:
-            return
-        # NaN compares false.
-        irregular = jnp.max(jnp.where(self.scratch.noted[...] < jnp.inf, 0.0, 1.0)) > 0
-        flags[IRREGULAR] = irregular.astype(jnp.int32)
-        flags[TWO_LEVELS] = 0
-        if self.n >= _SHORTEST_COUNTED:
-            when("regular", jnp.logical_not(irregular))(self._look_for_two_levels)
-
     def _look_for_two_levels(self) -> None:
+        """flags ← whether all rows have two levels."""
+        self.scratch.flags[0] = 0
+
         def look_at_all() -> None:
             self.scratch.noted[...] = _zero()
             self.each_tile(lambda g: _Tile(self, g).find_levels())
             two_levels = jnp.max(self.scratch.noted[...]) == 0
-            self.scratch.flags[TWO_LEVELS] = two_levels.astype(jnp.int32)
+            self.scratch.flags[0] = two_levels.astype(jnp.int32)
 
         if self.variant.masked:
             # Where some are left out, the first three say nothing.
@@ -393,25 +371,13 @@ class _Block:
             return
         if self.variant.plan.whole and not self.variant.n_ks:
             self._end_tables()
-        irregular = self.scratch.flags[IRREGULAR] > 0
-
-        @when("regular", jnp.logical_not(irregular))
-        def _() -> None:
-            if self.n < _SHORTEST_COUNTED:
-                self._sort_all()
-                return
-            two_levels = self.scratch.flags[TWO_LEVELS] > 0
-            when("two levels", two_levels)(self._count_all)
-            when("many levels", jnp.logical_not(two_levels))(self._sort_all)
-
-        @when("irregular", irregular)
-        def _() -> None:
-            def of_tile(g: Any) -> None:
-                tile = _Tile(self, g)
-                tile.bring_in()
-                self._sort([tile], at_the_limit=True)
-
-            self.each_tile(of_tile)
+        if self.n < _SHORTEST_COUNTED:
+            self._sort_all()
+            return
+        self._look_for_two_levels()
+        two_levels = self.scratch.flags[0] > 0
+        when("two levels", two_levels)(self._count_all)
+        when("many levels", jnp.logical_not(two_levels))(self._sort_all)
 
     def _count_all(self) -> None:
         def of_tile(g: Any) -> None:
@@ -431,23 +397,23 @@ class _Block:
             tiles = [_Tile(self, first * abreast + t, t) for t in range(abreast)]
             for tile in tiles:
                 tile.fill()
-            self._sort(tiles, at_the_limit=False)
+            self._sort(tiles)
 
         if self.tiles == abreast:
             of_tiles(0)
         else:
             lax.fori_loop(0, self.tiles // abreast, _without_carry(of_tiles), 0)
 
-    def _sort(self, tiles: list[_Tile], at_the_limit: bool) -> None:
+    def _sort(self, tiles: list[_Tile]) -> None:
         if not self.variant.plan.whole:
             for tile in tiles:
-                tile.by_undoing(at_the_limit)
+                tile.by_undoing()
                 self._copy_out_tile(tile.g)
             return
 
         def sort() -> None:
             for tile in tiles:
-                pieces = tile.sort(at_the_limit)
+                pieces = tile.sort()
                 if self.variant.n_ks:
                     tile.put_in_work(pieces)
                 else:
@@ -455,12 +421,12 @@ class _Block:
 
         def look_up() -> None:
             for tile in tiles:
-                tile.look_up(at_the_limit)
+                tile.look_up()
 
         self.apart(sort)
         if self.variant.n_ks:
             for tile in tiles:
-                tile.best_of_each(at_the_limit)
+                tile.best_of_each()
         else:
             self.apart(look_up)
 
@@ -513,8 +479,8 @@ class _Tile:
         return _each(self.variant.plan.unrolled, self.n, body, carry, down=down)
 
     def each_slab(self, b: Any, body: Callable[[Any, jax.Array, Any], Any], carry: Any) -> Any:
-        """body(place, x, carry) for 8 samples of 128 rows after the other; x is NaN behind the
-        last."""
+        """body(place, x, carry) for 8 samples of 128 rows after the other; behind the last x is as
+        if left out."""
         behind = self.n % SUBLANES
 
         def some(first: Any, count: int, carry: Any) -> Any:
@@ -523,7 +489,7 @@ class _Tile:
                 x = self.block.rewards[place]
                 if behind:
                     sample = lax.broadcasted_iota(jnp.int32, x.shape, 0) + (first + c) * SUBLANES
-                    x = jnp.where(sample < self.n, x, jnp.nan)
+                    x = jnp.where(sample < self.n, x, _left_out(x.shape))
                 carry = body(place, x, carry)
             return carry
 
@@ -542,7 +508,8 @@ class _Tile:
 
     def fill(self) -> None:
         """What is left out takes the value of its row's largest; behind a row's samples the network
-        finds what is larger than all."""
+        finds what no finite reward exceeds."""
+        self.facts[NAN_OR_0] = _zero()
         if self.variant.masked:
 
             def look(i: _Number, high: Rows) -> Rows:
@@ -562,94 +529,25 @@ class _Tile:
             self.facts[SIZE] = self.each(put, _zero())
         chosen = self.variant.plan
         for i in range(self.n, chosen.runs(self.n) * chosen.run if chosen.run else chosen.samples):
-            self.block.rewards[self.in_raw(_Number(0, i))] = _zero() + jnp.inf
+            self.block.rewards[self.in_raw(_Number(0, i))] = _zero() + _PADDING
 
-    def bring_in(self) -> None:
-        """work ← the rewards brought in: they are finite, and so are their differences."""
-        inf = jnp.inf
-
-        def look(i: _Number, carry: tuple[Rows, ...]) -> tuple[Rows, ...]:
-            low, high, minus, plus, nan, size = carry
-            x = self.reward(i)
-            finite = jnp.abs(x) < inf
-            not_a_number = x != x
-            if self.variant.masked:
-                left_out = _is_left_out(x)
-                size = size + jnp.where(left_out, 0.0, 1.0)
-                not_a_number = not_a_number & jnp.logical_not(left_out)
-            return (
-                jnp.where(finite & (x < low), x, low),
-                jnp.where(finite & (x > high), x, high),
-                minus + jnp.where(x == -inf, 1.0, 0.0),
-                plus + jnp.where(x == inf, 1.0, 0.0),
-                jnp.where(not_a_number, 1.0, nan),
-                size,
-            )
-
-        zero = _zero()
-        low, high, minus, plus, nan, size = self.each(
-            look, (zero + inf, zero - inf, zero, zero, zero, zero)
-        )
-        self.facts[SIZE], self.facts[NAN] = size, nan
-        some = low <= high
-        low, high = jnp.where(some, low, 0.0), jnp.where(some, high, 0.0)
-        self.facts[LOWEST], self.facts[HIGHEST] = low, high
-        self.facts[STRETCH] = jnp.where(high - low < inf, 1.0, 4.0)
-        for q in range(max(1, self.variant.n_ks)):
-            self._limits(q, minus, plus)
-
-        def put(i: _Number, carry: Any) -> Any:
-            self.work[i.number] = self._inside(self.reward(i), lambda name: self.facts[name])
-            return carry
-
-        self.each(put, 0)
-        behind = self.variant.plan.samples - self.n
-        if behind:
-            self.work[pl.ds(self.n, behind)] = jnp.full((behind, SUBLANES, LANES), inf)
-
-    def _inside(self, x: jax.Array, fact: Callable[[int], jax.Array]) -> jax.Array:
-        """A reward brought in."""
-        # What compares false, NaN, goes to the front; what is not the row's own, to the end.
-        inside = jnp.where(x >= fact(LOWEST), jnp.minimum(x, fact(HIGHEST)), fact(LOWEST))
-        if self.variant.masked:
-            inside = jnp.where(_is_left_out(x), fact(HIGHEST), inside)
-        return inside * jnp.where(fact(STRETCH) > 1, 0.25, 1.0)
-
-    def _limits(self, q: int, minus: Rows, plus: Rows) -> None:
-        """The estimator of the row of signs, −1 for −inf, 1 for +inf, 0 for what is finite."""
-        size = self.size
-        under = size - plus
-        last = jnp.where(plus > 0, 1.0, jnp.where(minus == size, -1.0, 0.0))
-
-        def sign(i: _Number) -> Rows:
-            rest = jnp.where(i.as_float >= under, last, 0.0)
-            return jnp.where(i.as_float < minus, -1.0, rest)
-
-        if self.variant.n_ks:
-            # Kept there until the rest is known.
-            self.best_ref(q)[...], _ = self.weigh(q, 0.0, row=sign)
-            return
-        bottom, top = self.weigh(q, 0.0, row=sign, keep=self.in_work)
-
-        def look(i: _Number, level: Rows) -> Rows:
-            return jnp.where(i.as_float == minus, self.work[i.number], level)
-
-        self.facts[AT_BOTTOM] = bottom
-        self.facts[BETWEEN] = bottom + self.each(look, _zero())
-        self.facts[AT_TOP] = bottom + top
-        if self.variant.standardised:
-            self.facts[LIMIT_INVERSE] = self.facts[INVERSE]
+    def see(self, values: list[Rows]) -> None:
+        """NAN_OR_0 ← NaN where one of these is not finite: 0 times all of them is then NaN."""
+        products = [x * 0.0 for x in values[:_MULTIPLIED_APART]]
+        for i, x in enumerate(values[_MULTIPLIED_APART:]):
+            products[i % _MULTIPLIED_APART] *= x
+        self.facts[NAN_OR_0] = math.prod(products, start=self.facts[NAN_OR_0])
 
     # Rows of two levels.
 
     def find_levels(self) -> None:
         """LOWEST, HIGHEST, LOWS, SIZE ← a row's levels, how many samples have the lower one, and
-        how many are its own. Notes how many lie between."""
-        counted = self.variant.counted
+        how many are valid. Notes how many are neither: those between, and NaN."""
+        counted, masked = self.variant.counted, self.variant.masked
 
         def of_rows(b: Any) -> None:
             def widen(place: Any, x: jax.Array, levels: Any) -> Any:
-                # What is not a row's own is NaN, and compares false.
+                # What is left out is a NaN, and compares false.
                 low, high = levels
                 return jnp.where(x < low, x, low), jnp.where(x > high, x, high)
 
@@ -659,16 +557,21 @@ class _Tile:
                 low, high = _of_samples(jnp.min, low), _of_samples(jnp.max, high)
 
             def look(place: Any, x: jax.Array, seen: Any) -> Any:
-                between, lows, size = seen
+                neither, lows, size = seen
+                lower = x == low
+                left_out = _is_left_out(x)
                 if not counted:
-                    between = between + jnp.where((x > low) & (x < high), 1.0, 0.0)
-                if self.variant.masked:
-                    size = size + jnp.where(x == x, 1.0, 0.0)
-                return between, lows + jnp.where(x == low, 1.0, 0.0), size
+                    of_levels = lower | (x == high)
+                    if masked or self.n % SUBLANES:
+                        of_levels = of_levels | left_out
+                    neither = neither + jnp.where(of_levels, 0.0, 1.0)
+                if masked:
+                    size = size + jnp.where(left_out, 0.0, 1.0)
+                return neither, lows + jnp.where(lower, 1.0, 0.0), size
 
-            between, lows, size = self.each_slab(b, look, (_zero(), _zero(), _zero()))
+            neither, lows, size = self.each_slab(b, look, (_zero(), _zero(), _zero()))
             if not counted:
-                self.block.note(between, self.g, b)
+                self.block.note(neither, self.g, b)
             found = {LOWEST: low, HIGHEST: high, LOWS: _of_samples(jnp.sum, lows)}
             if self.variant.masked:
                 found[SIZE] = _of_samples(jnp.sum, size)
@@ -680,12 +583,14 @@ class _Tile:
     def by_counting(self) -> None:
         """What the sorted row is follows from a count, and what a sample gets, from its level."""
         low, high, lows = self.facts[LOWEST], self.facts[HIGHEST], self.facts[LOWS]
+        # An infinity would be a level, but makes the range infinite.
+        self.facts[NAN_OR_0] = _zero()
 
         def level(i: _Number) -> Rows:
             return jnp.where(i.as_float < lows, low, high)
 
         if self.variant.n_ks:
-            self.best_of_each(at_the_limit=False, row=level)
+            self.best_of_each(level)
             return
         _, self.facts[AT_TOP] = self.weigh(0, row=level)
 
@@ -703,17 +608,16 @@ class _Tile:
 
     # Sorting, where every sample then looks itself up.
 
-    def sort(self, at_the_limit: bool) -> Pieces:
-        """The sorted row, whose pieces are what is left to be computed. What was brought in to the
-        limit lies in work already."""
+    def sort(self) -> Pieces:
+        """The sorted row, whose pieces are what is left to be computed."""
         chosen = self.variant.plan
         size, width = chosen.samples, min(chosen.samples, chosen.group)
         if size == width:
-            return [lambda: self._sorted_group(0, width, at_the_limit)]
+            return [lambda: self._sorted_group(0, width)]
 
         def sort_group(group: Any) -> None:
             here = pl.ds(group * width, width)
-            self.work[here] = jnp.stack(self._sorted_group(group * width, width, at_the_limit))
+            self.work[here] = jnp.stack(self._sorted_group(group * width, width))
 
         # Two groups a turn, of which one goes on where the other waits.
         unroll = 2 if chosen.unrolled > 1 else 1
@@ -741,7 +645,7 @@ class _Tile:
         for number in range(len(pieces)):
             self.block.apart(partial(put, number))
 
-    def sort_runs(self, at_the_limit: bool) -> None:
+    def sort_runs(self) -> None:
         """work ← the sorted runs of a row; keys ← the same."""
         chosen = self.variant.plan
         width, spare = chosen.group, self.block.scratch.spare
@@ -751,7 +655,7 @@ class _Tile:
 
             def sort_group(group: Any) -> None:
                 given = first + group * width
-                values = self._sorted_group(given, width, at_the_limit)
+                values = self._sorted_group(given, width)
                 spare[pl.ds(group * width, width)] = jnp.stack(values)
 
             def merge(start: int) -> None:
@@ -771,11 +675,16 @@ class _Tile:
         behind = chosen.samples - runs * chosen.run
         if behind:
             tile = (behind, SUBLANES, LANES)
-            self.work[pl.ds(runs * chosen.run, behind)] = jnp.full(tile, jnp.inf)
+            self.work[pl.ds(runs * chosen.run, behind)] = jnp.full(tile, _PADDING)
+        if not self.variant.n_ks:
+            # As behind a row's last sample, so that the largest float is not looked up there.
+            for i in range(self.n - (runs - 1) * chosen.run, chosen.run):
+                self.keys[self.in_table(_Number(0, i), runs - 1)] = _zero() + jnp.inf
 
-    def _sorted_group(self, first: Any, width: int, at_the_limit: bool) -> list[Rows]:
-        given = list(self.work[pl.ds(first, width)]) if at_the_limit else None
-        return _sorted(sorting(width), given or self._rewards(first, width))
+    def _sorted_group(self, first: Any, width: int) -> list[Rows]:
+        rewards = self._rewards(first, width)
+        self.see(rewards)
+        return _sorted(sorting(width), rewards)
 
     def _rewards(self, first: Any, count: int) -> list[Rows]:
         """`count` samples from `first` on, a multiple of 8."""
@@ -787,7 +696,7 @@ class _Tile:
             by_place.append(self.block.rewards[some, pl.ds(start, SUBLANES, stride=SUBLANES), :])
         return [by_place[i % SUBLANES][i // SUBLANES] for i in range(count)]
 
-    def look_up(self, at_the_limit: bool, run: Any = 0) -> None:
+    def look_up(self, run: Any = 0) -> None:
         """The tables of a run → the values of its samples: a function of their rewards. Of the m
         tables the first tells which entry a reward belongs to, and the rest, which table."""
         chosen = self.variant.plan
@@ -811,15 +720,15 @@ class _Tile:
             for slab in slabs_of_run:
                 place = self.block.slab_in_raw(self.g, run * len(slabs_of_run) + slab, b)
                 x = self.block.rewards[place]
-                key = self._inside(x, fact) if at_the_limit else x
-                entry = jnp.where(key >= middle, 4, 0)
+                # NaN compares false, and no sum of these leads out of a table.
+                entry = jnp.where(x >= middle, 4, 0)
                 for step in (2, 1):
-                    entry = jnp.where(key >= _taken(keys[0], entry + step), entry + step, entry)
+                    entry = jnp.where(x >= _taken(keys[0], entry + step), entry + step, entry)
                 found = _taken(sums[0], entry)
                 for c in tables[1:]:
-                    beyond = key >= _taken(keys[c], entry)
+                    beyond = x >= _taken(keys[c], entry)
                     found = jnp.where(beyond, _taken(sums[c], entry), found)
-                values = self._outcome(found, fact, x if at_the_limit else None)
+                values = self._outcome(found, fact)
                 if to_values:
                     self.block.values[place] = values
                 slabs.append(values)
@@ -831,7 +740,7 @@ class _Tile:
         if turned:
             self.block.copy_out_rows(0, self.g, SUBLANES - 1)
 
-    def look_up_runs(self, at_the_limit: bool) -> None:
+    def look_up_runs(self) -> None:
         """work: what the samples of sorted runs have beneath them → the values."""
         chosen = self.variant.plan
 
@@ -841,21 +750,21 @@ class _Tile:
                     self.sums[self.in_table(_Number(0, i))] = self.work[run * chosen.run + i]
 
             self.block.apart(copy)
-            self.block.apart(lambda: self.look_up(at_the_limit, run))
+            self.block.apart(lambda: self.look_up(run))
 
         lax.fori_loop(0, chosen.runs(self.n), _without_carry(of_run), 0)
 
     # Sorting, where the comparators are then undone.
 
-    def by_undoing(self, at_the_limit: bool) -> None:
-        """Sort, weigh, and put back. What was brought in to the limit lies in work already."""
+    def by_undoing(self) -> None:
+        """Sort, weigh, and put back."""
         chosen = self.variant.plan
         all_passes = passes(self.n, chosen.group, chosen.run)
         starts = [0]
         for p in all_passes:
             starts.append(starts[-1] + p.groups * self._words(p))
         keep = not self.variant.n_ks
-        given = None if chosen.run or at_the_limit else all_passes[0]
+        given = None if chosen.run else all_passes[0]
 
         # The groups of a turn are loaded before one is stored: otherwise they wait for each other,
         # as the compiler cannot tell that they have no sample in common.
@@ -874,12 +783,12 @@ class _Tile:
                 self._store(p, group, of_group, to_values=p is given)
 
         if chosen.run:
-            self.sort_runs(at_the_limit)
+            self.sort_runs()
         steps = list(zip(all_passes, starts, strict=False))
         for p, start in steps:
             self._each_group(p, partial(forward, p, start))
         if not keep:
-            self.best_of_each(at_the_limit)
+            self.best_of_each()
             return
         if len(steps) == 1 and not chosen.run:
 
@@ -894,9 +803,7 @@ class _Tile:
             for p, start in reversed(steps):
                 self._each_group(p, partial(backward, p, start))
         if chosen.run:
-            self.look_up_runs(at_the_limit)
-        elif at_the_limit:
-            self.finish_at_the_limit()
+            self.look_up_runs()
 
     def _each_group(self, p: Pass, body: Callable[[list[_Number]], None]) -> None:
         # A turn takes as many small groups as one large one has samples.
@@ -918,7 +825,9 @@ class _Tile:
     def _load(self, p: Pass, group: _Number, *, from_rewards: bool = False) -> list[Rows]:
         if from_rewards:
             first = group.number * p.samples
-            return [self.reward(_Number(first, c, p.samples)) for c in range(p.samples)]
+            rewards = [self.reward(_Number(first, c, p.samples)) for c in range(p.samples)]
+            self.see(rewards)
+            return rewards
         loaded = [self.work[places] for places in _places(p, group)]
         return [samples[c] for samples in loaded for c in range(p.each)]
 
@@ -969,37 +878,48 @@ class _Tile:
     def weigh(
         self,
         q: int,
-        otherwise: Any = None,
         *,
         row: Callable[[_Number], Rows] | None = None,
         keep: Keep | None = None,
         pieces: Pieces | None = None,
     ) -> tuple[Rows, Rows]:
         """What the smallest of a sorted row gets, and what the largest has beneath it, Σ gap_j d_j.
-        SMALLEST ← the former, INVERSE ← what values are multiplied with.
+        SMALLEST ← the former, FACTOR ← what outcomes are multiplied with.
 
         The row is that in work unless another is given, or its pieces. `keep` gets every sample,
         and what it has beneath it, at one time or at two.
         """
         row = row or (lambda i: self.work[i.number])
-        known = self.variant.k == "table"
-        at_once = known and not self.variant.standardised and self.variant.plan.unrolled > 1
+        variant = self.variant
+        known = variant.k == "table"
+        at_once = known and not variant.range_scaled and variant.plan.unrolled > 1
         if pieces and not at_once:
             # What is gone through more than once, or step by step, has to lie somewhere.
             self.put_in_work(pieces)
             pieces = None
         weights = _Known(self, q, pieces) if known else _Running(self, q)
-        if self.variant.standardised:
-            self.facts[INVERSE] = self._inverse_spread(weights, row)
-        constant, total, largest = weights.scan(row, keep)
+        scale = None
+        if variant.range_scaled:
+            scale = _range_scale(row(_Number(0, 0)), row(_Number(0, self.n - 1)))
+        if variant.multiplied:
+            factor = self.size if variant.by_mean else 1.0
+            if scale is not None and variant.standardised:
+                factor *= self._inverse_spread(weights, row, scale)
+            elif scale is not None:
+                factor *= jnp.where(scale < 1, 1 / _RANGE_SCALE, 1.0)
+            self.facts[FACTOR] = factor
+        constant, total, smallest, largest = weights.scan(row, keep, scale)
+        top = largest if scale is None else largest * scale
         # Adding 0 turns a −0 into 0.
-        smallest = (weights.anchor * largest - constant) + 0.0
-        smallest = smallest + (weights.otherwise if otherwise is None else otherwise)
-        self.facts[SMALLEST] = smallest
-        return smallest, total
+        offset = (weights.anchor * top - constant) + 0.0 + weights.otherwise
+        offset = offset + (self.facts[NAN_OR_0] + (largest - smallest) * 0.0)
+        self.facts[SMALLEST] = offset
+        return offset, total
 
-    def _inverse_spread(self, weights: _Known | _Running, row: Callable[[_Number], Rows]) -> Rows:
-        """1 / the deviation of the best of k, 0 where only equal rewards can be it."""
+    def _inverse_spread(
+        self, weights: _Known | _Running, row: Callable[[_Number], Rows], scale: Rows
+    ) -> Rows:
+        """1 / the deviation of the best of k, scaled; 0 where only equal rewards can be it."""
 
         largest = row(_Number(0, self.n - 1))
 
@@ -1013,8 +933,9 @@ class _Tile:
             return weights.after(i, state), lead + chance * apart, reach
 
         _, lead, reach = self.each(look, (weights.top, _zero(), _zero()), down=True)
-        # Relative to the largest deviation, squares neither overflow nor vanish.
-        unit = jnp.maximum(lead, reach - lead)
+        # Relative to the largest deviation, squares neither overflow nor vanish; where its inverse
+        # might, one that is large enough will do.
+        unit = jnp.minimum(jnp.maximum(lead, reach - lead), _LARGE)
         per_unit = jnp.where(unit > 0, 1 / jnp.where(unit > 0, unit, 1.0), 0.0)
 
         def square(i: _Number, carry: Any) -> Any:
@@ -1025,7 +946,7 @@ class _Tile:
             return weights.after(i, state), variance + square
 
         _, variance = self.each(square, (weights.top, _zero()), down=True)
-        spread = unit * jnp.sqrt(variance)
+        spread = (unit * scale) * jnp.sqrt(variance)
         return jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1.0), 0.0)
 
     # After.
@@ -1044,50 +965,16 @@ class _Tile:
         """What a sample gets that has this much beneath it."""
         self.block.values[self.in_raw(i)] = self._outcome(beneath, lambda name: self.facts[name])
 
-    def _outcome(
-        self, beneath: jax.Array, fact: Callable[[int], jax.Array], reward: jax.Array | None = None
-    ) -> jax.Array:
-        """With a reward: that of a row at the limit."""
+    def _outcome(self, beneath: jax.Array, fact: Callable[[int], jax.Array]) -> jax.Array:
         values = beneath + fact(SMALLEST)
-        if self.variant.standardised:
-            values = values * fact(INVERSE)
-        if reward is None:
-            return values
-        above = jnp.where(reward == jnp.inf, fact(AT_TOP), fact(BETWEEN))
-        leading = jnp.where(reward > -jnp.inf, above, fact(AT_BOTTOM))
-        if self.variant.standardised:
-            # What is divided by its spread stays finite.
-            inverse = fact(LIMIT_INVERSE)
-            values = jnp.where(inverse > 0, leading * inverse, values)
-        else:
-            values = _at_the_limit(values, leading, fact(STRETCH))
-        return jnp.where(fact(NAN) > 0, jnp.nan, values)
-
-    def finish_at_the_limit(self) -> None:
-        """work: what samples have beneath them → the values."""
-
-        def put(i: _Number, carry: Any) -> Any:
-            beneath, reward = self.work[i.number], self.reward(i)
-            outcome = self._outcome(beneath, lambda name: self.facts[name], reward)
-            self.block.values[self.in_raw(i)] = outcome
-            return carry
-
-        self.each(put, 0)
+        return values * fact(FACTOR) if self.variant.multiplied else values
 
     def best_ref(self, q: int) -> Ref:
         return self.block.out_ref.at[q, pl.ds(self.g * SUBLANES, SUBLANES), :]
 
-    def best_of_each(
-        self, at_the_limit: bool, row: Callable[[_Number], Rows] | None = None
-    ) -> None:
+    def best_of_each(self, row: Callable[[_Number], Rows] | None = None) -> None:
         for q in range(self.variant.n_ks):
-            best, _ = self.weigh(q, row=row)
-            ref = self.best_ref(q)
-            if at_the_limit:
-                # An outcome that is NaN for want of samples stays so.
-                best = _at_the_limit(best, ref[...], self.facts[STRETCH]) + (best - best) * 0
-                best = jnp.where(self.facts[NAN] > 0, jnp.nan, best)
-            ref[...] = best
+            self.best_ref(q)[...], _ = self.weigh(q, row=row)
 
 
 class _Known:
@@ -1110,31 +997,38 @@ class _Known:
     def after(self, i: _Number, state: None) -> None:
         return None
 
-    def scan(self, row: Callable[[_Number], Rows], keep: Keep | None) -> tuple[Rows, Rows, Rows]:
-        """Σ below_j d_j, Σ gap_j d_j, and the row's largest."""
+    def scan(
+        self, row: Callable[[_Number], Rows], keep: Keep | None, scale: Rows | None
+    ) -> tuple[Rows, Rows, Rows, Rows]:
+        """Σ below_j d_j and Σ gap_j d_j, scaled; the row's smallest and largest."""
 
         def slab(first: Any, count: int, carry: Any, values: list[Rows] | None = None) -> Any:
-            base, under, constant = carry
+            base, under, constant, smallest = carry
+            if values and first == 0:
+                smallest = values[0]
             for start in range(0, count, _SUMMED_APART):
                 above, below = _zero(), _zero()
                 for c in range(start, min(start + _SUMMED_APART, count)):
                     i = _Number(first, c, self.unrolled)
                     own = values[c] if values else row(i)
                     gap, under = own - under, own
+                    if scale is not None:
+                        gap = gap * scale
                     below = below + self.table[self.below_at + first + c] * gap
                     if self.scanned:
                         above = above + self.table[first + c] * gap
                     if keep is not None:
                         keep(i, own, base + above)
                 base, constant = base + above, constant + below
-            return base, under, constant
+            return base, under, constant, smallest
 
         def of_piece(first: int, piece: Callable[[], list[Rows]], carry: Any) -> Any:
             values = piece()
             return slab(first, min(len(values), self.n - first), carry, values)
 
         # Below the smallest there is no gap: its weights are 0.
-        carry = (_zero(), _zero(), _zero())
+        smallest = _zero() if self.pieces else row(_Number(0, 0))
+        carry = (_zero(), _zero(), _zero(), smallest)
         if not self.pieces:
             carry = _slabs(self.unrolled, self.n, slab, carry)
         elif len(self.pieces) == 1:
@@ -1143,8 +1037,8 @@ class _Known:
             width = self.samples // len(self.pieces)
             for first, piece in zip(range(0, self.n, width), self.pieces, strict=False):
                 carry = self.block.apart_with(partial(of_piece, first, piece), carry)
-        total, largest, constant = carry
-        return constant, total, largest
+        total, largest, constant, smallest = carry
+        return constant, total, smallest, largest
 
 
 class _Running:
@@ -1175,13 +1069,13 @@ class _Running:
         f = [jnp.where(self.first, refs.form[13 + i], refs.form[i]) for i in range(13)]
         others, rest = jnp.maximum(n - 1, 1.0), jnp.maximum(n - k, 1.0)
         under = (1 + f[0] * (k - 1)) * (1 + f[1] * (rest - 1)) * (1 + f[2] * (others - 1))
-        times = (self.size if variant.by_mean else 1.0) / under
+        times = 1 / under
         self.gap = (f[3] + f[4] * k + f[5] * n + f[6] * (n * (n - 1))) * times
         self.below = (f[7] + f[8] * k) * times
         self.slope = (f[9] + f[10] * n) * times
         self.middle = variant.mirror * (n - 1)
         anchor = f[11] + f[12] * (k / (n * (1 + f[2] * (others - 1))))
-        self.anchor = anchor * live * (self.size if variant.by_mean else 1.0)
+        self.anchor = anchor * live
         self.top = live * (k / n)
         self.otherwise = (
             jnp.where(admitted, 0.0, jnp.nan) if variant.undersized == "nan" else _zero()
@@ -1198,35 +1092,40 @@ class _Running:
         # Above a row's own samples nothing changes yet.
         return jnp.where(place < self.size, below, chance) if self.masked else below
 
-    def scan(self, row: Callable[[_Number], Rows], keep: Keep | None) -> tuple[Rows, Rows, Rows]:
-        """Σ below_j d_j, Σ gap_j d_j, and the row's largest."""
+    def scan(
+        self, row: Callable[[_Number], Rows], keep: Keep | None, scale: Rows | None
+    ) -> tuple[Rows, Rows, Rows, Rows]:
+        """Σ below_j d_j and Σ gap_j d_j, scaled; the row's smallest and largest."""
+        gap_weight, below, slope = self.gap, self.below, self.slope
+        if scale is not None:
+            gap_weight, below, slope = gap_weight * scale, below * scale, slope * scale
 
         # Downward: the term of every gap goes to the place at its lower end.
         def weigh(i: _Number, carry: Any) -> Any:
             chance, chance_above, above, constant, total = carry
             own = row(i)
             term = (chance if self.lag else chance_above) * (above - own)
-            weight = self.below + self.slope * jnp.abs(i.as_float + 1 - self.middle)
+            weight = below + slope * jnp.abs(i.as_float + 1 - self.middle)
             constant = constant + weight * term
             if keep is not None:
                 keep(i, own, None)
-                self.work[i.number] = self.gap * term
+                self.work[i.number] = gap_weight * term
             elif self.scanned:
-                total = total + self.gap * term
+                total = total + gap_weight * term
             return self.after(i, chance), chance, own, constant, total
 
         largest = row(_Number(0, self.n - 1))
         start = (self.top, self.top, largest, _zero(), _zero())
-        *_, constant, total = self.each(weigh, start, down=True)
+        _, _, smallest, constant, total = self.each(weigh, start, down=True)
         if keep is None:
-            return constant, total, largest
+            return constant, total, smallest, largest
 
         def add(i: _Number, total: Rows) -> Rows:
             term = self.work[i.number]
             keep(i, None, total)
             return total + term
 
-        return constant, self.each(add, _zero()), largest
+        return constant, self.each(add, _zero()), smallest, largest
 
 
 class _Number(NamedTuple):
@@ -1394,15 +1293,20 @@ def _as_mask(x: jax.Array) -> jax.Array:
     return x.astype(jnp.int32) != 0
 
 
+def _left_out(shape: tuple[int, ...]) -> jax.Array:
+    return lax.bitcast_convert_type(jnp.full(shape, _LEFT_OUT, jnp.int32), jnp.float32)
+
+
 def _marked(x: jax.Array, where: jax.Array) -> jax.Array:
-    mark = lax.bitcast_convert_type(jnp.full(x.shape, _LEFT_OUT, jnp.int32), jnp.float32)
-    return jnp.where(_as_mask(where), jnp.where(x != x, jnp.nan, x), mark)
+    # No valid NaN is the one that marks what is left out.
+    return jnp.where(_as_mask(where), jnp.where(x != x, jnp.nan, x), _left_out(x.shape))
 
 
 def _is_left_out(x: jax.Array) -> jax.Array:
     return _bits(x) == _LEFT_OUT
 
 
-def _at_the_limit(values: jax.Array, leading: jax.Array, stretch: jax.Array) -> jax.Array:
-    infinite = jnp.where(leading > 0, jnp.inf, -jnp.inf)
-    return jnp.where(leading != 0, infinite, values * stretch)
+def _range_scale(smallest: Rows, largest: Rows) -> Rows:
+    """What a row's weights are multiplied with: a power of two, 1 for all but the largest."""
+    large = jnp.maximum(-smallest, largest) > _LARGE
+    return jnp.where(large, _RANGE_SCALE, 1.0)

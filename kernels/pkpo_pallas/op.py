@@ -58,12 +58,13 @@ def transform(
         mirror=weights.mirror,
         spared=weights.spared,
         standardised=weights.standardised,
+        row_offset=weights.row_offset,
         by_mean=by_mean,
         undersized=undersized,
     )
     if table is not None:
         # All else is in the table.
-        variant = variant._replace(lag=0, mirror=0, spared=0, by_mean=False, undersized="zero")
+        variant = variant._replace(lag=0, mirror=0, spared=0, undersized="zero")
         zero = jnp.zeros(1, jnp.float32)
         given = jnp.concatenate([zero, table.gap, zero, table.below, table.best])
         otherwise = jnp.where(table.admitted, 0.0, jnp.nan if undersized == "nan" else 0.0)
@@ -120,6 +121,7 @@ def max_at_k(
         mirror=weights.mirror,
         spared=weights.spared,
         standardised=False,
+        row_offset=weights.row_offset,
         by_mean=False,
         undersized="nan",
     )
@@ -276,7 +278,7 @@ def _launch(
         else None,
         facts=pltpu.VMEM((chosen.tiles, FACTS, *tile), float32),
         noted=pltpu.VMEM(tile, float32),
-        flags=pltpu.SMEM((2,), int32),
+        flags=pltpu.SMEM((1,), int32),
     )
     out = pl.pallas_call(
         partial(kernel, variant),

@@ -33,12 +33,17 @@ class Weights(NamedTuple):
     spared: int
     standardised: bool
 
+    @property
+    def row_offset(self) -> bool:
+        """Whether what a row's smallest reward gets is other than 0, for k ≥ 2."""
+        return any(self.form[7:])
+
 
 class Table(NamedTuple):
     """The weights of rows that all have n samples and the same k, in float32.
 
     Attributes:
-        gap, below: (n−1,) of each gap, with the scale of the outcome.
+        gap, below: (n−1,) of each gap.
         best: (n,) the chance of each place to be the best of k.
         anchor: () of the largest reward.
         admitted: () bool: the rows admit this k; where they do not, all weights are 0.

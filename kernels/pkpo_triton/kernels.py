@@ -19,7 +19,9 @@ where r_j = C(j−LAG, k−1) / C(n, k) is a running product downward from j = n
 r_{j−1} = r_j · (j−LAG−k+1) / (j−LAG). These scalars are all that a kernel knows of an estimator.
 
 Rows of two different rewards are not sorted but counted, where a whole block consists of them.
-Blocks with an infinity, a NaN or huge rewards are made harmless first and put right at the end.
+A row with a NaN or an infinity, or whose range overflows, becomes NaN through what is added to its
+largest: 0·x for each of its rewards, and 0·(largest − smallest). On the way NaN may change which
+rewards such a row seems to have, but no index leaves its row.
 What is not a row's own, because it is left out or because the row is shorter than its threads
 hold, takes the value of its largest, so that the gaps above are 0. Equal rewards get equal bits:
 a gap of 0 adds nothing to a sum, and equal rewards are found in the same place.
@@ -355,7 +357,7 @@ def _chain_next(
 def _constant(
     terms, lane, below, slope, middle, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr
 ):
-    """Σ (below + slope · |j − middle|) · r_j · d_j of every row."""
+    """Sorted rows' r_j · d_j → Σ (below + slope · |j − middle|) · r_j · d_j of each."""
     constant = tl.zeros_like(terms[0])
     place = (lane * CHUNK).to(constant.dtype)
     for c in tl.static_range(CHUNK):
@@ -365,11 +367,10 @@ def _constant(
 
 @triton.jit
 def _terms(
-    t, n, k, thread, start, below, slope, middle, has_constant, inverse_ptr, once,
-    LAG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, PARTIAL: tl.constexpr,
-    T: tl.constexpr,
+    t, n, k, thread, start, inverse_ptr, once, LAG: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, PARTIAL: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Sorted rows → r_j · d_j for each sample and the one beneath, and the row's constant."""
+    """Sorted rows → r_j · d_j for each sample and the one beneath."""
     DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
     FIRST: tl.constexpr = 1 if LANES == 1 else 0
     lane = thread % LANES
@@ -388,10 +389,7 @@ def _terms(
             )  # fmt: skip
     if LANES == 1:
         terms = (tl.zeros([T], DTYPE),) + terms
-    constant = tl.zeros([T], DTYPE)
-    if has_constant != 0:
-        constant = _constant(terms, lane, below, slope, middle, CHUNK, LANES, T)
-    return terms, constant
+    return terms
 
 
 @triton.jit
@@ -473,74 +471,6 @@ def _spread(
         elif turn == 1:
             unit = _over_lanes(unit, True, LANES, T)
     return unit * tl.sqrt(_over_lanes(spread, False, LANES, T))
-
-
-@triton.jit
-def _bring_in(t, own, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
-    """Rows with only finite rewards, whose differences are finite; how many rewards were −inf and
-    +inf, whether there was a NaN, and what the rewards have been multiplied with."""
-    INF: tl.constexpr = float("inf")
-    low = tl.full([T], INF, t[0].dtype)
-    high = -low
-    below = tl.zeros([T], t[0].dtype)
-    above = tl.zeros([T], t[0].dtype)
-    nan = tl.zeros([T], t[0].dtype)
-    for c in tl.static_range(CHUNK):
-        mine = tl.full([T], True, tl.int1)
-        if len(own) > 0:
-            mine = own[c]
-        finite = (tl.abs(t[c]) < INF) & mine
-        low = tl.minimum(low, tl.where(finite, t[c], INF))
-        high = tl.maximum(high, tl.where(finite, t[c], -INF))
-        below += tl.where((t[c] == -INF) & mine, 1.0, 0.0)
-        above += tl.where((t[c] == INF) & mine, 1.0, 0.0)
-        nan = tl.maximum(nan, tl.where((t[c] != t[c]) & mine, 1.0, 0.0))
-    low = -_over_lanes(-low, True, LANES, T)
-    high = _over_lanes(high, True, LANES, T)
-    some = low <= high
-    low, high = tl.where(some, low, 0.0), tl.where(some, high, 0.0)
-    shrink = tl.where(high - low < INF, tl.full([T], 1.0, t[0].dtype), 0.25)
-    tame = ()
-    for c in tl.static_range(CHUNK):
-        # What compares false, NaN, goes to the front. What is not the row's own goes to the end.
-        inside = tl.where(t[c] >= low, tl.minimum(t[c], high), low)
-        if len(own) > 0:
-            inside = tl.where(own[c], inside, high)
-        tame = tame + (inside * shrink,)
-    below = _over_lanes(below, False, LANES, T).to(tl.int32)
-    above = _over_lanes(above, False, LANES, T).to(tl.int32)
-    nan = _over_lanes(nan, True, LANES, T) > 0
-    return tame, shrink, below, above, nan
-
-
-@triton.jit
-def _limits(
-    minus, plus, group, n, k, live, anchor, gap, below, slope, middle, table_ptr, table_size, once,
-    LAG: tl.constexpr, STANDARDISED: tl.constexpr, T: tl.constexpr,
-):  # fmt: skip
-    """The estimator of the row of signs, with `minus` rewards of −inf and `plus` of +inf: what it
-    gives the smallest, adds for all that are not −inf, and for those that are +inf; its spread."""
-    DTYPE: tl.constexpr = table_ptr.dtype.element_ty
-    under = group - plus  # where the step up to +inf is; the one from −inf is at `minus`
-    at_minus = _ratio(minus - LAG, n, k, table_ptr, table_size, once, T)
-    at_under = _ratio(under - LAG, n, k, table_ptr, table_size, once, T)
-    first = tl.where((minus > 0) & (minus < group), live * at_minus, 0.0)
-    second = tl.where((plus > 0) & (plus < group), live * at_under, 0.0)
-    sign = tl.where(plus > 0, 1.0, tl.where(minus == group, -1.0, 0.0))
-    constant = anchor * sign - first * (below + slope * tl.abs(minus.to(DTYPE) - middle))
-    constant -= second * (below + slope * tl.abs(under.to(DTYPE) - middle))
-    spread = first * 0.0
-    if STANDARDISED:
-        # The chances that the best of k is −inf, and that it is not +inf: C(j, k) / C(n, k).
-        tl.static_assert(LAG == 1)
-        worst = at_minus * minus.to(DTYPE) / k.to(DTYPE)
-        worst = tl.where(minus == 0, 0.0, tl.where(minus == group, 1.0, worst))
-        bound = at_under * under.to(DTYPE) / k.to(DTYPE)
-        bound = tl.where(under == 0, 0.0, tl.where(plus == 0, 1.0, bound))
-        mean = 1 - bound - worst
-        spread = worst * (1 + mean) * (1 + mean) + (bound - worst) * mean * mean
-        spread = live * tl.sqrt(spread + (1 - bound) * (1 - mean) * (1 - mean))
-    return constant, first * gap, second * gap, spread
 
 
 @triton.jit
@@ -777,17 +707,34 @@ def _group(
 
 
 @triton.jit
-def _look(t, CHUNK: tl.constexpr, COUNT_ONLY: tl.constexpr):
-    """What a block is like: 2, not finite or near overflow; 0, its rows may have two levels; 1."""
-    energy = t[0] * t[0]
-    for c in tl.static_range(1, CHUNK):
-        energy += t[c] * t[c]
-    # NaN compares false.
-    look = tl.where(energy < float("inf"), 0, 2)
-    if CHUNK > 8 and not COUNT_ONLY:
-        three = (t[0] != t[1]) & (t[1] != t[2]) & (t[0] != t[2])
-        look = tl.maximum(look, three.to(tl.int32))
-    return tl.max(look, 0)
+def _irregular(x, CHUNK: tl.constexpr, FLOATING: tl.constexpr):
+    """Σ 0·x over a thread's samples, which are 0 where they are not its row's own: NaN where one is
+    NaN or infinite, else 0. It has to be taken before a network, which may drop a NaN."""
+    irregular = tl.zeros(x[0].shape, x[0].dtype)
+    if FLOATING:
+        for c in tl.static_range(CHUNK):
+            irregular += x[c] * 0.0
+    return irregular
+
+
+@triton.jit
+def _ends(low, high, irregular, LANES: tl.constexpr, T: tl.constexpr):
+    """Smallest and largest of what the lanes of every row hold; the largest is NaN where the row
+    has a NaN or an infinity, or where its range overflows."""
+    if LANES > 1:
+        # A maximum over lanes drops a NaN, but never an infinity.
+        high = tl.where(irregular == 0, high, float("inf"))
+    else:
+        high += irregular
+    low, high = -_over_lanes(-low, True, LANES, T), _over_lanes(high, True, LANES, T)
+    return low, high + (high - low) * 0.0
+
+
+@triton.jit
+def _may_have_two_levels(t, CHUNK: tl.constexpr):
+    """Whether in no row of the block the first three samples of a thread differ from each other."""
+    three = (t[0] != t[1]) & (t[1] != t[2]) & (t[0] != t[2])
+    return tl.max(three.to(tl.int32), 0) == 0
 
 
 @triton.jit
@@ -806,18 +753,36 @@ def _fill(t, own, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def _range(t, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+def _range(t, irregular, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    """`_ends` of rows in any order."""
     low = t[0]
     high = t[0]
     for c in tl.static_range(1, CHUNK):
         low = tl.minimum(low, t[c])
         high = tl.maximum(high, t[c])
-    return -_over_lanes(-low, True, LANES, T), _over_lanes(high, True, LANES, T)
+    return _ends(low, high, irregular, LANES, T)
+
+
+@triton.jit
+def _range_scale(low, high, SCALED: tl.constexpr):
+    """What a row's estimator is multiplied with, so that nothing overflows on the way to its
+    values, and what these are: 1 but for rewards almost as large as they get. There it is 2^−40 and
+    2^40, which outweighs the length of any row."""
+    if SCALED:
+        LARGE: tl.constexpr = 2.0**900 if low.dtype == tl.float64 else 2.0**80
+        large = tl.maximum(tl.abs(low), tl.abs(high)) > LARGE
+        scale = tl.where(large, 2.0**-40, 1.0).to(low.dtype)
+        unscale = tl.where(large, 2.0**40, 1.0).to(low.dtype)
+    else:
+        scale = tl.full([], 1.0, low.dtype)
+        unscale = scale
+    return scale, unscale
 
 
 @triton.jit
 def _has_two_levels(t, low, high, CHUNK: tl.constexpr):
-    """Whether every row of the block consists of its smallest and its largest reward."""
+    """Whether every row of the block consists of its smallest and its largest reward, and its
+    largest is not NaN."""
     third = tl.zeros(t[0].shape, tl.int32)
     for c in tl.static_range(CHUNK):
         third = tl.where((t[c] == low) | (t[c] == high), third, 1)
@@ -845,7 +810,8 @@ def _ordered_by_count(lower, low, high, thread, CHUNK: tl.constexpr, LANES: tl.c
 
 @triton.jit
 def _values(
-    sums, constant, largest, spread, anchor, gap, otherwise, STANDARDISED: tl.constexpr
+    sums, constant, largest, spread, anchor, gap, otherwise, unscale, SCALED: tl.constexpr,
+    STANDARDISED: tl.constexpr,
 ):  # fmt: skip
     """What samples have beneath them → the estimator's values, both tuples."""
     # Adding 0 turns a −0 into 0.
@@ -854,7 +820,9 @@ def _values(
     values = ()
     for c in tl.static_range(len(sums)):
         value = gap * sums[c] + smallest
-        values = values + (value / divisor if STANDARDISED else value,)
+        if STANDARDISED:
+            value = value / divisor
+        values = values + (value * unscale if SCALED else value,)
     return values
 
 
@@ -862,9 +830,9 @@ def _values(
 def _by_counting(
     t, low, high, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr,
     table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
-    rows_left, n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, PADDED: tl.constexpr,
-    MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    rows_left, n_samples, LAG: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr,
+    PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for rows of two levels: how many samples are the lower one tells all."""
     T: tl.constexpr = BLOCK_ROWS * LANES
@@ -873,6 +841,8 @@ def _by_counting(
         lower, n, k, thread, start, inverse_ptr, once, LAG, CHUNK, LANES, MASKED or PADDED, T
     )  # fmt: skip
     step = weight * (high - low)
+    scale, unscale = _range_scale(low, high, SCALED)
+    anchor, gap, below, slope = anchor * scale, gap * scale, below * scale, slope * scale
     constant = tl.zeros([T], table_ptr.dtype.element_ty)
     if has_constant != 0:
         constant = (below + slope * tl.abs(lower.to(constant.dtype) - middle)) * step
@@ -884,8 +854,9 @@ def _by_counting(
             LANES, MASKED or PADDED, T,
         )  # fmt: skip
     bottom = _values(
-        (step * 0.0, step), constant, high, spread, anchor, gap, otherwise, STANDARDISED
-    )
+        (step * 0.0, step), constant, high, spread, anchor, gap, otherwise, unscale, SCALED,
+        STANDARDISED,
+    )  # fmt: skip
     out = ()
     for c in tl.static_range(CHUNK):
         out = out + (tl.where(t[c] == high, bottom[1], bottom[0]),)
@@ -897,11 +868,11 @@ def _by_counting(
 
 @triton.jit
 def _by_sorting(
-    t, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr, table_size,
-    inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample, rows_left,
-    n_samples, LAG: tl.constexpr, FLAT: tl.constexpr, PADDED: tl.constexpr,
-    MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    t, irregular, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr,
+    table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
+    rows_left, n_samples, LAG: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr,
+    PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for any rows."""
     T: tl.constexpr = BLOCK_ROWS * LANES
@@ -910,11 +881,15 @@ def _by_sorting(
     else:
         ordered = _sort(t, thread, CHUNK, LANES, T)
         at = _find(t, ordered, thread, CHUNK, LANES, T)
-    largest = _over_lanes(ordered[CHUNK - 1], True, LANES, T)
-    terms, constant = _terms(
-        ordered, n, k, thread, start, below, slope, middle, has_constant, inverse_ptr, once, LAG,
-        CHUNK, LANES, MASKED or PADDED, T,
-    )  # fmt: skip
+    smallest, largest = _ends(ordered[0], ordered[CHUNK - 1], irregular, LANES, T)
+    terms = _terms(
+        ordered, n, k, thread, start, inverse_ptr, once, LAG, CHUNK, LANES, MASKED or PADDED, T
+    )
+    scale, unscale = _range_scale(smallest, largest, SCALED)
+    anchor, gap, below, slope = anchor * scale, gap * scale, below * scale, slope * scale
+    constant = tl.zeros([T], table_ptr.dtype.element_ty)
+    if has_constant != 0:
+        constant = _constant(terms, thread % LANES, below, slope, middle, CHUNK, LANES, T)
     spread = largest * 0.0
     if STANDARDISED:
         spread = _spread(
@@ -927,47 +902,9 @@ def _by_sorting(
     else:
         found = tl.gather(_flat(placed, CHUNK, T), at, 0)
         placed = _unstack(tl.reshape(found, [CHUNK, T]), CHUNK, T)
-    out = _values(placed, constant, largest, spread, anchor, gap, otherwise, STANDARDISED)
-    _store(
-        out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, PADDED, MASKED,
-        CHUNK, LANES, BLOCK_ROWS, VECTOR,
-    )  # fmt: skip
-
-
-@triton.jit
-def _at_the_limit(
-    rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid, rows_left,
-    n_samples, constant, above_bottom, at_top, spread, shrink, nan, FLAT: tl.constexpr,
-    PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
-    """Put right what has just been stored for a block brought in."""
-    INF: tl.constexpr = float("inf")
-    T: tl.constexpr = BLOCK_ROWS * LANES
-    DTYPE: tl.constexpr = constant.dtype
-    # Both are read again: this is rare, and until here they take up no registers.
-    tl.debug_barrier()
-    tile = _load(
-        rewards_ptr, rewards_row, rewards_sample, rows_left, n_samples, FLAT, PADDED, CHUNK,
-        LANES, BLOCK_ROWS, VECTOR,
-    )  # fmt: skip
-    rewards = _to_vectors(tile.to(DTYPE), CHUNK, LANES, T)
-    tile = _load(
-        out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, PADDED, CHUNK, LANES,
-        BLOCK_ROWS, VECTOR,
-    )  # fmt: skip
-    values = _to_vectors(tile.to(DTYPE), CHUNK, LANES, T)
-    out = ()
-    for c in tl.static_range(CHUNK):
-        leading = constant + tl.where(rewards[c] > -INF, above_bottom, 0.0)
-        leading += tl.where(rewards[c] == INF, at_top, 0.0)
-        if STANDARDISED:
-            # What is divided by its spread stays finite.
-            value = tl.where(spread > 0, leading / tl.where(spread > 0, spread, 1.0), values[c])
-        else:
-            infinite = tl.where(leading > 0, INF, -INF)
-            value = tl.where(leading != 0, infinite, values[c] / shrink)
-        out = out + (tl.where(nan, float("nan"), value),)
+    out = _values(
+        placed, constant, largest, spread, anchor, gap, otherwise, unscale, SCALED, STANDARDISED
+    )
     _store(
         out, valid, out_ptr, out_row, out_sample, rows_left, n_samples, FLAT, PADDED, MASKED,
         CHUNK, LANES, BLOCK_ROWS, VECTOR,
@@ -985,7 +922,8 @@ def transform_kernel(
     n_rows, n_samples, k, spared, undersized, by_mean, has_constant, mirror,
     rewards_row, rewards_sample, where_row, where_sample, out_row, out_sample,
     first: "fp64", anchor: "fp64", gap: "fp64", below: "fp64", slope: "fp64",
-    K: tl.constexpr, MASKED: tl.constexpr, LAG: tl.constexpr, STANDARDISED: tl.constexpr,
+    K: tl.constexpr, MASKED: tl.constexpr, LAG: tl.constexpr, SCALED: tl.constexpr,
+    STANDARDISED: tl.constexpr,
     COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -993,7 +931,8 @@ def transform_kernel(
 
     K says where k is: "int", the argument; "scalar", in memory for all rows; "row", one for each.
     With an int and no mask the estimator's scalars come ready, and with them r_{n−1} (`first`);
-    otherwise every row has its own. undersized: 0 zero, 1 NaN, 2 clip. COUNT_ONLY: bool rewards.
+    otherwise every row has its own. undersized: 0 zero, 1 NaN, 2 clip. SCALED: a value is not a
+    product alone, see `Weights.needs_range_scale`. COUNT_ONLY: bool rewards.
     CONTIGUOUS: rows of exactly CHUNK samples, one after the other. PADDED: rows of n_samples, fewer
     than their threads hold.
     """
@@ -1032,6 +971,7 @@ def transform_kernel(
         ) != 0  # fmt: skip
         x = tl.where(valid, x, 0.0)
     t = _to_vectors(x, CHUNK, LANES, T)
+    irregular = _irregular(t, CHUNK, rewards_ptr.dtype.element_ty.is_floating())
     own = _own(valid, thread, n_samples, PADDED, MASKED, CHUNK, LANES, VECTOR, T)
 
     # The group, its k, and the estimator for it.
@@ -1072,72 +1012,63 @@ def transform_kernel(
     if PARTIAL:
         t = _fill(t, own, CHUNK, LANES, T)
 
-    look = _look(t, CHUNK, COUNT_ONLY)
-    shrink = tl.full([T], 1.0, DTYPE)
-    minus = tl.zeros([T], tl.int32)
-    plus = tl.zeros([T], tl.int32)
-    nan = minus > 0
-    if look == 2:
-        t, shrink, minus, plus, nan = _bring_in(t, own, CHUNK, LANES, T)
-
-    counted = look < 0
+    counted = rows_left < 0  # never
     low, high = t[0], t[0]
     if COUNT_ONLY:
-        counted = look >= 0
-        low, high = _range(t, CHUNK, LANES, T)
+        low, high = _range(t, irregular, CHUNK, LANES, T)
+        _by_counting(
+            t, low, high, n, k, thread, live, start, below, slope, middle, has_constant,
+            table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
+            out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
+            STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+        )  # fmt: skip
     elif CHUNK > 8:
-        if look != 1:
-            low, high = _range(t, CHUNK, LANES, T)
+        if _may_have_two_levels(t, CHUNK):
+            low, high = _range(t, irregular, CHUNK, LANES, T)
             counted = _has_two_levels(t, low, high, CHUNK)
-    if CHUNK > 8 or COUNT_ONLY:
         if counted:
             _by_counting(
                 t, low, high, n, k, thread, live, start, below, slope, middle, has_constant,
                 table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-                out_row, out_sample, rows_left, n_samples, LAG, FLAT, PADDED, MASKED,
+                out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
                 STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
-    if not COUNT_ONLY:
-        if counted == 0:
+        else:
             _by_sorting(
-                t, n, k, thread, live, start, below, slope, middle, has_constant,
+                t, irregular, n, k, thread, live, start, below, slope, middle, has_constant,
                 table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-                out_row, out_sample, rows_left, n_samples, LAG, FLAT, PADDED, MASKED,
+                out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
                 STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
-
-    if look == 2:
-        constant, above_bottom, at_top, spread = _limits(
-            minus, plus, group, n, k, live, anchor, gap, below, slope, middle,
-            table_ptr, table_size, once, LAG, STANDARDISED, T,
-        )  # fmt: skip
-        _at_the_limit(
-            rewards_ptr, rewards_row, rewards_sample, out_ptr, out_row, out_sample, valid,
-            rows_left, n_samples, constant, above_bottom, at_top, spread, shrink, nan, FLAT,
-            PADDED, MASKED, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+    else:
+        _by_sorting(
+            t, irregular, n, k, thread, live, start, below, slope, middle, has_constant,
+            table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
+            out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
+            STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         )  # fmt: skip
 
 
 @triton.jit
-def _counted(t, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
-    low, high = _range(t, CHUNK, LANES, T)
+def _counted(t, irregular, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+    low, high = _range(t, irregular, CHUNK, LANES, T)
     lower = _number_of_lower(t, high, CHUNK, LANES, T)
     return _ordered_by_count(lower, low, high, thread, CHUNK, LANES)
 
 
 @triton.jit
 def _in_order(
-    t, thread, counted, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr,
+    t, irregular, thread, counted, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr,
     COUNT_ONLY: tl.constexpr,
 ):  # fmt: skip
     """The rows in ascending order, by counting where they have two levels."""
     if COUNT_ONLY:
-        return _counted(t, thread, CHUNK, LANES, T)
+        return _counted(t, irregular, thread, CHUNK, LANES, T)
     elif CHUNK <= 8:
         return _sort(t, thread, CHUNK, LANES, T)
     else:
         if counted:
-            ordered = _counted(t, thread, CHUNK, LANES, T)
+            ordered = _counted(t, irregular, thread, CHUNK, LANES, T)
         else:
             ordered = _sort(t, thread, CHUNK, LANES, T)
         return ordered
@@ -1179,24 +1110,18 @@ def max_at_k_kernel(
         ) != 0  # fmt: skip
         x = tl.where(valid, x, 0.0)
     t = _to_vectors(x, CHUNK, LANES, T)
+    irregular = _irregular(t, CHUNK, rewards_ptr.dtype.element_ty.is_floating())
     own = _own(valid, thread, n_samples, PADDED, MASKED, CHUNK, LANES, VECTOR, T)
     group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
     if PARTIAL:
         t = _fill(t, own, CHUNK, LANES, T)
-    look = _look(t, CHUNK, COUNT_ONLY)
-    shrink = tl.full([T], 1.0, DTYPE)
-    minus = tl.zeros([T], tl.int32)
-    plus = tl.zeros([T], tl.int32)
-    nan = minus > 0
-    if look == 2:
-        t, shrink, minus, plus, nan = _bring_in(t, own, CHUNK, LANES, T)
-    counted = look < 0
+    counted = rows_left < 0  # never
     if CHUNK > 8 and not COUNT_ONLY:
-        if look != 1:
-            low, high = _range(t, CHUNK, LANES, T)
+        if _may_have_two_levels(t, CHUNK):
+            low, high = _range(t, irregular, CHUNK, LANES, T)
             counted = _has_two_levels(t, low, high, CHUNK)
-    t = _in_order(t, thread, counted, CHUNK, LANES, T, COUNT_ONLY)
-    largest = _over_lanes(t[CHUNK - 1], True, LANES, T)
+    t = _in_order(t, irregular, thread, counted, CHUNK, LANES, T, COUNT_ONLY)
+    unused, largest = _ends(t[0], t[CHUNK - 1], irregular, LANES, T)
 
     zero = tl.zeros([T], DTYPE)
     for q in tl.range(n_ks):
@@ -1208,19 +1133,10 @@ def max_at_k_kernel(
             n, k, thread % LANES, table_ptr, table_size, once, 1, CHUNK, LANES, T
         )  # fmt: skip
         slope = 1 / k.to(DTYPE)
-        unused, constant = _terms(
-            t, n, k, thread, start, zero, slope, zero, once, inverse_ptr, once, 1, CHUNK, LANES,
-            PARTIAL, T,
-        )  # fmt: skip
-        best = ((live * largest - constant) + 0.0) / shrink
-        if look == 2:
-            leading, unused_bottom, unused_top, unused_spread = _limits(
-                minus, plus, group, n, k, live, live, zero, zero, slope, zero, table_ptr,
-                table_size, once, 1, False, T,
-            )  # fmt: skip
-            best = tl.where(leading != 0, tl.where(leading > 0, float("inf"), -float("inf")), best)
+        terms = _terms(t, n, k, thread, start, inverse_ptr, once, 1, CHUNK, LANES, PARTIAL, T)
+        constant = _constant(terms, thread % LANES, zero, slope, zero, CHUNK, LANES, T)
+        best = (live * largest - constant) + 0.0
         best = tl.where(live > 0, best, float("nan"))
-        best = tl.where(nan, float("nan"), best)
         row = tl.arange(0, T) // LANES
         tl.store(
             out_ptr + (block + row) * n_ks + q,

@@ -2,13 +2,12 @@
 
 One program takes a sorted row and walks along it, block by block: once for the row's constant, once
 more for the prefix scan, whose values it writes straight to the samples' own places. What an
-estimator is, and what becomes of infinities, NaN and huge rewards: see `kernels`. There a weight
-comes from its neighbour; here each stands alone, taken from a table of factorials, so that an error
-does not grow along the row.
+estimator is, and what becomes of NaN, infinities and rewards that are very large: see `kernels`.
+There a weight comes from its neighbour; here each stands alone, taken from a table of factorials,
+so that an error does not grow along the row.
 
-In the sort samples left out are +inf. They stand behind the row's own n samples, or among its own
-+inf, where which is which makes no difference. What stands behind the own samples takes the value
-of the largest of these, so that the gaps above are 0.
+In the sort samples left out are +inf. They stand behind the row's own n samples, but for a NaN, and
+take the value of the largest of these, so that the gaps above are 0.
 
 bool rewards are not sorted: they are read once to be counted, and once more to get their values.
 """
@@ -25,7 +24,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pkpo_triton.kernels import _quotient, _scalars
+from pkpo_triton.kernels import _quotient, _range_scale, _scalars
+from pkpo_triton.plan import OPTIONS
 
 BLOCK = 2048
 WARPS = 8
@@ -84,17 +84,15 @@ def _larger(a, b):
 
 
 @triton.jit
-def _values(ordered_ptr, p, n_samples, low, high, shrink):
-    """Rewards at places p ≥ −1 of a sorted row, brought in; before the first is the first."""
+def _values(ordered_ptr, p, n_samples, high):
+    """Rewards at places p ≥ −1 of a sorted row, none above high; before the first is the first."""
     x = tl.load(ordered_ptr + tl.maximum(p, 0), mask=p < n_samples, other=float("inf"))
-    return tl.minimum(tl.maximum(x.to(low.dtype), low), high) * shrink
+    return tl.minimum(x.to(high.dtype), high)
 
 
 @triton.jit
-def _gaps(ordered_ptr, p, n_samples, low, high, shrink):
-    return _values(ordered_ptr, p, n_samples, low, high, shrink) - _values(
-        ordered_ptr, p - 1, n_samples, low, high, shrink
-    )
+def _gaps(ordered_ptr, p, n_samples, high):
+    return _values(ordered_ptr, p, n_samples, high) - _values(ordered_ptr, p - 1, n_samples, high)
 
 
 @triton.jit
@@ -205,7 +203,6 @@ def _row_kernel(
     K says where k is: "int", the argument; "scalar", in memory for all rows; "row", one for each.
     undersized: 0 zero, 1 NaN, 2 clip. MAX_AT_K: a single number for the row, and no form is read.
     """
-    INF: tl.constexpr = float("inf")
     row = tl.program_id(0).to(tl.int64)
     ordered_ptr += row * n_samples
     every = tl.arange(0, BLOCK)
@@ -224,54 +221,11 @@ def _row_kernel(
 
     low = tl.load(ordered_ptr).to(DTYPE)
     high = tl.load(ordered_ptr + tl.maximum(group - 1, 0)).to(DTYPE)
-    shrink = zero + 1
-
-    # The estimator of the row of signs: what it gives the smallest, adds for all that are not −inf,
-    # and for those that are +inf; its spread.
-    bottom, above_bottom, at_top, sign_spread = zero, zero, zero, zero
-    # NaN compares false.
-    if (high - low < INF) == 0:
-        minus = tl.full([], 0, tl.int32)
-        plus = tl.full([], 0, tl.int32)
-        for start in tl.range(0, n_samples, BLOCK):
-            p = start + every
-            x = tl.load(ordered_ptr + p, mask=p < group, other=0.0)
-            minus += tl.sum((x == -INF).to(tl.int32), 0)
-            plus += tl.sum((x == INF).to(tl.int32), 0)
-        under = group - plus  # where the step up to +inf is; the one from −inf is at `minus`
-        some = minus < under
-        low = tl.load(ordered_ptr + tl.where(some, minus, 0)).to(DTYPE)
-        high = tl.load(ordered_ptr + tl.where(some, under - 1, 0)).to(DTYPE)
-        low, high = tl.where(some, low, zero), tl.where(some, high, zero)
-        shrink = tl.where(high - low < INF, zero + 1, 0.25)
-        if MAX_AT_K or STANDARDISED:
-            # The chances that the best of k is −inf, finite, +inf. From here on nothing is
-            # subtracted that is not small, or exactly 0 where it has to be.
-            worst, between, top = nothing, nothing, nothing
-            for start in tl.range(0, n_samples, BLOCK):
-                p = start + every
-                chance = _ratios(p, n, k, lead, table_ptr, table_size, DTYPE)
-                worst += tl.sum(tl.where(p < minus, chance, 0.0), 0).to(tl.float64)
-                top += tl.sum(tl.where(p >= under, chance, 0.0), 0).to(tl.float64)
-                chance = tl.where((p >= minus) & (p < under), chance, 0.0)
-                between += tl.sum(chance, 0).to(tl.float64)
-            mean = top - worst
-            if MAX_AT_K:
-                bottom = mean.to(DTYPE)
-            else:
-                from_minus, from_plus = 2 * top + between, 2 * worst + between
-                spread = worst * from_minus * from_minus + top * from_plus * from_plus
-                sign_spread = tl.sqrt(spread + between * mean * mean).to(DTYPE)
-        if not MAX_AT_K:
-            first = _ratios(minus - LAG, n, k, lead, table_ptr, table_size, DTYPE)
-            second = _ratios(under - LAG, n, k, lead, table_ptr, table_size, DTYPE)
-            first = tl.where((minus > 0) & (minus < group), first, zero)
-            second = tl.where((plus > 0) & (plus < group), second, zero)
-            sign = tl.where(plus > 0, zero + 1, tl.where(minus == group, zero - 1, zero))
-            bottom = anchor * sign - first * (below + slope * tl.abs(minus.to(DTYPE) - middle))
-            bottom -= second * (below + slope * tl.abs(under.to(DTYPE) - middle))
-            above_bottom, at_top = first * gap, second * gap
-    largest = high * shrink
+    # NaN comes last in a sort, behind what is left out too, and infinities come first and last.
+    last = tl.load(ordered_ptr + n_samples - 1).to(DTYPE)
+    largest = tl.where(last == last, high + (high - low) * 0.0, last)
+    scale, unscale = _range_scale(low, high, True)
+    anchor, gap, below, slope = anchor * scale, gap * scale, below * scale, slope * scale
 
     # The row's constant; the mean of the best of k, measured from the largest so that an offset
     # drops out; how far down it can lie.
@@ -281,11 +235,11 @@ def _row_kernel(
             p = start + every
             ratio = _ratios(p - LAG, n, k, lead, table_ptr, table_size, DTYPE)
             weight = ratio * (below + slope * tl.abs(p.to(DTYPE) - middle))
-            gaps = _gaps(ordered_ptr, p, n_samples, low, high, shrink)
+            gaps = _gaps(ordered_ptr, p, n_samples, high)
             constant += tl.sum(weight * gaps, 0).to(tl.float64)
             if STANDARDISED:
                 chance = _ratios(p, n, k, lead, table_ptr, table_size, DTYPE)
-                apart = largest - _values(ordered_ptr, p, n_samples, low, high, shrink)
+                apart = largest - _values(ordered_ptr, p, n_samples, high)
                 mean += tl.sum(chance * apart, 0).to(tl.float64)
                 reach = tl.maximum(reach, tl.max(tl.where(chance > 0, apart, 0.0), 0))
     otherwise = tl.where((live > 0) | (undersized != 1), 0.0, float("nan")).to(DTYPE)
@@ -302,20 +256,14 @@ def _row_kernel(
         for start in tl.range(0, n_samples, BLOCK):
             p = start + every
             chance = _ratios(p, n, k, lead, table_ptr, table_size, DTYPE)
-            apart = largest - _values(ordered_ptr, p, n_samples, low, high, shrink)
+            apart = largest - _values(ordered_ptr, p, n_samples, high)
             deviation = tl.where(chance > 0, (down - apart) * inverse, 0.0)
             variance += tl.sum(chance * deviation * deviation, 0).to(tl.float64)
         spread = unit * tl.sqrt(variance).to(DTYPE)
-        divisor = tl.where(spread > 0, spread, INF)
+        divisor = tl.where(spread > 0, spread, float("inf"))
 
-    # NaN comes last in a sort.
-    last = tl.load(ordered_ptr + n_samples - 1)
-    nan = last != last
-    stretch = 1 / shrink
     if MAX_AT_K:
-        infinite = tl.where(bottom > 0, INF, -INF)
-        value = tl.where(bottom != 0, infinite, smallest * stretch)
-        tl.store(out_ptr + row * out_row, tl.where(nan, float("nan"), value))
+        tl.store(out_ptr + row * out_row, smallest * unscale)
     else:
         places_ptr += row * n_samples
         out_ptr += row * out_row
@@ -325,7 +273,7 @@ def _row_kernel(
             p = start + every
             inside = p < n_samples
             ratio = _ratios(p - LAG, n, k, lead, table_ptr, table_size, DTYPE)
-            gaps = _gaps(ordered_ptr, p, n_samples, low, high, shrink)
+            gaps = _gaps(ordered_ptr, p, n_samples, high)
             terms = ratio * gaps
             sums = beneath.to(DTYPE) + tl.cumsum(terms, 0)
             beneath += tl.sum(terms, 0).to(tl.float64)
@@ -335,18 +283,9 @@ def _row_kernel(
             sums = tl.associative_scan(sums, 0, _larger)
             level = tl.max(sums, 0)
             value = gap * sums + smallest
-
-            x = tl.load(ordered_ptr + p, mask=inside, other=0.0)
-            leading = bottom + tl.where(x > -INF, above_bottom, zero)
-            leading += tl.where(x == INF, at_top, zero)
             if STANDARDISED:
-                # What is divided by its spread stays finite.
-                at_limit = leading / tl.where(sign_spread > 0, sign_spread, zero + 1)
-                value = tl.where(sign_spread > 0, at_limit, value / divisor)
-            else:
-                infinite = tl.where(leading > 0, INF, -INF)
-                value = tl.where(leading != 0, infinite, value * stretch)
-            value = tl.where(nan, float("nan"), value)
+                value = value / divisor
+            value = value * unscale
             place = tl.load(places_ptr + p, mask=inside, other=0)
             if MASKED:
                 own = tl.load(where_ptr + row * where_row + place * where_sample, mask=inside)
@@ -486,5 +425,6 @@ def _launch(
         DTYPE=tl.float64 if compute == torch.float64 else tl.float32,
         BLOCK=block,
         num_warps=max(1, min(WARPS, block // 256)),
+        **OPTIONS,
         **constants,
     )

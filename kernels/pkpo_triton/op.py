@@ -15,7 +15,7 @@ import torch
 import triton
 
 from pkpo_triton import kernels, long_rows, tables
-from pkpo_triton.plan import LONGEST_ON_CHIP, Plan, plan
+from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS, Plan, plan
 from pkpo_triton.weights import UNDERSIZED, Weights
 
 
@@ -160,6 +160,7 @@ def _transform(
             K=kind,
             MASKED=where is not None,
             LAG=lag,
+            SCALED=weights.needs_range_scale(by_mean=by_mean),
             STANDARDISED=weights.standardised,
             **_constants(count_only, n, (rewards, where, written), chosen),
         )
@@ -292,6 +293,7 @@ def _constants(
         "VECTOR": _vector(given, chosen),
         "num_warps": chosen.num_warps,
         "num_stages": 1,
+        **OPTIONS,
     }
 
 

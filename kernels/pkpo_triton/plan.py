@@ -9,6 +9,10 @@ from typing import NamedTuple
 LONGEST_ON_CHIP = 8192
 LONGEST_WIDE_ON_CHIP = 2048
 
+# How every kernel is compiled. a·b + c is one instruction with one rounding: a third of what the
+# kernels compute, and in no place does exactness hang on its absence. Triton's own default changes.
+OPTIONS = {"enable_fp_fusion": True}
+
 
 class Plan(NamedTuple):
     """Constants of a kernel for rows of n samples."""

@@ -14,7 +14,6 @@ from pkpo_triton.plan import plan
 PATHS: dict[str, tuple[Any, ...]] = {
     "general": (kernels._by_sorting,),
     "two_levels": (kernels._has_two_levels, kernels._by_counting),
-    "not_finite": (kernels._bring_in, kernels._limits, kernels._at_the_limit),
     "constant": (kernels._constant,),
     "last_block": (kernels._load_inside, kernels._store_inside),
 }
@@ -62,6 +61,7 @@ def transform_variant(
     traits = [dtype, *(["where"] if masked else []), *([f"k {k}"] if k != "int" else [])]
     traits += [*(["lag 1"] if lag else []), *(["standardised"] if standardised else [])]
     constants: dict[str, Any] = {"K": k, "LAG": lag, "STANDARDISED": standardised}
+    constants["SCALED"] = lag == 1
     # What Triton makes of a stride of 1.
     constants["out_sample"] = 1
     if k == "int":

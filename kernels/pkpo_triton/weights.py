@@ -63,6 +63,12 @@ class Weights(NamedTuple):
             forms = [self.form_at_1 if k == 1 else self.form]
         return any(any(form[7:11]) for form in forms)
 
+    def needs_range_scale(self, *, by_mean: bool) -> bool:
+        """Whether numbers may overflow on the way to values that do not: not where a value is a
+        single product for k ≥ 2, and for k = 1 stays below the row's range. The same for every k,
+        as kernels are compiled for it."""
+        return by_mean or any(self.form[7:])
+
 
 def factorials_size(largest: int) -> int:
     """How many factorials a table holds that must reach `largest`: few tables serve all rows."""
