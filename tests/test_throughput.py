@@ -346,6 +346,29 @@ exec {sys.executable} "$@"
     assert {m["library"] for m in record["results"]} == {"torch", "jax", "numpy"}
 
 
+def test_kernels_to_warm_are_noted_once_and_launched_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    from bench import gpu_warm
+
+    class Kernel:
+        module, name = "pkpo_triton.kernels", "transform_kernel"
+
+    def verify(names: Sequence[str]) -> Any:
+        assert names == ["triton"]
+        for data in ("n=8", "n=16", "n=8"):
+            hook = triton.knobs.runtime.jit_cache_hook
+            yield hook(fn=Kernel, compile={"specialization_data": data}, key=None)
+
+    launches: list[bool] = []
+    monkeypatch.setattr(
+        gpu_warm.verification, "verify", lambda names: map(launches.append, verify(names))
+    )
+    found = gpu_warm.wanted()
+    assert found == [(Kernel.module, Kernel.name, data) for data in ("n=8", "n=16")]
+    assert launches == [True] * 3  # a true answer means that Triton need not go on
+    assert triton.knobs.runtime.jit_cache_hook is None
+
+
 def test_command_refuses_in_words(tmp_path: Path) -> None:
     for shape in ("8", "8x", "0x8", f"8x{K - 1}", "8 x 8"):
         result = run(["--device", "cpu", "--shape", shape, "--out", tmp_path / "none"])
