@@ -104,6 +104,7 @@ def test_jit_compiles_once_for_all_steps() -> None:
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_torch_compiles_without_a_graph_break() -> None:
     torch = pytest.importorskip("torch")
     graphs = []
