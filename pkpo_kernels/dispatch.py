@@ -5,6 +5,7 @@ Nothing here imports an array library that the caller has not imported already.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -396,8 +397,9 @@ def _on_jax_devices() -> list[tuple[str, Any]]:
     import jax.numpy as jnp
 
     devices = list(jax.local_devices())
-    # The CPU serves beside whatever else there is.
-    devices += [cpu for cpu in jax.local_devices(backend="cpu") if cpu not in devices]
+    # The CPU serves beside whatever else there is, unless JAX_PLATFORMS leaves it out.
+    with contextlib.suppress(RuntimeError):
+        devices += [cpu for cpu in jax.local_devices(backend="cpu") if cpu not in devices]
     return [
         (f"{device.platform}:{device.id}", jax.device_put(jnp.zeros((1, 1)), device))
         for device in devices

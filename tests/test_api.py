@@ -174,6 +174,13 @@ def test_tensors_that_are_more_than_their_numbers_are_refused(make: Any, words: 
 
 
 def test_distributed_tensors_are_refused() -> None:
+    stand_in = torch.zeros(2, 3).as_subclass(type("DTensor", (torch.Tensor,), {}))
+    with pytest.raises(TypeError, match=r"got a DTensor: pass rewards.to_local\(\)"):
+        pk.transform(stand_in, 2)
+
+
+@pytest.mark.slow  # to import
+def test_real_distributed_tensors_are_refused() -> None:
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
