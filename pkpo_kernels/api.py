@@ -4,6 +4,8 @@ implementation, unfold."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple, get_args, overload
 
 import numpy as np
@@ -155,20 +157,9 @@ def transform(
             " got 'mean'"
         )
     groups = _Groups.of(rewards, where, axis)
-    rows_k = _k_of_rows(k, groups, chosen, clip=undersized == "clip")
-    module = dispatch.choose(implementation, groups.library, groups.rewards)
-    if groups.n == 0:
-        return groups.unfold(groups.full(0, math.nan))
-    out = module.transform_rows(
-        groups.rewards,
-        rows_k,
-        groups.where,
-        estimator=chosen,
-        scale=scale,
-        undersized=undersized,
-        dtype=groups.dtype,
-    )
-    return groups.unfold(out)
+    k = _k_of_groups(k, groups, chosen, clip=undersized == "clip")
+    options = {"estimator": chosen, "scale": scale, "undersized": undersized}
+    return _computed(_transform, groups, k, implementation, options)
 
 
 @overload
@@ -238,13 +229,7 @@ def max_at_k(
            [0.66666667, 1.        , 1.        ]])
     """
     groups = _Groups.of(rewards, where, axis)
-    ks, several = _sequence_of_ks(k, groups)
-    module = dispatch.choose(implementation, groups.library, groups.rewards)
-    if groups.n == 0:
-        out = groups.full(len(ks), math.nan)
-    else:
-        out = module.max_at_k_rows(groups.rewards, ks, groups.where, dtype=groups.dtype)
-    return out.reshape(*groups.leading, len(ks)) if several else out.reshape(groups.leading)
+    return _computed(_max_at_k, groups, _checked_ks(k, groups), implementation, {})
 
 
 @overload
@@ -317,15 +302,13 @@ def _pass_at_k_of_one(n: int, c: int, k: int) -> float:
 
 
 class _Groups(NamedTuple):
-    """Rewards as a matrix, with what it takes to lead a result back."""
+    """Groups of samples, checked."""
 
     library: str
-    rewards: Array  # (rows, n)
-    where: Array | None  # (rows, n)
+    rewards: Array  # (..., n), the samples on any axis
+    where: Array | None  # the same
     dtype: Any  # of the result
-    leading: tuple[int, ...]
-    axis: int
-    xp: Any
+    axis: int  # of the samples, counted from the front
 
     @classmethod
     def of(cls, rewards: Array, where: Array | None, axis: int) -> _Groups:
@@ -337,34 +320,81 @@ class _Groups(NamedTuple):
             inexact &= where
         if inexact is not None and inexact.any():
             raise ValueError(not_exact("rewards", array[inexact][0]))
-        xp = dispatch.namespace(library)
         dtype = _result_dtype(array, library)
-        axis = checked_axis(axis, array.shape)
-        leading = (*array.shape[:axis], *array.shape[axis + 1 :])
-        n = array.shape[axis]
-
-        def fold(x: Array) -> Array:
-            if axis < len(leading):
-                x = xp.moveaxis(x, axis, -1)
-            return x.reshape(math.prod(leading), n)
-
-        return cls(
-            library, fold(array), None if where is None else fold(where), dtype, leading, axis, xp
-        )
+        return cls(library, array, where, dtype, checked_axis(axis, array.shape))
 
     @property
     def n(self) -> int:
-        return self.rewards.shape[-1]
+        return self.rewards.shape[self.axis]
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        return (*self.rewards.shape[: self.axis], *self.rewards.shape[self.axis + 1 :])
 
     def full(self, columns: int, value: float) -> Array:
         """(rows, columns) of one value, where there is nothing to compute."""
+        xp = dispatch.namespace(self.library)
         there = {"device": self.rewards.device} if self.library == "torch" else {}
-        return self.xp.full((self.rewards.shape[0], columns), value, dtype=self.dtype, **there)
+        return xp.full((math.prod(self.leading), columns), value, dtype=self.dtype, **there)
+
+    def fold(self, x: Array) -> Array:
+        """(..., n) → (rows, n)."""
+        if self.axis < len(self.leading):
+            x = dispatch.namespace(self.library).moveaxis(x, self.axis, -1)
+        return x.reshape(math.prod(self.leading), self.n)
 
     def unfold(self, out: Array) -> Array:
         """(rows, n) → the shape that the rewards came in."""
         out = out.reshape(*self.leading, out.shape[-1])
-        return self.xp.moveaxis(out, -1, self.axis) if self.axis < len(self.leading) else out
+        if self.axis < len(self.leading):
+            out = dispatch.namespace(self.library).moveaxis(out, -1, self.axis)
+        return out
+
+
+def _computed(
+    compute: Callable[..., Array],
+    groups: _Groups,
+    k: Any,
+    implementation: str | None,
+    options: dict[str, Any],
+) -> Array:
+    """What compute makes of the groups, by an implementation that serves them where they lie."""
+    if groups.library == "jax":
+        from pkpo_kernels import jax_sharding
+
+        layout = jax_sharding.layout_of(groups.rewards, k, groups.where, groups.axis)
+        if layout is not None:
+            shard = jax_sharding.one_shard(groups.rewards)
+            options["module"] = dispatch.choose(implementation, groups.library, shard)
+            reduces = compute is _max_at_k
+            return jax_sharding.on_every_device(compute, groups, k, options, layout, reduces)
+    module = dispatch.choose(implementation, groups.library, groups.rewards)
+    return compute(groups, k, module=module, **options)
+
+
+def _transform(groups: _Groups, k: int | Array, *, module: ModuleType, **options: Any) -> Array:
+    """→ the shape of the rewards."""
+    if groups.n == 0:
+        return groups.unfold(groups.full(0, math.nan))
+    if not isinstance(k, int) and len(k.shape) > 0:
+        xp = dispatch.namespace(groups.library)
+        k = xp.broadcast_to(k, groups.leading).reshape(math.prod(groups.leading))
+    rewards = groups.fold(groups.rewards)
+    where = None if groups.where is None else groups.fold(groups.where)
+    return groups.unfold(module.transform_rows(rewards, k, where, dtype=groups.dtype, **options))
+
+
+def _max_at_k(groups: _Groups, k: Any, *, module: ModuleType) -> Array:
+    """→ the leading shape, and for several ks an axis of them."""
+    several = isinstance(k, tuple) or (not isinstance(k, int) and len(k.shape) > 0)
+    ks = list(k) if several else [k]
+    if groups.n == 0:
+        out = groups.full(len(ks), math.nan)
+    else:
+        rewards = groups.fold(groups.rewards)
+        where = None if groups.where is None else groups.fold(groups.where)
+        out = module.max_at_k_rows(rewards, ks, where, dtype=groups.dtype)
+    return out.reshape(*groups.leading, len(ks)) if several else out.reshape(groups.leading)
 
 
 def _result_dtype(rewards: Array, library: str) -> Any:
@@ -382,8 +412,9 @@ def _result_dtype(rewards: Array, library: str) -> Any:
     return np.dtype(np.float64)
 
 
-def _k_of_rows(k: Any, groups: _Groups, estimator: Estimator, *, clip: bool) -> int | Array:
-    """k as an integer, or as an array of the library's, () or (rows,)."""
+def _k_of_groups(k: Any, groups: _Groups, estimator: Estimator, *, clip: bool) -> int | Array:
+    """k as an integer, or as an array of the library's that broadcasts against the leading
+    shape."""
     library = library_of(k)
     if library in ("torch", "jax"):
         _check_k_array(k, library, groups)
@@ -394,15 +425,15 @@ def _k_of_rows(k: Any, groups: _Groups, estimator: Estimator, *, clip: bool) -> 
         if values.ndim == 0:
             return _whole_k(int(values), groups, estimator, clip=clip)
         k = _on_device(_bounded_k(values, groups, estimator, clip=clip), groups)
-    if len(k.shape) == 0:
-        return k
-    try:
-        return groups.xp.broadcast_to(k, groups.leading).reshape(groups.rewards.shape[0])
-    except (ValueError, RuntimeError):
+    shape, leading = tuple(k.shape), groups.leading
+    aligned = leading[len(leading) - len(shape) :]
+    if len(shape) > len(leading) or any(
+        size != 1 and size != whole for size, whole in zip(shape, aligned, strict=True)
+    ):
         raise ValueError(
-            f"k must broadcast against the leading shape of rewards, {groups.leading};"
-            f" got shape {tuple(k.shape)}"
-        ) from None
+            f"k must broadcast against the leading shape of rewards, {leading}; got shape {shape}"
+        )
+    return k
 
 
 def _whole_k(k: int, groups: _Groups, estimator: Estimator, *, clip: bool) -> int | Array:
@@ -443,8 +474,8 @@ def _check_k(least: int, most: int, groups: _Groups, estimator: Estimator, *, cl
 
 def _on_device(k: int | NDArray[Any], groups: _Groups) -> Array:
     if groups.library == "torch":
-        return groups.xp.asarray(k, device=groups.rewards.device)
-    return groups.xp.asarray(k)
+        return dispatch.namespace(groups.library).asarray(k, device=groups.rewards.device)
+    return dispatch.namespace(groups.library).asarray(k)
 
 
 def _check_k_array(k: Array, library: str | None, groups: _Groups) -> None:
@@ -459,26 +490,25 @@ def _check_k_array(k: Array, library: str | None, groups: _Groups) -> None:
         raise TypeError(f"k must be of an integer dtype; got {dtype_name(k.dtype)}")
 
 
-def _sequence_of_ks(k: Any, groups: _Groups) -> tuple[list[int | Array], bool]:
-    """→ every k as an integer or a () array of the library's, and whether k was a sequence."""
+def _checked_ks(k: Any, groups: _Groups) -> int | tuple[int, ...] | Array:
+    """k as an integer or several, or as an array of the library's, () or (number of ks,)."""
     library = library_of(k)
-    ks: list[int | Array]
     if library in ("torch", "jax"):
         _check_k_array(k, library, groups)
         shape = tuple(k.shape)
-        ks = [k] if shape == () else list(k)
     elif is_integer(k):
-        shape, ks = (), [int(k)]
+        shape, k = (), int(k)
     # Lists without NumPy: torch.compile follows it.
     elif isinstance(k, list | tuple | range) and all(map(is_integer, k)):
-        shape, ks = (len(k),), [int(one) for one in k]
+        shape, k = (len(k),), tuple(int(one) for one in k)
     else:
         values = host_integers("k", k)
-        shape, ks = values.shape, values.reshape(-1).tolist()
+        shape, k = values.shape, tuple(values.reshape(-1).tolist())
+        k = k if shape else k[0]
     if len(shape) > 1:
         raise ValueError(f"k must be an integer or a flat sequence of integers; got shape {shape}")
     if 0 in shape:
         raise ValueError("k must name at least one k; got an empty sequence")
-    return [
-        _whole_k(one, groups, MAX_AT_K, clip=False) if isinstance(one, int) else one for one in ks
-    ], len(shape) == 1
+    if isinstance(k, tuple):
+        return tuple(_whole_k(one, groups, MAX_AT_K, clip=False) for one in k)
+    return _whole_k(k, groups, MAX_AT_K, clip=False) if isinstance(k, int) else k

@@ -286,8 +286,10 @@ class TestOptions:
     def test_a_k_beyond_all_samples_leaves_it_to_each_row(
         self, subject: Subject, rng: np.random.Generator, undersized: str
     ) -> None:
-        if subject.simulated and undersized == "zero":
-            pytest.skip("is what masks and a k for every row see")
+        if (undersized == "zero" and subject.kind == "jax") or (
+            undersized == "nan" and subject.simulated
+        ):
+            pytest.skip("each case is programs to compile, and rows see the same in the test above")
         rewards = rng.standard_normal((5, 4)).astype(np.float32)
         where = np.arange(4) < np.array([4, 3, 2, 1, 0])[:, None]
         options = {"where": subject.array(where), "estimator": "sloo", "undersized": undersized}
@@ -309,6 +311,8 @@ class TestOptions:
             np.testing.assert_allclose(
                 whole, expected(rewards.astype(float), 3, estimator="sloo"), rtol=1e-5, atol=1e-6
             )
+            if subject.simulated:
+                return
             alone = subject.array(rewards[:, :1])
             assert not subject.transform(alone, 2, estimator="sloo", undersized="clip").any()
 
