@@ -376,11 +376,11 @@ def _as_numpy(name: str, value: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         array = array.double() if array.is_floating_point() else array
     plain: NDArray[Any] = np.asarray(array)
     inexact = inexact_integers(value, plain)
-    if inexact is None:
-        inexact = np.zeros(plain.shape, bool)
-    # To NumPy, JAX's bfloat16 and float8 are void.
+    # To NumPy, JAX's bfloat16 and float8 are void, and integers beyond 64 bits objects.
     foreign = plain.dtype.kind == "V" and "float" in plain.dtype.name
-    return (plain.astype(np.float64) if foreign else plain), inexact
+    if foreign or (plain.dtype == object and inexact is not None):
+        plain = plain.astype(np.float64)
+    return plain, np.zeros(plain.shape, bool) if inexact is None else inexact
 
 
 def _owners(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

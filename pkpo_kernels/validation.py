@@ -242,7 +242,8 @@ def inexact_integers(value: Any, array: NDArray[Any]) -> NDArray[np.bool_] | Non
         return None
     if kind == "O" and not all(map(is_integer, array.flat)):
         return None
-    if not (array.max() > LARGEST_EXACT or array.min() < -LARGEST_EXACT):
+    # Not beyond it alone: 2^53 + 1 may have been rounded.
+    if not (array.max() >= LARGEST_EXACT or array.min() <= -LARGEST_EXACT):
         return None
     if kind == "f":
         entries = [entry if is_integer(entry) else 0 for entry in _leaves(value)]

@@ -389,7 +389,7 @@ class _Case:
         if spoiled is not None:
             valid = options.get("where", np.True_)
             lost = ((spoiled != 0) & valid).any(axis=axis, keepdims=True)
-            lost = lost[..., 0] if estimator == MAX_AT_K.name else lost & valid
+            lost = lost.squeeze(axis) if estimator == MAX_AT_K.name else lost & valid
             want = np.where(lost, np.nan, want)
         return cls(estimator, rewards, spoiled, large, k, options, want, text)
 
@@ -490,9 +490,9 @@ def _drawn_case(seed: int, index: int, estimator: str) -> _Case:
     if estimator != MAX_AT_K.name:
         options["scale"] = "sum" if estimator in NORMALIZED else str(rng.choice(SCALES))
         options["undersized"] = str(rng.choice(UNDERSIZED))
-    # One in three has groups that are not finite.
-    fates = rng.integers(0, len(FATES), leading) if rng.random() < 1 / 3 else None
-    fates = None if kind == "bool" else fates
+    # In one of three half of the groups are not finite, or nearly so.
+    drawn = np.asarray(rng.integers(0, len(FATES), leading) * rng.integers(0, 2, leading))
+    fates = None if kind == "bool" or rng.random() < 2 / 3 else drawn
     said = ", ".join(f"{name}={value!r}" for name, value in options.items())
     text = f"case {index} of seed {seed}: {leading} groups of n={n}, k={ks.tolist()}, {kind}"
     text += f"{', masked' if masked else ''}{', spoiled' if fates is not None else ''}, {said}"

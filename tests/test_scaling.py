@@ -31,7 +31,7 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "SAMPLES", 2)
 
 
-@pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize("count", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_points_of_all_that_serve(count: int) -> None:
     points = measure_point([Numpy("cpu"), Jax("cpu")], "rows", Shape(8, 16), count)
     assert {"numpy", "xla"} <= {point.arm for point in points}
