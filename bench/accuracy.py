@@ -50,6 +50,7 @@ from bench.records import (
 )
 from bench.shapes import MEASURED_N
 from pkpo_kernels import dispatch
+from pkpo_kernels.typing import ImplementationName
 from pkpo_kernels.verification import as_given
 
 OFFSETS = (0.0, 1.0, 100.0, 10000.0)
@@ -134,7 +135,7 @@ def ks_of(n: int) -> tuple[int, ...]:
 def arms() -> dict[str, Callable[[NDArray[np.float32], int], NDArray[Any]]]:
     """name → (rewards, k) → results on the host, in the arm's own precision."""
 
-    def ours(name: str) -> Callable[[NDArray[np.float32], int], NDArray[Any]]:
+    def ours(name: ImplementationName) -> Callable[[NDArray[np.float32], int], NDArray[Any]]:
         kind = dispatch.kind_of(name)
 
         def call(rewards: NDArray[np.float32], k: int) -> NDArray[Any]:

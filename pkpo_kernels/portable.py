@@ -92,7 +92,9 @@ def _sorted(ops: Primitives, keys: Array, n: Array, where: Array | None) -> tupl
     ordered, places = ops.sort(xp.where(where, keys, -xp.inf))
     n_columns = keys.shape[-1]
     own = ops.columns > n_columns - n[:, None]
-    smallest = xp.amin(xp.where(own, ordered, xp.inf), -1)[:, None]
+    smallest = xp.amin(xp.where(own, ordered, xp.inf), -1)
+    # A row without valid samples is one of zeros: infinities would make NaN of its range.
+    smallest = xp.where(n > 0, smallest, 0)[:, None]
     return xp.maximum(ordered, smallest), places
 
 

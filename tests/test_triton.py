@@ -6,6 +6,9 @@ contract's business.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -27,43 +30,21 @@ from pkpo_triton.networks import (  # noqa: E402
     sort_chunk,
 )
 
-# Every length at which something changes, one less and one more.
-EDGES = (
-    1,
-    2,
-    7,
-    8,
-    9,
-    15,
-    16,
-    17,
-    31,
-    32,
-    33,
-    48,
-    63,
-    64,
-    65,
-    100,
-    127,
-    128,
-    129,
-    255,
-    256,
-    257,
-    300,
-    511,
-    512,
-    513,
-    1024,
-    1025,
-    2048,
-    2049,
-    4096,
-    4097,
-    8192,
-    8193,
+# Every length at which something changes, one less and one more; here first one of every regime.
+REGIMES = (1, 8, 9, 16, 17, 32, 33, 65, 100, 257)
+OTHER_EDGES = (
+    *(2, 7, 15, 31, 48, 63, 64, 127, 128, 129, 255, 256, 300, 511, 512, 513, 1024, 1025),
+    *(2048, 2049, 4096, 4097, 8192, 8193),
 )
+
+
+def and_slow(first: Sequence[Any], *others: Any) -> list[Any]:
+    """Parameters: the first in `make test`, the others in `make test-all`."""
+    return [*first, *(pytest.param(*_several(one), marks=pytest.mark.slow) for one in others)]
+
+
+def _several(one: Any) -> tuple[Any, ...]:
+    return one if isinstance(one, tuple) else (one,)
 
 
 def transformed(rewards: Any, k: Any, **options: Any) -> Any:
@@ -123,7 +104,7 @@ class TestNetworks:
         assert (np.diff(x.T.ravel()) >= 0).all()
 
 
-@pytest.mark.parametrize("n", EDGES)
+@pytest.mark.parametrize("n", and_slow(REGIMES, *OTHER_EDGES))
 def test_every_regime_and_its_edges(n: int, rng: np.random.Generator) -> None:
     rewards = rewards_of_every_kind(rng, n, rows=2).astype(np.float32)
     for estimator, k in (("sloo_minus_one", max(1, n // 3)), ("sloo", max(1, n // 2))):
@@ -134,7 +115,7 @@ def test_every_regime_and_its_edges(n: int, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(got, want, rtol=5e-6, atol=3e-6 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("n", [8, 9, 16, 100, plans.LONGEST_WIDE_ON_CHIP, 2049])
+@pytest.mark.parametrize("n", and_slow([8, 9, 40], 16, 100, plans.LONGEST_WIDE_ON_CHIP, 2049))
 def test_every_regime_of_float64(n: int, rng: np.random.Generator) -> None:
     rewards = rewards_of_every_kind(rng, n, rows=1)
     for estimator, k in (("sloo_minus_one", n // 3), ("passk_training", n // 2)):
@@ -143,7 +124,7 @@ def test_every_regime_of_float64(n: int, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("offset, step", [(0, 4), (4, 4), (1, 1), (0, 3), (2, 6)])
+@pytest.mark.parametrize("offset, step", and_slow([(4, 4), (1, 1)], (0, 4), (0, 3), (2, 6)))
 def test_rows_that_are_not_aligned(offset: int, step: int, rng: np.random.Generator) -> None:
     memory = tensor(rng.standard_normal(40 * 110).astype(np.float32))
     rows = memory[offset:].as_strided((9, 96), (96 + step, 1))
@@ -151,7 +132,7 @@ def test_rows_that_are_not_aligned(offset: int, step: int, rng: np.random.Genera
     np.testing.assert_allclose(transformed(rows, 5), want, rtol=5e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("n", [9, 20, 64, 65, 130])
+@pytest.mark.parametrize("n", and_slow([9, 20, 65], 64, 130))
 def test_masks_at_the_edges(n: int, rng: np.random.Generator) -> None:
     rewards = rng.standard_normal((6, n)).astype(np.float32)
     where = rng.random((6, n)) < np.array([[1.0], [0.9], [0.5], [0.1], [0.0], [0.7]])
@@ -163,7 +144,7 @@ def test_masks_at_the_edges(n: int, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("n", [5, 32, 40, 100])
+@pytest.mark.parametrize("n", and_slow([5, 32, 40], 100))
 def test_zeros_and_ones_and_bools_agree(n: int, rng: np.random.Generator) -> None:
     rewards = rng.random((7, n)) < 0.3
     for estimator in ("sloo_minus_one", "s", "passk_training"):
@@ -183,7 +164,7 @@ def test_counting_and_sorting_give_the_same_bits(n: int, rng: np.random.Generato
     np.testing.assert_array_equal(transformed(tensor(rows), 3)[::2], alone)
 
 
-@pytest.mark.parametrize("n", [8, 33, 70])
+@pytest.mark.parametrize("n", and_slow([8, 33], 70))
 def test_any_layout_is_read_as_it_is(n: int, rng: np.random.Generator) -> None:
     values = rng.standard_normal((12, n)).astype(np.float32)
     want = transformed(tensor(values), 3)
@@ -198,7 +179,7 @@ def test_any_layout_is_read_as_it_is(n: int, rng: np.random.Generator) -> None:
     )
 
 
-@pytest.mark.parametrize("rows", [1, 31, 32, 33, 129, 513])
+@pytest.mark.parametrize("rows", and_slow([1, 33, 513], 31, 32, 129))
 def test_any_number_of_rows(rows: int, rng: np.random.Generator) -> None:
     rewards = rng.standard_normal((rows, 8)).astype(np.float32)
     np.testing.assert_allclose(
@@ -231,7 +212,7 @@ def test_long_rows_of_bools_are_counted(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(got.cpu(), want, rtol=2e-6)
 
 
-@pytest.mark.parametrize("n", [20, 100, 1025])
+@pytest.mark.parametrize("n", and_slow([20, 100], 1025))
 def test_max_at_k_of_several_ks(n: int, rng: np.random.Generator) -> None:
     rewards = rewards_of_every_kind(rng, n, rows=2).astype(np.float32)
     rewards[0, 0] = np.nan
@@ -239,6 +220,102 @@ def test_max_at_k_of_several_ks(n: int, rng: np.random.Generator) -> None:
     got = pk.max_at_k(tensor(rewards), ks, implementation="triton").cpu()
     want = pk.max_at_k(rewards.astype(np.float64), ks, implementation="numpy")
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)
+
+
+def exact(row: np.ndarray[Any, Any], k: int, estimator: str) -> list[Fraction]:
+    """n times the estimator's values, in fractions: "s", "sloo" or "centered" of one row."""
+    n, g = len(row), [Fraction(float(x)) for x in row]
+
+    def best_of(k: int, rest: list[Fraction]) -> Fraction:
+        """Σ over the subsets of size k of their maximum."""
+        return sum((math.comb(j, k - 1) * x for j, x in enumerate(sorted(rest))), start=Fraction(0))
+
+    every = best_of(k, g)
+    avoiding = [best_of(k, g[:i] + g[i + 1 :]) for i in range(n)]
+    s = [(every - without) / math.comb(n, k) for without in avoiding]
+    if estimator == "sloo":
+        others = [Fraction(k, n - 1) * without / math.comb(n - 1, k) for without in avoiding]
+        s = [x - y for x, y in zip(s, others, strict=True)]
+    if estimator == "centered":
+        s = [Fraction(n, n - k) * (x - sum(s) / n) for x in s]
+    return [n * x for x in s]
+
+
+class TestRowsThatAreNotFinite:
+    @pytest.mark.parametrize("n", and_slow([8, 33], 100, 8193))
+    @pytest.mark.parametrize("levels", [0, 2], ids=["any rewards", "two levels"])
+    def test_they_leave_the_others_of_their_block_as_they_are(
+        self, n: int, levels: int, rng: np.random.Generator
+    ) -> None:
+        rewards = rng.standard_normal((12, n)).astype(np.float32)
+        if levels:
+            rewards = np.sign(rewards)
+        where = rng.random((12, n)) < 0.8
+        where[:, :6] = True
+        where[10] = False  # has no samples
+        k = rng.integers(1, 6, 12)
+        k[11] = n  # too large for what the mask leaves
+        where[11, 6:] = np.arange(n - 6) % 3 == 0
+        irregular = rewards.copy()
+        largest = np.finfo(np.float32).max
+        for row, values in enumerate(
+            ([np.nan], [-np.nan, 1], [np.inf], [-np.inf], [np.inf, -np.inf], [largest, -largest])
+        ):
+            irregular[2 * row, : len(values)] = values
+        irregular[11, 5] = np.nan
+        touched = [0, 2, 4, 6, 8, 10, 11]
+        left_out = ~where
+        irregular[1::2][left_out[1::2]] = np.nan
+        irregular[3][left_out[3]] = -np.inf
+        for estimator in ("sloo_minus_one", "passk_training"):
+            options: dict[str, Any] = {"estimator": estimator, "where": tensor(where)}
+            want = transformed(tensor(rewards), tensor(k), **options).numpy()
+            got = transformed(tensor(irregular), tensor(k), **options).numpy()
+            others = [row for row in range(12) if row not in touched]
+            if levels and n > 32:  # one way counts, the other sorts
+                np.testing.assert_allclose(got[others], want[others], rtol=2e-6, atol=1e-7)
+            else:
+                np.testing.assert_array_equal(got[others], want[others])
+            assert np.isnan(got[touched][where[touched]]).all()
+            assert not got[left_out].any()
+            best = pk.max_at_k(
+                tensor(irregular), [1, 3], where=tensor(where), implementation="triton"
+            )
+            best = best.cpu().numpy()
+            assert np.isnan(best[touched]).all()
+            assert np.isfinite(best[others]).all()
+
+    @pytest.mark.parametrize("estimator", ["sloo", "centered", "s"])
+    @pytest.mark.parametrize(
+        "n, dtype", and_slow([(2, "bfloat16"), (8, "float32")], (8, "bfloat16"), (40, "float32"))
+    )
+    def test_only_values_overflow(
+        self, n: int, dtype: str, estimator: str, rng: np.random.Generator
+    ) -> None:
+        largest = float(torch.finfo(getattr(torch, dtype)).max)
+        shares = rng.random((3, n))
+        # Up to the largest; around 0; and below it.
+        shares = np.stack([shares[0], shares[1] - 0.5, shares[2] - 1])
+        shares[:, :2] = [[1, 0], [0.5, -0.5], [0, -1]]
+        rewards = tensor((largest * shares).astype(np.float32)).to(getattr(torch, dtype))
+        k = tensor(np.array([1, n - 1, max(1, n // 2)]))
+        read = rewards.to(torch.float64).cpu().numpy()
+        values = [exact(row, int(m), estimator) for row, m in zip(read, k, strict=True)]
+        for scale, divisor in (("mean", 1), ("sum", n)):
+            want = np.array([[x / divisor for x in row] for row in values])
+            got = transformed(rewards, k, estimator=estimator, scale=scale).to(torch.float64)
+            size = abs(want).max()
+            beyond = (abs(want) > largest).astype(bool)
+            near = (abs(want) > 0.99 * largest) & (abs(want) < 1.01 * largest)
+            want = np.where(beyond, np.where(want > 0, np.inf, -np.inf), want).astype(np.float64)
+            # What is almost as large as it can be may be rounded up to infinity.
+            settled = ~near.astype(bool)
+            np.testing.assert_allclose(
+                got.numpy()[settled],
+                want[settled],
+                rtol=2e-6 if dtype == "float32" else 8e-3,
+                atol=2e-7 * float(size),
+            )
 
 
 class TestTorch:
