@@ -158,13 +158,13 @@ class TestStrictly:
     @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
     def test_no_operation_makes_a_nan(self, estimator: str) -> None:
         rng = np.random.default_rng(0)
-        values = rng.standard_normal((6, 4)).astype(np.float32)
+        values = rng.standard_normal((6, 3)).astype(np.float32)
         # Equal rewards, large ones, and zeros; rows with all samples, without any, and with one.
         values[0, 2:], values[3], values[5] = 1, values[3] * 1e38, 0
-        where = rng.random((6, 4)) < 0.8
-        where[0], where[1], where[2] = True, False, np.arange(4) == 1
-        ks = np.array([1, 2, 1, 4, 3, 1])
-        holes = np.where(where, values, np.resize(np.float32([np.nan, np.inf, -np.inf]), (6, 4)))
+        where = rng.random((6, 3)) < 0.8
+        where[0], where[1], where[2] = True, False, np.arange(3) == 1
+        ks = np.array([1, 2, 1, 3, 2, 1])
+        holes = np.where(where, values, np.resize(np.float32([np.nan, np.inf, -np.inf]), (6, 3)))
         x, k, masked, mask = map(jnp.asarray, (values, ks, holes, where))
         options: dict[str, Any] = {"estimator": estimator, "implementation": "xla"}
 
