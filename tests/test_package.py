@@ -110,8 +110,8 @@ def test_type_checkers_find_the_packages_once_installed(
     wheel = build(source, target, tmp_path / "dist")
     venv.create(tmp_path / "venv", symlinks=True)
     python = tmp_path / "venv/bin/python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
-    installed = run(*pip, wheel, cwd=tmp_path)
+    pip = ("-m", "pip", "--python", python, "install", "--no-deps", "--no-index")
+    installed = run(sys.executable, *pip, wheel, cwd=tmp_path)
     assert installed.returncode == 0, installed.stderr
     work = tmp_path / "work"
     work.mkdir()
