@@ -22,6 +22,7 @@ PYTHON=${GPU_PYTHON:-python3}
 DEVICE=${GPU_SESSION_DEVICE:-cuda}
 LOG=$OUT/session.log
 TOTAL=560
+RESERVED=0 # seconds, for the steps to come
 
 # The packages of kernels/ are importable where they are installed, and else from here.
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
@@ -47,7 +48,7 @@ step() {
   local name=$1 limit=$2 begun=$SECONDS left code
   shift 2
   # What outlives its interrupt is killed ten seconds later.
-  left=$((TOTAL - 10 - SECONDS))
+  left=$((TOTAL - 10 - RESERVED - SECONDS))
   if ((limit > left)); then limit=$left; fi
   if ((limit < 5)); then
     log "== $name: not run, no time is left"
@@ -100,16 +101,21 @@ step facts 90 "$PYTHON" - <<'P' || { log "== stopped: there is no use in the res
 import os
 import sys
 
-import jax
 import numpy
 import torch
 import triton
 
 device = os.environ["DEVICE"]
-versions = {m.__name__: m.__version__ for m in (numpy, torch, triton, jax)}
+versions = {m.__name__: m.__version__ for m in (numpy, torch, triton)}
 print("python", sys.version.split()[0], *(f"{name} {found}" for name, found in versions.items()))
 rewards = torch.randn(257, 64, device=device)
-print("torch", torch.version.cuda, rewards.device, "jax", jax.devices())
+print("rewards on", rewards.device, "of CUDA", torch.version.cuda, flush=True)
+try:
+    import jax
+
+    print("jax", jax.__version__, "on", jax.devices())
+except (ImportError, RuntimeError) as error:
+    print("no jax:", error)
 
 import pkpo_kernels as pk
 from pkpo_kernels import dispatch
@@ -125,23 +131,24 @@ for n in (8, 64, 1024, 16384):
     assert error < 5e-6
 P
 
-# Most of the time goes to compiling, on one processor: so beside the tests, which use the others.
-step verify 300 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
-  "${implementations[@]/#/--implementation=}" &
-verification=$!
-step gpu-tests 120 "${tests[@]}" --junitxml="$OUT/gpu.xml" tests/test_gpu.py
-step contract 140 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
-  tests/test_contract.py tests/test_triton.py
-# Nothing else may run while times are taken.
-wait "$verification"
+RESERVED=190
+# What verify would compile one after another, for minutes, on all processors.
+if [ "$DEVICE" = cuda ]; then step warm 90 "$PYTHON" -m bench.gpu_warm; fi
+step verify 90 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
+  "${implementations[@]/#/--implementation=}"
 
+step gpu-tests 110 "${tests[@]}" --junitxml="$OUT/gpu.xml" tests/test_gpu.py
+step contract 130 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
+  tests/test_contract.py tests/test_triton.py
 # All that is left but for the last step; what is being compiled when its time is over needs longer.
-left=$((TOTAL - 10 - SECONDS - 40))
+RESERVED=30
+left=$((TOTAL - 10 - RESERVED - SECONDS))
 step throughput "$left" "$PYTHON" -m bench.throughput --device "$DEVICE" --commit "$COMMIT" \
   --out "$OUT" --seconds $((left * 2 / 3)) "${measured[@]}"
 
 # What the host does for one call, beside what it does for the same transform in operations of torch.
 # So few calls in a row that the device's queue never makes the host wait.
+RESERVED=0
 step host 30 "$PYTHON" - <<'P'
 import json
 import os
@@ -177,7 +184,7 @@ calls = {"pk.transform": lambda: pk.transform(rewards, 4), "torch's sort form": 
 for call in calls.values():
     microseconds(call)
 samples = {name: [] for name in calls}
-end = time.perf_counter() + 10
+end = time.perf_counter() + 5
 while len(samples["pk.transform"]) < 40 and time.perf_counter() < end:
     for name, call in calls.items():
         samples[name].append(microseconds(call))

@@ -77,7 +77,7 @@ def medians(functions: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[fl
     return [statistics.median(seconds) for seconds in times]
 
 
-def memory_of(implementation: str, rewards: np.ndarray[Any, Any]) -> float:
+def memory_of(implementation: Any, rewards: np.ndarray[Any, Any]) -> float:
     """Peak bytes besides input and result, in units of the input."""
     array = as_given(rewards, kind_of(implementation))
     return temporary_memory(lambda x: pk.transform(x, K, implementation=implementation), array)

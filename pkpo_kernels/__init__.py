@@ -38,3 +38,7 @@ def __getattr__(name: str) -> Any:
     if name in ("evaluate", "Evaluation"):
         return getattr(import_module("pkpo_kernels.evaluation"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -220,7 +220,7 @@ def passk(
     ks = _parsed_ks(k)
     metrics: dict[str | None, Metric | None] = {None: None, "pass": "pass@k", "max": "max@k"}
     if metric not in metrics:
-        raise ValueError(f"--metric must be pass or max, got {metric!r}")
+        raise ValueError(f"--metric must be pass or max; got {metric!r}")
     if plot is not None:
         _check_plot(plot)
     if json_file is not None:
@@ -289,9 +289,9 @@ def verify(
     """Check implementations against enumeration, exact gradients and the reference; exit code 1 on
     any fault."""
     if seed < 0:
-        raise ValueError(f"--seed must be at least 0, got {seed}")
+        raise ValueError(f"--seed must be at least 0; got {seed}")
     if fuzz is not None and not 0 < fuzz < math.inf:
-        raise ValueError(f"--fuzz must be minutes above 0, got {fuzz}")
+        raise ValueError(f"--fuzz must be minutes above 0; got {fuzz}")
     if report is not None:
         check_folder(report)
     names = implementation or None
@@ -436,7 +436,7 @@ def _parsed_ks(text: str) -> list[int]:
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, 0)
         if not 1 <= first <= last:
             raise ValueError(
-                "-k must be integers of at least 1 and rising ranges, such as 1,5,10 or 1-10, "
+                "-k must be integers of at least 1 and rising ranges, such as 1,5,10 or 1-10; "
                 f"got {text!r}"
             )
         ks.update(dict.fromkeys(range(first, last + 1)))
@@ -451,7 +451,7 @@ def _check_plot(path: Path) -> None:
 
     known = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.lower()[1:] not in known:
-        raise ValueError(f"--plot must end in one of {', '.join(sorted(known))}, got {str(path)!r}")
+        raise ValueError(f"--plot must end in one of {', '.join(sorted(known))}; got {str(path)!r}")
 
 
 def _drawn(curves: Sequence[tuple[str, Evaluation]], path: Path) -> bytes:

@@ -26,7 +26,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from pkpo_kernels.typing import EstimatorName
 
 # NumPy, torch and JAX arrays share no static type; here it is whichever the caller works with.
 Array = Any
@@ -172,11 +174,20 @@ class Estimator:
         """This estimator's weights for a group of n samples, in float64: see
         `pkpo_kernels.weights.GapWeights`.
 
+        Raises:
+            ValueError: n < 1, k < 1, or a k that such a group does not admit.
+
         >>> ESTIMATORS["sloo_minus_one"].weights(4, 2).gap        # C(j, 1) / C(4, 2)
         array([0.16666667, 0.33333333, 0.5       ])
         """
+        from pkpo_kernels.validation import checked_integer
         from pkpo_kernels.weights import host_weights
 
+        n, k = checked_integer("n", n, least=1), checked_integer("k", k, least=1)
+        if k > self.largest_k(n):
+            raise ValueError(
+                f"k must be at most {self.largest_k(n)} for {self.name!r}; got k={k} with n={n}"
+            )
         return host_weights(self, n, n, k)
 
 
@@ -239,7 +250,14 @@ _ALL = (
     ),
 )
 
-ESTIMATORS: Mapping[str, Estimator] = MappingProxyType({e.name: e for e in _ALL})
+if TYPE_CHECKING:
+
+    class _Estimators(Mapping[EstimatorName, Estimator]):
+        # Iteration gives names that `transform` takes, and any string may be asked for.
+        def __getitem__(self, name: str, /) -> Estimator: ...
+
+
+ESTIMATORS = cast("_Estimators", MappingProxyType({e.name: e for e in _ALL}))
 
 # max@k itself has the same form with nothing to scan: a constant a row.
 MAX_AT_K = Estimator(

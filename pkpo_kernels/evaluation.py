@@ -12,18 +12,25 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.api import max_at_k, pass_at_k
-from pkpo_kernels.arguments import checked_integer, checked_integers
-from pkpo_kernels.dispatch import library_of
+from pkpo_kernels.typing import FlatHostIntegers, Metric
+from pkpo_kernels.validation import (
+    checked_array,
+    checked_integer,
+    checked_integers,
+    checked_name,
+    inexact_integers,
+    not_exact,
+    shown,
+)
 
-__all__ = ["AtK", "Difference", "Evaluation", "evaluate"]
+__all__ = ["AtK", "Difference", "Evaluation", "Metric", "evaluate"]
 
-Metric = Literal["pass@k", "max@k"]
 Floats = NDArray[np.float64]
 
 # Counts held at a time by the bootstrap: 8 MiB.
@@ -87,7 +94,7 @@ class Evaluation:
 
 def evaluate(
     rewards: Any,
-    k: int | Sequence[int],
+    k: FlatHostIntegers,
     *,
     where: Any = None,
     metric: Metric | None = None,
@@ -149,11 +156,11 @@ def evaluate(
         runs.append(_Run.read("against", against, against_where, order=runs[0].task_ids))
         if len(runs[1].lengths) != len(runs[0].lengths):
             raise ValueError(
-                f"against must have as many tasks as rewards, {len(runs[0].lengths)}, "
-                f"got {len(runs[1].lengths)}"
+                f"against must have as many tasks as rewards, {len(runs[0].lengths)};"
+                f" got {len(runs[1].lengths)}"
             )
     elif against_where is not None:
-        raise ValueError("against_where must come with against, got it alone")
+        raise ValueError("against_where must come with against; got it alone")
     metric = _resolved(metric, runs)
 
     columns = [run.values(ks, metric) for run in runs]
@@ -191,29 +198,36 @@ class _Run:
             order = tuple(rewards) if order is None else order
             if where is not None:
                 if not isinstance(where, Mapping) or where.keys() != rewards.keys():
-                    raise ValueError(f"{where_name} must be a mapping with the tasks of {name}")
+                    raise ValueError(
+                        f"{where_name} must be a mapping with the tasks of {name};"
+                        f" got {shown(where)}"
+                    )
                 where = [where[task] for task in order]
             rewards = [rewards[task] for task in order]
-        flat, lengths = _flatten(name, rewards, order, "biuf")
+        flat, lengths, inexact = _flatten(name, rewards, order, "biuf")
         if not len(lengths):
-            raise ValueError(f"{name} must hold at least one task, got none")
+            raise ValueError(f"{name} must hold at least one task; got none")
         if where is not None:
-            mask, mask_lengths = _flatten(where_name, where, order, "b")
+            mask, mask_lengths, _ = _flatten(where_name, where, order, "b")
             if not np.array_equal(lengths, mask_lengths):
                 raise ValueError(
-                    f"{where_name} must have the shape of {name}, {_shape(lengths)}, "
-                    f"got {_shape(mask_lengths)}"
+                    f"{where_name} must have the shape of {name}, {_shape(lengths)};"
+                    f" got {_shape(mask_lengths)}"
                 )
             keep = mask.astype(bool)
             lengths = np.bincount(_owners(lengths)[keep], minlength=len(lengths))
-            flat = flat[keep]
+            flat, inexact = flat[keep], inexact[keep]
         if not len(flat):
-            raise ValueError(f"{name} must hold at least one sample, got none in any task")
+            raise ValueError(f"{name} must hold at least one sample; got none in any task")
         finite = np.isfinite(flat)
         if not finite.all():
             first = int(np.argmin(finite))
             task = _task_name(int(_owners(lengths)[first]), order)
-            raise ValueError(f"{name} must be finite numbers, got {flat[first]} in task {task}")
+            raise ValueError(f"{name} must be finite numbers; got {flat[first]} in task {task}")
+        if inexact.any():
+            first = int(np.argmax(inexact))
+            task = _task_name(int(_owners(lengths)[first]), order)
+            raise ValueError(not_exact(name, f"{flat[first]:.0f} in task {task}"))
         return cls(name, flat, lengths, order)
 
     def is_binary(self) -> bool:
@@ -230,7 +244,9 @@ class _Run:
         pairs = np.stack([self.lengths, correct], axis=1)
         distinct, place = np.unique(pairs, axis=0, return_inverse=True)
         n, c = distinct[:, :1], distinct[:, 1:]
-        values = np.where(n < ks, np.nan, pass_at_k(np.maximum(n, 1), c, ks))
+        # A k beyond all lengths has no value, however large it is.
+        capped = [min(k, int(self.lengths.max()) + 1) for k in ks]
+        values = np.where(n < capped, np.nan, pass_at_k(np.maximum(n, 1), c, capped))
         return values[place.reshape(-1)]
 
     def _max_values(self, ks: tuple[int, ...]) -> Floats:
@@ -312,54 +328,59 @@ def _resampled_sums(table: Floats, resamples: int, seed: int) -> Floats:
 
 def _flatten(
     name: str, rewards: Any, task_ids: tuple[Any, ...] | None, kinds: str
-) -> tuple[Floats, NDArray[np.int64]]:
-    """All samples one after the other in float64, and each task's number of them."""
+) -> tuple[Floats, NDArray[np.int64], NDArray[np.bool_]]:
+    """All samples one after the other in float64, each task's number of them, and which samples are
+    integers that float64 does not hold."""
     right = "numbers" if "f" in kinds else "bool"
     if hasattr(rewards, "ndim"):
-        array = _as_numpy(rewards)
+        array, inexact = _as_numpy(name, rewards)
         if array.ndim != 2:
-            raise ValueError(f"{name} must be a (tasks, samples) array, got shape {array.shape}")
+            raise ValueError(f"{name} must be a (tasks, samples) array; got shape {array.shape}")
         if array.dtype.kind not in kinds:
-            raise TypeError(f"{name} must be {right}, got dtype {array.dtype}")
-        tasks, samples = array.shape
-        return array.astype(np.float64).ravel(), np.full(tasks, samples, np.int64)
+            raise TypeError(f"{name} must be {right}; got dtype {array.dtype}")
+        lengths = np.full(len(array), array.shape[1], np.int64)
+        return array.astype(np.float64).ravel(), lengths, inexact.ravel()
     if isinstance(rewards, (str, bytes)) or not isinstance(rewards, Sequence):
         raise TypeError(
-            f"{name} must be a (tasks, samples) array, a sequence of sequences or a mapping of "
-            f"task ids to sequences, got {type(rewards).__name__}"
+            f"{name} must be a (tasks, samples) array, a sequence of sequences or a mapping of"
+            f" task ids to sequences; got {type(rewards).__name__}"
         )
     pieces = []
     for number, task in enumerate(rewards):
-        try:
-            array = _as_numpy(task)
-        except ValueError as error:
-            raise ValueError(f"{name} of task {_task_name(number, task_ids)}: {error}") from None
+        of_task = f"{name} of task {_task_name(number, task_ids)}"
+        array, inexact = _as_numpy(of_task, task)
         if array.ndim != 1:
             raise ValueError(
-                f"{name} must hold one sequence of samples a task, got shape {array.shape} "
-                f"for task {_task_name(number, task_ids)}"
+                f"{name} must hold one sequence of samples a task; got shape {array.shape}"
+                f" for task {_task_name(number, task_ids)}"
             )
         # An empty list has no dtype of its own.
         if array.dtype.kind not in kinds and array.size:
             raise TypeError(
-                f"{name} must be {right}, got dtype {array.dtype} "
-                f"in task {_task_name(number, task_ids)}"
+                f"{name} must be {right}; got dtype {array.dtype}"
+                f" in task {_task_name(number, task_ids)}"
             )
-        pieces.append(array)
-    lengths = np.array([len(piece) for piece in pieces], np.int64)
-    flat = np.concatenate(pieces, dtype=np.float64) if pieces else np.empty(0)
-    return flat, lengths
+        pieces.append((array.astype(np.float64), inexact))
+    if not pieces:
+        return np.empty(0), np.empty(0, np.int64), np.empty(0, bool)
+    flat, beyond = map(np.concatenate, zip(*pieces, strict=True))
+    return flat, np.array([len(array) for array, _ in pieces], np.int64), beyond
 
 
-def _as_numpy(array: Any) -> NDArray[Any]:
-    if library_of(array) == "torch":
+def _as_numpy(name: str, value: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """→ an array on the host, and which of its entries are integers that float64 does not hold."""
+    array, library = checked_array(name, value)
+    if library == "torch":
         array = array.detach().cpu()
         # NumPy has no bfloat16.
-        return np.asarray(array.double() if array.is_floating_point() else array)
+        array = array.double() if array.is_floating_point() else array
     plain: NDArray[Any] = np.asarray(array)
-    # To NumPy, JAX's bfloat16 and float8 are void.
+    inexact = inexact_integers(value, plain)
+    # To NumPy, JAX's bfloat16 and float8 are void, and integers beyond 64 bits objects.
     foreign = plain.dtype.kind == "V" and "float" in plain.dtype.name
-    return plain.astype(np.float64) if foreign else plain
+    if foreign or (plain.dtype == object and inexact is not None):
+        plain = plain.astype(np.float64)
+    return plain, np.zeros(plain.shape, bool) if inexact is None else inexact
 
 
 def _owners(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -382,17 +403,17 @@ def _checked_ks(k: Any) -> tuple[int, ...]:
         return (checked_integer("k", k, least=1),)
     ks = checked_integers("k", k, least=1)
     if not ks:
-        raise ValueError("k must be an integer or a sequence of at least one, got none")
+        raise ValueError("k must be an integer or a sequence of at least one; got none")
     return ks
 
 
 def _check_settings(metric: Any, confidence: Any) -> None:
-    if metric is not None and metric not in get_args(Metric):
-        raise ValueError(f"metric must be one of {get_args(Metric)} or None, got {metric!r}")
+    if metric is not None:
+        checked_name("metric", metric, get_args(Metric), or_none=True)
     if not isinstance(confidence, (int, float, np.floating)) or isinstance(confidence, bool):
-        raise TypeError(f"confidence must be a number, got {confidence!r}")
+        raise TypeError(f"confidence must be a number; got {shown(confidence)}")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+        raise ValueError(f"confidence must be between 0 and 1; got {confidence}")
 
 
 def _check_same_form(rewards: Any, against: Any) -> None:
@@ -400,8 +421,8 @@ def _check_same_form(rewards: Any, against: Any) -> None:
         return
     if not isinstance(rewards, Mapping) or not isinstance(against, Mapping):
         raise TypeError(
-            "against must be a mapping if and only if rewards is one, "
-            f"got {type(against).__name__} and {type(rewards).__name__}"
+            "against must be a mapping if and only if rewards is one;"
+            f" got {type(against).__name__} and {type(rewards).__name__}"
         )
     missing = [task for task in rewards if task not in against]
     extra = [task for task in against if task not in rewards]
@@ -418,8 +439,8 @@ def _resolved(metric: Metric | None, runs: Sequence[_Run]) -> Metric:
         return "max@k" if not_binary else "pass@k"
     if metric == "pass@k" and not_binary:
         raise ValueError(
-            f"metric='pass@k' needs rewards of 0 and 1 only, {not_binary[0]} has others: "
-            "use 'max@k', or None to have it chosen"
+            f"metric must be 'max@k', or None to have it chosen, where rewards are not only 0 and 1"
+            f" (those of {not_binary[0]} are not); got 'pass@k'"
         )
     return metric
 

@@ -221,7 +221,7 @@ def _transform_long(
 ) -> jax.Array:
     """XLA sorts; its second sort leads what the kernel has summed up back to the samples."""
     keys = rewards.astype(jnp.float32)
-    n = portable_xla.group_sizes(rewards, where)
+    n = portable_xla.group_sizes(keys, where)
 
     def sum_beneath(gaps: jax.Array, terms: jax.Array, places: jax.Array) -> jax.Array:
         sums = pkpo_pallas.prefix_sums(terms, interpret=options.interpret)
@@ -265,12 +265,12 @@ def _table(
 ) -> Table:
     """What rows that share n and k have in common, in float32."""
     keys = jnp.zeros((1, rewards.shape[1]), jnp.float32)
-    n = jnp.asarray(rewards.shape[1])
+    n = portable_xla.group_sizes(keys, None)
     weights = _weights(estimator, keys, n, k, None, clip=clip)
     return Table(
-        gap=jnp.asarray(weights.gap),
-        below=jnp.asarray(weights.below),
-        best=jnp.append(weights.best, weights.best_top),
-        anchor=jnp.asarray(weights.anchor, jnp.float32),
-        admitted=jnp.asarray(weights.admitted),
+        gap=jnp.asarray(weights.gap[0]),
+        below=jnp.asarray(weights.below[0]),
+        best=jnp.append(weights.best[0], weights.best_top[0]),
+        anchor=jnp.asarray(weights.anchor[0], jnp.float32),
+        admitted=jnp.asarray(weights.admitted[0]),
     )

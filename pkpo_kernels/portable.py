@@ -92,7 +92,9 @@ def _sorted(ops: Primitives, keys: Array, n: Array, where: Array | None) -> tupl
     ordered, places = ops.sort(xp.where(where, keys, -xp.inf))
     n_columns = keys.shape[-1]
     own = ops.columns > n_columns - n[:, None]
-    smallest = xp.amin(xp.where(own, ordered, xp.inf), -1)[:, None]
+    smallest = xp.amin(xp.where(own, ordered, xp.inf), -1)
+    # A row without valid samples is one of zeros: infinities would make NaN of its range.
+    smallest = xp.where(n > 0, smallest, 0)[:, None]
     return xp.maximum(ordered, smallest), places
 
 
@@ -103,8 +105,10 @@ def _range(ops: Primitives, ordered: Array) -> tuple[Array, Array]:
     magnitude = xp.maximum(-smallest, largest)
     is_large = magnitude > ops.largest * RANGE_SCALE
     range_scale = xp.where(is_large, RANGE_SCALE, xp.ones_like(magnitude))
-    # NaN and infinities come to the ends. Adding 0 also turns a −0 into 0.
-    return 0 * (largest - smallest), range_scale
+    # NaN and infinities come to the ends. Not 0 · range, which torch's compiler takes for 0. To add 0
+    # also turns a −0 into 0.
+    poison = xp.where(xp.isfinite(largest - smallest), 0.0, xp.nan)
+    return poison, range_scale
 
 
 def _gaps(ordered: Array) -> Array:

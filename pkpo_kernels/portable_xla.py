@@ -75,7 +75,8 @@ def _transform_rows(
     def transform_block(
         rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
     ) -> jax.Array:
-        keys, n = _keys(rewards, dtype), group_sizes(rewards, where)
+        keys = _keys(rewards, dtype)
+        n = group_sizes(keys, where)
         out = portable.transform_rows(
             primitives(keys),
             keys,
@@ -103,7 +104,8 @@ def _max_at_k_rows(
     def best_of_block(
         rewards: jax.Array, _: jax.Array | None, where: jax.Array | None
     ) -> jax.Array:
-        keys, n = _keys(rewards, dtype), group_sizes(rewards, where)
+        keys = _keys(rewards, dtype)
+        n = group_sizes(keys, where)
         all_weights = [
             known or traced_weights(MAX_AT_K, keys, n, k)
             for k, known in zip(ks, weights, strict=True)
@@ -155,8 +157,11 @@ def _keys(rewards: jax.Array, dtype: Any) -> jax.Array:
     return rewards.astype(_compute_dtype(rewards, dtype))
 
 
-def group_sizes(rewards: jax.Array, where: jax.Array | None) -> jax.Array:
-    return jnp.asarray(rewards.shape[-1]) if where is None else where.sum(-1)
+def group_sizes(keys: jax.Array, where: jax.Array | None) -> jax.Array:
+    """How many samples are valid, (rows,) or where all are (1,), in the dtype of keys (rows, N)."""
+    if where is None:
+        return jnp.asarray(keys.shape[-1]).astype(keys.dtype)[None]
+    return where.sum(-1, dtype=keys.dtype)
 
 
 def known_weights(
@@ -166,23 +171,28 @@ def known_weights(
     if where is not None or not isinstance(k, int) or not isinstance(rewards.shape[-1], int):
         return None
     compute = np.dtype(_compute_dtype(rewards, dtype))
-    weights = host_weights(estimator, rewards.shape[-1], rewards.shape[-1], k)
+    n = rewards.shape[-1]
+    # With an axis of rows: JAX may be told to broadcast no missing one.
+    weights = host_weights(estimator, n, [n], [k])
     return GapWeights(weights.admitted, *(np.asarray(weight, compute) for weight in weights[1:]))
 
 
 def traced_weights(
     estimator: Estimator, keys: jax.Array, n: jax.Array, k: Any, *, clip: bool = False
 ) -> GapWeights:
-    k = jnp.asarray(k)
+    """The weights of keys (rows, N) in their dtype, for group sizes n (rows,) or (1,) in it, and k
+    () or (rows,)."""
+    # No row has as many samples as a k that floating point would round.
+    k = jnp.asarray(k).astype(keys.dtype)
     if clip:
         k = clip_k(estimator, n, k, jnp)
     return gap_weights(
         estimator,
         keys.shape[-1],
-        n.astype(keys.dtype),
-        k.astype(keys.dtype),
+        n,
+        k,
         xp=jnp,
-        columns=jnp.arange(1, keys.shape[-1], dtype=keys.dtype),
+        columns=jnp.arange(1, keys.shape[-1], dtype=keys.dtype)[None],
         product_from_right=_product_from_right,
     )
 
@@ -238,10 +248,10 @@ def _leading_bits(x: jax.Array) -> jax.Array:
 def primitives(keys: jax.Array) -> portable.Primitives:
     return portable.Primitives(
         xp=jnp,
-        columns=jnp.arange(1, keys.shape[1] + 1),
+        columns=jnp.arange(1, keys.shape[1] + 1, dtype=keys.dtype)[None],
         sort=_sort,
         sum_beneath=_sum_beneath,
-        largest=float(jnp.finfo(keys.dtype).max),
+        largest=float(np.finfo(keys.dtype).max),
     )
 
 

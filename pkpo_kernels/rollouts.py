@@ -170,7 +170,7 @@ def write_transformed(path: PathLike, rollouts: Rollouts, values: Sequence[Float
     if [len(task) for task in values] != [len(task) for task in rollouts.rewards]:
         raise ValueError(
             f"values must have one number for each reward, {sum(map(len, rollouts.rewards))} in "
-            f"{len(rollouts.rewards)} tasks, got {sum(map(len, values))} in {len(values)}"
+            f"{len(rollouts.rewards)} tasks; got {sum(map(len, values))} in {len(values)}"
         )
     write = {
         ".jsonl": _write_jsonl,
@@ -186,7 +186,7 @@ def _checked_extension(path: PathLike) -> str:
     extension = Path(path).suffix.lower()
     if extension not in (".jsonl", ".csv", ".npy", ".parquet"):
         raise RolloutFileError(
-            path, f"extension must be .jsonl, .csv, .npy or .parquet, got {extension or 'none'!r}"
+            path, f"extension must be .jsonl, .csv, .npy or .parquet; got {extension or 'none'!r}"
         )
     if extension == ".parquet" and find_spec("pyarrow") is None:
         raise ModuleNotFoundError(f"{os.fspath(path)}: Parquet needs pyarrow; pip install pyarrow")
@@ -217,7 +217,7 @@ class _Lines:
     def add(self, task_id: Any, rewards: list[Any], line: int) -> None:
         if type(task_id) is not str:
             if type(task_id) is not int:
-                self.fail(f"task_id must be a string or an integer, got {task_id!r}", line)
+                self.fail(f"task_id must be a string or an integer; got {task_id!r}", line)
             task_id = str(task_id)
         elif not task_id.isascii():
             self._check_text(task_id, line)
@@ -225,7 +225,7 @@ class _Lines:
             self.flat.fromlist(rewards)
         except (TypeError, OverflowError):
             bad = next(r for r in rewards if not _is_number(r))
-            self.fail(f"a reward must be a number, got {_shown(bad)}", line)
+            self.fail(f"a reward must be a number; got {_shown(bad)}", line)
         if not rewards:
             self.fail(f"task {task_id!r} has no rewards", line)
         self.task_ids.append(task_id)
@@ -238,7 +238,7 @@ class _Lines:
             task_id.encode()
         except UnicodeEncodeError:
             shown = json.dumps(task_id)
-            self.fail(f"task_id must be Unicode text, got the lone surrogate of {shown}", line)
+            self.fail(f"task_id must be Unicode text; got the lone surrogate of {shown}", line)
 
     def rollouts(self) -> Rollouts:
         if not self.task_ids:
@@ -248,7 +248,7 @@ class _Lines:
         if not finite.all():
             first = int(np.argmin(finite))
             line = int(np.searchsorted(np.cumsum(self.lengths), first, side="right"))
-            self.fail(f"a reward must be finite, got {flat[first]}", self.numbers[line])
+            self.fail(f"a reward must be finite; got {flat[first]}", self.numbers[line])
         told = describe_columns(
             list(self.columns), one_sample_a_line=self.one_sample_a_line is True
         )
@@ -334,7 +334,7 @@ def _read_jsonl(path: PathLike, choose: Choose) -> Rollouts:
         elif is_list:
             (rewards,) = rewards
             if not isinstance(rewards, list):
-                lines.fail(f"{columns.reward} must be a list, got {_shown(rewards)}", number)
+                lines.fail(f"{columns.reward} must be a list; got {_shown(rewards)}", number)
         lines.add(values[columns.task], rewards, number)
     return lines.rollouts()
 
@@ -402,16 +402,16 @@ def _read_npy(path: PathLike) -> Rollouts:
             raise RolloutFileError(path, f"not a .npy file of numbers: {error}") from None
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or not matrix.size:
         shape = getattr(matrix, "shape", "several arrays")
-        raise RolloutFileError(path, f"must hold a (tasks, samples) array, got shape {shape}")
+        raise RolloutFileError(path, f"must hold a (tasks, samples) array; got shape {shape}")
     if matrix.dtype.kind not in "biuf":
-        raise RolloutFileError(path, f"must hold numbers or bools, got dtype {matrix.dtype}")
+        raise RolloutFileError(path, f"must hold numbers or bools; got dtype {matrix.dtype}")
     matrix = matrix.astype(np.float64)
     finite = np.isfinite(matrix)
     if not finite.all():
         task, sample = np.unravel_index(np.argmin(finite), matrix.shape)
         raise RolloutFileError(
             path,
-            f"a reward must be finite, got {matrix[task, sample]} in task {task}, sample {sample}",
+            f"a reward must be finite; got {matrix[task, sample]} in task {task}, sample {sample}",
         )
     return Rollouts(tuple(map(str, range(len(matrix)))), tuple(matrix))
 
@@ -457,7 +457,7 @@ def _numbers_of(
     def numbers(name: str, column: Any) -> Floats:
         kind = column.type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()):
-            lines.fail(f"{name} must be numbers or bools, got {kind}")
+            lines.fail(f"{name} must be numbers or bools; got {kind}")
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
 
     if columns.wide:
@@ -474,7 +474,7 @@ def _numbers_of(
     if not columns.holds_lists(is_list):
         return numbers(columns.reward, column), np.ones(len(column), np.int64), False
     if not is_list:
-        lines.fail(f"{columns.reward} must be lists, got {column.type}")
+        lines.fail(f"{columns.reward} must be lists; got {column.type}")
     lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
     return numbers(columns.reward, pc.list_flatten(column)), lengths, True
 

@@ -25,10 +25,19 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_kernels.arguments import checked_integer, checked_integers, not_integral
-from pkpo_kernels.dispatch import library_of
+from pkpo_kernels.typing import DeviceArray
+from pkpo_kernels.validation import (
+    checked_array,
+    checked_integer,
+    checked_integers,
+    library_of,
+    not_integral,
+)
 
 __all__ = ["Schedule", "cosine", "linear", "piecewise_constant"]
+
+# JAX's default integer holds no larger k.
+_LARGEST_K = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Schedule:
     @overload
     def __call__(self, step: NDArray[np.integer[Any]]) -> NDArray[np.int64]: ...
     @overload
-    def __call__(self, step: Any) -> Any: ...
+    def __call__(self, step: DeviceArray) -> DeviceArray: ...
 
     def __call__(self, step: Any) -> Any:
         """The k of a step.
@@ -80,7 +89,7 @@ class Schedule:
             return np.asarray(values[np.searchsorted(self.boundaries, step, side="right")])
         library = library_of(step)
         if library == "torch":
-            return self._in_torch(step)
+            return self._in_torch(checked_array("step", step)[0])
         if library == "jax":
             return self._in_jax(step)
         raise TypeError(not_integral("step", step, "an integer or an array of integers"))
@@ -125,15 +134,15 @@ def piecewise_constant(values: Sequence[int], boundaries: Sequence[int]) -> Sche
     >>> piecewise_constant([8, 4, 1], [100, 200])(np.array([99, 100, 199, 200]))
     array([8, 4, 4, 1])
     """
-    ks = checked_integers("values", values, least=1)
+    ks = checked_integers("values", values, least=1, most=_LARGEST_K)
     steps = checked_integers("boundaries", boundaries)
     if len(ks) != len(steps) + 1:
         raise ValueError(
-            f"values must have one more entry than boundaries, got {len(ks)} values {list(ks)} "
-            f"and {len(steps)} boundaries {list(steps)}"
+            f"values must have one more entry than boundaries; got {len(ks)} values {list(ks)}"
+            f" and {len(steps)} boundaries {list(steps)}"
         )
     if any(after <= before for before, after in pairwise(steps)):
-        raise ValueError(f"boundaries must be strictly increasing, got {list(steps)}")
+        raise ValueError(f"boundaries must be strictly increasing; got {list(steps)}")
     return Schedule(f"piecewise_constant(values={list(ks)}, boundaries={list(steps)})", ks, steps)
 
 
@@ -199,7 +208,7 @@ def _monotone(description: str, start: int, end: int, changes: Sequence[int]) ->
 
 def _way(start: int, end: int, steps: int) -> tuple[int, int, int]:
     return (
-        checked_integer("start", start, least=1),
-        checked_integer("end", end, least=1),
+        checked_integer("start", start, least=1, most=_LARGEST_K),
+        checked_integer("end", end, least=1, most=_LARGEST_K),
         checked_integer("steps", steps, least=1),
     )

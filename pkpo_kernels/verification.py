@@ -164,7 +164,7 @@ def fuzz(
     {True}
     """
     if not 0 < minutes < np.inf:
-        raise ValueError(f"minutes must be above 0, got {minutes}")
+        raise ValueError(f"minutes must be above 0; got {minutes}")
     names = _checked(implementations, seed)
     tallies = {(i, e): _Tally(i, e, "random shapes") for e in EVERYTHING for i in names}
     start = time.monotonic()
@@ -182,7 +182,7 @@ def fuzz(
 
 def _checked(implementations: Sequence[str] | None, seed: int) -> tuple[str, ...]:
     if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+        raise ValueError(f"seed must be at least 0; got {seed}")
     if implementations is None:
         available = dispatch.available_implementations()
         # What simulates a chip is there to be looked at, and takes minutes.
@@ -212,7 +212,7 @@ def _findings(implementations: tuple[str, ...], seed: int) -> Iterator[Finding]:
             yield tally.finding()
 
 
-def _largest_k(estimator: str, n: int) -> int:
+def _largest_k(estimator: Any, n: int) -> int:
     return int(ESTIMATORS[estimator].largest_k(n)) if estimator in ESTIMATORS else n
 
 
@@ -389,7 +389,7 @@ class _Case:
         if spoiled is not None:
             valid = options.get("where", np.True_)
             lost = ((spoiled != 0) & valid).any(axis=axis, keepdims=True)
-            lost = lost[..., 0] if estimator == MAX_AT_K.name else lost & valid
+            lost = lost.squeeze(axis) if estimator == MAX_AT_K.name else lost & valid
             want = np.where(lost, np.nan, want)
         return cls(estimator, rewards, spoiled, large, k, options, want, text)
 
@@ -490,9 +490,9 @@ def _drawn_case(seed: int, index: int, estimator: str) -> _Case:
     if estimator != MAX_AT_K.name:
         options["scale"] = "sum" if estimator in NORMALIZED else str(rng.choice(SCALES))
         options["undersized"] = str(rng.choice(UNDERSIZED))
-    # One in three has groups that are not finite.
-    fates = rng.integers(0, len(FATES), leading) if rng.random() < 1 / 3 else None
-    fates = None if kind == "bool" else fates
+    # In one of three half of the groups are not finite, or nearly so.
+    drawn = np.asarray(rng.integers(0, len(FATES), leading) * rng.integers(0, 2, leading))
+    fates = None if kind == "bool" or rng.random() < 2 / 3 else drawn
     said = ", ".join(f"{name}={value!r}" for name, value in options.items())
     text = f"case {index} of seed {seed}: {leading} groups of n={n}, k={ks.tolist()}, {kind}"
     text += f"{', masked' if masked else ''}{', spoiled' if fates is not None else ''}, {said}"
@@ -586,7 +586,7 @@ def _on_host(out: Any) -> NDArray[np.float64]:
     return np.asarray(out.cpu() if hasattr(out, "cpu") else out, np.float64)
 
 
-def _call(estimator: str, array: Any, k: Any, implementation: str, **options: Any) -> Any:
+def _call(estimator: Any, array: Any, k: Any, implementation: Any, **options: Any) -> Any:
     if estimator == MAX_AT_K.name:
         return max_at_k(array, k, implementation=implementation, **options)
     return transform(array, k, estimator=estimator, implementation=implementation, **options)

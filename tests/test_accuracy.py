@@ -17,14 +17,24 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bench import accuracy
-from bench.accuracy import PROMISED, TWO_SCANS, compared, exact, measure, worst_of
+from bench.accuracy import (
+    PROMISED,
+    PROMISED_AT_1,
+    TWO_SCANS,
+    by_k,
+    compared,
+    exact,
+    measure,
+    summary,
+    worst_of,
+)
 from pkpo_kernels import reference
 
 REWARDS = st.floats(-100, 100, width=32, allow_subnormal=False)
 
 
 @settings(deadline=None, max_examples=50)
-@given(row=st.lists(REWARDS, min_size=2, max_size=8), k=st.integers(2, 8))
+@given(row=st.lists(REWARDS, min_size=2, max_size=8), k=st.integers(1, 8))
 def test_exact_is_the_enumeration(row: list[float], k: int) -> None:
     k = min(k, len(row))
     got = exact(np.array(row, np.float32), k)
@@ -41,8 +51,8 @@ def test_exact_stays_exact_far_from_0() -> None:
 
 
 def test_compared() -> None:
-    right = np.array([[0.0, 1.0, 2.0, 1e-31], [0.0, 0.0, 4.0, 1.0]])
-    got = np.array([[0.0, 1.1, 2.0, 5e-31], [0.1, 0.0, 4.0, 1.0]])
+    right = np.array([[0.0, -1.0, 2.0, 1e-31], [0.0, 0.0, -4.0, 1.0]])
+    got = np.array([[0.0, -1.1, 2.0, 5e-31], [0.1, 0.0, -4.0, 1.0]])
     found = compared("arm", 4, 2, 0.0, got, right)
     assert found.results == 4
     assert found.worst == pytest.approx(0.1)
@@ -53,15 +63,35 @@ def test_compared() -> None:
     assert (unknown.worst, unknown.median, unknown.reason) == (None, None, "not finite")
 
 
-def test_two_scans_break_down_where_ours_does_not() -> None:
+def test_two_scans_break_down_where_ours_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    offsets = (0.0, 10000.0)
+    monkeypatch.setattr(accuracy, "OFFSETS", offsets)
     found = measure([256])
-    for offset in accuracy.OFFSETS:
+    parts = by_k(found)
+    for offset in offsets:
         for arm in accuracy.arms():
-            ((n, worst),) = worst_of(found, arm, offset, "worst")
+            ((n, worst),) = worst_of(parts[""], arm, offset, "worst")
             assert n == 256
             assert (worst > 0.1) if arm == TWO_SCANS else (worst < PROMISED)
-    losses = [worst_of(found, TWO_SCANS, offset, "of_largest")[0][1] for offset in (0.0, 10000.0)]
+            # What cancels at k=1 is small only beside the rest of its row.
+            kinder = worst_of(parts[", k=1"], arm, offset, "of_largest")
+            assert kinder == [] if arm == TWO_SCANS else kinder[0][1] < PROMISED_AT_1
+    losses = [worst_of(found, TWO_SCANS, offset, "of_largest")[0][1] for offset in offsets]
     assert losses[1] > 1e-3 > losses[0]
+
+
+def test_a_summary_has_k_1_by_itself() -> None:
+    errors = [
+        compared("arm", 4, k, offset, np.array([[0.0, 1.0 + error]]), np.array([[0.0, 1.0]]))
+        for offset in accuracy.OFFSETS
+        for k, error in ((1, 0.25), (2, 0.125), (4, 0.0625))
+    ]
+    cells = ["1e-01 / 1e-01 / 1e-01"] * 4
+    assert summary(errors)[1:] == [
+        ["arm", *cells],
+        ["arm, k=1", *(["2e-01 / 2e-01 / 2e-01"] * 4)],
+    ]
+    assert [line[0] for line in summary([e for e in errors if e.k > 1])] == ["arm", "arm"]
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

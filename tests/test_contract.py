@@ -261,6 +261,8 @@ class TestOptions:
         scale: str,
         undersized: str,
     ) -> None:
+        if pk.ESTIMATORS[estimator].standardised:
+            scale = "sum"
         rewards = rng.standard_normal((24, 7)).astype(np.float32)
         where = rng.random((24, 7)) < np.linspace(0, 1, 24)[:, None]
         where[-1] = True
@@ -279,6 +281,40 @@ class TestOptions:
             assert np.isnan(got[too_small]).all()
         elif undersized == "zero":
             assert not got[too_small].any()
+
+    @pytest.mark.parametrize("undersized", ["clip", "zero", "nan"])
+    def test_a_k_beyond_all_samples_leaves_it_to_each_row(
+        self, subject: Subject, rng: np.random.Generator, undersized: str
+    ) -> None:
+        if (undersized == "zero" and subject.kind == "jax") or (
+            undersized == "nan" and subject.simulated
+        ):
+            pytest.skip("each case is programs to compile, and rows see the same in the test above")
+        rewards = rng.standard_normal((5, 4)).astype(np.float32)
+        where = np.arange(4) < np.array([4, 3, 2, 1, 0])[:, None]
+        options = {"where": subject.array(where), "estimator": "sloo", "undersized": undersized}
+        k = 2**31 - 1 if subject.hidden_k else 2**70
+        got = subject.transform(subject.array(rewards), k, **options)
+        want = np.zeros((5, 4))
+        want[where] = np.nan if undersized == "nan" else 0
+        if undersized == "clip":
+            for row, n in ((0, 4), (1, 3), (2, 2)):
+                want[row, :n] = reference.enumerate_sloo(rewards[row, :n].astype(float), n - 1)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        if undersized == "nan":
+            best = subject.max_at_k(subject.array(rewards), [1, k], where=subject.array(where))
+            np.testing.assert_array_equal(np.isnan(best), [[0, 1]] * 4 + [[1, 1]])
+        if undersized == "clip":
+            whole = subject.transform(
+                subject.array(rewards), k, estimator="sloo", undersized="clip"
+            )
+            np.testing.assert_allclose(
+                whole, expected(rewards.astype(float), 3, estimator="sloo"), rtol=1e-5, atol=1e-6
+            )
+            if subject.simulated:
+                return
+            alone = subject.array(rewards[:, :1])
+            assert not subject.transform(alone, 2, estimator="sloo", undersized="clip").any()
 
     def test_a_mask_is_the_same_as_leaving_the_samples_away(
         self, subject: Subject, rng: np.random.Generator

@@ -188,6 +188,8 @@ class TestWhatItComputes:
         if estimator in ("sloo", "centered") and n == 1:
             return
         for options in ({}, {"scale": "mean"}):
+            if options and pk.ESTIMATORS[estimator].standardised:
+                continue
             options = {"estimator": estimator, **options}
             want = pk.transform(rewards, k, implementation="xla", **options)
             same(transform_as("triton_jax", k, **options)(rewards), want, 2e-5)

@@ -123,11 +123,11 @@ class TestReading:
             read_rollouts(path)
 
     def test_many_lines(self, tmp_path: Path) -> None:
-        text = "".join(f'{{"task_id": "{i // 10}", "reward": {i % 2}}}\n' for i in range(100_000))
+        text = "".join(f'{{"task_id": "{i // 10}", "reward": {i % 2}}}\n' for i in range(20_000))
         got = read_rollouts(put(tmp_path / "r.jsonl", text))
-        assert len(got.task_ids) == 10_000
+        assert len(got.task_ids) == 2_000
         assert set(map(len, got.rewards)) == {10}
-        assert sum(task.sum() for task in got.rewards) == 50_000
+        assert sum(task.sum() for task in got.rewards) == 10_000
 
 
 GOOD = '{"task_id": "a", "rewards": [1]}\n'
@@ -152,39 +152,39 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     ),
     "surrogate.jsonl": (
         GOOD + '{"task_id": "\\ud800", "rewards": [1]}\n' + "broken",
-        '{}:2: task_id must be Unicode text, got the lone surrogate of "\\ud800"',
+        '{}:2: task_id must be Unicode text; got the lone surrogate of "\\ud800"',
     ),
     "list_of_one_sample.jsonl": (
         '{"task_id": "b", "reward": [1, 0]}',
-        "{}:1: a reward must be a number, got [1, 0]",
+        "{}:1: a reward must be a number; got [1, 0]",
     ),
     "mixed.jsonl": (GOOD + '{"task_id": "b", "reward": 1}', "{}:2: the file mixes lines"),
     "twice.jsonl": (
         GOOD + '{"task_id": "b", "rewards": [1]}\n' + GOOD,
         "{}:3: task_id 'a' was on line 1 already",
     ),
-    "no_list.jsonl": ('{"task_id": "a", "rewards": 1}', "{}:1: rewards must be a list, got 1"),
+    "no_list.jsonl": ('{"task_id": "a", "rewards": 1}', "{}:1: rewards must be a list; got 1"),
     "none_left.jsonl": (GOOD + '{"task_id": "b", "rewards": []}', "{}:2: task 'b' has no rewards"),
     "text.jsonl": (
         GOOD + '{"task_id": "b", "rewards": [1, "0"]}',
-        '{}:2: a reward must be a number, got "0"',
+        '{}:2: a reward must be a number; got "0"',
     ),
-    "null.jsonl": ('{"task_id": "b", "reward": null}', "{}:1: a reward must be a number, got null"),
+    "null.jsonl": ('{"task_id": "b", "reward": null}', "{}:1: a reward must be a number; got null"),
     "nested.jsonl": (
         '{"task_id": "b", "rewards": [[1]]}',
-        "{}:1: a reward must be a number, got [1]",
+        "{}:1: a reward must be a number; got [1]",
     ),
     "huge.jsonl": (
         '{"task_id": "b", "rewards": [1' + "0" * 400 + "]}",
-        "{}:1: a reward must be a number, got 1000",
+        "{}:1: a reward must be a number; got 1000",
     ),
     "nan.jsonl": (
         GOOD + '{"task_id": "b", "rewards": [0, NaN]}\n{"task_id": "c", "rewards": [0]}',
-        "{}:2: a reward must be finite, got nan",
+        "{}:2: a reward must be finite; got nan",
     ),
     "infinite.jsonl": (
         '{"task_id": "b", "reward": 1e999}',
-        "{}:1: a reward must be finite, got inf",
+        "{}:1: a reward must be finite; got inf",
     ),
     "bad_id.jsonl": (
         '{"task_id": [1], "reward": 1}',
@@ -196,17 +196,17 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     "no_header.csv": ("a,1\nb,0\n", "{}:1: there must be a column task_id, or one chosen with"),
     "alone.csv": ("task_id\na\n", "{}:1: there are no rewards beside the column 'task_id'"),
     "surrogate.csv": (b"task_id,reward\na,1\n\xed\xa0\x80,1\n", "{}:3: not UTF-8 at byte 0"),
-    "text.csv": ("task_id,reward\na,1\nb,yes\n", '{}:3: a reward must be a number, got "yes"'),
-    "hole.csv": ("task_id,reward\na,\n", '{}:2: a reward must be a number, got ""'),
-    "nan.csv": ("task_id,reward\na,1\nb,nan\n", "{}:3: a reward must be finite, got nan"),
+    "text.csv": ("task_id,reward\na,1\nb,yes\n", '{}:3: a reward must be a number; got "yes"'),
+    "hole.csv": ("task_id,reward\na,\n", '{}:2: a reward must be a number; got ""'),
+    "nan.csv": ("task_id,reward\na,1\nb,nan\n", "{}:3: a reward must be finite; got nan"),
     "short.csv": ("task_id,s0,s1\na,1,0\nb,1\n", "{}:3: 2 cells where the header has 3"),
     "none_left.csv": ("task_id,s0,s1\na,,\n", "{}:2: task 'a' has no rewards"),
     "twice.csv": ("task_id,s0\na,1\na,0\n", "{}:3: task_id 'a' was on line 2 already"),
     "no_id.csv": ("task_id,reward\n,1\n", "{}:2: the task_id is empty"),
     "quote.csv": ('task_id,reward\n"a"x,1\n', "{}:2: not valid CSV: "),
     "text.npy": ("hello", "{}: not a .npy file of numbers: "),
-    "rollouts.txt": (GOOD, "{}: extension must be .jsonl, .csv, .npy or .parquet, got '.txt'"),
-    "rollouts": (GOOD, "{}: extension must be .jsonl, .csv, .npy or .parquet, got 'none'"),
+    "rollouts.txt": (GOOD, "{}: extension must be .jsonl, .csv, .npy or .parquet; got '.txt'"),
+    "rollouts": (GOOD, "{}: extension must be .jsonl, .csv, .npy or .parquet; got 'none'"),
 }
 
 
@@ -222,10 +222,10 @@ def test_a_fault_is_named_by_file_and_line(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(3), "must hold a (tasks, samples) array, got shape (3,)"),
-        (np.zeros((0, 3)), "must hold a (tasks, samples) array, got shape (0, 3)"),
-        (np.array([["a"]]), "must hold numbers or bools, got dtype <U1"),
-        (np.array([[0, 1], [0, np.nan]]), "a reward must be finite, got nan in task 1, sample 1"),
+        (np.zeros(3), "must hold a (tasks, samples) array; got shape (3,)"),
+        (np.zeros((0, 3)), "must hold a (tasks, samples) array; got shape (0, 3)"),
+        (np.array([["a"]]), "must hold numbers or bools; got dtype <U1"),
+        (np.array([[0, 1], [0, np.nan]]), "a reward must be finite; got nan in task 1, sample 1"),
         (np.array([[None]]), "not a .npy file of numbers: "),
     ],
 )
@@ -246,9 +246,9 @@ def test_a_fault_in_npy(tmp_path: Path, array: Any, message: str) -> None:
         ({"task_id": ["a", "b"], "rewards": [[1], []]}, ":2: task 'b' has no rewards"),
         ({"task_id": ["a", "a"], "rewards": [[1], [0]]}, ":2: task_id 'a' was on line 1 already"),
         ({"task_id": ["a", "b"], "rewards": [[1.0], [1.0, None]]}, ":2: a reward must be finite"),
-        ({"task_id": ["a", "b"], "reward": ["x", "y"]}, ": reward must be numbers or bools, got"),
-        ({"task_id": ["a", "b"], "rewards": [1, 2]}, ": rewards must be lists, got int64"),
-        ({"task_id": ["a", "b"], "reward": [[1], [2]]}, ": reward must be numbers or bools, got"),
+        ({"task_id": ["a", "b"], "reward": ["x", "y"]}, ": reward must be numbers or bools; got"),
+        ({"task_id": ["a", "b"], "rewards": [1, 2]}, ": rewards must be lists; got int64"),
+        ({"task_id": ["a", "b"], "reward": [[1], [2]]}, ": reward must be numbers or bools; got"),
         ({"task_id": ["a", "b"], "s0": [1, 2], "s1": ["x", "y"]}, ": s1 must be numbers or bools"),
         ({"task_id": ["a", "b"], "s0": [1, None], "s1": [1, None]}, ":2: task 'b' has no rewards"),
     ],
@@ -467,7 +467,7 @@ class TestWriting:
         assert os.listdir(tmp_path) == []
 
     def test_values_that_do_not_fit(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="one number for each reward, 6 in 3 tasks, got 3 in"):
+        with pytest.raises(ValueError, match="one number for each reward, 6 in 3 tasks; got 3 in"):
             write_transformed(tmp_path / "o.jsonl", made(TASKS), self.VALUES[:1])
         assert os.listdir(tmp_path) == []
 

@@ -104,6 +104,7 @@ def test_jit_compiles_once_for_all_steps() -> None:
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_torch_compiles_without_a_graph_break() -> None:
     torch = pytest.importorskip("torch")
     graphs = []
@@ -138,31 +139,36 @@ def test_they_say_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: linear(0, 1, 5), ValueError, "start must be at least 1, got 0"),
-        (lambda: linear(1, -2, 5), ValueError, "end must be at least 1, got -2"),
-        (lambda: cosine(1, 2, 0), ValueError, "steps must be at least 1, got 0"),
-        (lambda: cosine(cast(Any, 1.0), 2, 5), TypeError, "start must be an integer, got 1.0"),
-        (lambda: cosine(True, 2, 5), TypeError, "start must be an integer, got True"),
+        (lambda: linear(0, 1, 5), ValueError, "start must be at least 1; got 0"),
+        (lambda: linear(1, -2, 5), ValueError, "end must be at least 1; got -2"),
+        (
+            lambda: linear(2**31, 1, 5),
+            ValueError,
+            "start must be at most 2147483647; got 2147483648",
+        ),
+        (lambda: cosine(1, 2, 0), ValueError, "steps must be at least 1; got 0"),
+        (lambda: cosine(cast(Any, 1.0), 2, 5), TypeError, "start must be an integer; got 1.0"),
+        (lambda: cosine(True, 2, 5), TypeError, "start must be an integer; got True"),
         (
             lambda: piecewise_constant([8, 0], [5]),
             ValueError,
-            r"values\[1\] must be at least 1, got 0",
+            r"values\[1\] must be at least 1; got 0",
         ),
         (
             lambda: piecewise_constant([8, 1], []),
             ValueError,
-            r"values must have one more entry than boundaries, got 2 values \[8, 1\] "
+            r"values must have one more entry than boundaries; got 2 values \[8, 1\] "
             r"and 0 boundaries \[\]",
         ),
         (
             lambda: piecewise_constant([8, 4, 1], [5, 5]),
             ValueError,
-            r"boundaries must be strictly increasing, got \[5, 5\]",
+            r"boundaries must be strictly increasing; got \[5, 5\]",
         ),
         (
             lambda: piecewise_constant([8, 1], cast(Any, [5.5])),
             TypeError,
-            r"boundaries\[0\] must be an integer, got 5.5",
+            r"boundaries\[0\] must be an integer; got 5.5",
         ),
         (
             lambda: piecewise_constant(cast(Any, 8), []),

@@ -208,7 +208,12 @@ def run(arguments: Sequence[object]) -> Any:
     return CliRunner().invoke(throughput.app, list(map(str, arguments)))
 
 
-def test_command_writes_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_command_writes_whole_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything: bool
+) -> None:
+    if not everything:
+        monkeypatch.setattr(throughput, "opened", lambda device, say: [Numpy(device)])
     monkeypatch.setitem(PLANS, ("cpu", True), replace(PLANS["cpu", True], arm_seconds=0.01))
     monkeypatch.setattr(throughput, "HOST_SPAN", 0.002)
     shapes = ["--shape", "16x8", "--shape", "4x32"]
@@ -287,9 +292,7 @@ def test_command_fails_where_a_default_does(
     options = ["--device", "cpu", "--quick", "--shape", "16x8", "--out", tmp_path]
     result = run([*options, "--arm", name])
     assert result.exit_code == code, result.output
-    complaint = (
-        "what serves by default has no figure: 16x8 gaussian, pk numpy: failed: RuntimeError"
-    )
+    complaint = "has no figure: 16x8 gaussian, pk numpy: failed: RuntimeError: no kernel today"
     assert (complaint in result.output) == bool(code)
     # What there is to know is kept.
     (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
@@ -341,6 +344,29 @@ exec {sys.executable} "$@"
     assert record["default"] == "pk torch"
     assert {m["outcome"] for m in record["results"] if m["arm"] == "pk torch"} == {"measured"}
     assert {m["library"] for m in record["results"]} == {"torch", "jax", "numpy"}
+
+
+def test_kernels_to_warm_are_noted_once_and_launched_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    from bench import gpu_warm
+
+    class Kernel:
+        module, name = "pkpo_triton.kernels", "transform_kernel"
+
+    def verify(names: Sequence[str]) -> Any:
+        assert names == ["triton"]
+        for data in ("n=8", "n=16", "n=8"):
+            hook = triton.knobs.runtime.jit_cache_hook
+            yield hook(fn=Kernel, compile={"specialization_data": data}, key=None)
+
+    launches: list[bool] = []
+    monkeypatch.setattr(
+        gpu_warm.verification, "verify", lambda names: map(launches.append, verify(names))
+    )
+    found = gpu_warm.wanted()
+    assert found == [(Kernel.module, Kernel.name, data) for data in ("n=8", "n=16")]
+    assert launches == [True] * 3  # a true answer means that Triton need not go on
+    assert triton.knobs.runtime.jit_cache_hook is None
 
 
 def test_command_refuses_in_words(tmp_path: Path) -> None:

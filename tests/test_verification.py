@@ -14,12 +14,6 @@ import pkpo_kernels as pk
 from pkpo_kernels import verification
 from pkpo_kernels.verification import EXACT_TOLERANCE, UNBIASED, Finding, best_of_k, fuzz, verify
 
-LIBRARIES = {
-    name
-    for name in ("numpy", "reference", "torch", "xla")
-    if pk.available_implementations()[name] is None
-}
-
 
 def broken(monkeypatch: pytest.MonkeyPatch, estimator: str, change: Any) -> None:
     """NumPy's results for the estimator go through `change`."""
@@ -59,28 +53,48 @@ def test_max_at_k_in_closed_form(logits: list[float], rewards: list[int], k: int
     np.testing.assert_allclose(gradient, differences, atol=1e-8)
 
 
-def test_every_unbiased_estimator_has_the_exact_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("numpy", "reference", "torch"),
+        # A program for each of its estimators, in float64.
+        pytest.param("xla", marks=pytest.mark.slow),
+    ],
+)
+def test_every_unbiased_estimator_has_the_exact_gradient(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if pk.available_implementations()[name] is not None:
+        pytest.skip(f"{name} is not available")
     monkeypatch.setattr(verification, "SAMPLED_N", (4,))
     assert set(UNBIASED) == {"sloo_minus_one", "sloo", "s", "centered"}
-    for name in LIBRARIES:
-        for estimator in UNBIASED:
-            found = verification._by_expectation(name, estimator, "exact gradient", 0)
-            assert found.ok and found.tolerance == EXACT_TOLERANCE == 1e-10
-            assert found.cases >= 3 * 3 * 3**4  # three rewards, three ks, all of the outcomes
+    for estimator in UNBIASED:
+        found = verification._by_expectation(name, estimator, "exact gradient", 0)
+        assert found.ok and found.tolerance == EXACT_TOLERANCE == 1e-10
+        assert found.cases >= 3 * 3 * 3**4  # three rewards, three ks, all of the outcomes
 
 
 def test_what_is_right_passes() -> None:
-    names = sorted(LIBRARIES - {"xla"})
+    names = [name for name in ("numpy", "torch") if pk.available_implementations()[name] is None]
     found = list(verify(names))
     assert faults(found) == set()
     assert len(found) == verification.count_findings(names)
 
 
 def test_another_seed_is_another_case() -> None:
-    (first, second, again) = (
-        [finding.worst_error for finding in verify(["numpy"], seed=seed)] for seed in (0, 1, 0)
-    )
-    assert first == again != second
+    def errors(seed: int) -> list[float]:
+        tally = verification._Tally("numpy", "s", "random shapes")
+        verification._drawn_case.__wrapped__(seed, 0, "s").compare(tally)
+        return [
+            verification._by_rows("numpy", "s", "reference", (9,), seed).worst_error,
+            verification._by_expectation("numpy", "s", "exact gradient", seed).worst_error,
+            verification._by_rule("numpy", "s", seed).worst_error,
+            tally.worst,
+        ]
+
+    first, second, again = map(errors, (0, 1, 0))
+    assert first == again
+    assert all(one != other for one, other in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("estimator", UNBIASED)
@@ -107,6 +121,67 @@ def test_nan_and_wrong_shapes_are_found(monkeypatch: pytest.MonkeyPatch, change:
     assert found == {("s", "random shapes")}
 
 
+def limits_for_infinities(out: Any, k: Any) -> Any:
+    return np.where(np.isnan(out), 0, out)
+
+
+def nan_beside_nan(out: Any, k: Any) -> Any:
+    return np.where(np.isnan(np.roll(out, 1, axis=0)), math.nan, out)
+
+
+def nan_where_left_out(out: Any, k: Any) -> Any:
+    return np.where((out == 0) & np.isnan(out).any(axis=1, keepdims=True), math.nan, out)
+
+
+def overflow_within(out: Any, k: Any) -> Any:
+    return np.where(np.abs(out) > np.finfo(out.dtype).max / 4, np.copysign(math.inf, out), out)
+
+
+def no_infinity(out: Any, k: Any) -> Any:
+    limit = np.finfo(out.dtype).max
+    return np.clip(out, -limit, limit)
+
+
+def another_sign(out: Any, k: Any) -> Any:
+    return np.where(np.isinf(out), -out, out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(limits_for_infinities, nan_beside_nan, nan_where_left_out),
+        *(overflow_within, no_infinity, another_sign),
+    ],
+)
+def test_rows_that_are_not_finite_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    assert verification._by_rule("numpy", "s", 0).ok
+    broken(monkeypatch, "s", change)
+    found = verification._by_rule("numpy", "s", 0)
+    assert not found.ok, found
+    # Ordinary rows tell nothing of it.
+    assert verification._by_rows("numpy", "s", "reference", (9,), 0).ok
+
+
+def test_every_fate_is_drawn() -> None:
+    fixed = verification._spoiled_case(0, 9, "sum", "s")
+    drawn = [verification._drawn_case(5, index, "s") for index in range(30)]
+    spoiled = [case for case in drawn if case.spoiled is not None]
+    assert 0 < len(spoiled) < len(drawn)
+    for cases in ([fixed], spoiled):
+        put = np.concatenate([np.ravel(case.spoiled) for case in cases])
+        assert np.isnan(put).any() and np.isinf(put).any() and (put == 0).any()
+        assert any(np.any(case.large) for case in cases)
+        assert all(np.isfinite(case.rewards).all() for case in cases)
+    assert {math.inf, -math.inf, 1, -1} < set(np.ravel(fixed.spoiled))
+    for dtype in ("float32", "float64"):
+        given = fixed.given(dtype)
+        largest = np.abs(np.where(np.isfinite(given), given, 0)).max(axis=1)
+        assert given.dtype == dtype
+        assert (largest > np.finfo(dtype).max / 5).sum() == 12
+
+
 def test_what_raises_is_a_finding_and_the_rest_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     def out_of_memory(out: Any, k: Any) -> Any:
         raise RuntimeError("CUDA error:\n  out of memory")
@@ -126,9 +201,9 @@ def test_what_raises_is_a_finding_and_the_rest_is_checked(monkeypatch: pytest.Mo
     ("arguments", "message"),
     [
         ({"implementations": ["nimpy"]}, "got 'nimpy'"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"minutes": 0}, "minutes must be above 0, got 0"),
-        ({"minutes": math.inf}, "minutes must be above 0, got inf"),
+        ({"seed": -1}, "seed must be at least 0; got -1"),
+        ({"minutes": 0}, "minutes must be above 0; got 0"),
+        ({"minutes": math.inf}, "minutes must be above 0; got inf"),
     ],
 )
 def test_refusals_come_first(arguments: dict[str, Any], message: str) -> None:

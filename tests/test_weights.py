@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from fractions import Fraction
+from functools import lru_cache, partial
 from math import comb
 from typing import Any
 
@@ -163,14 +164,22 @@ def test_a_rows_own_n_shifts_its_weights_to_the_right() -> None:
     np.testing.assert_array_equal(wide.gap[1], host_weights(estimator, 9, 9, 3).gap)
 
 
+@lru_cache
+def compiled_by_xla(name: str) -> Any:
+    """One program for each width, whatever the k."""
+    import jax
+
+    from pkpo_kernels.portable_xla import traced_weights
+
+    return jax.jit(partial(traced_weights, pk.ESTIMATORS[name]))
+
+
 def traced(library: str, name: str, n: int, k: int) -> GapWeights:
     estimator = pk.ESTIMATORS[name]
     if library == "jax":
         import jax.numpy as jnp
 
-        from pkpo_kernels.portable_xla import traced_weights
-
-        return traced_weights(estimator, jnp.zeros((1, n)), jnp.asarray(n), jnp.asarray(k))
+        return compiled_by_xla(name)(jnp.zeros((1, n)), jnp.asarray(n), jnp.asarray(k))
     import torch
 
     from pkpo_kernels.portable_torch import _weights
@@ -179,8 +188,15 @@ def traced(library: str, name: str, n: int, k: int) -> GapWeights:
     return _weights(estimator, keys, torch.tensor(n), torch.tensor(k))
 
 
-@pytest.mark.parametrize("name", ["sloo_minus_one", "sloo"])
-@pytest.mark.parametrize("library, allowed", [("jax", 1e-6), ("torch", 1e-12)])
+@pytest.mark.parametrize(
+    "library, allowed, name",
+    [
+        ("jax", 1e-6, "sloo_minus_one"),
+        pytest.param("jax", 1e-6, "sloo", marks=pytest.mark.slow),
+        ("torch", 1e-12, "sloo_minus_one"),
+        ("torch", 1e-12, "sloo"),
+    ],
+)
 def test_traced_weights_stay_at_a_few_roundings(library: str, allowed: float, name: str) -> None:
     # A plain float32 product of 16384 ratios would be wrong by 1e-5.
     for n, ks in ((7, (1, 3, 6)), (16384, (2, 3, 8, 8192, 16383))):
@@ -191,7 +207,9 @@ def test_traced_weights_stay_at_a_few_roundings(library: str, allowed: float, na
                 exact = getattr(want, field)
                 normal = exact > 1e-36
                 error = np.abs(
-                    np.asarray(getattr(got, field), np.float64) / np.where(normal, exact, 1) - 1
+                    np.asarray(getattr(got, field), np.float64).reshape(-1)
+                    / np.where(normal, exact, 1)
+                    - 1
                 )
                 assert error[normal].max(initial=0) <= allowed, (n, k, field)
 
@@ -200,3 +218,22 @@ def test_estimators_offer_their_weights() -> None:
     weights = pk.ESTIMATORS["s"].weights(4, 2)
     np.testing.assert_allclose(weights.gap, [0, 1 / 6, 2 / 6])
     assert weights.anchor == pytest.approx(0.5)
+
+
+def test_a_group_has_weights_only_for_the_k_that_it_admits() -> None:
+    for name, estimator in pk.ESTIMATORS.items():
+        largest = estimator.largest_k(5)
+        assert estimator.weights(np.int64(5), np.int32(largest)).admitted
+        with pytest.raises(
+            ValueError, match=rf"^k must be at most {largest} .*; got k={largest + 1}"
+        ):
+            estimator.weights(5, largest + 1)
+        for k in (0, -3):
+            with pytest.raises(ValueError, match=rf"^k must be at least 1.* got .*{k}"):
+                estimator.weights(5, k)
+        for k in (2.0, True, "2", None, [2]):
+            with pytest.raises(TypeError, match=r"^k must be an integer.* got "):
+                estimator.weights(5, k)
+        with pytest.raises(ValueError, match=r"^n must be at least 1.* got .*0"):
+            estimator.weights(0, 1)
+        assert name == estimator.name

@@ -1,0 +1,69 @@
+"""Compile what `pkpo verify` needs of the Triton kernels ahead of it, on all processors at once.
+
+    python -m bench.gpu_warm [WORKERS]
+
+Verifying compiles one kernel after another, for minutes on a machine whose cache of Triton is
+empty. Here a first pass notes which are asked for and launches none; worker processes then compile
+them into the cache.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from typing import Any
+
+import triton
+
+from pkpo_kernels import verification
+
+# Module and name of a kernel, and what it is compiled for, in Triton's own words.
+Wanted = tuple[str, str, str]
+
+
+def wanted() -> list[Wanted]:
+    """What `verify` asks for, in its order."""
+    found: dict[Wanted, None] = {}
+
+    def note(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        found[fn.module, fn.name, compile["specialization_data"]] = None
+        return True  # neither compiled nor launched
+
+    triton.knobs.runtime.jit_cache_hook = note
+    try:
+        for _ in verification.verify(["triton"]):
+            pass  # of results that nobody has computed
+    finally:
+        triton.knobs.runtime.jit_cache_hook = None
+    return list(found)
+
+
+def compiled(one: Wanted) -> float:
+    """Compile it into Triton's cache; → the seconds that took."""
+    module, name, specialization = one
+    start = time.perf_counter()
+    getattr(import_module(module), name).preload(specialization)
+    return time.perf_counter() - start
+
+
+def main(workers: int) -> None:
+    start = time.perf_counter()
+    kernels = wanted()
+    noted = time.perf_counter() - start
+    # A process that has begun to use a GPU cannot be forked.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        seconds = list(pool.map(compiled, kernels))
+    print(
+        f"{len(kernels)} kernels: noted in {noted:.0f} s, compiled in"
+        f" {time.perf_counter() - start - noted:.0f} s, {sum(seconds):.0f} s of processors,"
+        f" the longest {max(seconds):.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else os.cpu_count() or 1)

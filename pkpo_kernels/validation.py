@@ -1,0 +1,303 @@
+"""What the public functions ask of their arguments, and how they say so where it is not met:
+`argument must be …; got …`."""
+
+from __future__ import annotations
+
+import reprlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from operator import index
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+# NumPy, torch and JAX arrays share no static type; here it is whichever the caller works with.
+Array = Any
+Name = TypeVar("Name", bound=str)
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+# Up to here float64 holds every integer.
+LARGEST_EXACT = 1 << 53
+
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = _SHORT.maxlong = 80
+
+
+def shown(value: Any) -> str:
+    """repr(value), of what is long only the ends."""
+    return _SHORT.repr(value)
+
+
+def library_of(array: Any) -> str | None:
+    """ "numpy", "torch" or "jax", or None for anything else, without importing any of them."""
+    for kind, type_name in (("torch", "Tensor"), ("jax", "Array"), ("numpy", "ndarray")):
+        module = sys.modules.get(kind)
+        if module is not None and isinstance(array, getattr(module, type_name, ())):
+            return kind
+    return None
+
+
+def dtype_name(dtype: Any) -> str:
+    """'float32' for NumPy's, torch's and JAX's float32 alike."""
+    return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+
+
+# Names.
+
+
+def checked_name(
+    argument: str, name: Any, choices: Iterable[Name], *, or_none: bool = False
+) -> Name:
+    """`name` where it is among `choices`; else an error that lists them and guesses."""
+    names = tuple(choices)
+    if isinstance(name, str) and name in names:
+        return names[names.index(name)]
+    close = get_close_matches(name.lower(), names, 1) if isinstance(name, str) else []
+    raise ValueError(
+        f"{argument} must be {'None or ' if or_none else ''}one of {', '.join(names)};"
+        f" got {shown(name)}{f'; did you mean {close[0]!r}?' if close else ''}"
+    )
+
+
+# Integers.
+
+
+def is_integer(value: Any) -> bool:
+    """A Python or NumPy integer, no bool."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
+
+
+def checked_integers(
+    argument: str, values: Any, *, least: int | None = None, most: int | None = None
+) -> tuple[int, ...]:
+    """`values` as a tuple of ints, or an error that names the entry."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)):
+        raise TypeError(f"{argument} must be a sequence of integers; got {shown(values)}")
+    return tuple(
+        checked_integer(f"{argument}[{i}]", value, least=least, most=most)
+        for i, value in enumerate(values)
+    )
+
+
+def checked_integer(
+    argument: str, value: Any, *, least: int | None = None, most: int | None = None
+) -> int:
+    """`value` as an int, or an error that names it."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(not_integral(argument, value))
+    try:
+        integer = index(value)
+    except TypeError:
+        raise TypeError(not_integral(argument, value)) from None
+    if least is not None and integer < least:
+        raise ValueError(f"{argument} must be at least {least}; got {integer}")
+    if most is not None and integer > most:
+        raise ValueError(f"{argument} must be at most {most}; got {integer}")
+    return integer
+
+
+def host_integers(argument: str, value: Any) -> NDArray[Any]:
+    """`value` as a NumPy array of integers: as objects where they are too large for one."""
+    if isinstance(value, (list, tuple)):
+        _check_entries(argument, argument, value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError):
+        array = np.asarray(None)
+    if array.dtype.kind not in "iu" and not (
+        array.dtype == object and array.size and all(map(is_integer, array.flat))
+    ):
+        raise TypeError(not_integral(argument, value, "an integer or integers"))
+    return array
+
+
+def not_integral(argument: str, value: object, right: str = "an integer") -> str:
+    """What to say of a value that is not."""
+    dtype = getattr(value, "dtype", None)
+    got = f"{type(value).__name__} of dtype {dtype_name(dtype)}" if dtype else shown(value)
+    return f"{argument} must be {right}; got {got}"
+
+
+# Arrays.
+
+
+def checked_array(argument: str, value: Any) -> tuple[Array, str]:
+    """→ `value` as an array that is dense and plain, and its library; of numbers of any dtype."""
+    library = library_of(value)
+    if library == "torch":
+        _check_plain_tensor(argument, value)
+        return value, library
+    if library == "jax":
+        return value, library
+    _check_dense(argument, value)
+    if isinstance(value, (list, tuple)):
+        _check_entries(argument, argument, value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{argument} must be an array or a nested list of equally long rows; got"
+            f" {shown(value)}: {_ragged_or(error, value)}"
+        ) from None
+    if array.dtype == object:
+        if array.ndim == 0:
+            raise TypeError(
+                f"{argument} must be an array or a nested list of numbers; got {shown(value)}"
+            )
+        _check_entries(argument, argument, array.tolist())
+    return array, "numpy"
+
+
+def _ragged_or(error: Exception, value: Any) -> str:
+    """What to do about rows of many lengths; for anything else what NumPy says."""
+    if isinstance(error, ValueError) and isinstance(value, (list, tuple)):
+        return "pad, and pass where= to leave the padding out"
+    return str(error)
+
+
+def _check_plain_tensor(argument: str, tensor: Any) -> None:
+    """Raise for tensors that do not lie in memory by strides, or know more than their numbers."""
+    torch = sys.modules["torch"]
+    name = type(tensor).__name__
+    if name == "DTensor":
+        what, advice = "a DTensor", f"pass {argument}.to_local(), with whole groups on every rank"
+    elif name == "MaskedTensor":
+        what = "a MaskedTensor"
+        advice = f"pass {argument}.get_data(), and where={argument}.get_mask()"
+    elif tensor.is_nested:
+        what = "a nested one"
+        advice = (
+            f"pass torch.nested.to_padded_tensor({argument}, 0.0), and where= to leave the padding"
+            " out"
+        )
+    elif tensor.layout != torch.strided:
+        what, advice = f"one of layout {tensor.layout}", f"pass {argument}.to_dense()"
+    elif tensor.is_quantized:
+        what, advice = "a quantized one", f"pass {argument}.dequantize()"
+    else:
+        return
+    raise TypeError(f"{argument} must be a dense, local tensor; got {what}: {advice}")
+
+
+def _check_dense(argument: str, value: Any) -> None:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{argument} must be a plain array; got a masked array: pass its data, and where=~mask"
+        )
+    # SciPy's sparse arrays, and JAX's, which are no jax.Array; NumPy would make objects of them.
+    if hasattr(value, "todense") and not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{argument} must be a dense array; got a sparse {type(value).__name__}:"
+            f" pass {argument}.todense()"
+        )
+
+
+# What a nested list may hold without a closer look.
+_PLAIN = {int, float, bool}
+
+
+def _check_entries(argument: str, path: str, rows: Sequence[Any]) -> None:
+    """Raise for what NumPy would take apart or turn into objects; for each row its entries' types
+    are looked at, not its numbers."""
+    for kind in set(map(type, rows)) - _PLAIN:
+        at = next(i for i, entry in enumerate(rows) if type(entry) is kind)
+        library = library_of(rows[at])
+        if library in ("torch", "jax"):
+            what, stack = {
+                "torch": ("torch tensors", "torch.stack"),
+                "jax": ("JAX arrays", "jnp.stack"),
+            }[library]
+            raise TypeError(
+                f"{argument} must be one array; got {what} in a list: pass {stack}({argument}),"
+                " those of many lengths padded, with where= to leave the padding out"
+            )
+        if rows[at] is None:
+            raise TypeError(
+                f"{argument} must be numbers; got None at {path}[{at}]: put any number there, and"
+                " pass where= to leave it out"
+            )
+        if issubclass(kind, (list, tuple)):
+            for i, row in enumerate(rows):
+                if type(row) is kind:
+                    _check_entries(argument, f"{path}[{i}]", row)
+        else:
+            _check_dense(f"{path}[{at}]", rows[at])
+
+
+def inexact_integers(value: Any, array: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Which entries are integers beyond 2^53, where float64 does not tell neighbours apart; None
+    where there is none.
+
+    Args:
+        value: as it was given: a list may hold integers that NumPy has made floats of.
+        array: (...) what NumPy makes of it.
+    """
+    kind = array.dtype.kind
+    if not array.size or array.dtype.itemsize < 8 or kind not in "iufO":
+        return None
+    if kind == "f" and not isinstance(value, (list, tuple)):
+        return None
+    if kind == "O" and not all(map(is_integer, array.flat)):
+        return None
+    # Not beyond it alone: 2^53 + 1 may have been rounded.
+    if not (array.max() >= LARGEST_EXACT or array.min() <= -LARGEST_EXACT):
+        return None
+    if kind == "f":
+        entries = [entry if is_integer(entry) else 0 for entry in _leaves(value)]
+        array = np.array(entries, object).reshape(array.shape)
+    beyond = ((array > LARGEST_EXACT) | (array < -LARGEST_EXACT)).astype(bool)
+    return beyond if beyond.any() else None
+
+
+def not_exact(argument: str, value: Any) -> str:
+    """What to say of an integer that is beyond 2^53."""
+    return (
+        f"{argument} must be integers of at most 2**53 in magnitude, beyond which float64 confuses"
+        f" neighbours; got {value}: subtract what they have in common, or pass floats"
+    )
+
+
+def _leaves(nested: Any) -> Iterator[Any]:
+    for entry in nested:
+        if isinstance(entry, (list, tuple, np.ndarray)):
+            yield from _leaves(entry)
+        else:
+            yield entry
+
+
+def checked_axis(axis: Any, shape: Sequence[int]) -> int:
+    """`axis` counted from the front."""
+    if len(shape) == 0:
+        raise ValueError("rewards must have an axis of samples; got a scalar")
+    at = checked_integer("axis", axis)
+    if not -len(shape) <= at < len(shape):
+        raise ValueError(
+            f"axis must be within {-len(shape)}..{len(shape) - 1} for rewards of shape"
+            f" {tuple(shape)}; got {axis}"
+        )
+    return at % len(shape)
+
+
+def checked_mask(where: Any, rewards: Array, library: str) -> Array:
+    """`where` as a bool array like the rewards, which are of this library."""
+    where, where_library = checked_array("where", where)
+    if where_library != library:
+        raise TypeError(
+            f"where must be of the same array library as rewards ({library}); got"
+            f" a {where_library} array"
+        )
+    if dtype_name(where.dtype) != "bool":
+        raise TypeError(f"where must be of dtype bool; got {dtype_name(where.dtype)}")
+    if tuple(where.shape) != tuple(rewards.shape):
+        raise ValueError(
+            f"where must have the shape of rewards, {tuple(rewards.shape)};"
+            f" got {tuple(where.shape)}"
+        )
+    if library == "torch" and where.device != rewards.device:
+        raise ValueError(
+            f"where must be on the device of rewards, {rewards.device}; got {where.device}"
+        )
+    return where
