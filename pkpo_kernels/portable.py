@@ -105,8 +105,8 @@ def _range(ops: Primitives, ordered: Array) -> tuple[Array, Array]:
     magnitude = xp.maximum(-smallest, largest)
     is_large = magnitude > ops.largest * RANGE_SCALE
     range_scale = xp.where(is_large, RANGE_SCALE, xp.ones_like(magnitude))
-    # NaN and infinities come to the ends. Not 0 · range, which torch's compiler takes for 0. (To add
-    # 0 also turns a −0 into 0.)
+    # NaN and infinities come to the ends. torch's compiler would take 0 · range for 0. Adding 0 also
+    # turns a −0 into 0.
     poison = xp.where(xp.isfinite(largest - smallest), 0.0, xp.nan)
     return poison, range_scale
 
