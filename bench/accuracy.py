@@ -58,8 +58,8 @@ QUICK_N = 256
 # Rows of all matrices together hold about so many rewards at each n, k and offset.
 REWARDS, MOST_ROWS = 4096, 16
 SMALLEST = 1e-30
-# What every single result of ours must keep to at k ≥ 2; at k=1, relative to the row's largest.
-PROMISED = 5e-6
+# What every single result of ours must keep to at k ≥ 2; and at k=1, relative to its row's largest.
+PROMISED, PROMISED_AT_1 = 5e-6, 1e-5
 TWO_SCANS = "two scans, subtracted"
 
 

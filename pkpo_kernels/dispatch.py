@@ -5,12 +5,13 @@ Nothing here imports an array library that the caller has not imported already.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def _interpreter_fails() -> str | None:
     """Why Triton's interpreter, which computes with NumPy, cannot do so here."""
     # What it reads scalars from are arrays of shape (1,), which NumPy 2.4 no longer converts to
     # integers and Triton 3.7 has learned to.
-    if _NUMPY < (2, 4) or _unmet("triton>=3.7") is None:
+    if _NUMPY < (2, 4) or _unmet(Requirement("triton", (3, 7))) is None:
         return None
     return (
         f"Triton's interpreter fails with numpy {np.__version__} before triton 3.7; install"
@@ -209,6 +210,16 @@ def _nothing() -> str | None:
     return None
 
 
+class Requirement(NamedTuple):
+    """A package by the name that import and pip know it by, and the oldest version that does."""
+
+    package: str
+    least: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"'{self.package}>={_dotted(self.least)}'" if self.least else self.package
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute; its module offers `transform_rows` and `max_at_k_rows`.
@@ -217,8 +228,7 @@ class Implementation:
         name: what `implementation=` calls it.
         kind: the array library it serves: "numpy", "torch" or "jax".
         load: imports the module with the two functions.
-        requires: what must be installed, by the name that import and pip know it by, with the
-          oldest version that does: "triton>=3.5".
+        requires: what must be installed.
         summary: one line for people.
         refuses: rewards of the kind → why they cannot be served (their device, say), or None.
         lacks: what this machine lacks for it, or None; it may load the array library to find out.
@@ -228,7 +238,7 @@ class Implementation:
     name: ImplementationName
     kind: str
     load: Callable[[], ModuleType]
-    requires: tuple[str, ...]
+    requires: tuple[Requirement, ...]
     summary: str
     refuses: Callable[[Any], str | None] = _serves_all
     lacks: Callable[[], str | None] = _nothing
@@ -243,31 +253,31 @@ class Implementation:
         unmet = {requirement: _unmet(requirement) for requirement in self.requires}
         missing = [requirement for requirement, what in unmet.items() if what == "not installed"]
         if missing:
-            names = " and ".join(requirement.split(">=")[0] for requirement in missing)
-            return f"{names} not installed; pip install {' '.join(map(_quoted, missing))}"
+            names = " and ".join(requirement.package for requirement in missing)
+            return f"{names} not installed; pip install {' '.join(map(str, missing))}"
         old = {requirement: what for requirement, what in unmet.items() if what is not None}
         if old:
-            return f"{' and '.join(old.values())}; pip install {' '.join(map(_quoted, old))}"
+            return f"{' and '.join(old.values())}; pip install {' '.join(map(str, old))}"
         return self.lacks()
 
 
-def _unmet(requirement: str) -> str | None:
-    """Why what is installed does not do for "package" or "package>=version"."""
-    from pkpo_kernels.installed import VERSIONS, release
+def _unmet(requirement: Requirement) -> str | None:
+    """Why what is installed does not do, or None where it does."""
+    from pkpo_kernels.installed import VERSIONS
 
-    package, _, least = requirement.partition(">=")
+    package, least = requirement
     version = VERSIONS.get(package)
     if version is None:
         # Installed since, or put there by hand.
         return None if package in sys.modules else "not installed"
     # Of what does not say how old it is the best is hoped.
-    if least and version != "unknown" and release(version) < release(least):
-        return f"{package} {version} is too old, it must be {least} or newer"
-    return None
+    if not least or not version.release or version.release >= least:
+        return None
+    return f"{package} {version.text} is too old, it must be {_dotted(least)} or newer"
 
 
-def _quoted(requirement: str) -> str:
-    return f"'{requirement}'" if ">" in requirement else requirement
+def _dotted(release: tuple[int, ...]) -> str:
+    return ".".join(map(str, release))
 
 
 # Within a kind the first that is available and does not refuse the rewards is the default.
@@ -280,17 +290,19 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             "triton",
             "torch",
             _triton,
-            ("torch>=2.9", "triton>=3.5"),
+            (Requirement("torch", (2, 9)), Requirement("triton", (3, 5))),
             "fused Triton kernels for GPUs",
             _triton_refuses,
             _no_gpu,
         ),
-        Implementation("torch", "torch", _torch, ("torch",), "torch operations, any device"),
+        Implementation(
+            "torch", "torch", _torch, (Requirement("torch"),), "torch operations, any device"
+        ),
         Implementation(
             "pallas",
             "jax",
             _pallas,
-            ("jax>=0.8.2", "libtpu"),
+            (Requirement("jax", (0, 8, 2)), Requirement("libtpu")),
             "fused Pallas kernels for TPUs; elsewhere what serves there",
             _pallas_refuses,
             _no_tpu,
@@ -299,16 +311,16 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             "triton_jax",
             "jax",
             _jax_triton,
-            ("jax", "triton>=3.5", "jax_triton"),
+            (Requirement("jax"), Requirement("triton", (3, 5)), Requirement("jax_triton")),
             "the Triton kernels through jax-triton; elsewhere JAX operations",
             _jax_triton_refuses,
         ),
-        Implementation("xla", "jax", _xla, ("jax",), "JAX operations, any backend"),
+        Implementation("xla", "jax", _xla, (Requirement("jax"),), "JAX operations, any backend"),
         Implementation(
             "pallas_interpret",
             "jax",
             _pallas_interpret,
-            ("jax>=0.8.2",),
+            (Requirement("jax", (0, 8, 2)),),
             "the Pallas kernels, interpreted anywhere",
             _pallas_interpret_refuses,
             simulated=True,
@@ -368,7 +380,7 @@ def defaults_by_device() -> list[tuple[str, str, str]]:
     """
     rows = [("numpy", "cpu", str(default_implementation("numpy", np.zeros((1, 1)))))]
     for kind, examples in (("torch", _on_torch_devices), ("jax", _on_jax_devices)):
-        if _unmet(kind) is not None:
+        if _unmet(Requirement(kind)) is not None:
             continue
         try:
             found = examples()
@@ -396,8 +408,9 @@ def _on_jax_devices() -> list[tuple[str, Any]]:
     import jax.numpy as jnp
 
     devices = list(jax.local_devices())
-    # The CPU serves beside whatever else there is.
-    devices += [cpu for cpu in jax.local_devices(backend="cpu") if cpu not in devices]
+    # The CPU serves beside whatever else there is, unless JAX_PLATFORMS leaves it out.
+    with contextlib.suppress(RuntimeError):
+        devices += [cpu for cpu in jax.local_devices(backend="cpu") if cpu not in devices]
     return [
         (f"{device.platform}:{device.id}", jax.device_put(jnp.zeros((1, 1)), device))
         for device in devices

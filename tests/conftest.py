@@ -37,7 +37,7 @@ _PALLAS_QUICK = re.compile(
     r"|left_out_of\w+\[pallas-zero\]|max_at_k_of_rows_that"
 )
 _PALLAS_RELEASE = re.compile(
-    r"1024|1025|16384|-257-(?!sloo_minus_one)|any_rewards|\[pallas--nan-|every_row\[pallas-(s|cent)"
+    r"1024|1025|16384|that_vanish|-257-(?!sloo_minus_one)|any_rewards|\[pallas--nan-|every_row\[pallas-(s|cent)"
     r"|\[pallas-(17-33|[1-4])-(s|centered)\]"
 )
 

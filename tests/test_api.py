@@ -18,6 +18,7 @@ from jax.experimental.sparse import BCOO
 
 import pkpo_kernels as pk
 from pkpo_kernels import dispatch, installed
+from pkpo_kernels.installed import Version
 
 REWARDS = np.arange(12.0).reshape(3, 4)
 
@@ -174,6 +175,13 @@ def test_tensors_that_are_more_than_their_numbers_are_refused(make: Any, words: 
 
 
 def test_distributed_tensors_are_refused() -> None:
+    stand_in = torch.zeros(2, 3).as_subclass(type("DTensor", (torch.Tensor,), {}))
+    with pytest.raises(TypeError, match=r"got a DTensor: pass rewards.to_local\(\)"):
+        pk.transform(stand_in, 2)
+
+
+@pytest.mark.slow  # to import
+def test_real_distributed_tensors_are_refused() -> None:
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
@@ -320,7 +328,7 @@ def test_triton_says_where_its_gpu_is_missing(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_pallas_says_where_its_tpu_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(installed.VERSIONS, "libtpu", "0.0.42")
+    monkeypatch.setitem(installed.VERSIONS, "libtpu", Version.of("0.0.42"))
     monkeypatch.setattr(dispatch, "_TPU_FILES", ())
     reason = pk.available_implementations()["pallas"]
     assert reason is not None and "no TPU" in reason and "'pallas_interpret'" in reason
@@ -354,7 +362,7 @@ def test_old_versions_are_refused_and_others_serve(
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(dispatch, "_TPU_FILES", ("/",))
     for package, version in ({"libtpu": "0.0.42"} | versions).items():
-        monkeypatch.setitem(installed.VERSIONS, package, version)
+        monkeypatch.setitem(installed.VERSIONS, package, Version.of(version))
     reasons = pk.available_implementations()
     for name in names:
         assert reason in str(reasons[name])
@@ -370,8 +378,8 @@ def test_old_versions_are_refused_and_others_serve(
 def test_versions_that_are_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for triton, pytorch in (("3.5.0", "2.9.0a0+git1234"), ("3.10", "3.0"), ("unknown", "2.10.1")):
-        monkeypatch.setitem(installed.VERSIONS, "triton", triton)
-        monkeypatch.setitem(installed.VERSIONS, "torch", pytorch)
+        monkeypatch.setitem(installed.VERSIONS, "triton", Version.of(triton))
+        monkeypatch.setitem(installed.VERSIONS, "torch", Version.of(pytorch))
         assert dispatch.IMPLEMENTATIONS["triton"].available
 
 
@@ -380,7 +388,7 @@ def test_an_interpreter_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(dispatch, "_NUMPY", (2, 4))
     rewards = torch.zeros(2, 3)
     for version, serves in (("3.6.0", "torch"), ("3.7.0", "triton")):
-        monkeypatch.setitem(installed.VERSIONS, "triton", version)
+        monkeypatch.setitem(installed.VERSIONS, "triton", Version.of(version))
         assert dispatch.default_implementation("torch", rewards) == serves
         reason = pk.available_implementations()["triton"]
         if serves == "torch":
@@ -390,7 +398,7 @@ def test_an_interpreter_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) 
         else:
             assert reason is None
     monkeypatch.setattr(dispatch, "_NUMPY", (2, 3))
-    monkeypatch.setitem(installed.VERSIONS, "triton", "3.6.0")
+    monkeypatch.setitem(installed.VERSIONS, "triton", Version.of("3.6.0"))
     assert dispatch.default_implementation("torch", rewards) == "triton"
 
 
@@ -419,7 +427,7 @@ def test_what_serves_on_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(installed.VERSIONS, package, None)
         monkeypatch.delitem(sys.modules, package)
     assert dispatch.defaults_by_device() == [("numpy", "cpu", "numpy")]
-    monkeypatch.setitem(installed.VERSIONS, "jax", "0.10.2")
+    monkeypatch.setitem(installed.VERSIONS, "jax", Version.of("0.10.2"))
     monkeypatch.setitem(sys.modules, "jax", None)
     (_, (library, device, what)) = dispatch.defaults_by_device()
     assert (library, device) == ("jax", "none") and "jax cannot be used: " in what

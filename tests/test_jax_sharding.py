@@ -178,9 +178,15 @@ def test_interpreted_kernels() -> None:
     check(got, pk.max_at_k(REWARDS[0, :, :4], 2), "b")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
-@pytest.mark.parametrize("implementation", [None, "xla", "pallas_interpret"])
+@pytest.mark.parametrize(
+    "implementation",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        pytest.param("xla", marks=pytest.mark.slow),
+        pytest.param("pallas_interpret", marks=pytest.mark.release),
+    ],
+)
 def test_every_implementation(implementation: str | None, estimator: str) -> None:
     options: Any = {"implementation": implementation, "estimator": estimator}
     rewards, where, ks = put(REWARDS, "a", "b"), put(WHERE, "a"), put(KS, "a", "b")

@@ -180,7 +180,7 @@ def test_the_kernels_import_without_torch() -> None:
 @interpreted
 @pytest.mark.usefixtures("on_gpu")
 class TestWhatItComputes:
-    @pytest.mark.parametrize("n", [1, 12, 70])
+    @pytest.mark.parametrize("n", [1, 12, pytest.param(70, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
     def test_as_xla(self, estimator: str, n: int) -> None:
         rewards = rewards_of(n)
@@ -196,7 +196,7 @@ class TestWhatItComputes:
             # Outside jit the same k is an operand.
             same(fused(rewards, k, **options), want, 2e-5)
 
-    @pytest.mark.parametrize("n", [6, 16, 70])
+    @pytest.mark.parametrize("n", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (16, 70))])
     @pytest.mark.parametrize("undersized", ["zero", "nan", "clip"])
     def test_masks_and_a_k_for_each_row(self, n: int, undersized: str) -> None:
         rewards = rewards_of(n)
@@ -228,7 +228,7 @@ class TestWhatItComputes:
             assert np.isnan(got[:, 1]).all()
             same(got[:, ::2], pk.max_at_k(rewards, [2, 3], implementation="xla"), 1e-12)
 
-    @pytest.mark.parametrize("n", [1, 9, 70])
+    @pytest.mark.parametrize("n", [1, 9, pytest.param(70, marks=pytest.mark.slow)])
     def test_max_at_k(self, n: int) -> None:
         rewards, ks = rewards_of(n), [1, min(3, n), n]
         where = rewards > -1

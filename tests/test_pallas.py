@@ -29,6 +29,7 @@ if not PALLAS_INTERPRETED:
     pytest.skip("needs PALLAS_INTERPRET=1", allow_module_level=True)
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
+release = partial(pytest.param, marks=pytest.mark.release)
 fused = partial(pk.transform, implementation="pallas_interpret")
 fused_max = partial(pk.max_at_k, implementation="pallas_interpret")
 
@@ -92,7 +93,7 @@ class TestNetworks:
                 assert got == want
 
 
-@pytest.mark.parametrize("n, dtype", [(12, "float32"), slow(40, "float32"), slow(130, "bool")])
+@pytest.mark.parametrize("n, dtype", [(12, "float32"), slow(40, "float32"), release(130, "bool")])
 def test_two_cores_share_the_rows(monkeypatch: pytest.MonkeyPatch, n: int, dtype: str) -> None:
     """Blocks of rows are handed out to both; races are looked for in every test of this file."""
     monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1)
@@ -124,7 +125,7 @@ def test_a_race_is_found() -> None:
 
 
 class TestRegimes:
-    @pytest.mark.parametrize("n", [5, slow(24), slow(40)])
+    @pytest.mark.parametrize("n", [5, slow(24), release(40)])
     def test_chips_that_do_not_gather(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
         monkeypatch.setattr(op, "chip", lambda interpreted: plan.OLD)
         assert not plan.plan(n, 10, plan.OLD).run
@@ -156,10 +157,10 @@ class TestRegimes:
         "n, group, estimator",
         [
             slow(24, plan.GROUP, "passk_training"),
-            slow(40, plan.GROUP, "sloo_minus_one"),
+            release(40, plan.GROUP, "sloo_minus_one"),
             # As rows of 120 and 520, but soon compiled.
             (30, 8, "sloo_minus_one"),
-            slow(130, 8, "sloo_minus_one"),
+            release(130, 8, "sloo_minus_one"),
         ],
     )
     def test_as_compiled(
@@ -229,7 +230,8 @@ LARGEST = float(np.finfo(np.float32).max)
 
 class TestRowsThatAreNotFinite:
     @pytest.mark.parametrize(
-        "n, estimator", [(8, "sloo"), slow(33, "sloo_minus_one"), slow(130, "centered")]
+        "n, estimator",
+        [(8, "sloo"), slow(33, "sloo_minus_one"), slow(130, "centered"), slow(1030, "sloo")],
     )
     def test_beside_ordinary_ones(self, n: int, estimator: str) -> None:
         rng = np.random.default_rng(n)

@@ -56,7 +56,7 @@ SUBLANES, LANES = 8, 128
 # Rows of a tile: a register holds one sample of each.
 TILE_ROWS = SUBLANES * LANES
 # Elements that a grid step of short rows takes, so that a step's cost of its own (a third of a
-# microsecond) and the two questions asked of a block are shared by many tiles; and the bytes of
+# microsecond) and the question asked of a block are shared by many tiles; and the bytes of
 # VMEM for each (most for bools in rows of 8, which are laid out as if there were 32).
 BLOCK_ELEMENTS = 1 << 18
 BYTES_PER_ELEMENT = 72

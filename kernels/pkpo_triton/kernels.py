@@ -708,8 +708,8 @@ def _group(
 
 @triton.jit
 def _irregular(x, CHUNK: tl.constexpr, FLOATING: tl.constexpr):
-    """Σ 0·x over a thread's samples, which are 0 where they are not its row's own: NaN where one is
-    NaN or infinite, else 0. It has to be taken before a network, which may drop a NaN."""
+    """Σ 0·x over a thread's samples: NaN where one is NaN or infinite, else 0. What fills a row up
+    is infinite only where one of its own is. Taken before a network, which may drop a NaN."""
     irregular = tl.zeros(x[0].shape, x[0].dtype)
     if FLOATING:
         for c in tl.static_range(CHUNK):
@@ -971,7 +971,6 @@ def transform_kernel(
         ) != 0  # fmt: skip
         x = tl.where(valid, x, 0.0)
     t = _to_vectors(x, CHUNK, LANES, T)
-    irregular = _irregular(t, CHUNK, rewards_ptr.dtype.element_ty.is_floating())
     own = _own(valid, thread, n_samples, PADDED, MASKED, CHUNK, LANES, VECTOR, T)
 
     # The group, its k, and the estimator for it.
@@ -1011,6 +1010,7 @@ def transform_kernel(
     # What is not the row's own takes the value of its largest.
     if PARTIAL:
         t = _fill(t, own, CHUNK, LANES, T)
+    irregular = _irregular(t, CHUNK, rewards_ptr.dtype.element_ty.is_floating())
 
     counted = rows_left < 0  # never
     low, high = t[0], t[0]
@@ -1110,11 +1110,11 @@ def max_at_k_kernel(
         ) != 0  # fmt: skip
         x = tl.where(valid, x, 0.0)
     t = _to_vectors(x, CHUNK, LANES, T)
-    irregular = _irregular(t, CHUNK, rewards_ptr.dtype.element_ty.is_floating())
     own = _own(valid, thread, n_samples, PADDED, MASKED, CHUNK, LANES, VECTOR, T)
     group = _group(own, n_samples, MASKED, CHUNK, LANES, T)
     if PARTIAL:
         t = _fill(t, own, CHUNK, LANES, T)
+    irregular = _irregular(t, CHUNK, rewards_ptr.dtype.element_ty.is_floating())
     counted = rows_left < 0  # never
     if CHUNK > 8 and not COUNT_ONLY:
         if _may_have_two_levels(t, CHUNK):

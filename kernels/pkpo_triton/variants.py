@@ -13,7 +13,7 @@ from pkpo_triton.plan import plan
 # Which functions run on which path only. Common code is everything else.
 PATHS: dict[str, tuple[Any, ...]] = {
     "general": (kernels._by_sorting,),
-    "two_levels": (kernels._has_two_levels, kernels._by_counting),
+    "two_levels": (kernels._range, kernels._has_two_levels, kernels._by_counting),
     "constant": (kernels._constant,),
     "last_block": (kernels._load_inside, kernels._store_inside),
 }
