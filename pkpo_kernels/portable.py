@@ -105,9 +105,9 @@ def _range(ops: Primitives, ordered: Array) -> tuple[Array, Array]:
     magnitude = xp.maximum(-smallest, largest)
     is_large = magnitude > ops.largest * RANGE_SCALE
     range_scale = xp.where(is_large, RANGE_SCALE, xp.ones_like(magnitude))
-    # NaN and infinities come to the ends. Not 0 · range, which torch's compiler takes for 0. To add 0
+    # NaN and infinities come to the ends. torch's compiler would take 0 · range for 0. To add a 0
     # also turns a −0 into 0.
-    poison = xp.where(xp.isfinite(largest - smallest), 0.0, xp.nan)
+    poison = xp.where(largest - smallest <= ops.largest, 0.0, xp.nan)
     return poison, range_scale
 
 
