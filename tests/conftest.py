@@ -26,27 +26,41 @@ if PALLAS_INTERPRETED:
 os.environ["XLA_FLAGS"] = " ".join((*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")))
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 
-# What of the contract `make test` asks of Pallas's kernels; the rest is slow, and what takes rows
-# of a thousand samples, or is another number to a kernel already asked, is for a release.
-_PALLAS_QUICK = re.compile(
-    r"enumeration\[pallas-6(-(sloo_minus_one|sloo|passk_training))?\]"
-    r"|equal_bits\[pallas-16-sloo_minus_one\]|test_k_|judged|no_rows"
-    r"|exactly_zero\[pallas-3e-39-sloo_minus_one\]|as_large\w+\[pallas-(sloo-sum|s-mean)\]"
-    r"|every_row\[pallas-(sloo_minus_one-zero-mean|sloo-nan-sum)\]"
-    r"|default_float\[pallas-bool\]|becomes_nan\[pallas-(sloo_minus_one|sloo|passk_training)\]"
-    r"|left_out_of\w+\[pallas-zero\]|max_at_k_of_rows_that"
-)
+# What of the contract `make test` asks where every test is programs to compile; the rest is slow.
+# Subject → a pattern of the names of tests.
+_QUICK = {
+    "pallas": re.compile(
+        r"enumeration\[pallas-6(-(sloo_minus_one|sloo|passk_training))?\]"
+        r"|equal_bits\[pallas-16-sloo_minus_one\]|test_k_|judged|no_rows"
+        r"|exactly_zero\[pallas-3e-39-sloo_minus_one\]|as_large\w+\[pallas-(sloo-sum|s-mean)\]"
+        r"|every_row\[pallas-(sloo_minus_one-zero-mean|sloo-nan-sum)\]"
+        r"|default_float\[pallas-bool\]|becomes_nan\[pallas-(sloo_minus_one|sloo|passk_training)\]"
+        r"|left_out_of\w+\[pallas-zero\]|max_at_k_of_rows_that"
+    ),
+    # A k that is an operand, which "xla" is asked for with a k a row.
+    "xla-traced": re.compile(
+        r"enumeration\[xla-traced-6|the_reference\[xla-traced-17-33-|equal_bits\[xla-traced-16-"
+        r"|exactly_zero|test_k_|no_rows|beyond_all|default_float\[xla-traced-bool\]|becomes_nan"
+        r"|max_at_k_with|max_at_k_of|only_results|leading_shape"
+    ),
+}
+# What takes Pallas's interpreter rows of a thousand samples, or is another number to a kernel that
+# has been asked already, is for a release.
 _PALLAS_RELEASE = re.compile(
-    r"1024|1025|16384|that_vanish|-257-(?!sloo_minus_one)|any_rewards|\[pallas--nan-|every_row\[pallas-(s|cent)"
-    r"|\[pallas-(17-33|[1-4])-(s|centered)\]"
+    r"1024|1025|16384|that_vanish|-257-(?!sloo_minus_one)|any_rewards|\[pallas--nan-"
+    r"|every_row\[pallas-(s|cent)|\[pallas-(17-33|[1-4])-(s|centered)\]"
 )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    for item in items if PALLAS_INTERPRETED else ():
-        if item.path.name == "test_contract.py" and not _PALLAS_QUICK.search(item.name):
-            item.add_marker("release" if _PALLAS_RELEASE.search(item.name) else "slow")
+    for item in items:
+        subject = getattr(item, "callspec", None) and item.callspec.params.get("subject")
+        quick = _QUICK.get(subject.id) if isinstance(subject, Subject) else None
+        if quick is None or item.path.name != "test_contract.py" or quick.search(item.name):
+            continue
+        is_release = PALLAS_INTERPRETED and _PALLAS_RELEASE.search(item.name)
+        item.add_marker("release" if is_release else "slow")
 
 
 _SIMULATED_ROWS = 32

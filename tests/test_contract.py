@@ -26,6 +26,15 @@ def expected(rewards: Any, k: Any, **options: Any) -> np.ndarray[Any, Any]:
     return np.asarray(pk.transform(rewards, k, implementation="reference", **options))
 
 
+def in_small_blocks(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+    """Have the portable implementations work on so many elements at a time."""
+    from pkpo_kernels import portable_numpy, portable_torch, portable_xla
+
+    monkeypatch.setattr(portable_numpy, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(portable_torch, "CPU_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(portable_xla, "BLOCK_ELEMENTS", elements)
+
+
 class TestAgainstTheDefinitions:
     @pytest.mark.parametrize("estimator", ESTIMATORS)
     @pytest.mark.parametrize("n", ENUMERATED_N)
@@ -84,7 +93,7 @@ class TestAgainstTheDefinitions:
                 want = expected(rewards, k, estimator=estimator)
                 np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-13)
 
-    @pytest.mark.parametrize("n", [1000, 16384])
+    @pytest.mark.parametrize("n", [1000, pytest.param(16384, marks=pytest.mark.slow)])
     def test_sloo_minus_one_is_accurate_component_by_component(
         self, subject: Subject, rng: np.random.Generator, n: int
     ) -> None:
@@ -406,7 +415,7 @@ class TestOptions:
         np.testing.assert_allclose(subject.numpy(out), expected(rewards, 2), rtol=1e-6)
 
     def test_large_matrices_are_their_rows(
-        self, subject: Subject, rng: np.random.Generator
+        self, subject: Subject, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         if subject.implementation == "reference":
             pytest.skip("goes row by row anyway")
@@ -414,6 +423,9 @@ class TestOptions:
         rows, n = 41 if subject.interpreted else 2200, 512
         if subject.simulated:
             rows, n = 2200, 20
+        if subject.implementation in ("numpy", "torch", "xla"):
+            in_small_blocks(monkeypatch, 1 << 12)
+            rows, n = 220, 64
         rewards = rng.standard_normal((rows, n)).astype(np.float32)
         where = rng.random((rows, n)) < 0.9
         k = rng.integers(1, n // 5, rows)
@@ -448,12 +460,9 @@ class TestOptions:
 
         import torch
 
-        from pkpo_kernels import portable_numpy, portable_torch
-
         monkeypatch.setattr(np, "empty", poisoned)
         # Several blocks, the last one smaller.
-        monkeypatch.setattr(portable_numpy, "BLOCK_ELEMENTS", 9 * 16)
-        monkeypatch.setattr(portable_torch, "CPU_BLOCK_ELEMENTS", 9 * 16)
+        in_small_blocks(monkeypatch, 9 * 16)
         # torch then fills what it would leave as it was with NaN.
         torch.use_deterministic_algorithms(True)
         try:
