@@ -105,9 +105,9 @@ def _range(ops: Primitives, ordered: Array) -> tuple[Array, Array]:
     magnitude = xp.maximum(-smallest, largest)
     is_large = magnitude > ops.largest * RANGE_SCALE
     range_scale = xp.where(is_large, RANGE_SCALE, xp.ones_like(magnitude))
-    # NaN and infinities come to the ends. ∞ − ∞ is NaN; torch's compiler would take 0 · range for 0,
-    # and a NaN that stands in a program stops JAX where it looks for them. To add a 0 also turns a
-    # −0 into 0.
+    # NaN and infinities come to the ends. ∞ − ∞ is NaN; torch's compiler would take 0 · range for
+    # 0, and a NaN that stands in a program stops JAX where it looks for them. To add a 0 also turns
+    # a −0 into 0.
     excess = xp.where(largest - smallest <= ops.largest, 0.0, xp.inf)
     return excess - excess, range_scale
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PALLAS_INTERPRETED = os.environ.get("PALLAS_INTERPRET") == "1"
 _XLA_FLAGS = ["--xla_force_host_platform_device_count=8"]  # to shard over, on any CPU
+# Most of what JAX takes is compilation, of programs that then run once.
+if tuple(map(int, version("jax").split(".")[:2])) < (0, 11):  # a newer one does not know it
+    _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # compiles in 3/5 of the time
 if PALLAS_INTERPRETED:
-    # Most of what Pallas's interpreter takes is compilation, of programs that then run once.
-    _XLA_FLAGS += ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+    _XLA_FLAGS.append("--xla_backend_optimization_level=0")
 os.environ["XLA_FLAGS"] = " ".join((*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")))
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 
-# What of the contract `make test` asks where every test is programs to compile; the rest is slow.
-# Subject → a pattern of the names of tests.
+# What of the contract `make test` leaves to `make test-all` where every test is programs to
+# compile, or to interpret: all but what these patterns of names find …
 _QUICK = {
     "pallas": re.compile(
         r"enumeration\[pallas-6(-(sloo_minus_one|sloo|passk_training))?\]"
@@ -37,11 +40,25 @@ _QUICK = {
         r"|default_float\[pallas-bool\]|becomes_nan\[pallas-(sloo_minus_one|sloo|passk_training)\]"
         r"|left_out_of\w+\[pallas-zero\]|max_at_k_of_rows_that"
     ),
-    # A k that is an operand, which "xla" is asked for with a k a row.
-    "xla-traced": re.compile(
-        r"enumeration\[xla-traced-6|the_reference\[xla-traced-17-33-|equal_bits\[xla-traced-16-"
-        r"|exactly_zero|test_k_|no_rows|beyond_all|default_float\[xla-traced-bool\]|becomes_nan"
-        r"|max_at_k_with|max_at_k_of|only_results|leading_shape"
+    # A k that is an operand: the others are asked for it with a k a row.
+    **{
+        subject: re.compile(
+            r"enumeration\[\D+6|the_reference\[\D+3-8-"
+            r"|equal_bits\[\D+16-s|test_k_|no_rows|beyond_all|default_float\[\D+bool\]"
+            r"|becomes_nan\[\D+-s|max_at_k_with|max_at_k_of|only_results"
+        )
+        for subject in ("xla-traced", "triton-hidden-k")
+    },
+}
+# … or what these find: more numbers and shapes for the same code.
+_SLOW = {
+    "xla": re.compile(
+        r"the_reference\[xla-2-\d+-(?!sloo_minus_one)|every_row\[xla-(?!sloo-)\w+-(nan|clip)"
+    ),
+    "triton": re.compile(
+        r"large_matrices|repeats|any_rewards|the_reference\[triton-(17|2)-\d+-(?!sloo_minus_one)"
+        r"|1025|nan_stays|every_row\[triton-(?!sloo-)\w+-(nan|clip)|scaling|permuting"
+        r"|enumeration\[triton-[1-4]"
     ),
 }
 # What takes Pallas's interpreter rows of a thousand samples, or is another number to a kernel that
@@ -56,11 +73,14 @@ _PALLAS_RELEASE = re.compile(
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         subject = getattr(item, "callspec", None) and item.callspec.params.get("subject")
-        quick = _QUICK.get(subject.id) if isinstance(subject, Subject) else None
-        if quick is None or item.path.name != "test_contract.py" or quick.search(item.name):
+        if not isinstance(subject, Subject) or item.path.name != "test_contract.py":
             continue
-        is_release = PALLAS_INTERPRETED and _PALLAS_RELEASE.search(item.name)
-        item.add_marker("release" if is_release else "slow")
+        if subject.kind == "torch" and not subject.interpreted:
+            continue  # on a GPU
+        quick, slow = _QUICK.get(subject.id), _SLOW.get(subject.id)
+        if (quick and not quick.search(item.name)) or (slow and slow.search(item.name)):
+            is_release = subject.simulated and _PALLAS_RELEASE.search(item.name)
+            item.add_marker("release" if is_release else "slow")
 
 
 _SIMULATED_ROWS = 32

@@ -235,7 +235,9 @@ class TestProperties:
     )
     @given(data=st.data())
     def test_any_rewards_match_the_reference(self, subject: Subject, data: st.DataObject) -> None:
-        rows, n = data.draw(st.sampled_from([(1, 2), (3, 5), (2, 9)]))
+        shapes = [(1, 2), (3, 5), (2, 9)]
+        # For JAX every shape is programs to compile.
+        rows, n = data.draw(st.sampled_from(shapes[1:2] if subject.kind == "jax" else shapes))
         number = st.one_of(
             st.floats(-1e6, 1e6, width=32), st.integers(-2, 2).map(float), st.just(-0.0)
         )
@@ -431,7 +433,7 @@ class TestOptions:
         k = rng.integers(1, n // 5, rows)
         full = subject.transform(subject.array(rewards), k, where=subject.array(where))
         best = subject.max_at_k(subject.array(rewards), [3], where=subject.array(where))
-        for part in (slice(0, 3), slice(rows // 2, rows // 2 + 5), slice(rows - 3, rows)):
+        for part in (slice(0, 3), slice(rows // 2, rows // 2 + 3), slice(rows - 3, rows)):
             some, mask = subject.array(rewards[part]), subject.array(where[part])
             np.testing.assert_allclose(
                 full[part], subject.transform(some, k[part], where=mask), rtol=2e-6, atol=1e-9

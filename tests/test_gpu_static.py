@@ -262,6 +262,7 @@ assert torch.equal(s.double(), sorted_x) and torch.equal(place, order)
 """
 
 
+@pytest.mark.slow
 def test_the_arms_compute_what_they_are_said_to() -> None:
     """In a process of its own, where Triton's interpreter takes the compiler's place."""
     root = Path(__file__).parents[1]

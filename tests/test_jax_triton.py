@@ -180,7 +180,7 @@ def test_the_kernels_import_without_torch() -> None:
 @interpreted
 @pytest.mark.usefixtures("on_gpu")
 class TestWhatItComputes:
-    @pytest.mark.parametrize("n", [1, 12, pytest.param(70, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("n", [12, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 70))])
     @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
     def test_as_xla(self, estimator: str, n: int) -> None:
         rewards = rewards_of(n)
@@ -197,7 +197,9 @@ class TestWhatItComputes:
             same(fused(rewards, k, **options), want, 2e-5)
 
     @pytest.mark.parametrize("n", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (16, 70))])
-    @pytest.mark.parametrize("undersized", ["zero", "nan", "clip"])
+    @pytest.mark.parametrize(
+        "undersized", ["zero", *(pytest.param(u, marks=pytest.mark.slow) for u in ("nan", "clip"))]
+    )
     def test_masks_and_a_k_for_each_row(self, n: int, undersized: str) -> None:
         rewards = rewards_of(n)
         rng = np.random.default_rng(n)
@@ -211,7 +213,10 @@ class TestWhatItComputes:
         want = pk.transform(rewards, 2, where=where, undersized=undersized, implementation="xla")
         same(step(rewards, where), want, 2e-5)
 
-    @pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "float16"])
+    @pytest.mark.parametrize(
+        "dtype",
+        ["bool", *(pytest.param(d, marks=pytest.mark.slow) for d in ("int8", "int32", "float16"))],
+    )
     def test_dtypes(self, dtype: str) -> None:
         rewards = rewards_of(12, np.dtype(dtype))
         for n in (12, 9):
@@ -219,6 +224,7 @@ class TestWhatItComputes:
             same(fused(x, 3), pk.transform(x, 3, implementation="xla"), 1e-3)
             same(fused_max(x, [1, 3]), pk.max_at_k(x, [1, 3], implementation="xla"), 1e-3)
 
+    @pytest.mark.slow
     def test_float64(self) -> None:
         with jax.enable_x64(True):
             rewards = rewards_of(40, jnp.float64)
@@ -228,7 +234,7 @@ class TestWhatItComputes:
             assert np.isnan(got[:, 1]).all()
             same(got[:, ::2], pk.max_at_k(rewards, [2, 3], implementation="xla"), 1e-12)
 
-    @pytest.mark.parametrize("n", [1, 9, pytest.param(70, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("n", [9, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 70))])
     def test_max_at_k(self, n: int) -> None:
         rewards, ks = rewards_of(n), [1, min(3, n), n]
         where = rewards > -1
@@ -238,6 +244,7 @@ class TestWhatItComputes:
             same(jax.jit(lambda x, o: fused_max(x, ks, **o))(rewards, options), want)
             same(fused_max(rewards, jnp.asarray(ks), **options), want)
 
+    @pytest.mark.slow
     def test_rows_that_no_kernel_holds(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def never(*_: Any, **__: Any) -> Any:
             raise AssertionError
@@ -294,6 +301,7 @@ class TestTransformations:
         want = pk.transform(rewards, 3, where=where, implementation="xla")
         same(pair(rewards, jnp.full(8, 3), where), want)
 
+    @pytest.mark.slow
     def test_vmap_of_max_at_k(self) -> None:
         rewards = rewards_of(6)[:8]
         where = rewards > -1
@@ -318,6 +326,7 @@ class TestTransformations:
             same(by_logits, want, 2e-5)
             assert not by_rewards.any()
 
+    @pytest.mark.slow
     def test_scan(self) -> None:
         rewards, ks = rewards_of(6), jnp.asarray([6, 4, 1])
         _, outs = lax.scan(lambda carry, k: (carry, fused(rewards, k)), 0, ks)

@@ -312,6 +312,7 @@ def test_a_run_without_time_leaves_what_the_host_does_and_says_so(
     assert record["host"] and not record["results"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_gpu_bench_measures_what_it_is_for(tmp_path: Path) -> None:
     """Its very command line, but for the device: the kernels can be imported, nothing keeps JAX

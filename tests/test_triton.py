@@ -154,7 +154,7 @@ def test_zeros_and_ones_and_bools_agree(n: int, rng: np.random.Generator) -> Non
             np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("n", [16, 100])
+@pytest.mark.parametrize("n", [16, pytest.param(100, marks=pytest.mark.slow)])
 def test_counting_and_sorting_give_the_same_bits(n: int, rng: np.random.Generator) -> None:
     rows = (rng.random((64, n)) < 0.5).astype(np.float32)
     alone = transformed(tensor(rows), 3)
