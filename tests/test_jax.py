@@ -155,7 +155,10 @@ class TestStrictly:
         with strictly():
             yield
 
-    @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
+    @pytest.mark.parametrize(
+        "estimator",
+        [pytest.param(e, marks=() if e == "sloo" else pytest.mark.slow) for e in pk.ESTIMATORS],
+    )
     def test_no_operation_makes_a_nan(self, estimator: str) -> None:
         rng = np.random.default_rng(0)
         values = rng.standard_normal((6, 3)).astype(np.float32)
