@@ -52,8 +52,8 @@ PALLAS_TESTS := tests/test_contract.py tests/test_pallas.py
 test: lint  ## set up, then lints, types, and the tests of everything, the kernels interpreted
 	$(call pytest)
 
-# Here XLA's programs for CPUs are what everybody gets, not what compiles fast.
-test-all: export XLA_FLAGS ?= $(shell $(BIN)/python -c 'import jax; print("--xla_cpu_use_fusion_emitters=true" if jax.__version_info__ < (0, 11) else "")')
+# Here XLA's programs for CPUs are those that everybody gets: see tests/conftest.py.
+test-all test-release: export XLA_AS_SHIPPED := 1
 test-all: .venv/installed  ## what test leaves out: more shapes, dtypes and variants of the same
 	$(call pytest,-m slow)
 
