@@ -24,7 +24,7 @@ _XLA_FLAGS = ["--xla_force_host_platform_device_count=8"]  # to shard over, on a
 # Most of what JAX takes is compilation, of programs that then run once: without fusion emitters, in
 # 3/5 of the time. `make test-all` has them, as users do. JAX 0.11 no longer knows the flag.
 _OLD_JAX = tuple(map(int, version("jax").split(".")[:2])) < (0, 11)
-if _OLD_JAX and not os.environ.get("XLA_AS_SHIPPED"):
+if _OLD_JAX and (PALLAS_INTERPRETED or not os.environ.get("XLA_AS_SHIPPED")):
     _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 if PALLAS_INTERPRETED:
     _XLA_FLAGS.append("--xla_backend_optimization_level=0")
