@@ -40,12 +40,12 @@ log() { echo "$@" | tee -a "$LOG"; }
 # What the driver says of the GPUs and their state.
 gpus() {
   local query=name,driver_version,memory.total,memory.free,clocks.sm,clocks.mem,temperature.gpu
-  log "$(nvidia-smi --query-gpu="$query" --format=csv,noheader 2>&1)"
+  log "$(timeout 15 nvidia-smi --query-gpu="$query" --format=csv,noheader 2>&1)"
 }
 
 # Run a command for so many seconds at most, and note what became of it: step NAME SECONDS COMMAND…
 step() {
-  local name=$1 limit=$2 begun=$SECONDS left code
+  local name=$1 limit=$2 begun=$SECONDS left size code
   shift 2
   # What outlives its interrupt is killed ten seconds later.
   left=$((TOTAL - 10 - RESERVED - SECONDS))
@@ -56,8 +56,11 @@ step() {
     return 1
   fi
   log "== $name: at most $limit s"
-  timeout --signal=INT --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$LOG"
-  code=${PIPESTATUS[0]}
+  # Through the file, not through a pipe: what a step leaves running would hold a pipe open.
+  size=$(stat -c %s "$LOG")
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$LOG" 2>&1
+  code=$?
+  tail -c "+$((size + 1))" "$LOG"
   log "== $name: exit code $code, $((SECONDS - begun)) s, $SECONDS s in all"
   case $code in
     0) echo "$name: ok, $((SECONDS - begun)) s" ;;
@@ -80,7 +83,7 @@ finish() {
 # Kernels are compiled on the host, for minutes in all: by all its processors but one.
 workers=$(($(nproc) > 16 ? 15 : $(nproc) > 2 ? $(nproc) - 1 : 1))
 tests=("$PYTHON" -m pytest -q -p no:cacheprovider -p xdist -n "$workers" --maxfail=12 --tb=short
-  --durations=5)
+  --durations=5 -W default) # warnings of versions that the tests have not met are no failures
 
 : >"$LOG"
 if [ "$DEVICE" = cuda ]; then
@@ -97,7 +100,7 @@ fi
 gpus
 # What there is here, and whether one kernel of each kind is right: short rows, rows over several
 # threads, long ones, and those that the library sorts.
-step facts 90 "$PYTHON" - <<'P' || { log "== stopped: there is no use in the rest"; finish; }
+step facts 150 "$PYTHON" - <<'P'
 import os
 import sys
 
@@ -110,13 +113,6 @@ versions = {m.__name__: m.__version__ for m in (numpy, torch, triton)}
 print("python", sys.version.split()[0], *(f"{name} {found}" for name, found in versions.items()))
 rewards = torch.randn(257, 64, device=device)
 print("rewards on", rewards.device, "of CUDA", torch.version.cuda, flush=True)
-try:
-    import jax
-
-    print("jax", jax.__version__, "on", jax.devices())
-except (ImportError, RuntimeError) as error:
-    print("no jax:", error)
-
 import pkpo_kernels as pk
 from pkpo_kernels import dispatch
 
@@ -129,7 +125,19 @@ for n in (8, 64, 1024, 16384):
     error = (abs(got - want).max(axis=1) / abs(want).max(axis=1)).max()
     print(f"n={n}: worst error {error:.1e} of its row's largest", flush=True)
     assert error < 5e-6
+
+# Nothing of the session needs JAX but some candidates of the throughput.
+try:
+    import jax
+
+    print("jax", jax.__version__, "on", jax.devices())
+except Exception as error:
+    print("no jax:", error)
 P
+case $? in
+  0 | 124 | 137) ;; # what is slow is not wrong
+  *) log "== stopped: there is no use in the rest"; finish ;;
+esac
 
 RESERVED=190
 # What verify would compile one after another, for minutes, on all processors.
