@@ -287,7 +287,7 @@ def _counts(argument: str, value: Any) -> NDArray[np.int64]:
     counts, largest = host_integers(argument, value), np.iinfo(np.int64).max
     if counts.size and counts.max() > largest:
         raise ValueError(f"{argument} must be at most {largest}; got {counts.max()}")
-    return counts.astype(np.int64)
+    return np.asarray(np.maximum(counts, np.iinfo(np.int64).min)).astype(np.int64)
 
 
 def _pass_at_k_of_one(n: int, c: int, k: int) -> float:
@@ -443,7 +443,7 @@ def _whole_k(k: int, groups: _Groups, estimator: Estimator, *, clip: bool) -> in
         # An export's symbolic n is no integer, and may not compare.
         return min(k, groups.n + 1) if isinstance(groups.n, int) else k
     largest = estimator.largest_k(groups.n)
-    if k <= largest:
+    if k <= largest or not isinstance(groups.n, int):
         return k
     # Groups too small for any k are left to the implementation, as with a k that nobody knows.
     return largest if largest >= 1 else _on_device(groups.n + 1, groups)

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from pkpo_kernels.estimators import Array
 from pkpo_kernels.weights import GapWeights
 
-# Rewards beyond the largest float times this are computed on at this scale. With up to 2^22 samples
-# nothing overflows then: no weight makes more of a row than a few times its range.
-RANGE_SCALE = 2.0**-48
+# Rewards beyond the largest float times this are computed on at this scale. Nothing overflows then:
+# the weights of a row make no more of it than a few times its range. Not smaller than that takes:
+# what is scaled down to subnormal numbers is lost.
+RANGE_SCALE = 2.0**-8
 
 
 class Primitives(NamedTuple):

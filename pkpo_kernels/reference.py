@@ -167,15 +167,17 @@ def _centered(g: Row, k: int) -> Row:
 def _passk_training(g: Row, k: int) -> Row:
     """(n/k · s_i − max@k) / sigma, sigma² the variance of the maximum."""
     n = len(g)
-    # An offset drops out, and so does a factor: squares neither overflow nor vanish. Seen from the
-    # largest all terms have one sign: small sums stay exact.
-    g = np.ldexp(g - g.max(), -math.frexp(np.ptp(g))[1])
+    # An offset drops out. Seen from the largest all terms have one sign: small sums stay exact.
+    g = g - g.max()
     chance = _ratios(0, k - 1, n, n, k)
     best = _max_at_k(g, k)
     ordered = np.sort(g)
     if np.ptp(ordered[k - 1 :]) == 0:
         return np.zeros(n)
-    sigma = math.sqrt(np.dot(chance, (ordered - best) ** 2))
+    # Squares of deviations in units of the largest one neither overflow nor vanish.
+    deviation = (ordered - best)[chance > 0]
+    unit = np.abs(deviation).max()
+    sigma = unit * math.sqrt(np.dot(chance[chance > 0], (deviation / unit) ** 2))
     return (n / k * _s(g, k) - best) / sigma
 
 
@@ -189,7 +191,7 @@ _NEEDS_K_BELOW_N = ("sloo", "centered")
 
 
 # Rows with rewards beyond this are scaled down, so that no sum of theirs overflows.
-_LARGE, _RANGE_SCALE = 2.0**900, 2.0**-100
+_LARGE, _RANGE_SCALE = 2.0**1000, 2.0**-24
 
 
 def _scaled(row: Row, k: int, function: Callable[[Row, int], Row], times: int = 1) -> Row:
@@ -205,11 +207,11 @@ def _is_finite(row: Row, compute: type[np.floating[Any]]) -> bool:
 
 def _compute_dtype(rewards: NDArray[Any]) -> type[np.floating[Any]]:
     """Return the dtype in which a range may overflow."""
-    return np.float64 if rewards.dtype == np.float64 else np.float32
+    return np.float64 if rewards.dtype.type is np.float64 else np.float32
 
 
 # What overflows has a documented result, and needs no warning.
-@np.errstate(over="ignore", invalid="ignore")
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def transform_rows(
     rewards: NDArray[Any],
     k: int | NDArray[Any],
@@ -246,7 +248,7 @@ def transform_rows(
     return out.astype(dtype)
 
 
-@np.errstate(over="ignore", invalid="ignore")
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def max_at_k_rows(
     rewards: NDArray[Any],
     ks: Sequence[int | NDArray[Any]],

@@ -101,10 +101,18 @@ def checked_integer(
 
 def host_integers(argument: str, value: Any) -> NDArray[Any]:
     """`value` as a NumPy array of integers: as objects where they are too large for one."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{argument} must be plain integers; got a masked array: pass its data")
     if isinstance(value, (list, tuple)):
         _check_entries(argument, argument, value)
     try:
         array = np.asarray(value)
+        if isinstance(value, (list, tuple)):
+            leaves = list(_leaves(value))
+            if not all(map(is_integer, leaves)):
+                raise TypeError
+            if array.dtype.kind == "f":  # NumPy's way with integers of many sizes
+                array = np.array(leaves, object).reshape(array.shape)
     except (ValueError, TypeError):
         array = np.asarray(None)
     if array.dtype.kind not in "iu" and not (
@@ -148,7 +156,8 @@ def checked_array(argument: str, value: Any) -> tuple[Array, str]:
                 f"{argument} must be an array or a nested list of numbers; got {shown(value)}"
             )
         _check_entries(argument, argument, array.tolist())
-    return array, "numpy"
+    # As this machine keeps numbers, whatever machine has written them.
+    return array.astype(array.dtype.newbyteorder("="), copy=False), "numpy"
 
 
 def _ragged_or(error: Exception, value: Any) -> str:
@@ -243,7 +252,7 @@ def inexact_integers(value: Any, array: NDArray[Any]) -> NDArray[np.bool_] | Non
     if kind == "O" and not all(map(is_integer, array.flat)):
         return None
     # Not beyond it alone: 2^53 + 1 may have been rounded.
-    if not (array.max() >= LARGEST_EXACT or array.min() <= -LARGEST_EXACT):
+    if not ((array >= LARGEST_EXACT) | (array <= -LARGEST_EXACT)).any():
         return None
     if kind == "f":
         entries = [entry if is_integer(entry) else 0 for entry in _leaves(value)]

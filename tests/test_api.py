@@ -37,6 +37,13 @@ class Sparse:
     [
         ({"k": 0}, ValueError, ["k must be at least 1", "k=0"]),
         ({"k": -2}, ValueError, ["k=-2"]),
+        ({"k": [True, 2, 1]}, TypeError, ["k must be an integer", "True"]),
+        ({"k": np.ma.array([1, 2, 3], mask=[0, 1, 0])}, TypeError, ["k must", "masked array"]),
+        (
+            {"rewards": [[np.nan, 1.0], [2**53 + 1, 2**53]]},
+            ValueError,
+            ["rewards", "2**53"],
+        ),
         ({"k": 5}, ValueError, ["k=5", "n=4", "at most the number of samples"]),
         ({"k": [1, 2, 9]}, ValueError, ["k=9", "n=4"]),
         ({"k": [1, 2]}, ValueError, ["k must broadcast", "(3,)", "(2,)"]),
@@ -507,6 +514,7 @@ class TestPassAtK:
             (0, 0, 1, ValueError, "n must be at least 1"),
             (4, 5, 1, ValueError, "c must be within 0..n; got c=5 with n=4"),
             (4, -1, 1, ValueError, "c=-1"),
+            (4, 1, -(2**100), ValueError, "k must be at least 1"),
             (4, 1, 0, ValueError, "k must be at least 1; got k=0"),
             (4, 1.5, 1, TypeError, "c must be an integer"),
             ([1, 2], [1, 1, 1], 1, ValueError, "shapes that broadcast"),

@@ -140,3 +140,27 @@ def test_where_no_thread_is_to_be_had_the_caller_computes() -> None:
     assert run.returncode == 0 and not run.stderr, run.stderr
     names, sums = zip(*(line.split() for line in run.stdout.splitlines()), strict=True)
     assert names == ("main", "thread", "atexit") and len(set(sums)) == 1
+
+
+@pytest.mark.parametrize("implementation", ["numpy", "reference"])
+def test_small_results_of_large_rows_and_bytes_in_the_other_order(implementation: Any) -> None:
+    # In each the middle reward gets 1/3 of its lead.
+    rewards = np.array([[0.0, 1e-300, 2e294], [0.0, 1e-290, 1.7e308], [0.0, 1e39, 5e39]])
+    for dtype in ("<f8", ">f8"):
+        out = pk.transform(rewards.astype(dtype), 2, implementation=implementation)
+        np.testing.assert_allclose(out[:, 1], rewards[:, 1] / 3, rtol=1e-14)
+
+
+def test_the_oracle_of_passk_training_at_the_largest() -> None:
+    largest = np.finfo(np.float64).max
+    rewards = np.array([[-largest, 3.0, 1.0, -largest / 2, 1e-5]])
+    options: Any = {"estimator": "passk_training"}
+    want = pk.transform(rewards, 3, implementation="reference", **options)
+    assert np.isfinite(want).all()
+    np.testing.assert_allclose(pk.transform(rewards, 3, **options), want, rtol=1e-12)
+
+
+def test_ks_of_many_sizes() -> None:
+    rewards = np.array([[0.0, 1, 3], [0.0, 1, 3]])
+    got = pk.transform(rewards, [2**63, 1], undersized="clip")
+    np.testing.assert_array_equal(got, pk.transform(rewards, [3, 1]))

@@ -270,3 +270,9 @@ def test_nothing_on_another_device_is_read_on_the_host(estimator: str) -> None:
     assert pk.transform(rewards, schedule(one_k)).device.type == "meta"
     with pytest.raises(ValueError, match="where must be on the device of rewards, meta"):
         pk.transform(rewards, 2, where=torch.ones(3, 5, 8, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("row", [[0.0, 1e-25, 1e25], [0.0, 1e-35, 1e30]])
+def test_small_results_of_large_rows(row: list[float]) -> None:
+    out = pk.transform(torch.tensor([row]), 2)
+    assert out[0, 1].item() == pytest.approx(row[1] / 3, rel=1e-6)
