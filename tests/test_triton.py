@@ -242,7 +242,9 @@ def exact(row: np.ndarray[Any, Any], k: int, estimator: str) -> list[Fraction]:
 
 
 class TestRowsThatAreNotFinite:
-    @pytest.mark.parametrize("n", and_slow([8, 33], 100, 8193))
+    @pytest.mark.parametrize(
+        "n", [*and_slow([8, 33], 100), pytest.param(8193, marks=pytest.mark.release)]
+    )
     @pytest.mark.parametrize("levels", [0, 2], ids=["any rewards", "two levels"])
     def test_they_leave_the_others_of_their_block_as_they_are(
         self, n: int, levels: int, rng: np.random.Generator
