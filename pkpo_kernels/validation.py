@@ -155,6 +155,11 @@ def checked_array(argument: str, value: Any) -> tuple[Array, str]:
             raise TypeError(
                 f"{argument} must be an array or a nested list of numbers; got {shown(value)}"
             )
+        if any(isinstance(entry, (list, tuple, np.ndarray)) for entry in array.flat):
+            raise ValueError(
+                f"{argument} must be an array or a nested list of equally long rows; got"
+                f" {shown(value)}: pad, and pass where= to leave the padding out"
+            )
         _check_entries(argument, argument, array.tolist())
     # As this machine keeps numbers, whatever machine has written them.
     return array.astype(array.dtype.newbyteorder("="), copy=False), "numpy"

@@ -766,13 +766,13 @@ def _range(t, irregular, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constex
 @triton.jit
 def _range_scale(low, high, SCALED: tl.constexpr):
     """What a row's estimator is multiplied with, so that nothing overflows on the way to its
-    values, and what these are: 1 but for rewards almost as large as they get. There it is 2^−40 and
-    2^40, which outweighs the length of any row."""
+    values, and what these are: 1 but for rewards almost as large as they get. There it is 2^−24 and
+    2^24, which outweighs the length of any row; less would lose what is small in such a row."""
     if SCALED:
-        LARGE: tl.constexpr = 2.0**900 if low.dtype == tl.float64 else 2.0**80
+        LARGE: tl.constexpr = 2.0**900 if low.dtype == tl.float64 else 2.0**100
         large = tl.maximum(tl.abs(low), tl.abs(high)) > LARGE
-        scale = tl.where(large, 2.0**-40, 1.0).to(low.dtype)
-        unscale = tl.where(large, 2.0**40, 1.0).to(low.dtype)
+        scale = tl.where(large, 2.0**-24, 1.0).to(low.dtype)
+        unscale = tl.where(large, 2.0**24, 1.0).to(low.dtype)
     else:
         scale = tl.full([], 1.0, low.dtype)
         unscale = scale
