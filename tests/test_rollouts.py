@@ -478,6 +478,17 @@ class TestWriting:
         with pytest.raises(IsADirectoryError, match="a folder is in the place of the file"):
             check_output(tmp_path / "o.csv")
 
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+    def test_what_is_no_regular_file_stays(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "o.csv"
+        os.mkfifo(pipe)
+        with pytest.raises(FileExistsError, match=r"o\.csv: must be a regular file"):
+            check_output(pipe)
+        with pytest.raises(FileExistsError, match="must be a regular file"), written_whole(pipe):
+            pass
+        assert pipe.is_fifo()
+        assert os.listdir(tmp_path) == ["o.csv"]
+
     @pytest.mark.parametrize("extension", ["jsonl", "csv", "npy", "parquet"])
     def test_a_failure_midway_leaves_the_old_file_alone(
         self, tmp_path: Path, extension: str
