@@ -10,7 +10,8 @@
 
 Other usual names of rewards, what is refused, and how a user chooses: see `rollout_columns`. Where
 a line holds one sample, a task's samples are gathered in the order of the lines and tasks come in
-the order of their first sample. Rewards are finite numbers or bools.
+the order of their first sample. Rewards are finite numbers or bools, and integers of at most 2^53
+in magnitude: float64 does not tell larger ones from their neighbours.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -33,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.rollout_columns import Columns, choose_columns, describe_columns
+from pkpo_kernels.validation import LARGEST_EXACT, inexact_integers, not_exact
 from pkpo_kernels.whole_files import check_folder, written_whole
 
 __all__ = ["RolloutFileError", "Rollouts", "check_output", "read_rollouts", "write_transformed"]
@@ -228,9 +230,18 @@ class _Lines:
             self.fail(f"a reward must be a number; got {_shown(bad)}", line)
         if not rewards:
             self.fail(f"task {task_id!r} has no rewards", line)
+        # From 2^53 on a closer look: integers beyond it are refused, floats are not.
+        if max(rewards) >= LARGEST_EXACT or min(rewards) <= -LARGEST_EXACT:
+            self.check_exact((reward for reward in rewards if type(reward) is int), lambda _: line)
         self.task_ids.append(task_id)
         self.lengths.append(len(rewards))
         self.numbers.append(line)
+
+    def check_exact(self, integers: Iterable[int | None], line_of: Callable[[int], int]) -> None:
+        """Refuse what float64 does not tell from its neighbours; `line_of` the how manieth."""
+        for i, integer in enumerate(integers):
+            if integer is not None and abs(integer) > LARGEST_EXACT:
+                self.fail(not_exact("rewards", integer), line_of(i))
 
     def _check_text(self, task_id: str, line: int) -> None:
         """Refuse what no file can hold: JSON can spell half of a surrogate pair."""
@@ -389,7 +400,11 @@ def _read_csv(path: PathLike, choose: Choose) -> Rollouts:
 def _cell(text: str) -> Any:
     """A number where the text is one; else the text itself, to be named in the error."""
     try:
-        return float(text)
+        number = float(text)
+        # What float64 may have rounded is given on in full, to be refused if it is an integer.
+        if LARGEST_EXACT <= abs(number) < math.inf and text.strip().lstrip("+-").isdigit():
+            return int(text)
+        return number
     except ValueError:
         return {"true": 1.0, "false": 0.0}.get(text.strip().lower(), text)
 
@@ -405,6 +420,11 @@ def _read_npy(path: PathLike) -> Rollouts:
         raise RolloutFileError(path, f"must hold a (tasks, samples) array; got shape {shape}")
     if matrix.dtype.kind not in "biuf":
         raise RolloutFileError(path, f"must hold numbers or bools; got dtype {matrix.dtype}")
+    inexact = inexact_integers(matrix, matrix)
+    if inexact is not None:
+        task, sample = np.unravel_index(np.argmax(inexact), matrix.shape)
+        got = f"{matrix[task, sample]} in task {task}, sample {sample}"
+        raise RolloutFileError(path, not_exact("rewards", got))
     matrix = matrix.astype(np.float64)
     finite = np.isfinite(matrix)
     if not finite.all():
@@ -454,10 +474,14 @@ def _numbers_of(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    def numbers(name: str, column: Any) -> Floats:
+    def numbers(name: str, column: Any, row_of: Callable[[int], int] = lambda i: i) -> Floats:
         kind = column.type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()):
             lines.fail(f"{name} must be numbers or bools; got {kind}")
+        if pa.types.is_integer(kind) and kind.bit_width == 64:
+            ends = pc.min_max(column).as_py().values()
+            if any(end is not None and abs(end) > LARGEST_EXACT for end in ends):
+                lines.check_exact(column.to_pylist(), lambda i: row_of(i) + 1)
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
 
     if columns.wide:
@@ -476,7 +500,12 @@ def _numbers_of(
     if not is_list:
         lines.fail(f"{columns.reward} must be lists; got {column.type}")
     lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
-    return numbers(columns.reward, pc.list_flatten(column)), lengths, True
+    ends = np.cumsum(lengths)
+
+    def row_of(i: int) -> int:
+        return int(np.searchsorted(ends, i, side="right"))
+
+    return numbers(columns.reward, pc.list_flatten(column), row_of), lengths, True
 
 
 def _check_no_null(lines: _Lines, name: str, column: Any) -> None:

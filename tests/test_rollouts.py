@@ -122,6 +122,13 @@ class TestReading:
         with pytest.raises(RolloutFileError, match="'level' is not of one family with s0"):
             read_rollouts(path)
 
+    def test_large_floats_and_what_float64_holds(self, tmp_path: Path) -> None:
+        text = '{"task_id": "a", "rewards": [9007199254740992, -9007199254740992, 1e300, 0.5]}'
+        rewards = {"a": [2.0**53, -(2.0**53), 1e300, 0.5]}
+        assert plain(read_rollouts(put(tmp_path / "r.jsonl", text))) == rewards
+        text = "task_id,s0,s1,s2,s3\na,9007199254740992,-9007199254740992,1e300,0.5\n"
+        assert plain(read_rollouts(put(tmp_path / "r.csv", text))) == rewards
+
     def test_many_lines(self, tmp_path: Path) -> None:
         text = "".join(f'{{"task_id": "{i // 10}", "reward": {i % 2}}}\n' for i in range(20_000))
         got = read_rollouts(put(tmp_path / "r.jsonl", text))
@@ -186,6 +193,11 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
         '{"task_id": "b", "reward": 1e999}',
         "{}:1: a reward must be finite; got inf",
     ),
+    "inexact.jsonl": (
+        GOOD + '{"task_id": "b", "rewards": [0.5, -9007199254740993]}\n',
+        "{}:2: rewards must be integers of at most 2**53 in magnitude, beyond which float64"
+        " confuses neighbours; got -9007199254740993",
+    ),
     "bad_id.jsonl": (
         '{"task_id": [1], "reward": 1}',
         "{}:1: task_id must be a string or an integer",
@@ -199,6 +211,10 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     "text.csv": ("task_id,reward\na,1\nb,yes\n", '{}:3: a reward must be a number; got "yes"'),
     "hole.csv": ("task_id,reward\na,\n", '{}:2: a reward must be a number; got ""'),
     "nan.csv": ("task_id,reward\na,1\nb,nan\n", "{}:3: a reward must be finite; got nan"),
+    "inexact.csv": (
+        "task_id,reward\na,9007199254740992\na,9007199254740993\n",
+        "{}:3: rewards must be integers of at most 2**53 in magnitude",
+    ),
     "short.csv": ("task_id,s0,s1\na,1,0\nb,1\n", "{}:3: 2 cells where the header has 3"),
     "none_left.csv": ("task_id,s0,s1\na,,\n", "{}:2: task 'a' has no rewards"),
     "twice.csv": ("task_id,s0\na,1\na,0\n", "{}:3: task_id 'a' was on line 2 already"),
@@ -227,6 +243,11 @@ def test_a_fault_is_named_by_file_and_line(tmp_path: Path, name: str) -> None:
         (np.array([["a"]]), "must hold numbers or bools; got dtype <U1"),
         (np.array([[0, 1], [0, np.nan]]), "a reward must be finite; got nan in task 1, sample 1"),
         (np.array([[None]]), "not a .npy file of numbers: "),
+        (
+            np.array([[0, 1], [0, 2**53 + 1]], np.uint64),
+            "rewards must be integers of at most 2**53 in magnitude, beyond which float64 confuses"
+            " neighbours; got 9007199254740993 in task 1, sample 1",
+        ),
     ],
 )
 def test_a_fault_in_npy(tmp_path: Path, array: Any, message: str) -> None:
@@ -251,6 +272,11 @@ def test_a_fault_in_npy(tmp_path: Path, array: Any, message: str) -> None:
         ({"task_id": ["a", "b"], "reward": [[1], [2]]}, ": reward must be numbers or bools; got"),
         ({"task_id": ["a", "b"], "s0": [1, 2], "s1": ["x", "y"]}, ": s1 must be numbers or bools"),
         ({"task_id": ["a", "b"], "s0": [1, None], "s1": [1, None]}, ":2: task 'b' has no rewards"),
+        (
+            {"task_id": ["a", "b"], "s0": [1, None], "s1": [1, 2**60]},
+            ":2: rewards must be integers",
+        ),
+        ({"task_id": ["a", "b"], "rewards": [[1, 2], [-(2**60)]]}, ":2: rewards must be integers"),
     ],
 )
 def test_a_fault_in_parquet(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
