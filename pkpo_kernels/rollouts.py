@@ -238,7 +238,7 @@ class _Lines:
         self.numbers.append(line)
 
     def check_exact(self, integers: Iterable[int | None], line_of: Callable[[int], int]) -> None:
-        """Refuse what float64 does not tell from its neighbours; `line_of` the how manieth."""
+        """Refuse what float64 does not tell from its neighbours; position → line by `line_of`."""
         for i, integer in enumerate(integers):
             if integer is not None and abs(integer) > LARGEST_EXACT:
                 self.fail(not_exact("rewards", integer), line_of(i))
@@ -254,6 +254,8 @@ class _Lines:
     def rollouts(self) -> Rollouts:
         if not self.task_ids:
             self.fail("the file holds no tasks")
+        if "" in self.task_ids:
+            self.fail("the task_id is empty", self.numbers[self.task_ids.index("")])
         flat = np.frombuffer(self.flat, np.float64)
         finite = np.isfinite(flat)
         if not finite.all():
@@ -389,8 +391,6 @@ def _read_csv(path: PathLike, choose: Choose) -> Rollouts:
             rewards = [cells[i] for i in columns.rewards]
             if columns.wide:
                 rewards = [cell for cell in rewards if cell.strip()]
-            if not cells[columns.task]:
-                lines.fail("the task_id is empty", number)
             lines.add(cells[columns.task], [_cell(cell) for cell in rewards], number)
     except csv.Error as error:
         lines.fail(f"not valid CSV: {error}", table.line_num)
@@ -540,8 +540,9 @@ def _write_jsonl(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -
 
 def _write_csv(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["task_id", "reward", "transformed"])
+    text.write("task_id,reward,transformed\n")
+    # All ids in quotes: left to itself, Python's writer does not quote a lone carriage return.
+    table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for task_id, rewards, transformed in zip(
         rollouts.task_ids, rollouts.rewards, values, strict=True
     ):

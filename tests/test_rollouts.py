@@ -142,6 +142,10 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     "empty.jsonl": ("", "{}: the file holds no tasks"),
     "blank.jsonl": ("\n \n", "{}: the file holds no tasks"),
     "broken.jsonl": (GOOD + '{"task_id"\n', "{}:2: not valid JSON: "),
+    "empty_id.jsonl": (
+        GOOD + '{"task_id": "", "rewards": [1]}',
+        "{}:2: the task_id is empty",
+    ),
     "list.jsonl": (GOOD + "\n[1]\n", "{}:3: a line must be a JSON object"),
     "no_id.jsonl": ('{"rewards": [1]}', "{}:1: there must be a key task_id, or one chosen with"),
     "no_rewards.jsonl": ('{"task_id": "a"}', "{}:1: there are no rewards beside the key 'task_id'"),
@@ -264,6 +268,7 @@ def test_a_fault_in_npy(tmp_path: Path, array: Any, message: str) -> None:
         ({"id": ["a"], "reward": [1]}, ": there must be a column task_id, or one chosen with"),
         ({"task_id": ["a", "b"], "rewards": [[1], None]}, ":2: rewards is null"),
         ({"task_id": ["a", None], "rewards": [[1], [1]]}, ":2: task_id is null"),
+        ({"task_id": ["a", ""], "rewards": [[1], [1]]}, ":2: the task_id is empty"),
         ({"task_id": ["a", "b"], "rewards": [[1], []]}, ":2: task 'b' has no rewards"),
         ({"task_id": ["a", "a"], "rewards": [[1], [0]]}, ":2: task_id 'a' was on line 1 already"),
         ({"task_id": ["a", "b"], "rewards": [[1.0], [1.0, None]]}, ":2: a reward must be finite"),
@@ -455,10 +460,10 @@ class TestWriting:
         lines = (tmp_path / "o.csv").read_text(encoding="utf-8").split("\n")
         assert lines == [
             "task_id,reward,transformed",
-            "b,0.0,0.0",
-            "b,1.0,0.5",
-            "b,1.0,0.5",
-            "a,1.0,0.0",
+            '"b",0.0,0.0',
+            '"b",1.0,0.5',
+            '"b",1.0,0.5',
+            '"a",1.0,0.0',
             '"ü ,""",0.5,0.3333333333333333',
             '"ü ,""",-2.0,nan',
             "",
@@ -482,8 +487,9 @@ class TestWriting:
         if extension == "parquet":
             pytest.importorskip("pyarrow")
         path = tmp_path / f"o.{extension}"
-        write_transformed(path, made(TASKS), self.VALUES)
-        assert plain(read_rollouts(path)) == TASKS
+        tasks = {f"{task}\r!": rewards for task, rewards in TASKS.items()}
+        write_transformed(path, made(tasks), self.VALUES)
+        assert plain(read_rollouts(path)) == tasks
 
     def test_ragged_npy_is_refused_before_anything(self, tmp_path: Path) -> None:
         path = tmp_path / "o.npy"
