@@ -399,6 +399,9 @@ def _read_csv(path: PathLike, choose: Choose) -> Rollouts:
 
 def _cell(text: str) -> Any:
     """A number where the text is one; else the text itself, to be named in the error."""
+    # Python's own spellings of numbers, 1_000 and digits of other scripts, are nobody else's.
+    if "_" in text or not text.isascii():
+        return text
     try:
         number = float(text)
         # What float64 may have rounded is given on in full, to be refused if it is an integer.

@@ -213,6 +213,11 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     "alone.csv": ("task_id\na\n", "{}:1: there are no rewards beside the column 'task_id'"),
     "surrogate.csv": (b"task_id,reward\na,1\n\xed\xa0\x80,1\n", "{}:3: not UTF-8 at byte 0"),
     "text.csv": ("task_id,reward\na,1\nb,yes\n", '{}:3: a reward must be a number; got "yes"'),
+    "underscore.csv": (
+        "task_id,reward\na,1_0\n",
+        '{}:2: a reward must be a number; got "1_0"',
+    ),
+    "arabic.csv": ("task_id,reward\na,٣\n", "{}:2: a reward must be a number; got "),
     "hole.csv": ("task_id,reward\na,\n", '{}:2: a reward must be a number; got ""'),
     "nan.csv": ("task_id,reward\na,1\nb,nan\n", "{}:3: a reward must be finite; got nan"),
     "inexact.csv": (
