@@ -28,7 +28,9 @@ from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, NoReturn
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -412,11 +414,15 @@ def _cell(text: str) -> Any:
         return {"true": 1.0, "false": 0.0}.get(text.strip().lower(), text)
 
 
+# What NumPy raises, by way of tokenize and zipfile too, of a file that is no array.
+_NO_NPY = (ValueError, EOFError, MemoryError, OverflowError, TokenError, BadZipFile)
+
+
 def _read_npy(path: PathLike) -> Rollouts:
     with open(path, "rb") as file:
         try:
             matrix = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except _NO_NPY as error:
             raise RolloutFileError(path, f"not a .npy file of numbers: {error}") from None
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or not matrix.size:
         shape = getattr(matrix, "shape", "several arrays")
@@ -428,7 +434,9 @@ def _read_npy(path: PathLike) -> Rollouts:
         task, sample = np.unravel_index(np.argmax(inexact), matrix.shape)
         got = f"{matrix[task, sample]} in task {task}, sample {sample}"
         raise RolloutFileError(path, not_exact("rewards", got))
-    matrix = matrix.astype(np.float64)
+    # A longdouble beyond float64 becomes an infinity, which is refused below.
+    with np.errstate(over="ignore"):
+        matrix = matrix.astype(np.float64)
     finite = np.isfinite(matrix)
     if not finite.all():
         task, sample = np.unravel_index(np.argmin(finite), matrix.shape)

@@ -268,6 +268,31 @@ def test_a_fault_in_npy(tmp_path: Path, array: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776, 1048576), }",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000000000000, 1), }",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (1, ",
+        None,
+    ],
+)
+def test_what_is_no_npy(tmp_path: Path, header: bytes | None) -> None:
+    head = b"PK\x03\x04" if header is None else b"\x93NUMPY\x01\x00" + bytes([len(header) + 1, 0])
+    path = put(tmp_path / "r.npy", head + (header or b"") + b"\n" + b"\0" * 8)
+    with pytest.raises(RolloutFileError, match=r"r\.npy: not a \.npy file of numbers: "):
+        read_rollouts(path)
+
+
+def test_a_longdouble_beyond_float64(tmp_path: Path) -> None:
+    if np.finfo(np.longdouble).max <= np.finfo(np.float64).max:
+        pytest.skip("longdouble is float64 here")
+    np.save(tmp_path / "r.npy", np.array([[1, np.finfo(np.longdouble).max]]))
+    # Any warning is an error in these tests.
+    with pytest.raises(RolloutFileError, match="finite; got inf in task 0, sample 1"):
+        read_rollouts(tmp_path / "r.npy")
+
+
+@pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"id": ["a"], "reward": [1]}, ": there must be a column task_id, or one chosen with"),
