@@ -326,7 +326,8 @@ def _read_jsonl(path: PathLike, choose: Choose) -> Rollouts:
         return columns
 
     for number, text in enumerate(_text_lines(path), 1):
-        if text.isspace():
+        # Of a lone byte order mark nothing is left.
+        if not text.strip():
             continue
         try:
             record = _JSON.decode(text)
@@ -375,13 +376,13 @@ def _read_csv(path: PathLike, choose: Choose) -> Rollouts:
     lines = _Lines(path)
     table = csv.reader(_text_lines(path), strict=True)
     try:
-        header = [name.strip() for name in next(table, [])]
+        header = [name.strip() for name in next(filter(None, table), [])]
         if not header:
             lines.fail("the file is empty: it must begin with a header that has task_id")
         try:
             columns = choose(header)
         except ValueError as error:
-            lines.fail(str(error), 1)
+            lines.fail(str(error), table.line_num)
         lines.columns[columns] = None
         lines.one_sample_a_line = not columns.wide
         for cells in table:

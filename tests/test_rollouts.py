@@ -102,6 +102,10 @@ class TestReading:
         pq.write_table(pa.table({"task_id": [4, 5, 4], "reward": [True, False, False]}), path)
         assert plain(read_rollouts(path)) == {"4": [1, 0], "5": [0]}
 
+    def test_no_reward_columns_are_none(self, tmp_path: Path) -> None:
+        with pytest.raises(RolloutFileError, match="must name each key once; got none"):
+            read_rollouts(put(tmp_path / "r.jsonl", GOOD), reward_columns=[])
+
     def test_parquet_follows_the_rule_of_csv(self, tmp_path: Path) -> None:
         pa = pytest.importorskip("pyarrow")
         pq = pytest.importorskip("pyarrow.parquet")
@@ -141,6 +145,9 @@ GOOD = '{"task_id": "a", "rewards": [1]}\n'
 FAULTS: dict[str, tuple[str | bytes, str]] = {
     "empty.jsonl": ("", "{}: the file holds no tasks"),
     "blank.jsonl": ("\n \n", "{}: the file holds no tasks"),
+    "mark.jsonl": (b"\xef\xbb\xbf", "{}: the file holds no tasks"),
+    "blank_first.csv": ("\n\ntask_id,reward\na,x\n", "{}:4: a reward must be a number"),
+    "blank_no_header.csv": ("\na,1\n", "{}:2: there must be a column task_id"),
     "broken.jsonl": (GOOD + '{"task_id"\n', "{}:2: not valid JSON: "),
     "empty_id.jsonl": (
         GOOD + '{"task_id": "", "rewards": [1]}',
