@@ -172,6 +172,7 @@ def transform(
 ) -> None:
     """Transform the rewards of every task, and write them beside the rewards."""
     check_output(output)
+    _check_different({"the file": file, "--output": output})
     rollouts = read_rollouts(
         file, task_column=task_column, reward_columns=_parsed_names(reward_columns)
     )
@@ -225,6 +226,7 @@ def passk(
         _check_plot(plot)
     if json_file is not None:
         check_folder(json_file)
+    _check_different({"the file": file, "--against": against, "--plot": plot, "--json": json_file})
 
     runs = [path for path in (file, against) if path is not None]
     chosen = _parsed_names(reward_columns)
@@ -416,10 +418,14 @@ def _parsed_names(text: str | None) -> list[str] | None:
     """'s0,"a,b"' → ["s0", "a,b"], as a line of CSV."""
     if text is None:
         return None
+    wrong = f"--reward-columns must be names such as s0,s1; got {text!r}"
     try:
-        return [name.strip() for name in next(csv.reader([text], strict=True), [])]
+        names = [name.strip() for name in next(csv.reader([text], strict=True), [])]
     except csv.Error as error:
-        raise ValueError(f"--reward-columns must be names such as s0,s1; got {text!r}") from error
+        raise ValueError(wrong) from error
+    if not names:
+        raise ValueError(wrong)
+    return names
 
 
 def _tell_columns(file: Path, rollouts: Rollouts) -> None:
@@ -441,6 +447,14 @@ def _parsed_ks(text: str) -> list[int]:
             )
         ks.update(dict.fromkeys(range(first, last + 1)))
     return list(ks)
+
+
+def _check_different(paths: dict[str, Path | None]) -> None:
+    """Refuse one file in two roles, which are the keys; links are followed."""
+    seen: dict[str, str] = {}
+    for name, path in paths.items():
+        if path is not None and (other := seen.setdefault(os.path.realpath(path), name)) != name:
+            raise ValueError(f"{name} must be another file than {other}; got {str(path)!r}")
 
 
 def _check_plot(path: Path) -> None:

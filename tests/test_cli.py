@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -128,9 +129,10 @@ class TestPassk:
         assert "lacks 'none' and adds 'other'" in err
 
     def test_json(self, pkpo: Pkpo, binary: Path, tmp_path: Path) -> None:
-        pkpo("passk", binary, "-k", "1,11", "--json", tmp_path / "o.json", "--against", binary)
+        other = Path(shutil.copy(binary, tmp_path / "other.jsonl"))
+        pkpo("passk", binary, "-k", "1,11", "--json", tmp_path / "o.json", "--against", other)
         found = json.loads((tmp_path / "o.json").read_text())
-        assert (found["file"], found["against"]) == (str(binary), str(binary))
+        assert (found["file"], found["against"]) == (str(binary), str(other))
         assert found["rows"][0]["estimate"] == pytest.approx(0.4)
         assert found["rows"][1]["estimate"] is None
         assert found["difference"][0]["estimate"] == 0
@@ -141,8 +143,9 @@ class TestPassk:
     ) -> None:
         pytest.importorskip("matplotlib")
         path = tmp_path / f"curve.{extension}"
-        code, out, err = pkpo("passk", binary, "-k", "1-10", "--plot", path, "--against", binary)
-        assert (code, err) == (0, 2 * f"{binary}: {TASKS_A_LINE}")
+        other = Path(shutil.copy(binary, tmp_path / "other.jsonl"))
+        code, out, err = pkpo("passk", binary, "-k", "1-10", "--plot", path, "--against", other)
+        assert (code, err) == (0, f"{binary}: {TASKS_A_LINE}{other}: {TASKS_A_LINE}")
         assert path.read_bytes().startswith(head)
         assert f"written to {path}" in out
 
@@ -365,6 +368,18 @@ REFUSED = {
     ),
     "task column": ("passk {ragged} -k 1 --task-column task", "did you mean 'task_id'?"),
     "no output": ("transform {ragged} -k 2", "'-o' / '--output'"),
+    "output is the file": (
+        "transform {ragged} -k 2 -o {ragged}",
+        "--output must be another file than the file; got",
+    ),
+    "against itself": (
+        "passk {ragged} -k 2 --against {ragged}",
+        "--against must be another file than the file; got",
+    ),
+    "json is the file": (
+        "passk {ragged} -k 2 --json {ragged}",
+        "--json must be another file than the file; got",
+    ),
     "ragged npy": ("transform {ragged} -k 2 -o {out}.npy", "1 to 4: write .jsonl"),
     "extension": ("transform {ragged} -k 2 -o {out}.txt", "extension must be .jsonl"),
     "no folder": ("transform {ragged} -k 2 -o {out}/o.csv", "there is no folder"),
@@ -399,6 +414,11 @@ def test_one_line_exit_code_2_and_nothing_left_behind(
     assert stderr.count("\n") == 1
     assert message in stderr
     assert os.listdir(tmp_path) == [ragged.name]
+
+
+def test_no_reward_columns(pkpo: Pkpo, ragged: Path) -> None:
+    code, _, err = pkpo("passk", ragged, "-k", "1", "--reward-columns", "")
+    assert (code, err) == (2, "pkpo: --reward-columns must be names such as s0,s1; got ''\n")
 
 
 def test_a_bad_line_is_named(pkpo: Pkpo, tmp_path: Path) -> None:
