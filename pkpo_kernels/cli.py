@@ -62,6 +62,8 @@ _REWARD_COLUMNS = (
     "Where the rewards are: one name for one sample a line or for lists, several (s0,s1) for one"
     " task a line; else reward or another usual name, or all of s0, s1, …"
 )
+# How many ks `passk` takes.
+_MOST_KS = 100_000
 # Samples transformed at a time: 32 MiB of float64.
 _CELLS = 1 << 22
 
@@ -392,12 +394,11 @@ def _transformed(rollouts: Rollouts, k: int, options: dict[str, Any]) -> list[ND
     # The largest group decides what k may be; after it, smaller groups are undersized.
     transform_rewards(to_library(np.zeros((1, int(rollouts.lengths.max())))), k, **options)
 
-    # One column more than k, so that the array as a whole admits k whatever this chunk's tasks.
-    width = k + 1 if rollouts.ragged else 0
+    # With where=, k may be larger than any group of this chunk.
     values: list[NDArray[np.float64]] = []
     with _progress("transforming", len(rollouts.task_ids)) as advance:
-        for chunk in rollouts.chunks(_CELLS, width):
-            rewards, where = chunk.padded(width)
+        for chunk in rollouts.chunks(_CELLS):
+            rewards, where = chunk.padded()
             mask = to_library(where) if rollouts.ragged else None
             out = transform_rewards(to_library(rewards), k, where=mask, **options)
             flat = np.asarray(out.cpu() if kind == "torch" else out, np.float64)[where]
@@ -445,6 +446,8 @@ def _parsed_ks(text: str) -> list[int]:
                 "-k must be integers of at least 1 and rising ranges, such as 1,5,10 or 1-10; "
                 f"got {text!r}"
             )
+        if len(ks) + last - first >= _MOST_KS:
+            raise ValueError(f"-k must name at most {_MOST_KS} ks in all; got {text!r}")
         ks.update(dict.fromkeys(range(first, last + 1)))
     return list(ks)
 

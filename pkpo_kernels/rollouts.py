@@ -86,26 +86,26 @@ class Rollouts:
         """Task id to rewards, the form that `evaluate` takes."""
         return dict(zip(self.task_ids, self.rewards, strict=True))
 
-    def padded(self, width: int = 0) -> tuple[Floats, NDArray[np.bool_]]:
+    def padded(self) -> tuple[Floats, NDArray[np.bool_]]:
         """All rewards as a (tasks, n) float64 matrix, 0 where there is no sample; and a bool one.
 
         The second is True where there is a sample: the `where` of `transform`. n is the most
-        samples that a task has, or `width` if that is more.
+        samples that a task has.
         """
         lengths = self.lengths
-        where = np.arange(max(int(lengths.max()), width)) < lengths[:, None]
+        where = np.arange(int(lengths.max())) < lengths[:, None]
         rewards = np.zeros(where.shape)
         rewards[where] = np.concatenate(self.rewards)
         return rewards, where
 
-    def chunks(self, cells: int, width: int = 0) -> Iterator[Rollouts]:
-        """The tasks in order, in pieces of one task or at most `cells` when padded to `width`."""
-        start, widest = 0, width
+    def chunks(self, cells: int) -> Iterator[Rollouts]:
+        """The tasks in order, in pieces of one task or at most `cells` when padded."""
+        start, widest = 0, 0
         for i, task in enumerate(self.rewards):
             widest = max(widest, len(task))
             if i > start and (i + 1 - start) * widest > cells:
                 yield Rollouts(self.task_ids[start:i], self.rewards[start:i])
-                start, widest = i, max(width, len(task))
+                start, widest = i, len(task)
         yield Rollouts(self.task_ids[start:], self.rewards[start:])
 
 

@@ -385,6 +385,7 @@ REFUSED = {
     "no folder": ("transform {ragged} -k 2 -o {out}/o.csv", "there is no folder"),
     "no file": ("passk {out} -k 1", "No such file or directory"),
     "ks": ("passk {ragged} -k 1,x", "rising ranges, such as 1,5,10 or 1-10; got '1,x'"),
+    "too many": ("passk {ragged} -k 1-99999,5-900000000", "at most 100000 ks in all; got '1-9"),
     "falling range": ("passk {ragged} -k 5-1", "got '5-1'"),
     "zero": ("passk {ragged} -k 0", "got '0'"),
     "metric": ("passk {ragged} -k 1 --metric best", "--metric must be pass or max; got 'best'"),
@@ -414,6 +415,20 @@ def test_one_line_exit_code_2_and_nothing_left_behind(
     assert stderr.count("\n") == 1
     assert message in stderr
     assert os.listdir(tmp_path) == [ragged.name]
+
+
+@pytest.mark.parametrize("k", [4, 2_000_000_000])
+def test_clip_takes_any_k_in_chunks_of_any_width(
+    pkpo: Pkpo, ragged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    monkeypatch.setattr(cli, "_CELLS", 1)
+    out = tmp_path / "o.jsonl"
+    assert pkpo("transform", ragged, "-k", k, "-o", out, "--undersized", "clip")[0] == 0
+    for line in out.read_text().splitlines():
+        task = json.loads(line)
+        n = len(task["rewards"])
+        want = transform(np.array(task["rewards"]), min(k, n)) if n > 1 else [0.0]
+        np.testing.assert_allclose(task["transformed"], want)
 
 
 def test_no_reward_columns(pkpo: Pkpo, ragged: Path) -> None:

@@ -464,23 +464,20 @@ class TestRollouts:
         rewards, where = made(TASKS).padded()
         np.testing.assert_array_equal(rewards, [[0, 1, 1], [1, 0, 0], [0.5, -2, 0]])
         np.testing.assert_array_equal(where, [[1, 1, 1], [1, 0, 0], [1, 1, 0]])
-        assert made(TASKS).padded(5)[1].sum(axis=1).tolist() == [3, 1, 2]
-        assert made(TASKS).padded(5)[0].shape == (3, 5)
 
     def test_ragged(self) -> None:
         assert made(TASKS).ragged
         assert not made({"a": [1.0, 0.0], "b": [0.0, 0.0]}).ragged
 
-    @pytest.mark.parametrize(("cells", "width"), [(1, 0), (4, 0), (6, 2), (10, 3), (100, 50)])
-    def test_chunks_hold_every_task_once_and_fit(self, cells: int, width: int) -> None:
+    @pytest.mark.parametrize("cells", [1, 4, 6, 10])
+    def test_chunks_hold_every_task_once_and_fit(self, cells: int) -> None:
         lengths = [1, 1, 1, 2, 5, 1, 1, 1, 1, 3]
         tasks = made({str(i): [float(i)] * n for i, n in enumerate(lengths)})
-        chunks = list(tasks.chunks(cells, width))
+        chunks = list(tasks.chunks(cells))
         assert [t for chunk in chunks for t in chunk.task_ids] == list(tasks.task_ids)
         for chunk in chunks:
-            assert chunk.padded(width)[0].size <= cells or len(chunk.task_ids) == 1
-        if cells == 100:
-            assert len(chunks) == 5
+            assert chunk.padded()[0].size <= cells or len(chunk.task_ids) == 1
+        assert len(chunks) == {1: 10, 4: 5, 6: 5, 10: 4}[cells]
 
 
 class TestWriting:
