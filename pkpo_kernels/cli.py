@@ -479,21 +479,26 @@ def _drawn(curves: Sequence[tuple[str, Evaluation]], path: Path) -> bytes:
     # A Figure made without pyplot needs no display and leaves no state behind.
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for name, curve in curves:
+    for _, curve in curves:
         factor = 100 if curve.metric == "pass@k" else 1
         rows = sorted(curve.rows, key=lambda row: row.k)
         ks = [row.k for row in rows]
         low, high = (
             np.array(ends) * factor for ends in zip(*(r.bootstrap for r in rows), strict=True)
         )
-        axes.plot(ks, [row.estimate * factor for row in rows], marker=".", label=name)
+        axes.plot(ks, [row.estimate * factor for row in rows], marker=".")
         axes.fill_between(ks, low, high, alpha=0.2)
     axes.set_xlabel("k, samples per task")
     axes.set_ylabel(f"{curve.metric} (%)" if curve.metric == "pass@k" else curve.metric)
     axes.set_title(f"{curve.metric} with its {100 * curve.confidence:g} % interval over tasks")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    # Set as texts of the legend, since matplotlib drops labels that begin with "_".
+    lines = axes.get_lines()
+    legend = axes.legend(lines, ["-"] * len(lines))
+    for text, (name, _) in zip(legend.get_texts(), curves, strict=True):
+        text.set_parse_math(False)  # "$" is a dollar
+        text.set_text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name))
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.lower()[1:], dpi=150)
     return content.getvalue()

@@ -19,6 +19,7 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 
 from pkpo_kernels import available_implementations, cli, dispatch, rollouts, transform
+from pkpo_kernels.evaluation import evaluate
 from pkpo_kernels.rollouts import read_rollouts
 from pkpo_kernels.verification import Finding
 
@@ -172,6 +173,27 @@ class TestPassk:
             str(binary),
             str(other),
         ]
+
+    @pytest.mark.parametrize("name", ["_a", "a$b$", "$x", "a\udcff\n"])
+    def test_plot_labels_are_the_names(
+        self, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        pytest.importorskip("matplotlib")
+        from matplotlib.figure import Figure
+
+        figures = []
+        savefig = Figure.savefig
+
+        def kept(self: Figure, *args: Any, **rest: Any) -> None:
+            figures.append(self)
+            savefig(self, *args, **rest)
+
+        monkeypatch.setattr(Figure, "savefig", kept)
+        curve = evaluate(read_rollouts(binary).by_task(), [1, 2])
+        assert b"<svg" in cli._drawn([(name, curve)], tmp_path / "c.svg")
+        (text,) = figures[0].axes[0].get_legend().get_texts()
+        assert text.get_text() == name.replace("\udcff", "\ufffd").replace("\n", "\ufffd")
+        assert not text.get_parse_math()
 
     def test_plot_without_matplotlib_is_refused_first(
         self, pkpo: Pkpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
