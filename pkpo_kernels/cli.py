@@ -2,7 +2,7 @@
 
 Tables go to stdout; progress, errors and what was taken from a file go to stderr. Exit code 1 means
 that `verify` found a fault, 2 that the command was not as it should be: one line says why, and
-nothing has been written.
+nothing has been written. 130 is an interrupt, before which `verify` tells what it has found.
 """
 
 from __future__ import annotations
@@ -301,22 +301,32 @@ def verify(
     names = implementation or None
     start = time.monotonic()
     found: list[Finding] = []
-    with _progress("verifying", count_findings(names)) as advance:
-        for finding in findings(names, seed=seed):
-            found.append(finding)
-            advance(1)
-    if fuzz is not None:
-        with _progress("fuzzing, seconds", math.ceil(60 * fuzz)) as advance:
-            passed = 0
+    interrupted = False
+    # What was found before an interrupt is told all the same: it may be hours of work.
+    try:
+        with _progress("verifying", count_findings(names)) as advance:
+            for finding in findings(names, seed=seed):
+                found.append(finding)
+                advance(1)
+        if fuzz is not None:
+            with _progress("fuzzing, seconds", math.ceil(60 * fuzz)) as advance:
+                passed = 0
 
-            def progress(seconds: float) -> None:
-                nonlocal passed
-                advance(int(seconds) - passed)
-                passed = int(seconds)
+                def progress(seconds: float) -> None:
+                    nonlocal passed
+                    advance(int(seconds) - passed)
+                    passed = int(seconds)
 
-            found += fuzzed(names, seed=seed, minutes=fuzz, progress=progress)
+                found += fuzzed(names, seed=seed, minutes=fuzz, progress=progress)
+    except KeyboardInterrupt:
+        interrupted = True
     if report is not None:
-        record = {"seed": seed, "fuzz_minutes": fuzz, "seconds": round(time.monotonic() - start, 1)}
+        record = {
+            "seed": seed,
+            "fuzz_minutes": fuzz,
+            "seconds": round(time.monotonic() - start, 1),
+            "interrupted": interrupted,
+        }
         with written_whole(report) as file:
             file.write(_report(record, found))
 
@@ -336,6 +346,9 @@ def verify(
     if report is not None:
         print(f"written to {report}")
     faults = sum(not finding.ok for finding in found)
+    if interrupted:
+        print(f"interrupted after {len(found)} checks, of which {faults} failed")
+        raise KeyboardInterrupt
     if faults:
         raise _Faults(f"{faults} of {len(found)} checks failed")
     print(f"all {len(found)} checks passed")
@@ -360,7 +373,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
 def _report(record: dict[str, Any], found: Sequence[Finding]) -> bytes:
     """What whoever reads the findings elsewhere must know of this machine."""
     record |= {
-        "passed": all(finding.ok for finding in found),
+        "passed": all(finding.ok for finding in found) and not record["interrupted"],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
         "versions": {"python": platform.python_version()}

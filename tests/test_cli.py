@@ -502,7 +502,7 @@ class TestVerify:
         code, out, err = pkpo("verify", "--implementation", "numpy", *options)
         assert (code, err) == (0, "")
         report = json.loads(path.read_text())
-        assert report["passed"] is True
+        assert (report["passed"], report["interrupted"]) == (True, False)
         assert (report["seed"], report["fuzz_minutes"]) == (3, 0.002)
         assert report["versions"]["numpy"] == np.__version__
         assert report["implementations"] == available_implementations()
@@ -527,7 +527,7 @@ class TestVerify:
         assert report["findings"][0]["worst_error"] is None
         assert report["findings"][0]["worst_case"] == "n=9: OSError: no"
 
-    def test_an_interrupted_run_leaves_no_report(
+    def test_an_interrupted_run_tells_what_it_has_found(
         self, pkpo: Pkpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def interrupted(*_: Any, **__: Any) -> Iterator[Finding]:
@@ -535,8 +535,14 @@ class TestVerify:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cli, "findings", interrupted)
-        assert pkpo("verify", "--report", tmp_path / "report.json")[0] == 130
-        assert os.listdir(tmp_path) == []
+        monkeypatch.setattr(cli, "count_findings", lambda names: 2)
+        code, out, _ = pkpo("verify", "--report", tmp_path / "report.json")
+        assert code == 130
+        assert [row[-1] for row in rows_of(out)] == ["ok"]
+        assert "interrupted after 1 checks, of which 0 failed" in out
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert (report["passed"], report["interrupted"]) == (False, True)
+        assert len(report["findings"]) == 1
 
     def test_without_typer_or_rich(self, tmp_path: Path) -> None:
         path = tmp_path / "report.json"
