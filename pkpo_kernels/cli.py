@@ -70,6 +70,10 @@ _CELLS = 1 << 22
 
 def main() -> NoReturn:
     """The entry point of the command."""
+    # By the time a table holds what the terminal cannot show, files have been written.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if _missing and sys.argv[1:2] == ["verify"]:
         raise SystemExit(_verify_plainly(sys.argv[2:]))
     if _missing:

@@ -616,11 +616,14 @@ class TestInfo:
 
 
 def test_python_m(binary: Path) -> None:
-    command = [sys.executable, "-m", "pkpo_kernels", "passk", str(binary), "-k", "5"]
+    command = [sys.executable, "-m", "pkpo_kernels", "passk", str(binary), "-k", "5,11"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "30"}
+    # Which cannot show the dash of k = 11.
+    environment["PYTHONIOENCODING"] = "ascii"
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, f"{binary}: {TASKS_A_LINE}")
     assert "62.400794 %" in done.stdout
+    assert r"\u2013" in done.stdout
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])
