@@ -32,6 +32,16 @@ def check_folder(path: PathLike) -> None:
     # What is renamed onto a device or a pipe takes its place, for every other program too.
     if Path(path).exists() and not Path(path).is_file():
         raise FileExistsError(f"{os.fspath(path)}: must be a regular file")
+    # /dev/stdout is a regular file where stdout goes to one, and all that it holds would be lost.
+    if any(_is_open_as(stream, path) for stream in (1, 2)):
+        raise FileExistsError(f"{os.fspath(path)}: must be a file that is not stdout or stderr")
+
+
+def _is_open_as(descriptor: int, path: PathLike) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:  # one of them is not there
+        return False
 
 
 @contextmanager

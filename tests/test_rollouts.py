@@ -555,6 +555,13 @@ class TestWriting:
         assert pipe.is_fifo()
         assert os.listdir(tmp_path) == ["o.csv"]
 
+    def test_stdout_is_not_replaced(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = put(tmp_path / "o.csv", "")
+        monkeypatch.setattr(os, "fstat", lambda descriptor: os.stat(path))
+        with pytest.raises(FileExistsError, match="must be a file that is not stdout or stderr"):
+            check_output(path)
+        check_output(tmp_path / "other.csv")
+
     @pytest.mark.parametrize("extension", ["jsonl", "csv", "npy", "parquet"])
     def test_a_failure_midway_leaves_the_old_file_alone(
         self, tmp_path: Path, extension: str
