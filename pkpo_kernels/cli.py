@@ -2,7 +2,7 @@
 
 Tables go to stdout; progress, errors and what was taken from a file go to stderr. Exit code 1 means
 that `verify` found a fault, 2 that the command was not as it should be: one line says why, and
-nothing has been written.
+nothing has been written. 130 is an interrupt, before which `verify` tells what it has found.
 """
 
 from __future__ import annotations
@@ -62,12 +62,18 @@ _REWARD_COLUMNS = (
     "Where the rewards are: one name for one sample a line or for lists, several (s0,s1) for one"
     " task a line; else reward or another usual name, or all of s0, s1, …"
 )
+# How many ks `passk` takes.
+_MOST_KS = 100_000
 # Samples transformed at a time: 32 MiB of float64.
 _CELLS = 1 << 22
 
 
 def main() -> NoReturn:
     """The entry point of the command."""
+    # By the time a table holds what the terminal cannot show, files have been written.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if _missing and sys.argv[1:2] == ["verify"]:
         raise SystemExit(_verify_plainly(sys.argv[2:]))
     if _missing:
@@ -172,6 +178,7 @@ def transform(
 ) -> None:
     """Transform the rewards of every task, and write them beside the rewards."""
     check_output(output)
+    _check_different({"the file": file, "--output": output})
     rollouts = read_rollouts(
         file, task_column=task_column, reward_columns=_parsed_names(reward_columns)
     )
@@ -225,6 +232,7 @@ def passk(
         _check_plot(plot)
     if json_file is not None:
         check_folder(json_file)
+    _check_different({"the file": file, "--against": against, "--plot": plot, "--json": json_file})
 
     runs = [path for path in (file, against) if path is not None]
     chosen = _parsed_names(reward_columns)
@@ -297,22 +305,32 @@ def verify(
     names = implementation or None
     start = time.monotonic()
     found: list[Finding] = []
-    with _progress("verifying", count_findings(names)) as advance:
-        for finding in findings(names, seed=seed):
-            found.append(finding)
-            advance(1)
-    if fuzz is not None:
-        with _progress("fuzzing, seconds", math.ceil(60 * fuzz)) as advance:
-            passed = 0
+    interrupted = False
+    # What was found before an interrupt is told all the same: it may be hours of work.
+    try:
+        with _progress("verifying", count_findings(names)) as advance:
+            for finding in findings(names, seed=seed):
+                found.append(finding)
+                advance(1)
+        if fuzz is not None:
+            with _progress("fuzzing, seconds", math.ceil(60 * fuzz)) as advance:
+                passed = 0
 
-            def progress(seconds: float) -> None:
-                nonlocal passed
-                advance(int(seconds) - passed)
-                passed = int(seconds)
+                def progress(seconds: float) -> None:
+                    nonlocal passed
+                    advance(int(seconds) - passed)
+                    passed = int(seconds)
 
-            found += fuzzed(names, seed=seed, minutes=fuzz, progress=progress)
+                found += fuzzed(names, seed=seed, minutes=fuzz, progress=progress)
+    except KeyboardInterrupt:
+        interrupted = True
     if report is not None:
-        record = {"seed": seed, "fuzz_minutes": fuzz, "seconds": round(time.monotonic() - start, 1)}
+        record = {
+            "seed": seed,
+            "fuzz_minutes": fuzz,
+            "seconds": round(time.monotonic() - start, 1),
+            "interrupted": interrupted,
+        }
         with written_whole(report) as file:
             file.write(_report(record, found))
 
@@ -332,6 +350,9 @@ def verify(
     if report is not None:
         print(f"written to {report}")
     faults = sum(not finding.ok for finding in found)
+    if interrupted:
+        print(f"interrupted after {len(found)} checks, of which {faults} failed")
+        raise KeyboardInterrupt
     if faults:
         raise _Faults(f"{faults} of {len(found)} checks failed")
     print(f"all {len(found)} checks passed")
@@ -356,7 +377,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
 def _report(record: dict[str, Any], found: Sequence[Finding]) -> bytes:
     """What whoever reads the findings elsewhere must know of this machine."""
     record |= {
-        "passed": all(finding.ok for finding in found),
+        "passed": all(finding.ok for finding in found) and not record["interrupted"],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
         "versions": {"python": platform.python_version()}
@@ -390,12 +411,11 @@ def _transformed(rollouts: Rollouts, k: int, options: dict[str, Any]) -> list[ND
     # The largest group decides what k may be; after it, smaller groups are undersized.
     transform_rewards(to_library(np.zeros((1, int(rollouts.lengths.max())))), k, **options)
 
-    # One column more than k, so that the array as a whole admits k whatever this chunk's tasks.
-    width = k + 1 if rollouts.ragged else 0
+    # With where=, k may be larger than any group of this chunk.
     values: list[NDArray[np.float64]] = []
     with _progress("transforming", len(rollouts.task_ids)) as advance:
-        for chunk in rollouts.chunks(_CELLS, width):
-            rewards, where = chunk.padded(width)
+        for chunk in rollouts.chunks(_CELLS):
+            rewards, where = chunk.padded()
             mask = to_library(where) if rollouts.ragged else None
             out = transform_rewards(to_library(rewards), k, where=mask, **options)
             flat = np.asarray(out.cpu() if kind == "torch" else out, np.float64)[where]
@@ -416,10 +436,14 @@ def _parsed_names(text: str | None) -> list[str] | None:
     """'s0,"a,b"' → ["s0", "a,b"], as a line of CSV."""
     if text is None:
         return None
+    wrong = f"--reward-columns must be names such as s0,s1; got {text!r}"
     try:
-        return [name.strip() for name in next(csv.reader([text], strict=True), [])]
+        names = [name.strip() for name in next(csv.reader([text], strict=True), [])]
     except csv.Error as error:
-        raise ValueError(f"--reward-columns must be names such as s0,s1; got {text!r}") from error
+        raise ValueError(wrong) from error
+    if not names:
+        raise ValueError(wrong)
+    return names
 
 
 def _tell_columns(file: Path, rollouts: Rollouts) -> None:
@@ -439,8 +463,18 @@ def _parsed_ks(text: str) -> list[int]:
                 "-k must be integers of at least 1 and rising ranges, such as 1,5,10 or 1-10; "
                 f"got {text!r}"
             )
+        if len(ks) + last - first >= _MOST_KS:
+            raise ValueError(f"-k must name at most {_MOST_KS} ks in all; got {text!r}")
         ks.update(dict.fromkeys(range(first, last + 1)))
     return list(ks)
+
+
+def _check_different(paths: dict[str, Path | None]) -> None:
+    """Refuse one file in two roles, which are the keys; links are followed."""
+    seen: dict[str, str] = {}
+    for name, path in paths.items():
+        if path is not None and (other := seen.setdefault(os.path.realpath(path), name)) != name:
+            raise ValueError(f"{name} must be another file than {other}; got {str(path)!r}")
 
 
 def _check_plot(path: Path) -> None:
@@ -462,21 +496,26 @@ def _drawn(curves: Sequence[tuple[str, Evaluation]], path: Path) -> bytes:
     # A Figure made without pyplot needs no display and leaves no state behind.
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for name, curve in curves:
+    for _, curve in curves:
         factor = 100 if curve.metric == "pass@k" else 1
         rows = sorted(curve.rows, key=lambda row: row.k)
         ks = [row.k for row in rows]
         low, high = (
             np.array(ends) * factor for ends in zip(*(r.bootstrap for r in rows), strict=True)
         )
-        axes.plot(ks, [row.estimate * factor for row in rows], marker=".", label=name)
+        axes.plot(ks, [row.estimate * factor for row in rows], marker=".")
         axes.fill_between(ks, low, high, alpha=0.2)
     axes.set_xlabel("k, samples per task")
     axes.set_ylabel(f"{curve.metric} (%)" if curve.metric == "pass@k" else curve.metric)
     axes.set_title(f"{curve.metric} with its {100 * curve.confidence:g} % interval over tasks")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    # Set as texts of the legend, since matplotlib drops labels that begin with "_".
+    lines = axes.get_lines()
+    legend = axes.legend(lines, ["-"] * len(lines))
+    for text, (name, _) in zip(legend.get_texts(), curves, strict=True):
+        text.set_parse_math(False)  # "$" is a dollar
+        text.set_text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name))
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.lower()[1:], dpi=150)
     return content.getvalue()

@@ -90,7 +90,8 @@ def choose_columns(
         rewards = [_position(names, name, "--reward-columns", word) for name in reward_columns]
         if not rewards or len(set(rewards)) < len(rewards):
             raise ValueError(
-                f"--reward-columns must name each {word} once; got {_listed(reward_columns)}"
+                f"--reward-columns must name each {word} once;"
+                f" got {_listed(reward_columns) or 'none'}"
             )
         if task in rewards:
             raise ValueError(

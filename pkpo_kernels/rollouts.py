@@ -10,7 +10,8 @@
 
 Other usual names of rewards, what is refused, and how a user chooses: see `rollout_columns`. Where
 a line holds one sample, a task's samples are gathered in the order of the lines and tasks come in
-the order of their first sample. Rewards are finite numbers or bools.
+the order of their first sample. Rewards are finite numbers or bools, and integers of at most 2^53
+in magnitude: float64 does not tell larger ones from their neighbours.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, NoReturn
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.rollout_columns import Columns, choose_columns, describe_columns
+from pkpo_kernels.validation import LARGEST_EXACT, inexact_integers, not_exact
 from pkpo_kernels.whole_files import check_folder, written_whole
 
 __all__ = ["RolloutFileError", "Rollouts", "check_output", "read_rollouts", "write_transformed"]
@@ -82,26 +86,26 @@ class Rollouts:
         """Task id to rewards, the form that `evaluate` takes."""
         return dict(zip(self.task_ids, self.rewards, strict=True))
 
-    def padded(self, width: int = 0) -> tuple[Floats, NDArray[np.bool_]]:
+    def padded(self) -> tuple[Floats, NDArray[np.bool_]]:
         """All rewards as a (tasks, n) float64 matrix, 0 where there is no sample; and a bool one.
 
         The second is True where there is a sample: the `where` of `transform`. n is the most
-        samples that a task has, or `width` if that is more.
+        samples that a task has.
         """
         lengths = self.lengths
-        where = np.arange(max(int(lengths.max()), width)) < lengths[:, None]
+        where = np.arange(int(lengths.max())) < lengths[:, None]
         rewards = np.zeros(where.shape)
         rewards[where] = np.concatenate(self.rewards)
         return rewards, where
 
-    def chunks(self, cells: int, width: int = 0) -> Iterator[Rollouts]:
-        """The tasks in order, in pieces of one task or at most `cells` when padded to `width`."""
-        start, widest = 0, width
+    def chunks(self, cells: int) -> Iterator[Rollouts]:
+        """The tasks in order, in pieces of one task or at most `cells` when padded."""
+        start, widest = 0, 0
         for i, task in enumerate(self.rewards):
             widest = max(widest, len(task))
             if i > start and (i + 1 - start) * widest > cells:
                 yield Rollouts(self.task_ids[start:i], self.rewards[start:i])
-                start, widest = i, max(width, len(task))
+                start, widest = i, len(task)
         yield Rollouts(self.task_ids[start:], self.rewards[start:])
 
 
@@ -228,9 +232,18 @@ class _Lines:
             self.fail(f"a reward must be a number; got {_shown(bad)}", line)
         if not rewards:
             self.fail(f"task {task_id!r} has no rewards", line)
+        # From 2^53 on a closer look: integers beyond it are refused, floats are not.
+        if max(rewards) >= LARGEST_EXACT or min(rewards) <= -LARGEST_EXACT:
+            self.check_exact((reward for reward in rewards if type(reward) is int), lambda _: line)
         self.task_ids.append(task_id)
         self.lengths.append(len(rewards))
         self.numbers.append(line)
+
+    def check_exact(self, integers: Iterable[int | None], line_of: Callable[[int], int]) -> None:
+        """Refuse what float64 does not tell from its neighbours; position → line by `line_of`."""
+        for i, integer in enumerate(integers):
+            if integer is not None and abs(integer) > LARGEST_EXACT:
+                self.fail(not_exact("rewards", integer), line_of(i))
 
     def _check_text(self, task_id: str, line: int) -> None:
         """Refuse what no file can hold: JSON can spell half of a surrogate pair."""
@@ -243,6 +256,8 @@ class _Lines:
     def rollouts(self) -> Rollouts:
         if not self.task_ids:
             self.fail("the file holds no tasks")
+        if "" in self.task_ids:
+            self.fail("the task_id is empty", self.numbers[self.task_ids.index("")])
         flat = np.frombuffer(self.flat, np.float64)
         finite = np.isfinite(flat)
         if not finite.all():
@@ -311,7 +326,8 @@ def _read_jsonl(path: PathLike, choose: Choose) -> Rollouts:
         return columns
 
     for number, text in enumerate(_text_lines(path), 1):
-        if text.isspace():
+        # Of a lone byte order mark nothing is left.
+        if not text.strip():
             continue
         try:
             record = _JSON.decode(text)
@@ -360,13 +376,13 @@ def _read_csv(path: PathLike, choose: Choose) -> Rollouts:
     lines = _Lines(path)
     table = csv.reader(_text_lines(path), strict=True)
     try:
-        header = [name.strip() for name in next(table, [])]
+        header = [name.strip() for name in next(filter(None, table), [])]
         if not header:
             lines.fail("the file is empty: it must begin with a header that has task_id")
         try:
             columns = choose(header)
         except ValueError as error:
-            lines.fail(str(error), 1)
+            lines.fail(str(error), table.line_num)
         lines.columns[columns] = None
         lines.one_sample_a_line = not columns.wide
         for cells in table:
@@ -378,8 +394,6 @@ def _read_csv(path: PathLike, choose: Choose) -> Rollouts:
             rewards = [cells[i] for i in columns.rewards]
             if columns.wide:
                 rewards = [cell for cell in rewards if cell.strip()]
-            if not cells[columns.task]:
-                lines.fail("the task_id is empty", number)
             lines.add(cells[columns.task], [_cell(cell) for cell in rewards], number)
     except csv.Error as error:
         lines.fail(f"not valid CSV: {error}", table.line_num)
@@ -388,24 +402,42 @@ def _read_csv(path: PathLike, choose: Choose) -> Rollouts:
 
 def _cell(text: str) -> Any:
     """A number where the text is one; else the text itself, to be named in the error."""
+    # Python's own spellings of numbers, 1_000 and digits of other scripts, are nobody else's.
+    if "_" in text or not text.isascii():
+        return text
     try:
-        return float(text)
+        number = float(text)
+        # What float64 may have rounded is given on in full, to be refused if it is an integer.
+        if LARGEST_EXACT <= abs(number) < math.inf and text.strip().lstrip("+-").isdigit():
+            return int(text)
+        return number
     except ValueError:
         return {"true": 1.0, "false": 0.0}.get(text.strip().lower(), text)
+
+
+# What NumPy raises, by way of tokenize and zipfile too, of a file that is no array.
+_NO_NPY = (ValueError, EOFError, MemoryError, OverflowError, TokenError, BadZipFile)
 
 
 def _read_npy(path: PathLike) -> Rollouts:
     with open(path, "rb") as file:
         try:
             matrix = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except _NO_NPY as error:
             raise RolloutFileError(path, f"not a .npy file of numbers: {error}") from None
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or not matrix.size:
         shape = getattr(matrix, "shape", "several arrays")
         raise RolloutFileError(path, f"must hold a (tasks, samples) array; got shape {shape}")
     if matrix.dtype.kind not in "biuf":
         raise RolloutFileError(path, f"must hold numbers or bools; got dtype {matrix.dtype}")
-    matrix = matrix.astype(np.float64)
+    inexact = inexact_integers(matrix, matrix)
+    if inexact is not None:
+        task, sample = np.unravel_index(np.argmax(inexact), matrix.shape)
+        got = f"{matrix[task, sample]} in task {task}, sample {sample}"
+        raise RolloutFileError(path, not_exact("rewards", got))
+    # A longdouble beyond float64 becomes an infinity, which is refused below.
+    with np.errstate(over="ignore"):
+        matrix = matrix.astype(np.float64)
     finite = np.isfinite(matrix)
     if not finite.all():
         task, sample = np.unravel_index(np.argmin(finite), matrix.shape)
@@ -454,10 +486,14 @@ def _numbers_of(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    def numbers(name: str, column: Any) -> Floats:
+    def numbers(name: str, column: Any, row_of: Callable[[int], int] = lambda i: i) -> Floats:
         kind = column.type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.bool_()):
             lines.fail(f"{name} must be numbers or bools; got {kind}")
+        if pa.types.is_integer(kind) and kind.bit_width == 64:
+            ends = pc.min_max(column).as_py().values()
+            if any(end is not None and abs(end) > LARGEST_EXACT for end in ends):
+                lines.check_exact(column.to_pylist(), lambda i: row_of(i) + 1)
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
 
     if columns.wide:
@@ -476,7 +512,12 @@ def _numbers_of(
     if not is_list:
         lines.fail(f"{columns.reward} must be lists; got {column.type}")
     lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
-    return numbers(columns.reward, pc.list_flatten(column)), lengths, True
+    ends = np.cumsum(lengths)
+
+    def row_of(i: int) -> int:
+        return int(np.searchsorted(ends, i, side="right"))
+
+    return numbers(columns.reward, pc.list_flatten(column), row_of), lengths, True
 
 
 def _check_no_null(lines: _Lines, name: str, column: Any) -> None:
@@ -511,8 +552,9 @@ def _write_jsonl(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -
 
 def _write_csv(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["task_id", "reward", "transformed"])
+    text.write("task_id,reward,transformed\n")
+    # All ids in quotes: left to itself, Python's writer does not quote a lone carriage return.
+    table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for task_id, rewards, transformed in zip(
         rollouts.task_ids, rollouts.rewards, values, strict=True
     ):

@@ -29,6 +29,19 @@ def check_folder(path: PathLike) -> None:
         raise FileNotFoundError(f"{os.fspath(path)}: there is no folder {str(folder)!r}")
     if Path(path).is_dir():
         raise IsADirectoryError(f"{os.fspath(path)}: a folder is in the place of the file")
+    # What is renamed onto a device or a pipe takes its place, for every other program too.
+    if Path(path).exists() and not Path(path).is_file():
+        raise FileExistsError(f"{os.fspath(path)}: must be a regular file")
+    # /dev/stdout is a regular file where stdout goes to one, and all that it holds would be lost.
+    if any(_is_open_as(stream, path) for stream in (1, 2)):
+        raise FileExistsError(f"{os.fspath(path)}: must be a file that is not stdout or stderr")
+
+
+def _is_open_as(descriptor: int, path: PathLike) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:  # one of them is not there
+        return False
 
 
 @contextmanager
@@ -38,7 +51,11 @@ def written_whole(path: PathLike) -> Iterator[BinaryIO]:
     It is written beside its target, as `.NAME.<random>.tmp`, forced to disk, and then renamed. A
     SIGTERM or SIGHUP that would end the process still does, once that file is removed; where the
     program has a handler of its own, or ignores the signal, that is left to it.
+
+    Raises:
+        OSError: as :func:`check_folder`, before the block begins.
     """
+    check_folder(path)
     target = Path(os.path.realpath(path))
     draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     with _removed_by_signals(draft):

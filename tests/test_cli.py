@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 
 from pkpo_kernels import available_implementations, cli, dispatch, rollouts, transform
+from pkpo_kernels.evaluation import evaluate
 from pkpo_kernels.rollouts import read_rollouts
 from pkpo_kernels.verification import Finding
 
@@ -128,9 +130,10 @@ class TestPassk:
         assert "lacks 'none' and adds 'other'" in err
 
     def test_json(self, pkpo: Pkpo, binary: Path, tmp_path: Path) -> None:
-        pkpo("passk", binary, "-k", "1,11", "--json", tmp_path / "o.json", "--against", binary)
+        other = Path(shutil.copy(binary, tmp_path / "other.jsonl"))
+        pkpo("passk", binary, "-k", "1,11", "--json", tmp_path / "o.json", "--against", other)
         found = json.loads((tmp_path / "o.json").read_text())
-        assert (found["file"], found["against"]) == (str(binary), str(binary))
+        assert (found["file"], found["against"]) == (str(binary), str(other))
         assert found["rows"][0]["estimate"] == pytest.approx(0.4)
         assert found["rows"][1]["estimate"] is None
         assert found["difference"][0]["estimate"] == 0
@@ -141,8 +144,9 @@ class TestPassk:
     ) -> None:
         pytest.importorskip("matplotlib")
         path = tmp_path / f"curve.{extension}"
-        code, out, err = pkpo("passk", binary, "-k", "1-10", "--plot", path, "--against", binary)
-        assert (code, err) == (0, 2 * f"{binary}: {TASKS_A_LINE}")
+        other = Path(shutil.copy(binary, tmp_path / "other.jsonl"))
+        code, out, err = pkpo("passk", binary, "-k", "1-10", "--plot", path, "--against", other)
+        assert (code, err) == (0, f"{binary}: {TASKS_A_LINE}{other}: {TASKS_A_LINE}")
         assert path.read_bytes().startswith(head)
         assert f"written to {path}" in out
 
@@ -169,6 +173,27 @@ class TestPassk:
             str(binary),
             str(other),
         ]
+
+    @pytest.mark.parametrize("name", ["_a", "a$b$", "$x", "a\udcff\n"])
+    def test_plot_labels_are_the_names(
+        self, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        pytest.importorskip("matplotlib")
+        from matplotlib.figure import Figure
+
+        figures = []
+        savefig = Figure.savefig
+
+        def kept(self: Figure, *args: Any, **rest: Any) -> None:
+            figures.append(self)
+            savefig(self, *args, **rest)
+
+        monkeypatch.setattr(Figure, "savefig", kept)
+        curve = evaluate(read_rollouts(binary).by_task(), [1, 2])
+        assert b"<svg" in cli._drawn([(name, curve)], tmp_path / "c.svg")
+        (text,) = figures[0].axes[0].get_legend().get_texts()
+        assert text.get_text() == name.replace("\udcff", "\ufffd").replace("\n", "\ufffd")
+        assert not text.get_parse_math()
 
     def test_plot_without_matplotlib_is_refused_first(
         self, pkpo: Pkpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -365,11 +390,24 @@ REFUSED = {
     ),
     "task column": ("passk {ragged} -k 1 --task-column task", "did you mean 'task_id'?"),
     "no output": ("transform {ragged} -k 2", "'-o' / '--output'"),
+    "output is the file": (
+        "transform {ragged} -k 2 -o {ragged}",
+        "--output must be another file than the file; got",
+    ),
+    "against itself": (
+        "passk {ragged} -k 2 --against {ragged}",
+        "--against must be another file than the file; got",
+    ),
+    "json is the file": (
+        "passk {ragged} -k 2 --json {ragged}",
+        "--json must be another file than the file; got",
+    ),
     "ragged npy": ("transform {ragged} -k 2 -o {out}.npy", "1 to 4: write .jsonl"),
     "extension": ("transform {ragged} -k 2 -o {out}.txt", "extension must be .jsonl"),
     "no folder": ("transform {ragged} -k 2 -o {out}/o.csv", "there is no folder"),
     "no file": ("passk {out} -k 1", "No such file or directory"),
     "ks": ("passk {ragged} -k 1,x", "rising ranges, such as 1,5,10 or 1-10; got '1,x'"),
+    "too many": ("passk {ragged} -k 1-99999,5-900000000", "at most 100000 ks in all; got '1-9"),
     "falling range": ("passk {ragged} -k 5-1", "got '5-1'"),
     "zero": ("passk {ragged} -k 0", "got '0'"),
     "metric": ("passk {ragged} -k 1 --metric best", "--metric must be pass or max; got 'best'"),
@@ -399,6 +437,25 @@ def test_one_line_exit_code_2_and_nothing_left_behind(
     assert stderr.count("\n") == 1
     assert message in stderr
     assert os.listdir(tmp_path) == [ragged.name]
+
+
+@pytest.mark.parametrize("k", [4, 2_000_000_000])
+def test_clip_takes_any_k_in_chunks_of_any_width(
+    pkpo: Pkpo, ragged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    monkeypatch.setattr(cli, "_CELLS", 1)
+    out = tmp_path / "o.jsonl"
+    assert pkpo("transform", ragged, "-k", k, "-o", out, "--undersized", "clip")[0] == 0
+    for line in out.read_text().splitlines():
+        task = json.loads(line)
+        n = len(task["rewards"])
+        want = transform(np.array(task["rewards"]), min(k, n)) if n > 1 else [0.0]
+        np.testing.assert_allclose(task["transformed"], want)
+
+
+def test_no_reward_columns(pkpo: Pkpo, ragged: Path) -> None:
+    code, _, err = pkpo("passk", ragged, "-k", "1", "--reward-columns", "")
+    assert (code, err) == (2, "pkpo: --reward-columns must be names such as s0,s1; got ''\n")
 
 
 def test_a_bad_line_is_named(pkpo: Pkpo, tmp_path: Path) -> None:
@@ -445,7 +502,7 @@ class TestVerify:
         code, out, err = pkpo("verify", "--implementation", "numpy", *options)
         assert (code, err) == (0, "")
         report = json.loads(path.read_text())
-        assert report["passed"] is True
+        assert (report["passed"], report["interrupted"]) == (True, False)
         assert (report["seed"], report["fuzz_minutes"]) == (3, 0.002)
         assert report["versions"]["numpy"] == np.__version__
         assert report["implementations"] == available_implementations()
@@ -470,7 +527,7 @@ class TestVerify:
         assert report["findings"][0]["worst_error"] is None
         assert report["findings"][0]["worst_case"] == "n=9: OSError: no"
 
-    def test_an_interrupted_run_leaves_no_report(
+    def test_an_interrupted_run_tells_what_it_has_found(
         self, pkpo: Pkpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def interrupted(*_: Any, **__: Any) -> Iterator[Finding]:
@@ -478,8 +535,14 @@ class TestVerify:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cli, "findings", interrupted)
-        assert pkpo("verify", "--report", tmp_path / "report.json")[0] == 130
-        assert os.listdir(tmp_path) == []
+        monkeypatch.setattr(cli, "count_findings", lambda names: 2)
+        code, out, _ = pkpo("verify", "--report", tmp_path / "report.json")
+        assert code == 130
+        assert [row[-1] for row in rows_of(out)] == ["ok"]
+        assert "interrupted after 1 checks, of which 0 failed" in out
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert (report["passed"], report["interrupted"]) == (False, True)
+        assert len(report["findings"]) == 1
 
     def test_without_typer_or_rich(self, tmp_path: Path) -> None:
         path = tmp_path / "report.json"
@@ -553,11 +616,14 @@ class TestInfo:
 
 
 def test_python_m(binary: Path) -> None:
-    command = [sys.executable, "-m", "pkpo_kernels", "passk", str(binary), "-k", "5"]
+    command = [sys.executable, "-m", "pkpo_kernels", "passk", str(binary), "-k", "5,11"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "30"}
+    # Which cannot show the dash of k = 11.
+    environment["PYTHONIOENCODING"] = "ascii"
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, f"{binary}: {TASKS_A_LINE}")
     assert "62.400794 %" in done.stdout
+    assert r"\u2013" in done.stdout
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])

@@ -102,6 +102,10 @@ class TestReading:
         pq.write_table(pa.table({"task_id": [4, 5, 4], "reward": [True, False, False]}), path)
         assert plain(read_rollouts(path)) == {"4": [1, 0], "5": [0]}
 
+    def test_no_reward_columns_are_none(self, tmp_path: Path) -> None:
+        with pytest.raises(RolloutFileError, match="must name each key once; got none"):
+            read_rollouts(put(tmp_path / "r.jsonl", GOOD), reward_columns=[])
+
     def test_parquet_follows_the_rule_of_csv(self, tmp_path: Path) -> None:
         pa = pytest.importorskip("pyarrow")
         pq = pytest.importorskip("pyarrow.parquet")
@@ -122,6 +126,13 @@ class TestReading:
         with pytest.raises(RolloutFileError, match="'level' is not of one family with s0"):
             read_rollouts(path)
 
+    def test_large_floats_and_what_float64_holds(self, tmp_path: Path) -> None:
+        text = '{"task_id": "a", "rewards": [9007199254740992, -9007199254740992, 1e300, 0.5]}'
+        rewards = {"a": [2.0**53, -(2.0**53), 1e300, 0.5]}
+        assert plain(read_rollouts(put(tmp_path / "r.jsonl", text))) == rewards
+        text = "task_id,s0,s1,s2,s3\na,9007199254740992,-9007199254740992,1e300,0.5\n"
+        assert plain(read_rollouts(put(tmp_path / "r.csv", text))) == rewards
+
     def test_many_lines(self, tmp_path: Path) -> None:
         text = "".join(f'{{"task_id": "{i // 10}", "reward": {i % 2}}}\n' for i in range(20_000))
         got = read_rollouts(put(tmp_path / "r.jsonl", text))
@@ -134,7 +145,14 @@ GOOD = '{"task_id": "a", "rewards": [1]}\n'
 FAULTS: dict[str, tuple[str | bytes, str]] = {
     "empty.jsonl": ("", "{}: the file holds no tasks"),
     "blank.jsonl": ("\n \n", "{}: the file holds no tasks"),
+    "mark.jsonl": (b"\xef\xbb\xbf", "{}: the file holds no tasks"),
+    "blank_first.csv": ("\n\ntask_id,reward\na,x\n", "{}:4: a reward must be a number"),
+    "blank_no_header.csv": ("\na,1\n", "{}:2: there must be a column task_id"),
     "broken.jsonl": (GOOD + '{"task_id"\n', "{}:2: not valid JSON: "),
+    "empty_id.jsonl": (
+        GOOD + '{"task_id": "", "rewards": [1]}',
+        "{}:2: the task_id is empty",
+    ),
     "list.jsonl": (GOOD + "\n[1]\n", "{}:3: a line must be a JSON object"),
     "no_id.jsonl": ('{"rewards": [1]}', "{}:1: there must be a key task_id, or one chosen with"),
     "no_rewards.jsonl": ('{"task_id": "a"}', "{}:1: there are no rewards beside the key 'task_id'"),
@@ -186,6 +204,11 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
         '{"task_id": "b", "reward": 1e999}',
         "{}:1: a reward must be finite; got inf",
     ),
+    "inexact.jsonl": (
+        GOOD + '{"task_id": "b", "rewards": [0.5, -9007199254740993]}\n',
+        "{}:2: rewards must be integers of at most 2**53 in magnitude, beyond which float64"
+        " confuses neighbours; got -9007199254740993",
+    ),
     "bad_id.jsonl": (
         '{"task_id": [1], "reward": 1}',
         "{}:1: task_id must be a string or an integer",
@@ -197,8 +220,17 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     "alone.csv": ("task_id\na\n", "{}:1: there are no rewards beside the column 'task_id'"),
     "surrogate.csv": (b"task_id,reward\na,1\n\xed\xa0\x80,1\n", "{}:3: not UTF-8 at byte 0"),
     "text.csv": ("task_id,reward\na,1\nb,yes\n", '{}:3: a reward must be a number; got "yes"'),
+    "underscore.csv": (
+        "task_id,reward\na,1_0\n",
+        '{}:2: a reward must be a number; got "1_0"',
+    ),
+    "arabic.csv": ("task_id,reward\na,٣\n", "{}:2: a reward must be a number; got "),
     "hole.csv": ("task_id,reward\na,\n", '{}:2: a reward must be a number; got ""'),
     "nan.csv": ("task_id,reward\na,1\nb,nan\n", "{}:3: a reward must be finite; got nan"),
+    "inexact.csv": (
+        "task_id,reward\na,9007199254740992\na,9007199254740993\n",
+        "{}:3: rewards must be integers of at most 2**53 in magnitude",
+    ),
     "short.csv": ("task_id,s0,s1\na,1,0\nb,1\n", "{}:3: 2 cells where the header has 3"),
     "none_left.csv": ("task_id,s0,s1\na,,\n", "{}:2: task 'a' has no rewards"),
     "twice.csv": ("task_id,s0\na,1\na,0\n", "{}:3: task_id 'a' was on line 2 already"),
@@ -227,6 +259,11 @@ def test_a_fault_is_named_by_file_and_line(tmp_path: Path, name: str) -> None:
         (np.array([["a"]]), "must hold numbers or bools; got dtype <U1"),
         (np.array([[0, 1], [0, np.nan]]), "a reward must be finite; got nan in task 1, sample 1"),
         (np.array([[None]]), "not a .npy file of numbers: "),
+        (
+            np.array([[0, 1], [0, 2**53 + 1]], np.uint64),
+            "rewards must be integers of at most 2**53 in magnitude, beyond which float64 confuses"
+            " neighbours; got 9007199254740993 in task 1, sample 1",
+        ),
     ],
 )
 def test_a_fault_in_npy(tmp_path: Path, array: Any, message: str) -> None:
@@ -238,11 +275,37 @@ def test_a_fault_in_npy(tmp_path: Path, array: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776, 1048576), }",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000000000000, 1), }",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (1, ",
+        None,
+    ],
+)
+def test_what_is_no_npy(tmp_path: Path, header: bytes | None) -> None:
+    head = b"PK\x03\x04" if header is None else b"\x93NUMPY\x01\x00" + bytes([len(header) + 1, 0])
+    path = put(tmp_path / "r.npy", head + (header or b"") + b"\n" + b"\0" * 8)
+    with pytest.raises(RolloutFileError, match=r"r\.npy: not a \.npy file of numbers: "):
+        read_rollouts(path)
+
+
+def test_a_longdouble_beyond_float64(tmp_path: Path) -> None:
+    if np.finfo(np.longdouble).max <= np.finfo(np.float64).max:
+        pytest.skip("longdouble is float64 here")
+    np.save(tmp_path / "r.npy", np.array([[1, np.finfo(np.longdouble).max]]))
+    # Any warning is an error in these tests.
+    with pytest.raises(RolloutFileError, match="finite; got inf in task 0, sample 1"):
+        read_rollouts(tmp_path / "r.npy")
+
+
+@pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"id": ["a"], "reward": [1]}, ": there must be a column task_id, or one chosen with"),
         ({"task_id": ["a", "b"], "rewards": [[1], None]}, ":2: rewards is null"),
         ({"task_id": ["a", None], "rewards": [[1], [1]]}, ":2: task_id is null"),
+        ({"task_id": ["a", ""], "rewards": [[1], [1]]}, ":2: the task_id is empty"),
         ({"task_id": ["a", "b"], "rewards": [[1], []]}, ":2: task 'b' has no rewards"),
         ({"task_id": ["a", "a"], "rewards": [[1], [0]]}, ":2: task_id 'a' was on line 1 already"),
         ({"task_id": ["a", "b"], "rewards": [[1.0], [1.0, None]]}, ":2: a reward must be finite"),
@@ -251,6 +314,11 @@ def test_a_fault_in_npy(tmp_path: Path, array: Any, message: str) -> None:
         ({"task_id": ["a", "b"], "reward": [[1], [2]]}, ": reward must be numbers or bools; got"),
         ({"task_id": ["a", "b"], "s0": [1, 2], "s1": ["x", "y"]}, ": s1 must be numbers or bools"),
         ({"task_id": ["a", "b"], "s0": [1, None], "s1": [1, None]}, ":2: task 'b' has no rewards"),
+        (
+            {"task_id": ["a", "b"], "s0": [1, None], "s1": [1, 2**60]},
+            ":2: rewards must be integers",
+        ),
+        ({"task_id": ["a", "b"], "rewards": [[1, 2], [-(2**60)]]}, ":2: rewards must be integers"),
     ],
 )
 def test_a_fault_in_parquet(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
@@ -396,23 +464,20 @@ class TestRollouts:
         rewards, where = made(TASKS).padded()
         np.testing.assert_array_equal(rewards, [[0, 1, 1], [1, 0, 0], [0.5, -2, 0]])
         np.testing.assert_array_equal(where, [[1, 1, 1], [1, 0, 0], [1, 1, 0]])
-        assert made(TASKS).padded(5)[1].sum(axis=1).tolist() == [3, 1, 2]
-        assert made(TASKS).padded(5)[0].shape == (3, 5)
 
     def test_ragged(self) -> None:
         assert made(TASKS).ragged
         assert not made({"a": [1.0, 0.0], "b": [0.0, 0.0]}).ragged
 
-    @pytest.mark.parametrize(("cells", "width"), [(1, 0), (4, 0), (6, 2), (10, 3), (100, 50)])
-    def test_chunks_hold_every_task_once_and_fit(self, cells: int, width: int) -> None:
+    @pytest.mark.parametrize("cells", [1, 4, 6, 10])
+    def test_chunks_hold_every_task_once_and_fit(self, cells: int) -> None:
         lengths = [1, 1, 1, 2, 5, 1, 1, 1, 1, 3]
         tasks = made({str(i): [float(i)] * n for i, n in enumerate(lengths)})
-        chunks = list(tasks.chunks(cells, width))
+        chunks = list(tasks.chunks(cells))
         assert [t for chunk in chunks for t in chunk.task_ids] == list(tasks.task_ids)
         for chunk in chunks:
-            assert chunk.padded(width)[0].size <= cells or len(chunk.task_ids) == 1
-        if cells == 100:
-            assert len(chunks) == 5
+            assert chunk.padded()[0].size <= cells or len(chunk.task_ids) == 1
+        assert len(chunks) == {1: 10, 4: 5, 6: 5, 10: 4}[cells]
 
 
 class TestWriting:
@@ -429,10 +494,10 @@ class TestWriting:
         lines = (tmp_path / "o.csv").read_text(encoding="utf-8").split("\n")
         assert lines == [
             "task_id,reward,transformed",
-            "b,0.0,0.0",
-            "b,1.0,0.5",
-            "b,1.0,0.5",
-            "a,1.0,0.0",
+            '"b",0.0,0.0',
+            '"b",1.0,0.5',
+            '"b",1.0,0.5',
+            '"a",1.0,0.0',
             '"ü ,""",0.5,0.3333333333333333',
             '"ü ,""",-2.0,nan',
             "",
@@ -456,8 +521,9 @@ class TestWriting:
         if extension == "parquet":
             pytest.importorskip("pyarrow")
         path = tmp_path / f"o.{extension}"
-        write_transformed(path, made(TASKS), self.VALUES)
-        assert plain(read_rollouts(path)) == TASKS
+        tasks = {f"{task}\r!": rewards for task, rewards in TASKS.items()}
+        write_transformed(path, made(tasks), self.VALUES)
+        assert plain(read_rollouts(path)) == tasks
 
     def test_ragged_npy_is_refused_before_anything(self, tmp_path: Path) -> None:
         path = tmp_path / "o.npy"
@@ -477,6 +543,24 @@ class TestWriting:
         (tmp_path / "o.csv").mkdir()
         with pytest.raises(IsADirectoryError, match="a folder is in the place of the file"):
             check_output(tmp_path / "o.csv")
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+    def test_what_is_no_regular_file_stays(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "o.csv"
+        os.mkfifo(pipe)
+        with pytest.raises(FileExistsError, match=r"o\.csv: must be a regular file"):
+            check_output(pipe)
+        with pytest.raises(FileExistsError, match="must be a regular file"), written_whole(pipe):
+            pass
+        assert pipe.is_fifo()
+        assert os.listdir(tmp_path) == ["o.csv"]
+
+    def test_stdout_is_not_replaced(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = put(tmp_path / "o.csv", "")
+        monkeypatch.setattr(os, "fstat", lambda descriptor: os.stat(path))
+        with pytest.raises(FileExistsError, match="must be a file that is not stdout or stderr"):
+            check_output(path)
+        check_output(tmp_path / "other.csv")
 
     @pytest.mark.parametrize("extension", ["jsonl", "csv", "npy", "parquet"])
     def test_a_failure_midway_leaves_the_old_file_alone(
