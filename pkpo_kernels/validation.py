@@ -146,30 +146,29 @@ def checked_array(argument: str, value: Any) -> tuple[Array, str]:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{argument} must be an array or a nested list of equally long rows; got"
-            f" {shown(value)}: {_ragged_or(error, value)}"
-        ) from None
+        ragged = isinstance(error, ValueError) and isinstance(value, (list, tuple))
+        raise ValueError(_not_rows(argument, value, _PAD if ragged else str(error))) from None
     if array.dtype == object:
         if array.ndim == 0:
             raise TypeError(
                 f"{argument} must be an array or a nested list of numbers; got {shown(value)}"
             )
         if any(isinstance(entry, (list, tuple, np.ndarray)) for entry in array.flat):
-            raise ValueError(
-                f"{argument} must be an array or a nested list of equally long rows; got"
-                f" {shown(value)}: pad, and pass where= to leave the padding out"
-            )
+            raise ValueError(_not_rows(argument, value, _PAD))
         _check_entries(argument, argument, array.tolist())
     # As this machine keeps numbers, whatever machine has written them.
     return array.astype(array.dtype.newbyteorder("="), copy=False), "numpy"
 
 
-def _ragged_or(error: Exception, value: Any) -> str:
-    """What to do about rows of many lengths; for anything else what NumPy says."""
-    if isinstance(error, ValueError) and isinstance(value, (list, tuple)):
-        return "pad, and pass where= to leave the padding out"
-    return str(error)
+_PAD = "pad, and pass where= to leave the padding out"
+
+
+def _not_rows(argument: str, value: Any, why: str) -> str:
+    """What to say of a value that is no array, or of rows of many lengths."""
+    return (
+        f"{argument} must be an array or a nested list of equally long rows; got"
+        f" {shown(value)}: {why}"
+    )
 
 
 def _check_plain_tensor(argument: str, tensor: Any) -> None:
