@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +17,8 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # The kernels need processes of their own: `make test` runs the contract once more with
-# TRITON_INTERPRET=1 and once with PALLAS_INTERPRET=1, and `make gpu-test` with TEST_DEVICE=cuda.
+# TRITON_INTERPRET=1, with PALLAS_INTERPRET=1, and with TEST_DEVICE=ptx, where what Triton compiles
+# for a GPU is executed on the CPU (bench.ptx); `make gpu-test` with TEST_DEVICE=cuda.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PALLAS_INTERPRETED = os.environ.get("PALLAS_INTERPRET") == "1"
 _XLA_FLAGS = ["--xla_force_host_platform_device_count=8"]  # to shard over, on any CPU
@@ -29,7 +30,11 @@ if _OLD_JAX and (PALLAS_INTERPRETED or not os.environ.get("XLA_AS_SHIPPED")):
 if PALLAS_INTERPRETED:
     _XLA_FLAGS.append("--xla_backend_optimization_level=0")
 os.environ["XLA_FLAGS"] = " ".join((*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")))
-DEVICE = os.environ.get("TEST_DEVICE", "cpu")
+_TESTED = os.environ.get("TEST_DEVICE", "cpu")
+ON_PTX = _TESTED == "ptx"
+# Where tensors are.
+DEVICE = "cpu" if ON_PTX else _TESTED
+TRITON_RUNS = INTERPRETED or ON_PTX or DEVICE == "cuda"
 
 # What of the contract `make test` leaves to `make test-all` where every test is programs to
 # compile, or to interpret: all but what these patterns of names find …
@@ -71,6 +76,44 @@ _PALLAS_RELEASE = re.compile(
 )
 
 
+# ---- The machine that executes PTX -------------------------------------------------------------
+
+_LAUNCHED = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if ON_PTX:
+        config.add_cleanup(ptx_device().__exit__)
+        ptx_device().__enter__()
+
+
+@cache
+def ptx_device() -> Any:
+    from bench.ptx.driver import Device
+
+    return Device(keep=False, order="random")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if ON_PTX and hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["launched"] = ptx_device().launched
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    launched = getattr(node, "workeroutput", {}).get("launched", 0)
+    node.config.stash[_LAUNCHED] = node.config.stash.get(_LAUNCHED, 0) + launched
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if ON_PTX:
+        launched = config.stash.get(_LAUNCHED, 0) + ptx_device().launched
+        terminalreporter.write_line(f"ptx: {launched} launches executed")
+
+
+# ---- What runs when ----------------------------------------------------------------------------
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
@@ -99,8 +142,8 @@ class Subject:
     hidden_k: bool = False
     # torch as it runs where data must not be looked at: on a GPU, or under torch.compile
     branchless: bool = False
-    # kernels that are interpreted: small matrices
-    interpreted: bool = INTERPRETED
+    # kernels that are interpreted, or executed instruction by instruction: small matrices
+    interpreted: bool = INTERPRETED or ON_PTX
     # and of those the ones that are first compiled step by step: few different programs
     simulated: bool = False
     # JAX allowed to promote nothing, and with its own checks
@@ -171,8 +214,8 @@ class Subject:
 
 
 _TRITON = (
-    Subject("triton", "triton", "torch"),
-    Subject("triton-hidden-k", "triton", "torch", hidden_k=True),
+    Subject("ptx" if ON_PTX else "triton", "triton", "torch"),
+    Subject("ptx-hidden-k" if ON_PTX else "triton-hidden-k", "triton", "torch", hidden_k=True),
 )
 _PORTABLE = (
     Subject("reference", "reference", "numpy"),
@@ -184,9 +227,7 @@ _PORTABLE = (
     Subject("xla-strict", "xla", "jax", strict=True),
 )
 _PALLAS = (Subject("pallas", "pallas_interpret", "jax", interpreted=True, simulated=True),)
-SUBJECTS = (
-    _TRITON if INTERPRETED or DEVICE == "cuda" else _PALLAS if PALLAS_INTERPRETED else _PORTABLE
-)
+SUBJECTS = _TRITON if TRITON_RUNS else _PALLAS if PALLAS_INTERPRETED else _PORTABLE
 
 
 @contextmanager

@@ -1,0 +1,13 @@
+"""A machine for PTX: executes, on the CPU, what Triton compiles for an NVIDIA GPU.
+
+    instructions  what every instruction computes: a table
+    program       PTX text → basic blocks, compiled to Python over NumPy
+    memory        tensors and shared memory, and who touched which byte when
+    launch        a grid of CTAs, warp after warp, with barriers
+    counts        instructions, wavefronts, sectors, barriers of a launch
+    driver        what Triton takes for its driver, so that kernels launch as they do on a GPU
+
+It finds what no result shows, each with the line of the Triton source: see `launch`. What it cannot
+show: time, what ptxas makes of the PTX (SASS is counted, never run), and a memory model weaker than
+barriers and the order of the program.
+"""

@@ -1,0 +1,168 @@
+"""A driver for Triton whose GPU is `launch.Launch`.
+
+Kernels are launched as ever: Triton specialises and compiles them for the GPU, with its cache, its
+hooks and its grid; in the end the PTX is run here, on tensors in the CPU's memory.
+
+>>> import torch
+>>> import pkpo_kernels as pk
+>>> with Device() as device:  # doctest: +SKIP
+...     pk.transform(torch.randn(64, 8), 2, implementation="triton")
+...     print(device.launches[-1].run.counts.per_element(64 * 8, ctas=1))
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from bench.ptx.launch import Launch
+from bench.ptx.program import Program
+from pkpo_kernels import dispatch
+
+# Bytes of shared memory that a CTA may have, by compute capability.
+_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A launch and what was asked for, by which it can be run again."""
+
+    run: Launch
+    ptx: str
+    cubin: bytes
+    arguments: dict[str, Any]  # as the kernel calls them: tensors and numbers, no constants
+    shared_bytes: int
+
+
+def run_ptx(
+    ptx: str, grid: int, arguments: dict[str, Any], shared_bytes: int, **options: Any
+) -> Launch:
+    """Run a grid. A tensor's address may be given as its own: name → (tensor, address)."""
+    tensors, numbers = {}, []
+    for name, value in arguments.items():
+        address = None
+        if isinstance(value, tuple):
+            value, address = value
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value
+            value = value.data_ptr() if address is None else address
+        numbers.append(value)
+    return Launch(_program(ptx), grid, numbers, tensors, shared_bytes, **options)
+
+
+@functools.lru_cache(128)
+def _program(ptx: str) -> Program:
+    return Program(ptx)
+
+
+class Device:
+    """What Triton takes for an NVIDIA GPU and its driver, as long as it is entered.
+
+    Args:
+        capability: compute capability times ten: 80, 90, 100.
+        keep: launches are kept in `launches`; else they are only counted, in `launched`.
+        change: PTX → PTX that is run instead, and may be faulty: then faults are kept, not raised.
+        options: of every `Launch`.
+    """
+
+    def __init__(
+        self,
+        capability: int = 90,
+        *,
+        keep: bool = True,
+        change: Callable[[str], str] | None = None,
+        **options: Any,
+    ) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+        self.keep, self.change, self.options = keep, change, options
+        self.launches: list[Launched] = []
+        self.launched = 0
+        self.utils = self  # Triton asks it for device properties, and to load binaries
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> Device:
+        self._entered = ExitStack()
+        triton.knobs.runtime.kernel_load_start_hook.add(self._about_to_load)
+        triton.runtime.driver.set_active(self)
+        # Here the library lets tensors on the CPU through to the kernels.
+        for name, value in (("_interpreted", True), ("_interpreter_fails", None)):
+            patch = mock.patch.object(dispatch, name, lambda value=value: value)
+            self._entered.enter_context(patch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entered.close()
+        triton.knobs.runtime.kernel_load_start_hook.remove(self._about_to_load)
+        triton.runtime.driver.set_active(None)
+
+    # ---- What Triton asks a driver -------------------------------------------------------------
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        # Triton keeps kernels by the device's number: no other GPU's may be taken for this one's.
+        return int(self.target.arch)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, kind: str) -> str:
+        return kind
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        shared = _SHARED_BYTES[self.target.arch]
+        return {"max_shared_mem": shared, "multiprocessor_count": 132, "warpSize": 32}
+
+    def _about_to_load(
+        self, module: Any, function: Any, name: str, metadata_group: dict[str, str], hash: str
+    ) -> None:
+        # The launcher is given the binary alone; the PTX lies beside it in Triton's cache.
+        self._files = metadata_group
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
+        ptx = next(Path(file) for file in self._files.values() if file.endswith(".ptx"))
+        # module, function, registers, spilled words, threads of a CTA at most
+        return None, (ptx.read_text(), binary), 0, 0, 1024
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        kinds = list(source.signature.items())
+
+        def launch(
+            x: int, y: int, z: int, stream: int, function: tuple[str, bytes], *rest: Any
+        ) -> None:
+            assert y == z == 1, "grids have one axis here"
+            arguments = {
+                name: value
+                # Behind the metadata of kernel and launch, and two hooks.
+                for (name, kind), value in zip(kinds, rest[4:], strict=True)
+                if kind != "constexpr"
+            }
+            # Triton keeps launchers, perhaps of a device that was entered before.
+            triton.runtime.driver.active.run(function, x, arguments, metadata.shared)
+
+        return launch
+
+    def run(
+        self, function: tuple[str, bytes], grid: int, arguments: dict[str, Any], shared_bytes: int
+    ) -> None:
+        ptx, cubin = function
+        changed = ptx if self.change is None else self.change(ptx)
+        run = run_ptx(changed, grid, arguments, shared_bytes, **self.options)
+        self.launched += 1
+        if self.keep:
+            self.launches.append(Launched(run, ptx, cubin, arguments, shared_bytes))
+        if self.change is None:
+            run.faults.check()

@@ -1,0 +1,617 @@
+"""The machine that executes PTX: each of its instructions, and each fault that it finds.
+
+Values are those of NVIDIA's PTX ISA, chapter "Instruction Set"; kernels are written by hand here.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from bench.ptx.instructions import (  # noqa: E402
+    _TABLE,
+    UnknownInstructionError,
+    fma32,
+    from_bf16,
+    kind,
+    operation,
+    to_bf16,
+)
+from bench.ptx.launch import Launch  # noqa: E402
+from bench.ptx.memory import PtxError  # noqa: E402
+from bench.ptx.program import Program  # noqa: E402
+
+INF, NAN = float("inf"), float("nan")
+TINY = 2.0**-149  # float32's smallest number
+
+
+def bits(value: float, type_: str) -> int:
+    """A number as it lies in a register of that type."""
+    letter, width = kind(type_)
+    if letter == "bf":
+        return int(to_bf16(np.float32(value)))
+    if letter == "f":
+        code = {16: "<e", 32: "<f", 64: "<d"}[width]
+        return int.from_bytes(struct.pack(code, value), "little")
+    return int(value) & ((1 << width) - 1)
+
+
+def number(raw: int, type_: str) -> Any:
+    letter, width = kind(type_)
+    if letter == "bf":
+        return float(from_bf16(np.uint16(raw)))
+    if letter == "p":
+        return bool(raw)
+    return np.array(raw, f"uint{width}").view(kind(type_).numpy)[()].item()
+
+
+def executed(opcode: str, sources: Sequence[Any]) -> Any:
+    """What an instruction computes from values of its types, in a kernel of its own."""
+    known = operation(opcode)
+    text, registers = [], []
+    for place, (value, type_) in enumerate(zip(sources, known.sources, strict=True)):
+        if type_ == "pred":
+            text.append(f"setp.ne.s32 %p{place}, {int(value)}, 0;")
+            registers.append(f"%p{place}")
+        else:
+            name = {16: "%rs", 32: "%r", 64: "%rd"}[kind(type_).bits] + str(place)
+            text.append(f"mov.b{kind(type_).bits} {name}, {bits(value, type_)};")
+            registers.append(name)
+    width = kind(known.result).bits
+    result = {1: "%p9", 16: "%rs9", 32: "%r9", 64: "%rd9"}[width]
+    text.append(f"{opcode} {result}, {', '.join(registers)};")
+    if width == 1:
+        text.append("selp.b32 %r9, 1, 0, %p9;")
+        result, width = "%r9", 32
+    out = torch.zeros(32, dtype=torch.int64)
+    text += ["mul.wide.u32 %rd20, %tid.x, 8;", "ld.param.u64 %rd21, [out];"]
+    text += ["add.s64 %rd20, %rd20, %rd21;", "mov.b64 %rd22, 0;", "st.global.b64 [%rd20], %rd22;"]
+    text.append(f"st.global.b{width} [%rd20], {result};")
+    run(text, {"out": out})
+    assert (out == out[0]).all()
+    raw = int(out[0]) & ((1 << width) - 1)
+    return number(raw, known.result)
+
+
+def kernel(text: Sequence[str], tensors: dict[str, Any], threads: int = 32) -> Program:
+    parameters = ", ".join(f".param .u64 {name}" for name in tensors)
+    registers = ".reg .pred %p<32>; .reg .b16 %rs<32>; .reg .b32 %r<64>; .reg .b64 %rd<64>;"
+    return Program(
+        f".visible .entry kernel({parameters})\n.reqntid {threads}\n{{\n{registers}\n"
+        + "\n".join([*text, "ret;"])
+        + "\n}\n"
+    )
+
+
+def run(
+    text: Sequence[str], tensors: dict[str, Any], *, grid: int = 1, threads: int = 32,
+    shared: int = 0, **options: Any,
+) -> Launch:  # fmt: skip
+    pointers = [tensor.data_ptr() for tensor in tensors.values()]
+    program = kernel(text, tensors, threads)
+    return Launch(program, grid, pointers, tensors, shared, **options)
+
+
+# Opcode, operands, result.
+CASES: list[tuple[str, tuple[Any, ...], Any]] = [
+    ("mov.b32", (7,), 7),
+    ("mov.f64", (-0.5,), -0.5),
+    ("add.s32", (2**31 - 1, 1), -(2**31)),
+    ("add.s64", (2**31 - 1, 1), 2**31),
+    ("add.s16", (2**15 - 1, 1), -(2**15)),
+    ("sub.u32", (1, 2), 2**32 - 1),
+    ("add.f32", (1.0, 2.0**-24), 1.0),
+    ("add.rn.f32", (1.0, 3 * 2.0**-24), 1 + 2.0**-22),
+    ("add.f32", (TINY, TINY), 2 * TINY),
+    ("add.f64", (1.0, 2.0**-52), 1 + 2.0**-52),
+    ("add.f16", (1.0, 2.0**-11), 1.0),
+    ("add.bf16", (1.0, 2.0**-8), 1.0),
+    ("sub.f32", (3e38, -3e38), INF),
+    ("sub.f32", (INF, INF), NAN),
+    ("sub.rn.f64", (1.0, 2.0), -1.0),
+    ("mul.f32", (2.0**-100, 2.0**-49), TINY),
+    ("mul.f32", (INF, 0.0), NAN),
+    ("mul.rn.bf16", (1 + 2.0**-7, 1 + 2.0**-7), 1 + 2.0**-6),
+    ("mul.lo.s32", (2**31 - 1, 2), -2),
+    ("mul.lo.s64", (2**40, 3), 3 * 2**40),
+    ("mul.hi.s32", (-(2**31), 4), -2),
+    ("mul.hi.u32", (2**31, 4), 2),
+    ("mul.wide.u32", (2**32 - 1, 2), 2**33 - 2),
+    ("mul.wide.s32", (-1, 2), -2),
+    ("mul.wide.s16", (-300, 300), -90000),
+    ("mad.lo.s32", (2**16, 2**16, 5), 5),
+    ("mad.wide.u32", (2**32 - 1, 8, 1), 2**35 - 7),
+    ("mad.wide.s32", (-3, 8, 2**40), 2**40 - 24),
+    ("fma.rn.f32", (1 + 2.0**-12, 1 + 2.0**-12, -1 - 2.0**-11), 2.0**-24),
+    ("fma.rn.f64", (1 + 2.0**-30, 1 + 2.0**-30, -1 - 2.0**-29), 2.0**-60),
+    ("fma.rn.f32", (INF, 1.0, -INF), NAN),
+    ("div.rn.f32", (1.0, 3.0), float(np.float32(1) / np.float32(3))),
+    ("div.rn.f64", (1.0, 3.0), 1 / 3),
+    ("div.rn.f32", (1.0, -0.0), -INF),
+    ("div.full.f32", (1.0, INF), 0.0),
+    ("sqrt.rn.f32", (2.0,), float(np.sqrt(np.float32(2)))),
+    ("sqrt.rn.f64", (2.0,), 2**0.5),
+    ("sqrt.approx.f32", (-1.0,), NAN),
+    ("sqrt.approx.ftz.f32", (TINY,), 0.0),
+    ("neg.s32", (-(2**31),), -(2**31)),
+    ("neg.f32", (0.0,), -0.0),
+    ("abs.s32", (-5,), 5),
+    ("abs.f32", (-INF,), INF),
+    ("min.s32", (-1, 1), -1),
+    ("min.u32", (2**32 - 1, 1), 1),
+    ("max.s64", (-1, 1), 1),
+    ("max.u16", (65535, 1), 65535),
+    ("min.f32", (0.0, -0.0), -0.0),
+    ("max.f32", (-0.0, 0.0), 0.0),
+    ("min.f32", (NAN, 1.0), 1.0),
+    ("max.f32", (1.0, NAN), 1.0),
+    ("max.f64", (NAN, NAN), NAN),
+    ("min.bf16", (2.0, -2.0), -2.0),
+    ("min.NaN.f32", (1.0, NAN), NAN),
+    ("max.NaN.f32", (1.0, 2.0), 2.0),
+    ("and.b32", (0b1100, 0b1010), 0b1000),
+    ("or.b16", (0b1100, 0b1010), 0b1110),
+    ("xor.b64", (0b1100, 1 << 40), (1 << 40) | 0b1100),
+    ("and.pred", (True, False), False),
+    ("or.pred", (True, False), True),
+    ("xor.pred", (True, True), False),
+    ("not.b32", (0,), 2**32 - 1),
+    ("not.pred", (True,), False),
+    # a ^ b ^ c, and "b where a, else c": the manual's tables.
+    ("lop3.b32", (0b1100, 0b1010, 0b1001, 0x96), 0b1111),
+    ("lop3.b32", (0b1100, 0b1010, 0b1001, 0xCA), 0b1001),
+    ("shl.b32", (1, 31), 2**31),
+    ("shl.b32", (1, 32), 0),
+    ("shl.b16", (0x8001, 1), 2),
+    ("shl.b64", (1, 40), 2**40),
+    ("shr.u32", (2**31, 31), 1),
+    ("shr.u32", (2**31, 99), 0),
+    ("shr.s32", (-(2**31), 99), -1),
+    ("shr.b64", (2**63, 63), 1),
+    ("shr.s16", (-4, 1), -2),
+    ("shf.l.wrap.b32", (0x80000000, 1, 1), 3),
+    ("shf.l.wrap.b32", (0x80000000, 1, 33), 3),
+    ("shf.l.clamp.b32", (5, 1, 33), 5),
+    ("shf.r.wrap.b32", (2, 1, 1), 0x80000001),
+    ("shf.r.clamp.b32", (2, 1, 40), 1),
+    ("bfe.u32", (0xABCD1234, 8, 8), 0x12),
+    ("bfe.s32", (0x0000F000, 12, 4), -1),
+    ("bfe.u32", (0xFFFFFFFF, 28, 8), 0xF),
+    ("bfe.s32", (-8, 2, 32), -2),
+    ("bfe.u32", (0xFFFFFFFF, 4, 0), 0),
+    ("bfe.s64", (1 << 40, 40, 1), -1),
+    ("prmt.b32", (0x03020100, 0x07060504, 0x3715), 0x03070105),
+    ("prmt.b32", (0x80, 0, 0x8888), 0xFFFFFFFF),
+    ("popc.b32", (0xF0F0,), 8),
+    ("popc.b64", (2**64 - 1,), 64),
+    ("selp.b32", (1, 2, True), 1),
+    ("selp.f32", (1.0, 2.0, False), 2.0),
+    ("selp.b16", (1, 2, True), 1),
+    ("cvta.to.global.u64", (12345,), 12345),
+    ("setp.lt.s32", (-1, 1), True),
+    ("setp.lt.u32", (2**32 - 1, 1), False),
+    ("setp.lo.u32", (1, 2), True),
+    ("setp.ls.u32", (2, 2), True),
+    ("setp.hi.u32", (1, 2), False),
+    ("setp.hs.u64", (2**40, 2), True),
+    ("setp.eq.b32", (3, 3), True),
+    ("setp.ne.b16", (3, 3), False),
+    ("setp.gt.s64", (2**40, 2**39), True),
+    ("setp.le.s32", (3, 3), True),
+    ("setp.ge.s16", (-1, 0), False),
+    ("setp.eq.f32", (0.0, -0.0), True),
+    ("setp.eq.f32", (NAN, NAN), False),
+    ("setp.ne.f32", (NAN, 1.0), False),
+    ("setp.neu.f32", (NAN, 1.0), True),
+    ("setp.lt.f32", (1.0, NAN), False),
+    ("setp.ltu.f32", (1.0, NAN), True),
+    ("setp.gt.f64", (1.0, 0.5), True),
+    ("setp.geu.f64", (NAN, 0.5), True),
+    ("setp.le.f16", (1.0, 1.0), True),
+    ("setp.ge.bf16", (1.0, 2.0), False),
+    ("setp.equ.f32", (1.0, 1.0), True),
+    ("setp.leu.f32", (2.0, 1.0), False),
+    ("setp.gtu.f32", (2.0, 1.0), True),
+    ("setp.nan.f32", (1.0, NAN), True),
+    ("setp.num.f32", (1.0, NAN), False),
+    ("setp.lt.and.s32", (1, 2, False), False),
+    ("setp.lt.or.f32", (2.0, 1.0, True), True),
+    ("setp.eq.xor.b32", (1, 1, True), False),
+    ("cvt.rn.f32.s32", (2**24 + 1,), 2.0**24),
+    ("cvt.rn.f32.u32", (2**32 - 1,), 2.0**32),
+    ("cvt.rn.f64.s32", (-7,), -7.0),
+    ("cvt.rn.f32.f64", (1 + 2.0**-40,), 1.0),
+    ("cvt.f64.f32", (0.5,), 0.5),
+    ("cvt.f32.f16", (65504.0,), 65504.0),
+    ("cvt.f32.bf16", (2.0**100,), 2.0**100),
+    ("cvt.rn.f16.f32", (1e6,), INF),
+    ("cvt.rn.bf16.f32", (1 + 2.0**-8,), 1.0),
+    ("cvt.rn.bf16.f32", (1 + 3 * 2.0**-8,), 1 + 2.0**-6),
+    ("cvt.rn.f16x2.f32", (1.0, -2.0), 0x3C00C000),
+    ("cvt.rn.bf16x2.f32", (1.0, -2.0), 0x3F80C000),
+    ("cvt.rzi.s32.f32", (-2.9,), -2),
+    ("cvt.rzi.s32.f32", (1e20,), 2**31 - 1),
+    ("cvt.rzi.s32.f32", (NAN,), 0),
+    ("cvt.rni.s32.f32", (2.5,), 2),
+    ("cvt.rmi.s32.f64", (-2.1,), -3),
+    ("cvt.rpi.u32.f32", (2.1,), 3),
+    ("cvt.rzi.s64.f64", (1e30,), 2**63 - 1),
+    ("cvt.s64.s32", (-1,), -1),
+    ("cvt.u64.u32", (2**32 - 1,), 2**32 - 1),
+    ("cvt.u32.u64", (2**32 + 5,), 5),
+    ("cvt.u32.u16", (65535,), 65535),
+    ("cvt.s32.s16", (-2,), -2),
+]
+
+
+@pytest.mark.parametrize(
+    ("opcode", "sources", "want"), CASES, ids=[f"{case[0]} {case[1]}" for case in CASES]
+)
+def test_an_instruction_computes(opcode: str, sources: tuple[Any, ...], want: Any) -> None:
+    got = executed(opcode, sources)
+    np.testing.assert_array_equal(got, want)
+    assert np.isnan(want) or np.signbit(got) == np.signbit(want)
+
+
+def test_every_row_of_the_table_is_tested() -> None:
+    split = [opcode.rpartition(".") for opcode, _, _ in CASES]
+    for name, types, _, _ in _TABLE:
+        assert any(
+            re.fullmatch(name, opcode) and re.fullmatch(types, type_) for opcode, _, type_ in split
+        ), (name, types)
+
+
+@pytest.mark.parametrize(
+    "opcode", ["add.sat.s32", "add.ftz.f32", "fma.rn.bf16", "cvt.rn.bf16.f64", "brev.b32", "add.q7"]
+)
+def test_what_is_not_in_the_table_raises(opcode: str) -> None:
+    with pytest.raises(UnknownInstructionError):
+        operation(opcode)
+    text = [".loc 1 7 0 // kernels.py:7:3", f"{opcode} %r1, %r2, %r3;"]
+    with pytest.raises(UnknownInstructionError, match=r"(?s)line 6: \w+\..*at kernels.py:7:3"):
+        kernel(text, {})
+
+
+def test_a_fused_product_is_rounded_once(rng: np.random.Generator) -> None:
+    from fractions import Fraction
+
+    a, b = (rng.standard_normal(300).astype(np.float32) for _ in range(2))
+    c = (-a * b * (1 + 2.0 ** rng.integers(-30, 0, 300))).astype(np.float32)
+    for x, y, z, got in zip(a, b, c, fma32(a, b, c), strict=True):
+        want = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        below, above = (np.nextafter(got, np.float32(side)) for side in (-np.inf, np.inf))
+        error = abs(Fraction(float(got)) - want)
+        assert all(error <= abs(Fraction(float(other)) - want) for other in (below, above))
+
+
+def test_approximate_functions_are_a_unit_off_and_repeat(rng: np.random.Generator) -> None:
+    a, b = (rng.uniform(0.1, 10, 1000).astype(np.float32) for _ in range(2))
+    got = operation("div.full.f32").compute(a, b)
+    units = np.abs(got.view(np.int32) - (a / b).view(np.int32))
+    assert set(units) == {0, 1}
+    np.testing.assert_array_equal(got, operation("div.approx.f32").compute(a, b))
+
+
+# ---- Among lanes -------------------------------------------------------------------------------
+
+# %rd1: where this thread's word of `out` lies.
+OF_THREAD = [
+    "mov.u32 %r1, %tid.x;",
+    "mov.u32 %r2, %ctaid.x;",
+    "mov.u32 %r3, %ntid.x;",
+    "mad.lo.s32 %r4, %r2, %r3, %r1;",
+    "ld.param.u64 %rd0, [out];",
+    "mad.wide.u32 %rd1, %r4, 4, %rd0;",
+]
+
+
+def among_lanes(*text: str) -> list[int]:
+    """What the 32 lanes of a warp have in %r9, where %r1 is the lane's number."""
+    out = torch.zeros(32, dtype=torch.int32)
+    launch = run([*OF_THREAD, *text, "st.global.b32 [%rd1], %r9;"], {"out": out})
+    launch.faults.check()
+    return out.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("bfly.b32 %r9, %r1, 1, 31, -1", [i ^ 1 for i in range(32)]),
+        ("up.b32 %r9, %r1, 1, 0, -1", [max(i - 1, 0) for i in range(32)]),
+        # In segments of 8 lanes: the mask is 32 − 8 in bits 8 to 12.
+        ("up.b32 %r9, %r1, 2, 0x1800, -1", [i if i % 8 < 2 else i - 2 for i in range(32)]),
+        ("down.b32 %r9, %r1, 1, 0x181f, -1", [i if i % 8 == 7 else i + 1 for i in range(32)]),
+        ("idx.b32 %r9, %r1, 5, 31, -1", [5] * 32),
+        ("idx.b32 %r9, %r1, 5, 0x181f, -1", [i // 8 * 8 + 5 for i in range(32)]),
+    ],
+)
+def test_shuffles(text: str, want: list[int]) -> None:
+    assert among_lanes(f"shfl.sync.{text};") == want
+
+
+def test_a_shuffle_says_whether_there_is_such_a_lane() -> None:
+    text = "shfl.sync.up.b32 %r8|%p1, %r1, 3, 0, -1;"
+    assert among_lanes(text, "selp.b32 %r9, 1, 0, %p1;") == [0] * 3 + [1] * 29
+
+
+@pytest.mark.parametrize(
+    ("how", "want"),
+    [("add.s32", sum(range(32))), ("max.s32", 31), ("min.u32", 0), ("or.b32", 31), ("xor.b32", 0)],
+)
+def test_reductions(how: str, want: int) -> None:
+    assert among_lanes(f"redux.sync.{how} %r9, %r1, -1;") == [want] * 32
+
+
+def test_registers_join_and_part() -> None:
+    text = ["mov.b64 %rd5, {%r1, %r3};", "mov.b64 {%r8, %r9}, %rd5;", "add.s32 %r9, %r9, %r8;"]
+    assert among_lanes(*text) == [32 + i for i in range(32)]
+    text = ["mov.b32 {%rs1, %rs2}, 0x20001;", "mov.b32 %r9, {%rs2, %rs1};"]
+    assert among_lanes(*text) == [0x10002] * 32
+
+
+def test_guards_and_branches_choose_lanes() -> None:
+    text = [
+        *("mov.b32 %r9, 0;", "setp.lt.s32 %p1, %r1, 10;", "setp.lt.s32 %p2, %r1, 20;"),
+        *("@%p1 add.s32 %r9, %r9, 1;", "@!%p1 add.s32 %r9, %r9, 2;"),
+        *("@%p2 bra $L_end;", "add.s32 %r9, %r9, 100;", "$L_end:"),
+    ]
+    assert among_lanes(*text) == [1] * 10 + [2] * 10 + [102] * 12
+
+
+def test_loops_end_for_each_lane_on_its_own() -> None:
+    text = [
+        *("mov.b32 %r9, 0;", "mov.b32 %r8, %r1;", "$L_loop:", "setp.eq.b32 %p1, %r8, 0;"),
+        *("@%p1 bra $L_end;", "add.s32 %r9, %r9, %r8;", "sub.s32 %r8, %r8, 1;", "bra $L_loop;"),
+        "$L_end:",
+    ]
+    assert among_lanes(*text) == [i * (i + 1) // 2 for i in range(32)]
+
+
+def test_names_of_inline_assembly_are_its_own() -> None:
+    text = [
+        "mov.b32 %r9, 1;",
+        "{ .reg .b32 %r9, t; mov.b32 t, 5; add.s32 %r9, t, 1; }",
+        "{ .reg .b32 t; .reg .pred p; setp.gt.s32 p, %r1, 3; mov.b32 t, 7; @p mov.b32 %r9, t; }",
+    ]
+    assert among_lanes(*text) == [1] * 4 + [7] * 28
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_matrices_go_to_shared_memory_and_back(count: int, turned: bool) -> None:
+    # Lane i gives the address of row i: 16 bytes, 8 halves.
+    names = "{" + ", ".join(f"%r{20 + place}" for place in range(count)) + "}"
+    trans = ".trans" if turned else ""
+    text = [*OF_THREAD, "mul.lo.s32 %r5, %r1, 16;", "mov.b32 %r6, 0x10000;"]
+    # Each half is the number 2·(lane + 32·matrix), and one more in the upper half.
+    for place in range(count):
+        text.append(f"mad.lo.s32 %r{20 + place}, %r1, 0x20002, {64 * place * 0x10001};")
+        text.append(f"add.s32 %r{20 + place}, %r{20 + place}, %r6;")
+    text.append(f"stmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 [%r5], {names};")
+    text += ["bar.warp.sync -1;", "mul.lo.s32 %r7, %r1, 4;"]
+    words = []
+    for place in range(count):
+        text.append(f"ld.shared.b32 %r9, [%r7+{128 * place}];")
+        words.append(torch.zeros(32, dtype=torch.int32))
+        text.append(f"st.global.b32 [%rd1+{128 * place}], %r9;")
+    text.append(f"ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {names}, [%r5];")
+    for place in range(count):
+        text.append(f"st.global.b32 [%rd1+{128 * (count + place)}], %r{20 + place};")
+    out = torch.zeros(2, count, 32, dtype=torch.int32)
+    run(text, {"out": out}, shared=512).faults.check()
+    halves = np.arange(64 * count).reshape(count, 8, 8)  # matrix, row, column as lanes hold them
+    stored = out[0].numpy().view(np.uint16).reshape(count, 8, 8)
+    np.testing.assert_array_equal(stored, halves.swapaxes(1, 2) if turned else halves)
+    np.testing.assert_array_equal(out[1].numpy().view(np.uint16).reshape(count, 8, 8), halves)
+
+
+# ---- Faults ------------------------------------------------------------------------------------
+
+
+def words(count: int) -> Any:
+    return torch.zeros(count, dtype=torch.int32)
+
+
+def faults(text: Sequence[str], tensors: dict[str, Any], **options: Any) -> set[str]:
+    return run([*OF_THREAD, *text], tensors, **options).faults.kinds
+
+
+def test_a_clean_kernel_has_none() -> None:
+    text = ["st.global.b32 [%rd1], %r4;"]
+    out = words(128)
+    launch = run([*OF_THREAD, *text], {"out": out}, grid=2, threads=64)
+    launch.faults.check()
+    assert out.tolist() == list(range(128))
+
+
+def test_an_access_outside_of_every_element() -> None:
+    assert faults(["st.global.b32 [%rd1+4], %r1;"], {"out": words(32)}) >= {"out of bounds"}
+    assert faults(["st.global.b32 [%rd1+-4], %r1;"], {"out": words(32)}) >= {"out of bounds"}
+    assert "out of bounds" in faults(["ld.global.b32 %r9, [%rd1+4];"], {"out": words(32)})
+    text = ["ld.shared.b32 %r9, [%r1+1000];"]
+    assert "out of bounds" in faults(["mov.b32 %r1, 0;", *text], {"out": words(32)}, shared=1000)
+
+
+def test_gaps_between_rows_are_no_elements() -> None:
+    gapped = torch.zeros(8, 8, dtype=torch.int32)[:, :4]
+    assert "out of bounds" in faults(["st.global.b32 [%rd1], %r1;"], {"out": gapped})
+
+
+def test_a_fault_names_line_and_thread() -> None:
+    text = [".loc 1 12 0 // kernels.py:12:5 @[ kernels.py:40:9 ]", "st.global.b32 [%rd1+4], %r1;"]
+    launch = run([*OF_THREAD, *text], {"out": words(32)})
+    message = r"(?s)out of bounds, 1 times: line 12 .*\[%rd1\+4\].*at kernels.py:12:5 @\[ kern.*"
+    with pytest.raises(PtxError, match=message + "thread 31 of CTA 0, byte 128"):
+        launch.faults.check()
+
+
+def test_misalignment() -> None:
+    text = ["st.global.v2.b32 [%rd1], {%r1, %r1};"]
+    assert "misaligned" in faults(text, {"out": words(33)})
+
+
+def test_shared_memory_that_nobody_wrote() -> None:
+    text = ["mul.lo.s32 %r5, %r1, 4;", "ld.shared.b32 %r9, [%r5];", "st.global.b32 [%rd1], %r9;"]
+    assert faults(text, {"out": words(32)}, shared=128) == {"uninitialised"}
+
+
+ROUND = [  # each thread writes its word of shared memory and reads that of another
+    "mul.lo.s32 %r5, %r1, 4;",
+    "st.shared.b32 [%r5], %r1;",
+    "{barrier}",
+    "xor.b32 %r6, %r5, {other};",
+    "ld.shared.b32 %r9, [%r6];",
+    "st.global.b32 [%rd1], %r9;",
+]
+
+
+@pytest.mark.parametrize("order", ["lockstep", "random"])
+@pytest.mark.parametrize(
+    ("barrier", "other", "want"),
+    [
+        ("bar.sync 0;", 128, set()),
+        ("", 128, {"race"}),
+        ("bar.warp.sync -1;", 128, {"race"}),
+        ("bar.sync 0;", 4, set()),
+        ("bar.warp.sync -1;", 4, set()),
+        ("", 4, {"race in a warp"}),
+    ],
+)
+def test_races_in_shared_memory(barrier: str, other: int, want: set[str], order: str) -> None:
+    text = [line.format(barrier=barrier, other=other) for line in ROUND]
+    if order == "random" and "race" in want:
+        want = want | {"uninitialised"}  # the other warp may not have been there yet
+        assert faults(text, {"out": words(64)}, threads=64, shared=256, order=order) & want
+        return
+    assert faults(text, {"out": words(64)}, threads=64, shared=256, order=order) == want
+    loose = faults(text, {"out": words(64)}, threads=64, shared=256, order=order, strict=False)
+    assert loose == want - {"race in a warp"}
+
+
+def test_a_write_after_another_warp_has_read() -> None:
+    text = [
+        *("mul.lo.s32 %r5, %r1, 4;", "st.shared.b32 [%r5], %r1;", "bar.sync 0;"),
+        *("xor.b32 %r6, %r5, 128;", "ld.shared.b32 %r9, [%r6];", "{}", "mov.b32 %r7, 99;"),
+        *("st.shared.b32 [%r5], %r7;", "st.global.b32 [%rd1], %r9;"),
+    ]
+    for barrier, want in (("bar.sync 0;", set()), ("", {"race"})):
+        lines = [line.format(barrier) for line in text]
+        assert faults(lines, {"out": words(64)}, threads=64, shared=256) == want
+
+
+def test_races_between_ctas() -> None:
+    assert faults(["st.global.b32 [%rd0], %r2;"], {"out": words(1)}, grid=2) >= {"race"}
+    # All write the same: no order makes a difference.
+    text = ["mov.b32 %r9, 5;", "st.global.b32 [%rd0], %r9;"]
+    assert not faults(text, {"out": words(1)}, grid=2, threads=64)
+
+
+def test_lanes_that_write_different_values_at_once() -> None:
+    assert faults(["st.global.b32 [%rd0], %r1;"], {"out": words(1)}) >= {"race"}
+
+
+@pytest.mark.parametrize(
+    "text", ["bar.sync 0;", "shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1;", "bar.warp.sync -1;"]
+)
+def test_what_only_a_part_of_a_warp_reaches(text: str) -> None:
+    lines = ["setp.lt.s32 %p1, %r1, 7;", "@%p1 bra $L_over;", text, "$L_over:", "bar.sync 0;"]
+    assert faults(lines, {"out": words(0)}) >= {"partial warp"}
+
+
+def test_a_lane_that_the_mask_leaves_out() -> None:
+    assert faults(["shfl.sync.bfly.b32 %r9, %r1, 1, 31, 1;"], {"out": words(0)}) == {"missing lane"}
+
+
+def test_a_barrier_that_a_warp_never_reaches() -> None:
+    text = ["setp.lt.s32 %p1, %r1, 32;", "@%p1 bra $L_over;", "bar.sync 0;", "$L_over:"]
+    assert faults(text, {"out": words(0)}, threads=64) == {"deadlock"}
+
+
+def test_a_result_that_is_partly_written() -> None:
+    text = ["setp.lt.s32 %p1, %r1, 31;", "@%p1 st.global.b32 [%rd1], %r1;"]
+    assert faults(text, {"out": words(32)}) == {"partly written"}
+
+
+def test_registers_are_garbage_until_they_are_written() -> None:
+    text = [*OF_THREAD, "st.global.b32 [%rd1], %r40;"]
+    found = []
+    for seed in (0, 1):
+        out = words(32)
+        run(text, {"out": out}, seed=seed)
+        found.append(out.tolist())
+    assert len(set(found[0])) > 16 and found[0] != found[1]
+
+
+def test_warps_run_in_the_order_of_the_seed() -> None:
+    # The last to write says in which order they came; all read the clock of another warp.
+    text = [line.format(barrier="", other=128) for line in ROUND]
+    results = set()
+    for seed in range(8):
+        out = words(64)
+        run([*OF_THREAD, *text], {"out": out}, threads=64, shared=256, order="random", seed=seed)
+        results.add((out[0].item() == 32, out[32].item() == 0))
+    assert {(True, False), (False, True)} <= results
+
+
+# ---- Counts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stride", "vector", "wavefronts", "least"),
+    [(4, 1, 1, 1), (8, 1, 2, 1), (128, 1, 32, 1), (132, 1, 1, 1), (0, 1, 1, 1), (16, 4, 4, 4)],
+)
+def test_bank_conflicts(stride: int, vector: int, wavefronts: int, least: int) -> None:
+    names = "{%r10, %r11, %r12, %r13}" if vector == 4 else "%r10"
+    kind_ = "v4.b32" if vector == 4 else "b32"
+    text = [f"mul.lo.s32 %r5, %r1, {stride};", f"ld.shared.{kind_} {names}, [%r5];"]
+    launch = run([*OF_THREAD, *text], {"out": words(0)}, shared=32 * 132)
+    assert launch.counts.wavefronts.sum() == wavefronts
+    assert launch.counts.least_wavefronts.sum() == least
+
+
+@pytest.mark.parametrize(("stride", "sectors"), [(4, 4), (8, 8), (32, 32), (0, 1)])
+def test_sectors(stride: int, sectors: int) -> None:
+    memory = torch.zeros(512, dtype=torch.int32)
+    skip = -memory.data_ptr() % 32 // 4
+    text = ["ld.param.u64 %rd0, [out];", "mov.u32 %r1, %tid.x;"]
+    text += [f"mad.wide.u32 %rd1, %r1, {stride}, %rd0;", "ld.global.b32 %r9, [%rd1];"]
+    launch = run(text, {"out": memory[skip : skip + 260]})
+    assert launch.counts.sectors.sum() == sectors
+    assert launch.counts.bytes.sum() == 128
+
+
+def test_figures_an_element() -> None:
+    text = [
+        *OF_THREAD,
+        *("setp.lt.s32 %p1, %r1, 40;", "@%p1 bra $L_over;", "add.s32 %r1, %r1, 0;", "$L_over:"),
+        *("shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1;", "bar.sync 0;", "st.global.b32 [%rd1], %r9;"),
+    ]
+    launch = run(text, {"out": words(128)}, grid=2, threads=64)
+    launch.faults.check()
+    counts = launch.counts
+    assert (counts.branches, counts.diverged, counts.barriers) == (4, 2, 2)
+    figures = counts.per_element(elements=128, ctas=2)
+    # 6 + 2, the add for half of the warps, 3, and ret.
+    assert figures.instructions == 8 + 0.5 + 3 + 1
+    assert (figures.shuffles, figures.barriers) == (1, 1)
+    assert (figures.stored, figures.least_stored) == (4, 4)
+
+
+def test_addresses_far_away_are_those_of_a_small_tensor() -> None:
+    # CTA 2^26 of 32 threads, 4 bytes each: 2^33 bytes from where the pointer says.
+    out, far = words(32), 1 << 26
+    program = kernel([*OF_THREAD, "st.global.b32 [%rd1], %r1;"], {"out": out})
+    pointer = out.data_ptr() - far * 32 * 4
+    # %r4, the index, is a word of 32 bits, unsigned in mad.wide.u32: 2^31 still fits.
+    launch = Launch(program, 1, [pointer], {"out": out}, 0, first_cta=far)
+    launch.faults.check()
+    assert out.tolist() == list(range(32))
+    launch = Launch(program, 1, [pointer - far * 128], {"out": out}, 0, first_cta=2 * far)
+    assert launch.faults.kinds == {"out of bounds"}
