@@ -91,7 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def ptx_device() -> Any:
     from bench.ptx.driver import Device
 
-    return Device(keep=False, order="random")
+    return Device(keep=False, order="random", counting=False)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

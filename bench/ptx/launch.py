@@ -53,6 +53,7 @@ class Launch:
         order: "lockstep" or "random".
         seed: of the order, and of what nobody has written.
         strict: lanes of one warp race too.
+        counting: wavefronts and sectors too, which takes a third of the time.
         first_cta: the number of the first: `grid` of them run.
     """
 
@@ -67,10 +68,11 @@ class Launch:
         order: str = "lockstep",
         seed: int = 0,
         strict: bool = True,
+        counting: bool = True,
         first_cta: int = 0,
     ) -> None:
         self.program, self.grid, self.shared_bytes, self.order = program, grid, shared_bytes, order
-        self.first_cta = first_cta
+        self.counting = counting
         self.rng = np.random.default_rng(seed)
         self.faults = Faults()
         self.memory = Memory(tensors, strict=strict, faults=self.faults)
@@ -190,7 +192,8 @@ class Launch:
     ) -> list[Array]:
         active = self.lanes[lanes]
         address = np.broadcast_to(address, active.shape)
-        self.counts.add_access(space, address, active, size * count, number)
+        if self.counting:
+            self.counts.add_access(space, address, active, size * count, number)
         at = self.program.instructions[number]
         return self.memory.load(space, address, size, count, self, active, at)
 
@@ -206,7 +209,8 @@ class Launch:
         active = self.lanes[lanes]
         address = np.broadcast_to(address, active.shape)
         values = [np.broadcast_to(value, active.shape) for value in values]
-        self.counts.add_access(space, address, active, size * len(values), number)
+        if self.counting:
+            self.counts.add_access(space, address, active, size * len(values), number)
         at = self.program.instructions[number]
         self.memory.store(space, address, size, values, self, active, at)
 
