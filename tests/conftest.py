@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -48,14 +48,14 @@ _QUICK = {
         r"|left_out_of\w+\[pallas-zero\]|max_at_k_of_rows_that"
     ),
     # A k that is an operand: the others are asked for it with a k a row.
-    **{
-        subject: re.compile(
+    **dict.fromkeys(
+        ("xla-traced", "triton-hidden-k", "ptx-hidden-k"),
+        re.compile(
             r"enumeration\[\D+6|the_reference\[\D+3-8-"
             r"|equal_bits\[\D+16-s|test_k_|no_rows|beyond_all|default_float\[\D+bool\]"
             r"|becomes_nan\[\D+-s|max_at_k_with|max_at_k_of|only_results"
-        )
-        for subject in ("xla-traced", "triton-hidden-k")
-    },
+        ),
+    ),
 }
 # … or what these find: more numbers and shapes for the same code.
 _SLOW = {
@@ -74,50 +74,24 @@ _PALLAS_RELEASE = re.compile(
     r"1024|1025|16384|that_vanish|-257-(?!sloo_minus_one)|any_rewards|\[pallas--nan-"
     r"|every_row\[pallas-(s|cent)|\[pallas-(17-33|[1-4])-(s|centered)\]"
 )
-
-
-# ---- The machine that executes PTX -------------------------------------------------------------
-
-_LAUNCHED = pytest.StashKey[int]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if ON_PTX:
-        config.add_cleanup(ptx_device().__exit__)
-        ptx_device().__enter__()
-
-
-@cache
-def ptx_device() -> Any:
-    from bench.ptx.driver import Device
-
-    return Device(keep=False, order="random", counting=False)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if ON_PTX and hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["launched"] = ptx_device().launched
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    launched = getattr(node, "workeroutput", {}).get("launched", 0)
-    node.config.stash[_LAUNCHED] = node.config.stash.get(_LAUNCHED, 0) + launched
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if ON_PTX:
-        launched = config.stash.get(_LAUNCHED, 0) + ptx_device().launched
-        terminalreporter.write_line(f"ptx: {launched} launches executed")
-
-
-# ---- What runs when ----------------------------------------------------------------------------
+# On the machine for PTX longer rows are kernels to compile, each longer than all that runs on it:
+# up to the first of these in `make test`, up to the second in `make test-all`.
+_PTX_N = (16, 100)
+_PTX_OTHERS = {"permuting": 33, "only_values": 2, "repeats": 300, "vanish": 216, "large_mat": 512}
+# But one of every regime in `make test`.
+_PTX_QUICK = re.compile(r"whole_sort|planted|beyond_two|long_row")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
-        subject = getattr(item, "callspec", None) and item.callspec.params.get("subject")
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        subject = params.get("subject")
+        if ON_PTX and not _PTX_QUICK.search(item.name):
+            others = (n for name, n in _PTX_OTHERS.items() if name in item.name)
+            n = params.get("n", next(others, 0))
+            if n > _PTX_N[0]:
+                item.add_marker("release" if n > _PTX_N[1] else "slow")
         if not isinstance(subject, Subject) or item.path.name != "test_contract.py":
             continue
         if subject.kind == "torch" and not subject.interpreted:
@@ -127,6 +101,46 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             is_release = subject.simulated and _PALLAS_RELEASE.search(item.name)
             item.add_marker("release" if is_release else "slow")
 
+
+# ---- The machine that executes PTX -------------------------------------------------------------
+
+_LAUNCHED = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if ON_PTX:
+        from bench.ptx.driver import Device
+
+        config.stash[_LAUNCHED] = 0
+        device = Device(keep=False, order="random", counting=False)
+        device.__enter__()
+        config.add_cleanup(device.__exit__)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if ON_PTX and hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["launched"] = _launched()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if ON_PTX:
+        node.config.stash[_LAUNCHED] += getattr(node, "workeroutput", {}).get("launched", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if ON_PTX:
+        launched = config.stash[_LAUNCHED] + _launched()
+        terminalreporter.write_line(f"ptx: {launched} launches executed")
+
+
+def _launched() -> int:
+    from bench.ptx.driver import Device
+
+    return Device.launched
+
+
+# ---- The subjects ------------------------------------------------------------------------------
 
 _SIMULATED_ROWS = 32
 

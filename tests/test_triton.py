@@ -1,7 +1,7 @@
 """The Triton kernels at the edges of their regimes, and how they meet torch.
 
-Run with TRITON_INTERPRET=1, with TEST_DEVICE=ptx, or with TEST_DEVICE=cuda on a GPU; what they compute otherwise is the
-contract's business.
+Run with TRITON_INTERPRET=1, with TEST_DEVICE=ptx, or with TEST_DEVICE=cuda on a GPU; what they
+compute otherwise is the contract's business.
 """
 
 from __future__ import annotations
@@ -114,6 +114,36 @@ def test_every_regime_and_its_edges(n: int, rng: np.random.Generator) -> None:
         want = expected(rewards, k, estimator=estimator)
         got = transformed(tensor(rewards), k, estimator=estimator)
         np.testing.assert_allclose(got, want, rtol=5e-6, atol=3e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    "n",
+    [
+        *and_slow([5, 8, 16, 32, 64, 100], 1024),
+        *(pytest.param(n, marks=pytest.mark.release) for n in (128, 256, 512, 2048, 4096, 8192)),
+    ],
+)
+def test_the_whole_sort_is_seen(n: int, rng: np.random.Generator) -> None:
+    """Every gap weighs something at k=2 and 1, so that no sample may lie in a wrong place: ordered
+    rows, ties, near ties, few levels, constant and irregular ones in one block, and blocks of two
+    levels."""
+    normal = rng.standard_normal((2, n))
+    kinds = [
+        normal,
+        np.sort(normal),
+        np.sort(normal)[:, ::-1],
+        np.round(normal),
+        1 + 2.0**-23 * rng.integers(0, 2 * n, (2, n)),
+        np.broadcast_to(normal[:, :1], (2, n)),
+        np.where(np.arange(n) == n - 1, [[np.nan], [np.inf]], normal),
+    ]
+    mixed = np.concatenate(kinds).astype(np.float32)
+    levels = rng.integers(0, 2, (3, n)).astype(np.float32)
+    for rewards in (mixed, levels):
+        for k in (1, 2, max(1, n // 3)):
+            want, got = expected(rewards, k), transformed(tensor(rewards), k).numpy()
+            size = np.nanmax(np.abs(want), axis=1, initial=1e-30, keepdims=True)
+            np.testing.assert_allclose(got / size, want / size, rtol=5e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", and_slow([8, 9, 40], 16, 100, plans.LONGEST_WIDE_ON_CHIP, 2049))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -69,10 +69,16 @@ class Device:
 
     Args:
         capability: compute capability times ten: 80, 90, 100.
-        keep: launches are kept in `launches`; else they are only counted, in `launched`.
+        keep: launches are kept, in `launches`.
         change: PTX → PTX that is run instead, and may be faulty: then faults are kept, not raised.
         options: of every `Launch`.
+
+    Attributes:
+        launched: how many launches all devices have run.
     """
+
+    launched = 0
+    _active: ClassVar[list[Device]] = []
 
     def __init__(
         self,
@@ -85,13 +91,13 @@ class Device:
         self.target = GPUTarget("cuda", capability, 32)
         self.keep, self.change, self.options = keep, change, options
         self.launches: list[Launched] = []
-        self.launched = 0
         self.utils = self  # Triton asks it for device properties, and to load binaries
         self._files: dict[str, Any] = {}
 
     def __enter__(self) -> Device:
         self._entered = ExitStack()
         triton.knobs.runtime.kernel_load_start_hook.add(self._about_to_load)
+        self._active.append(self)
         triton.runtime.driver.set_active(self)
         # Here the library lets tensors on the CPU through to the kernels.
         for name, value in (("_interpreted", True), ("_interpreter_fails", None)):
@@ -102,7 +108,8 @@ class Device:
     def __exit__(self, *_: object) -> None:
         self._entered.close()
         triton.knobs.runtime.kernel_load_start_hook.remove(self._about_to_load)
-        triton.runtime.driver.set_active(None)
+        self._active.remove(self)
+        triton.runtime.driver.set_active(self._active[-1] if self._active else None)
 
     # ---- What Triton asks a driver -------------------------------------------------------------
 
@@ -161,7 +168,7 @@ class Device:
         ptx, cubin = function
         changed = ptx if self.change is None else self.change(ptx)
         run = run_ptx(changed, grid, arguments, shared_bytes, **self.options)
-        self.launched += 1
+        Device.launched += 1
         if self.keep:
             self.launches.append(Launched(run, ptx, cubin, arguments, shared_bytes))
         if self.change is None:

@@ -185,6 +185,12 @@ def _shift_right(a: Array, n: Array) -> Array:
     return shifted if a.dtype.kind == "i" else np.where(n < bits, shifted, a.dtype.type(0))
 
 
+def _add_halves(a: Array, b: Array) -> Array:
+    """Two sums of 16 bits in one word: no carry goes from the lower to the upper."""
+    lower = np.uint32(0xFFFF)
+    return ((a + b) & lower) | ((a & ~lower) + (b & ~lower))
+
+
 def _join(low: Array, high: Array) -> Array:
     return (np.asarray(high).astype(np.uint64) << np.uint64(32)) | np.asarray(low, np.uint64)
 
@@ -261,6 +267,7 @@ _TABLE: list[_Row] = [
     (r"mov", rf"[su](16|32|64)|{_BITS}|{_FLOAT}|pred", "t: t", lambda a: a),
     (r"add", _INTEGER, "t: t t", np.add),
     (r"sub", _INTEGER, "t: t t", np.subtract),
+    (r"add", "[su]16x2", "t: t t", _add_halves),
     (r"add(\.rn)?", _FLOAT, "t: t t", np.add),
     (r"sub(\.rn)?", _FLOAT, "t: t t", np.subtract),
     (r"mul(\.rn)?", _FLOAT, "t: t t", np.multiply),
@@ -273,6 +280,7 @@ _TABLE: list[_Row] = [
     (r"fma\.rn", "f64", "t: t t t", fma64),
     (r"div\.(full|approx)", "f32", "t: t t", partial(nearly, np.divide)),
     (r"div\.rn", _ROUNDED, "t: t t", np.divide),
+    (r"div\.rn\.ftz", "f32", "t: t t", lambda a, b: flushed(np.divide(flushed(a), flushed(b)))),
     (r"sqrt\.rn", _ROUNDED, "t: t", np.sqrt),
     (r"sqrt\.approx", "f32", "t: t", partial(nearly, np.sqrt)),
     (r"sqrt\.approx\.ftz", "f32", "t: t", lambda a: flushed(nearly(np.sqrt, flushed(a)))),

@@ -49,7 +49,8 @@ class Instruction:
     @property
     def space(self) -> str:
         """Of memory: "global", "shared" or "param"; "" for what touches none."""
-        return next((part for part in self.parts if part in ("global", "shared", "param")), "")
+        parts = (part.removesuffix("::cta") for part in self.parts)
+        return next((part for part in parts if part in ("global", "shared", "param")), "")
 
 
 @dataclass
@@ -117,7 +118,7 @@ class Program:
             elif statement.startswith(".reg"):
                 scopes[-1].declare(statement)
             elif statement.startswith("."):
-                if not re.match(r"\.(pragma|loc)\b", statement):
+                if not statement.startswith(".pragma"):
                     raise UnknownInstructionError(f"line {line}: {statement}")
             else:
                 self._append(line, where, statement, scopes)
@@ -241,9 +242,8 @@ def _statements(body: str, first_line: int) -> Iterator[tuple[int, str, str]]:
     a brace around statements alone."""
     where, pending, begun = "", "", 0
     for line, raw in enumerate(body.splitlines(), first_line):
-        location = re.match(r"\s*\.loc\s[\d\s]+//\s*(.*)$", raw)
-        if location:
-            where = location[1].strip()
+        if re.match(r"\s*\.loc\b", raw):
+            where = _source_line(raw)
             continue
         for letter in raw.split("//")[0] + " ":
             text = pending.strip()
@@ -257,6 +257,13 @@ def _statements(body: str, first_line: int) -> Iterator[tuple[int, str, str]]:
                 pending = ""
             else:
                 pending += letter
+
+
+def _source_line(directive: str) -> str:
+    """Of a .loc: its comment, and the line of the caller where Triton does not write it there."""
+    comment = directive.partition("//")[2].strip()
+    caller = re.search(r"inlined_at \d+ (\d+)", directive)
+    return f"{comment} @[ line {caller[1]} ]" if caller else comment
 
 
 class _Emitter:
@@ -333,7 +340,7 @@ class _Emitter:
 
     def _memory(self, *, load: bool) -> Iterator[str]:
         it, type_ = self.it, self.it.parts[-1]
-        known = {"ld", "st", "global", "shared", "param", "v2", "v4", "v8", "volatile", type_}
+        known = {"ld", "st", "global", "shared", "shared::cta", "param", "v2", "v4", type_}
         hints = r"(L1|L2)::.*|evict_\w+"
         if any(part not in known and not re.fullmatch(hints, part) for part in it.parts):
             raise UnknownInstructionError(it.opcode)

@@ -1,0 +1,207 @@
+"""The kernels as they ship, on the machine that executes PTX: what only it can show.
+
+Run with TEST_DEVICE=ptx. Their results are the business of the contract and of
+tests/test_triton.py, which run there too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from conftest import ON_PTX
+
+import pkpo_kernels as pk
+
+torch = pytest.importorskip("torch")
+if not ON_PTX:
+    pytest.skip("needs TEST_DEVICE=ptx", allow_module_level=True)
+
+from pkpo_triton.plan import plan  # noqa: E402
+
+from bench.ptx.driver import Device, Launched, run_ptx  # noqa: E402
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    """One that keeps its launches, in the place of the session's own."""
+    with Device() as device:
+        yield device
+
+
+# ---- Addresses ---------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    n: int
+    rows: int
+    masked: bool = False
+    k_a_row: bool = False
+    max_at_k: bool = False
+    by_samples: bool = False
+    dtype: str = "float32"
+
+
+def launched(case: Case, device: Device, rng: np.random.Generator) -> list[Launched]:
+    rewards = torch.from_numpy(rng.standard_normal((case.rows, case.n)).astype(np.float32))
+    rewards = rewards.to(getattr(torch, case.dtype))
+    if case.by_samples:
+        rewards = rewards.t().contiguous().t()
+    options: dict[str, Any] = {"implementation": "triton"}
+    if case.masked:
+        options["where"] = torch.from_numpy(rng.random((case.rows, case.n)) < 0.8)
+    device.launches.clear()
+    if case.max_at_k:
+        pk.max_at_k(rewards, [1, 2], **options)
+    else:
+        k: Any = torch.from_numpy(rng.integers(1, 4, case.rows)) if case.k_a_row else 2
+        pk.transform(rewards, k, **options)
+    return device.launches
+
+
+FAR = [
+    Case(8, 1100),
+    Case(8, 300, masked=True, k_a_row=True),
+    Case(8, 300, by_samples=True),
+    Case(9, 300, max_at_k=True, masked=True),
+    pytest.param(Case(64, 70), marks=pytest.mark.slow),
+    pytest.param(Case(100, 40, masked=True, k_a_row=True), marks=pytest.mark.slow),
+    pytest.param(Case(64, 70, dtype="bfloat16", max_at_k=True), marks=pytest.mark.slow),
+    Case(8193, 3, masked=True, k_a_row=True),
+    pytest.param(Case(8193, 3, max_at_k=True), marks=pytest.mark.slow),
+    pytest.param(Case(8192, 3), marks=pytest.mark.release),
+]
+
+
+@pytest.mark.parametrize("case", FAR, ids=str)
+def test_rows_beyond_two_to_the_31_elements(
+    case: Case, device: Device, rng: np.random.Generator
+) -> None:
+    """Programs whose numbers are so large run on pointers that lie as far in front of a tensor."""
+    wide = case.dtype == "float64"
+    itemsize = torch.empty(0, dtype=getattr(torch, case.dtype)).element_size()
+    uniform = not (case.masked or case.k_a_row or case.max_at_k)
+    chosen = plan(case.n, itemsize, wide=wide, masked=case.masked, uniform=uniform)
+    block_rows = 1 if chosen is None else chosen.block_rows
+    first = (2**30 - 4096) // block_rows
+    for launch in launched(case, device, rng):
+        far = {}
+        results = {}
+        for name, value in launch.arguments.items():
+            if isinstance(value, torch.Tensor) and len(value) == case.rows:
+                step = value.stride(0) if case.rows > 1 else value[0].numel()
+                distance = first * block_rows * step * value.element_size()
+                far[name] = (value, value.data_ptr() - distance)
+                if name == "out_ptr":
+                    results[name] = value.clone()
+                    value.fill_(0)
+            else:
+                far[name] = value + first * block_rows if name == "n_rows" else value
+        assert results
+        far_run = run_ptx(launch.ptx, launch.run.grid, far, launch.shared_bytes, first_cta=first)
+        far_run.faults.check()
+        for name, want in results.items():
+            assert torch.equal(launch.arguments[name], want)
+
+
+# ---- Planted bugs ------------------------------------------------------------------------------
+
+
+class Mutant(NamedTuple):
+    kind: str
+    line: int  # of the PTX, from 0
+    text: str
+
+
+def mutants(ptx: str) -> Iterator[Mutant]:
+    """Every program that differs in one line: a barrier less, a guard less, another address, …"""
+    for number, line in enumerate(ptx.splitlines()):
+        if "bar.sync" in line or "bar.warp.sync" in line:
+            yield Mutant("barrier", number, "")
+        elif re.search(r"@!?%p\d+\s+(ld|st)\.global", line):
+            yield Mutant("guard", number, re.sub(r"@!?%p\d+\s+", "", line))
+        elif found := re.search(r"shfl\.sync\.(?:bfly|up)\.b32\s+[^,]+, %\w+, (\d+),", line):
+            other = 2 if found[1] == "1" else int(found[1]) // 2
+            yield Mutant(
+                "shuffle", number, line[: found.start(1)] + str(other) + line[found.end(1) :]
+            )
+        elif found := re.search(
+            r"((?:ld|st)\.shared\S*.*|(?:ld|st)matrix.*)\[(%\w+)(?:\+(\d+))?\]", line
+        ):
+            moved = f"[{found[2]}+{int(found[3] or 0) + 16}]"
+            start = found.end(1)
+            yield Mutant("address", number, line[:start] + moved + line[found.end() :])
+
+
+def matrices(n: int, rng: np.random.Generator) -> list[Any]:
+    """Rows that take every way through a kernel and show the whole of its sort: a full block, and
+    a row more, so that every guard holds back most of its lanes."""
+    chosen = plan(n, 4, wide=False, masked=False, uniform=True)
+    assert chosen is not None
+    rows = chosen.block_rows + 1
+    normal = rng.standard_normal((rows, n))
+    kinds = [normal, np.sort(normal), np.sort(normal)[:, ::-1], np.round(normal), normal + 1e3]
+    mixed = np.choose(np.arange(rows)[:, None] % len(kinds), kinds)
+    irregular = mixed.copy()
+    irregular[:: rows // 3, 0] = np.inf
+    out = [mixed, irregular, rng.integers(0, 2, (rows, n))]
+    # Blocks of two levels, but for one thread: the last lane of a warp, and so the last to be heard
+    # of, in its first samples or in its last.
+    lanes_of_warp = 32 // chosen.lanes if chosen.lanes < 32 else 1
+    for row in (lanes_of_warp - 1, chosen.block_rows - 1):
+        first = (chosen.lanes - 1) * chosen.vector
+        for samples in (slice(first, first + 3), slice(n - 3, n)):
+            almost = rng.integers(0, 2, (rows, n))
+            almost[row, samples] = [0, 1, 2]
+            out.append(almost)
+    return [torch.from_numpy(x.astype(np.float32)) for x in out]
+
+
+@pytest.mark.parametrize(
+    ("n", "share"),
+    [
+        (8, 0.05),
+        (32, 0.05),
+        pytest.param(64, 0.1, marks=pytest.mark.slow),
+        pytest.param(8, 1.0, marks=pytest.mark.release),
+        pytest.param(32, 1.0, marks=pytest.mark.release),
+        pytest.param(64, 1.0, marks=pytest.mark.release),
+        pytest.param(1024, 1.0, marks=pytest.mark.release),
+    ],
+)
+def test_planted_bugs_are_noticed(
+    n: int, share: float, device: Device, rng: np.random.Generator
+) -> None:
+    """A barrier dropped, a guard dropped, an address of shared memory moved, a shuffle's lane
+    changed: each is seen as a fault or in a result."""
+    inputs = matrices(n, rng)
+    good = [pk.transform(x, 2, implementation="triton") for x in inputs]
+    ptx = device.launches[0].ptx
+    program = device.launches[0].run.program
+    ran = sum(launch.run.counts.executed for launch in device.launches)
+    where = {it.line - 1: it.where for it in program.instructions if ran[it.number]}
+    every = [mutant for mutant in mutants(ptx) if mutant.line in where]
+    kinds = {"address", "barrier", "shuffle" if n > 8 else "guard"}
+    assert {mutant.kind for mutant in every} >= kinds
+    lines = ptx.splitlines()
+    missed = []
+    chosen = [mutant for mutant in every if rng.random() < share]
+    for mutant in chosen:
+        changed = "\n".join([*lines[: mutant.line], mutant.text, *lines[mutant.line + 1 :]])
+        with Device(change=lambda _, text=changed: text, counting=False) as faulty:
+            for x, want in zip(inputs, good, strict=True):
+                got = pk.transform(x, 2, implementation="triton")
+                if faulty.launches[-1].run.faults.found or not same(got, want):
+                    break
+            else:
+                at = f"{mutant.kind}, line {mutant.line + 1}: {lines[mutant.line].strip()}"
+                missed.append(f"{at}\n    {where[mutant.line]}")
+    assert chosen
+    assert not missed, f"{len(missed)} of {len(chosen)}:\n" + "\n".join(missed)
+
+
+def same(got: Any, want: Any) -> bool:
+    return bool(((got == want) | (got.isnan() & want.isnan())).all())
