@@ -40,14 +40,28 @@ lint: .venv/installed  ## formatting, lints and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The kernels need processes of their own: in Triton's interpreter, and in Pallas's.
+# The kernels need processes of their own: in Triton's interpreter, in Pallas's, and executed as they
+# are compiled for a GPU, on the machine of bench/ptx.
 define pytest
 	$(BIN)/python -m pytest -n $(WORKERS) $(1)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) $(1) $(TRITON_TESTS)
 	PALLAS_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PALLAS_TESTS)
+	TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PTX_TESTS)
 endef
 TRITON_TESTS := tests/test_contract.py tests/test_triton.py tests/test_jax_triton.py
 PALLAS_TESTS := tests/test_contract.py tests/test_pallas.py
+PTX_TESTS := tests/test_contract.py tests/test_triton.py tests/test_ptx_kernels.py
+# The ends of the range of Tritons that pyproject.toml allows.
+TRITONS := 3.5.0 3.9.0
+
+# Another Triton stands in front of .venv's own on the path.
+define ptx_with_triton
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target build/triton-$(1) triton==$(1)
+	PYTHONPATH=build/triton-$(1) TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) \
+		tests/test_contract.py tests/test_triton.py
+
+endef
 
 test: lint  ## set up, then lints, types, and the tests of everything, the kernels interpreted
 	$(call pytest)
@@ -59,6 +73,7 @@ test-all: .venv/installed  ## what test leaves out: more shapes, dtypes and vari
 
 test-release: .venv/installed  ## what both leave out: all GPUs, every variant, wheels, long fuzzing
 	$(call pytest,-m release)
+	$(foreach triton,$(TRITONS),$(call ptx_with_triton,$(triton)))
 	$(BIN)/pkpo verify --fuzz 5
 
 gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that the kernels promise
