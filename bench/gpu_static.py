@@ -41,7 +41,7 @@ from pkpo_triton.plan import OPTIONS
 from pkpo_triton.variants import Variant
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import track
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -337,7 +337,12 @@ def measure(variant: Variant, target_name: str) -> Row:
 
 def measure_at(place: int, target_name: str) -> Row:
     """The row of a variant by its place in the catalogue: it cannot be sent to another process."""
-    return measure(catalogue(TARGETS[target_name].warp_size)[place], target_name)
+    variant = catalogue(TARGETS[target_name].warp_size)[place]
+    try:
+        return measure(variant, target_name)
+    except Exception as error:
+        error.add_note(f"in {variant.name}, n={variant.n}, {dtype(variant)}")
+        raise
 
 
 def warm_up(target_name: str) -> None:
@@ -350,34 +355,21 @@ def measure_all(target_name: str, largest_n: int | None = None) -> list[Row]:
     chosen = [at for at, it in enumerate(every) if largest_n is None or it.n <= largest_n]
     # The longest first, so that no process is left alone with one in the end
     longest_first = sorted(chosen, key=lambda place: -every[place].n)
-    progress = Progress(
-        TextColumn("compiling and executing for {task.fields[target]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
     rows: dict[int, Row] = {}
-    with (
-        progress,
-        # Not forked: torch and LLVM have threads
-        ProcessPoolExecutor(
-            WORKERS, multiprocessing.get_context("spawn"), warm_up, (target_name,)
-        ) as pool,
-    ):
-        task = progress.add_task("", total=len(chosen), target=target_name)
+    # Not forked: torch and LLVM have threads
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(WORKERS, spawn, warm_up, (target_name,)) as pool:
         futures = {pool.submit(measure_at, place, target_name): place for place in longest_first}
+        done = track(
+            as_completed(futures),
+            f"compiling and executing for {target_name}",
+            len(futures),
+            console=Console(stderr=True),
+            transient=True,
+        )
         try:
-            for future in as_completed(futures):
-                place = futures[future]
-                try:
-                    rows[place] = future.result()
-                except Exception as error:
-                    variant = every[place]
-                    error.add_note(f"in {variant.name}, n={variant.n}, {dtype(variant)}")
-                    raise
-                progress.advance(task)
+            for future in done:
+                rows[futures[future]] = future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -415,7 +407,7 @@ def shown(figures: Any, names: str, digits: int = 1) -> str:
 
 def table(rows: Sequence[Row], target_name: str) -> Table:
     out = Table(title=f"Triton kernels for {target_name}", caption=CAPTION, box=SIMPLE)
-    out.add_column("n", justify="right")
+    out.add_column("n", justify="right", no_wrap=True)
     out.add_column("kernel", no_wrap=True)
     for kind, name, _ in COLUMNS:
         out.add_column(f"{kind}\n{name}", justify="right", no_wrap=True)
@@ -426,12 +418,6 @@ def table(rows: Sequence[Row], target_name: str) -> Table:
     return out
 
 
-WHAT = (
-    "executed by a machine for PTX on the CPU; SASS counted by executed lines of PTX; fractions of "
-    "a copy are a model; nothing was measured"
-)
-
-
 def record(rows: Sequence[Row], target_name: str) -> dict[str, Any]:
     """What the JSON file holds."""
 
@@ -440,7 +426,8 @@ def record(rows: Sequence[Row], target_name: str) -> dict[str, Any]:
         return asdict(row) | {name: kind and kind._asdict() for name, kind in kinds.items()}
 
     return {
-        "what": WHAT,
+        "what": "PTX executed on the CPU; SASS counted by executed lines; what they leave of a"
+        " copy is a model; nothing was measured",
         "target": target_name,
         "programs": PROGRAMS,
         "k": K,
@@ -461,7 +448,7 @@ def main() -> None:
     arguments = parser.parse_args()
     target: str = arguments.target
     rows = measure_all(target, QUICK_N if arguments.quick else None)
-    Console(width=180).print(table(rows, target))
+    Console(width=200).print(table(rows, target))
     file: Path | None = arguments.json
     if file is None and not arguments.quick:
         file = RESULTS / f"gpu-static-{target}.json"
