@@ -87,7 +87,7 @@ gpu-session:  ## there too: the most telling of both within ten minutes, files i
 	OUT="$${OUT:-build/gpu-session}" GPU_PYTHON="$(GPU_PYTHON)" GPU_SESSION_DEVICE=$(GPU_DEVICE) \
 		bench/gpu_session.sh
 
-gpu-static: .venv/installed  ## without a GPU: count the instructions of the compiled kernels
+gpu-static: .venv/installed  ## without a GPU: execute the compiled kernels' PTX, count what they do
 	$(BIN)/python -m bench.gpu_static
 
 tpu-static: .venv/installed  ## without a TPU: count the bundles of the compiled kernels

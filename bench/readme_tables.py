@@ -4,8 +4,9 @@
 
 Between `<!-- results: NAME -->` and `<!-- end -->` README holds what the functions below make of
 the newest result files, one a device; nothing there is written by hand. Every one of them begins
-with what it is: measured, and on what, or a static count of code that was not run. With --check
-nothing is written, and the exit code is 1 where README and the files disagree.
+with what it is: measured, and on what; executed on the CPU for a GPU; or a static count of code
+that was not run. With --check nothing is written, and the exit code is 1 where README and the files
+disagree.
 """
 
 from __future__ import annotations
@@ -134,34 +135,38 @@ def _scaling(found: Found) -> str:
 
 
 def gpu_static(results: Path) -> str:
-    """Instructions a reward of the Triton kernels and of other sorts, for sm_90."""
+    """What the Triton kernels and other sorts do for a reward, for sm_90."""
     path = results / "gpu-static-sm_90.json"
     record = json.loads(path.read_text())
-    counts: dict[tuple[str, int], dict[str, Any]] = {
-        (row["kernel"], row["n"]): row for row in record["rows"]
-    }
-    sorting, alone = "tl.sort on int64 + scan + scatter", "Inductor's sort_with_index, alone"
-    ns = sorted(n for kernel, n in counts if kernel == sorting)
+    rows = {(row["kernel"], row["n"]): row for row in record["rows"]}
+    kernel, sorting = "n={n} float32", "tl.sort on int64 + scan + scatter"
+    ns = sorted(n for name, n in rows if name == sorting)
 
-    def line(name: str, kernel: str, path_of_it: str = "general") -> list[str]:
-        cells = []
-        for n in ns:
-            row = counts.get((kernel.format(n=n), n), {})
-            # Short rows have no path of their own for two levels.
-            of_path = row.get(path_of_it) or row.get("general")
-            cells.append(f"{of_path['instructions']:.0f}" if of_path else "–")
-        return [name, *cells]
+    def line(name: str, of: str, figure_of: Callable[[Any], float], digits: int = 0) -> list[str]:
+        found = [rows.get((of.format(n=n), n)) for n in ns]
+        return [name, *(f"{figure_of(row):.{digits}f}" if row else "–" for row in found)]
 
     lines = [
         ["samples in a row", *map(str, ns)],
-        line("the kernel", "n={n} float32"),
-        line("the kernel, rows of two levels", "n={n} float32", "two_levels"),
-        line("`tl.sort`, scan, scatter", sorting),
-        line("torch.compile's sort alone", alone),
+        line("instructions (counted)", kernel, lambda row: row["normal"]["instructions"]),
+        line("the same, rows of two levels", kernel, lambda row: row["two_levels"]["instructions"]),
+        line("the same, `tl.sort`, scan, scatter", sorting, lambda r: r["normal"]["instructions"]),
+        line(
+            "the same, torch.compile's sort alone",
+            "Inductor's sort_with_index, alone",
+            lambda row: row["normal"]["instructions"],
+        ),
+        line(
+            "lanes that exchange (executed)",
+            kernel,
+            lambda row: row["normal"]["shuffles"] + row["normal"]["wavefronts"],
+        ),
+        line("of an H200's copy, at most (a model)", kernel, lambda row: row["of_copy"], 2),
+        line("the same, rows of two levels", kernel, lambda row: row["two_levels_of_copy"], 2),
     ]
     about = (
-        f"A static count for {record['target']}, commit {record['commit']}; nothing was run"
-        f" (`bench/results/{path.name}`): instructions a reward in float32."
+        f"Executed on the CPU, for {record['target']}, commit {record['commit']}; nothing was"
+        f" measured (`bench/results/{path.name}`): a reward in float32."
     )
     return f"{about}\n\n{markdown(lines)}"
 

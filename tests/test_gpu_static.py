@@ -1,146 +1,184 @@
-"""The counts of compiled kernels: nothing here needs a GPU."""
+"""What the machine for PTX executes of compiled kernels, and how machine code is counted by it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
+from pkpo_triton.plan import OPTIONS  # noqa: E402
+from pkpo_triton.variants import Variant, shipped, transform_variant  # noqa: E402
 
-from bench import gpu_static  # noqa: E402
-from bench.gpu_static import Budget, Counts, PerElement, Variant  # noqa: E402
+import pkpo_kernels as pk  # noqa: E402
+from bench import gpu_arms, gpu_static, sass  # noqa: E402
+from bench.gpu_static import TARGETS, Budget, Figures  # noqa: E402
+from pkpo_kernels.estimators import ESTIMATORS  # noqa: E402
 
-SM_90 = gpu_static.TARGETS["sm_90"]
+POINTERS = {"x_ptr": "*fp32", "out_ptr": "*fp32"}
+SIZE = 1024
 
 
 @triton.jit
 def copy(x_ptr, out_ptr, SIZE: tl.constexpr):
-    places = tl.arange(0, SIZE)
+    places = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     tl.store(out_ptr + places, tl.load(x_ptr + places))
 
 
 @triton.jit
-def shared_helper(x, y):
-    return tl.where(x > y, x * y, x - y)
-
-
-@triton.jit
-def summing(x):
-    return shared_helper(x, tl.sum(x, 1, keep_dims=True))
-
-
-@triton.jit
-def sorting(x):
-    return shared_helper(tl.sort(x, 1), x)
-
-
-@triton.jit
-def either(x_ptr, out_ptr, PATH: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr):
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    places = rows[:, None] * N + tl.arange(0, N)[None, :]
+def either(x_ptr, out_ptr, PATH: tl.constexpr, SIZE: tl.constexpr):
+    places = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     x = tl.load(x_ptr + places)
-    if PATH == "sorting":
-        out = sorting(x)
-    elif PATH == "summing" or tl.max(x) > 0:  # of the whole block
-        out = summing(x)
+    if PATH == "scan":
+        out = tl.cumsum(x, 0)
+    elif PATH == "neighbours" or tl.max(x, 0) > 0:  # of the whole program
+        out = tl.reshape(x, [SIZE // 2, 2])
+        out = tl.reshape(out - tl.sum(out, 1, keep_dims=True), [SIZE])
     else:
-        out = sorting(x)
+        out = tl.cumsum(x, 0)
     tl.store(out_ptr + places, out)
 
 
-PATHS = {"sorting": (sorting,), "summing": (summing,), "elsewhere": (copy,)}
-POINTERS = {"x_ptr": "*fp32", "out_ptr": "*fp32"}
+def variant_of(kernel: Any, **constants: Any) -> Variant:
+    constants = {**constants, "SIZE": SIZE}
+    signature = POINTERS | dict.fromkeys(constants, "constexpr")
+    return Variant("a kernel", kernel, signature, constants, tuple(POINTERS), 4, 32, SIZE)
 
 
-def copy_variant(size: int = 1024) -> Variant:
-    signature = POINTERS | {"SIZE": "constexpr"}
-    return Variant("copy", copy, signature, {"SIZE": size}, tuple(POINTERS), 4, size, size)
+def figures(variant: Variant, x: Any, target: str = "sm_90", **other: Any) -> Figures:
+    """Of two programs; `other` constants than those that are compiled."""
+
+    def call() -> None:
+        options = {"num_warps": variant.num_warps, "num_stages": 1, **OPTIONS}
+        variant.kernel[(2,)](x, torch.empty_like(x), **variant.constants | other, **options)
+
+    with gpu_static.compiled_cold(variant, TARGETS[target]) as compiled:
+        return gpu_static.execute(compiled, call)
 
 
-def either_variant(path: str) -> Variant:
-    signature = POINTERS | {"PATH": "constexpr", "ROWS": "constexpr", "N": "constexpr"}
-    constants = {"PATH": path, "ROWS": 32, "N": 32}
-    return Variant("either", either, signature, constants, tuple(POINTERS), 4, 32, 1024)
+# ---- Executing ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_a_copy_counts_as_one(target: str) -> None:
-    variant = copy_variant()
-    compiled = gpu_static.compile_variant(variant, gpu_static.TARGETS[target])
-    figures = gpu_static.count(compiled)
-    assert set(figures.paths) == {""}
-    counts = figures.total
-    # 1024 elements, 128 threads, 4 elements an access
-    assert (counts.global_loads, counts.global_stores) == (2, 2)
-    assert counts.shuffles == counts.barriers == counts.local == 0
-    assert counts.shared_loads == counts.shared_stores == counts.shared_words == 0
-    assert 0 < counts.alu < counts.instructions < 40
-    assert compiled.usage.spilled_words == compiled.usage.shared_bytes == 0
-    assert 8 <= compiled.usage.registers <= 40
-    per_element = PerElement.of(counts, variant)
-    assert per_element.instructions == counts.instructions / 8
-    assert per_element.copy_fraction(gpu_static.bytes_per_element(variant)) == 1
+    got = figures(variant_of(copy), torch.randn(2 * SIZE), target)
+    assert (got.loaded, got.least_loaded, got.stored, got.least_stored) == (4, 4, 4, 4)
+    assert got.shuffles == got.wavefronts == got.least_wavefronts == got.barriers == 0
+    # 4 warps for 1024 elements, and every instruction once for each of them.
+    compiled = gpu_static.compile_variant(variant_of(copy), TARGETS[target])
+    every = [
+        instruction.opcode for instruction in sass.instructions_of(compiled.kernel.asm["cubin"])
+    ]
+    assert got.instructions == len(every) * 128 / 1024
+    assert sum(opcode.startswith("LDG.E.128") for opcode in every) == 2
+    assert 0 < got.alu < got.instructions < 5
+    assert got.of_copy(8) == 1
+    usage = compiled.usage
+    assert usage.spilled_words == usage.shared_bytes == 0 and 8 <= usage.registers <= 40
 
 
-def test_an_amd_kernel_tells_what_it_uses() -> None:
-    usage = gpu_static.compile_variant(copy_variant(), gpu_static.TARGETS["gfx942"]).usage
-    assert 0 < usage.registers <= 40
-    assert (usage.spilled_words, usage.spilled_scalars, usage.shared_bytes) == (0, 0, 0)
+def test_a_branch_is_counted_where_it_is_taken() -> None:
+    positive, both = torch.rand(2 * SIZE) + 1, variant_of(either, PATH="both")
+    of_maximum = []
+    for path, x in (("neighbours", positive), ("scan", -positive)):
+        got, alone = figures(both, x), figures(variant_of(either, PATH=path), x)
+        of_maximum.append((got.shuffles - alone.shuffles, got.wavefronts - alone.wavefronts))
+        assert 0 < got.instructions - alone.instructions < 10, path
+        assert 0 < got.ptx - alone.ptx < 10, path
+    # What both pay for is the same.
+    assert of_maximum[0] == of_maximum[1] > (0, 0)
+
+
+def test_another_kernel_than_the_compiled_is_an_error() -> None:
+    with pytest.raises(ValueError, match="must be what is launched"):
+        figures(variant_of(either, PATH="scan"), torch.rand(2 * SIZE), PATH="neighbours")
+
+
+@pytest.fixture
+def hits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """Whether Triton's cache had each of the kernels that it was asked for."""
+    found: list[bool] = []
+    monkeypatch.setattr(
+        triton.knobs.compilation, "listener", lambda **told: found.append(told["cache_hit"])
+    )
+    yield found
 
 
 def test_compilation_is_cold_and_leaves_the_cache_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hits: list[bool]
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    stages: list[bool] = []
-    monkeypatch.setattr(
-        triton.knobs.compilation, "listener", lambda **told: stages.append(told["cache_hit"])
-    )
     for _ in range(2):
-        gpu_static.compile_variant(copy_variant(), SM_90)
-    assert stages == [False, False]
+        gpu_static.compile_variant(variant_of(copy), TARGETS["sm_90"])
+    assert hits == [False, False]
     assert not list(tmp_path.iterdir())
     assert triton.knobs.cache.dir == os.environ["TRITON_CACHE_DIR"] == str(tmp_path)
 
 
-@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
-def test_paths_count_what_kernels_with_one_path_count(target: str) -> None:
-    def counted(path: str) -> gpu_static.Figures:
-        compiled = gpu_static.compile_variant(either_variant(path), gpu_static.TARGETS[target])
-        return gpu_static.count(compiled, PATHS)
-
-    both = counted("both")
-    assert set(both.paths) == {"", "sorting", "summing"}
-    assert both.total.instructions == sum(c.instructions for c in both.paths.values())
-    for path in ("sorting", "summing"):
-        alone = counted(path)
-        assert set(alone.paths) == {""}  # it is always executed
-        # The helper that both call is counted for each.
-        assert both.paths[path].instructions > 0
-        # Common code holds the maximum of the block besides.
-        difference = both.on(path).instructions - alone.total.instructions
-        assert 0 < difference < 120, (path, difference)
-        assert 0 <= both.on(path).shuffles - alone.total.shuffles < 10
-    assert both.paths["sorting"].shuffles > 5 * both.paths["summing"].shuffles > 0
-    assert both.paths[""].global_loads > 0 == both.paths["sorting"].global_loads
-    assert both.paths["sorting"].barriers == 0 < both.paths[""].barriers
+@pytest.mark.parametrize(
+    "variant",
+    [
+        transform_variant(5),
+        transform_variant(8, "float64", masked=True),
+        pytest.param(transform_variant(16), marks=pytest.mark.slow),
+        pytest.param(transform_variant(64), marks=pytest.mark.slow),
+        *(pytest.param(variant, marks=pytest.mark.release) for variant in shipped()),
+    ],
+    ids=lambda variant: variant.name,
+)
+def test_what_the_variants_say_is_what_the_library_launches(
+    variant: Variant, hits: list[bool]
+) -> None:
+    gpu_static.measure(variant, "sm_90")
+    # Compiled ahead of time, and found by the launches on both kinds of rewards
+    assert hits == [False, True]
 
 
-def test_no_line_information_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton.knobs.compilation, "disable_line_info", True)
-    compiled = gpu_static.compile_variant(copy_variant(), SM_90)
-    assert gpu_static.count(compiled).total.instructions > 0
-    with pytest.raises(ValueError, match="no line information"):
-        gpu_static.count(compiled, PATHS)
+def test_every_variant_is_called_for_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    for name in ("transform", "max_at_k"):
+
+        def called(rewards: Any, k: Any, name: str = name, **options: Any) -> None:
+            calls.append({"name": name, "rewards": rewards, "k": k, **options})
+
+        monkeypatch.setattr(pk, name, called)
+    for variant in shipped():
+        gpu_static.launch(variant, gpu_static.rewards_of(variant, two_levels=False))
+        call, constants = calls.pop(), variant.constants
+        assert call["rewards"].numel() == 2 * variant.elements
+        assert str(call["rewards"].dtype).removeprefix("torch.") in variant.name
+        assert (call["where"] is not None) == constants["MASKED"] == ("where" in variant.name)
+        assert call["name"] == ("max_at_k" if variant.name.startswith("max@k") else "transform")
+        if call["name"] == "transform":
+            estimator = ESTIMATORS[call["estimator"]]
+            assert estimator.form.lag == constants["LAG"]
+            assert estimator.standardised == constants["STANDARDISED"]
+            kind = {None: "int", 0: "scalar", 1: "row"}[getattr(call["k"], "ndim", None)]
+            assert kind == constants["K"]
 
 
-# Lines 1 to 3 of the PTX are of no path, 4 of path a, 5 of path b.
-LINES = ["", "", "", "", "a", "b"]
+def test_two_levels_are_two() -> None:
+    variant = transform_variant(16)
+    assert set(gpu_static.rewards_of(variant, two_levels=True).unique().tolist()) == {0, 1}
+    assert len(gpu_static.rewards_of(variant, two_levels=False).unique()) > variant.elements
+
+
+def test_an_amd_kernel_tells_what_it_uses() -> None:
+    usage = gpu_static.compile_variant(variant_of(copy), TARGETS["gfx942"]).usage
+    assert 0 < usage.registers <= 40
+    assert (usage.spilled_words, usage.spilled_scalars, usage.shared_bytes) == (0, 0, 0)
+
+
+# ---- Machine code ------------------------------------------------------------------------------
+
 LISTING = """
 kernel:
 .text.kernel:
@@ -149,103 +187,112 @@ kernel:
 	//## File ".nv_debug_ptx_txt", line 4
         /*0010*/                   FMNMX R2, R2, R3, PT ;
         /*0020*/                   FADD R2, R2, R3 ;
-	//## File ".nv_debug_ptx_txt", line 2
         /*0030*/              @!P0 BRA `(.L_a) ;
-        /*0040*/                   LDS.128 R4, [R2] ;
-        /*0050*/                   BRA.DIV UR4, `(.L_slow) ;
 	//## File ".nv_debug_ptx_txt", line 5
-        /*0060*/                   SHFL.BFLY PT, R2, R3, 0x1, 0x1f ;
-        /*0070*/             @!UP1 BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0040*/                   BRA.DIV UR4, `(.L_slow) ;
+        /*0050*/                   CALL.REL.NOINC `($__internal_0_$__division) ;
+        /*0060*/             @!UP1 BAR.SYNC.DEFER_BLOCKING 0x0 ;
 .L_back:
-	//## File ".nv_debug_ptx_txt", line 3
-        /*0080*/                   IMAD R2, R2, R3, R4 ;
-        /*0090*/                   BRA `(.L_end) ;
+        /*0070*/                   EXIT ;
 .L_a:
-	//## File ".nv_debug_ptx_txt", line 4
-        /*00a0*/                   STL [R1], R2 ;
-        /*00b0*/                   NOP ;
-.L_end:
-	//## File ".nv_debug_ptx_txt", line 3
-        /*00c0*/               @P1 EXIT ;
-        /*00d0*/                   STG.E desc[UR6][R4.64], R2 ;
-        /*00e0*/                   EXIT ;
+	//## File ".nv_debug_ptx_txt", line 6
+        /*0080*/                   SEL R1, R1, R2, P0 ;
+        /*0090*/                   NOP ;
+        /*00a0*/                   EXIT ;
 .L_slow:
-        /*00f0*/                   WARPSYNC.COLLECTIVE R7, `(.L_back) ;
-        /*0100*/                   BRA `(.L_back) ;
+	//## File ".nv_debug_ptx_txt", line 5
+        /*00b0*/                   WARPSYNC.COLLECTIVE R7, `(.L_back) ;
+        /*00c0*/                   BRA `(.L_back) ;
+        .weak           $__internal_0_$__division
+$__internal_0_$__division:
+        /*00d0*/                   FMNMX R2, R2, R3, PT ;
+        /*00e0*/                   RET.REL.NODEC R2 `(kernel) ;
 .L_stop:
-        /*0110*/                   BRA `(.L_stop);
-        /*0120*/                   NOP;
+        /*00f0*/                   BRA `(.L_stop);
+        /*0100*/                   NOP;
 """
 
 
-def test_blocks_and_their_paths() -> None:
-    blocks = gpu_static.basic_blocks(LISTING)
-    opcodes = [[i.opcode.split(".")[0] for i in block.instructions] for block in blocks]
-    paths = gpu_static.path_of_blocks(blocks, LINES)
-    assert list(zip(opcodes, paths, strict=True)) == [
-        # mostly of path a, but always executed
-        (["LDC", "FMNMX", "FADD", "BRA"], ""),
-        # of no path's lines, but followed by path b in every case
-        (["LDS", "BRA"], "b"),
-        (["SHFL", "BAR"], "b"),
-        # of no path's lines, but behind path b in every case
-        (["IMAD", "BRA"], "b"),
-        (["STL", "NOP"], "a"),
-        # a condition to end on, and what is left without it
-        (["EXIT"], ""),
-        (["STG", "EXIT"], ""),
-        (["WARPSYNC"], gpu_static.DIVERGED),
-        (["BRA"], gpu_static.DIVERGED),
-        (["BRA"], None),
-        (["NOP"], None),
-    ]
+def test_what_lies_behind_a_kernel_is_none_of_it() -> None:
+    opcodes = [(i.opcode.split(".")[0], i.line) for i in sass.listed(LISTING)]
+    in_front = [("LDC", 1), ("FMNMX", 4), ("FADD", 4), ("BRA", 4)]
+    branch = [("BRA", 5), ("CALL", 5), ("BAR", 5), ("EXIT", 5)]
+    assert opcodes == [*in_front, *branch, ("SEL", 6), ("EXIT", 6)]
+    # Without subroutines, up to the padding
+    alone = LISTING.replace("BRA.DIV UR4, `(.L_slow)", "NOP").replace("CALL.REL.NOINC", "NOP;")
+    assert sass.listed(alone)[-1] == ("RET.REL.NODEC", 5)
 
 
-def test_counts_by_what_they_occupy() -> None:
-    opcodes = ("FMNMX", "FADD", "LDS.128", "STS.U8", "LDSM.16.M88.4", "SHFL.IDX", "BAR.SYNC", "NOP")
-    counts = Counts.of((*opcodes, "STL"))
-    assert counts == Counts(
-        instructions=8,
-        alu=1,
-        shuffles=1,
-        shared_loads=2,
-        shared_stores=1,
-        shared_words=9,
-        barriers=1,
-        local=1,
+def test_code_that_goes_on_behind_is_an_error() -> None:
+    with pytest.raises(ValueError, match="L_slow"):
+        sass.listed(LISTING.replace("@!P0 BRA `(.L_a)", "@!P0 BRA `(.L_slow)"))
+
+
+def test_machine_code_counts_as_often_as_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sass, "nvidia_tool", lambda *_: LISTING)
+    executed = {3: 8, 4: 8, 5: 6, 6: 2}  # line 1 is no instruction: it stands for line 3
+    run = SimpleNamespace(
+        program=SimpleNamespace(instructions=[SimpleNamespace(line=line) for line in executed]),
+        counts=SimpleNamespace(executed=list(executed.values())),
     )
-    assert counts + Counts() == counts
+    got = sass.counted(SimpleNamespace(run=run, cubin=b""))
+    assert got == (4 * 8 + 4 * 6 + 2 * 2, 8 + 2)  # ALU: FMNMX, SEL
+
+
+# ---- The table ---------------------------------------------------------------------------------
 
 
 def test_the_budget_is_that_of_a_copy() -> None:
     assert Budget.of(8) == pytest.approx((62.2, 31.1, 15.6), abs=0.1)
     assert Budget.of(4) == pytest.approx([half / 2 for half in Budget.of(8)])
-    assert PerElement(124.4, 1, 1, 1).copy_fraction(8) == pytest.approx(0.5, rel=0.01)
-    assert PerElement(1, 1, 1, 31.2).copy_fraction(8) == pytest.approx(0.5, rel=0.01)
+    nothing = Figures(*[0.0] * len(Figures._fields))
+    assert nothing.of_copy(8) == 1
+    assert nothing._replace(instructions=124.4, alu=1).of_copy(8) == pytest.approx(0.5, rel=0.01)
+    assert nothing._replace(alu=62.2).of_copy(8) == pytest.approx(0.5, rel=0.01)
+    # Conflicts count.
+    exchange = nothing._replace(shuffles=11.2, wavefronts=20, least_wavefronts=4)
+    assert exchange.of_copy(8) == pytest.approx(0.5, rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("rewards", "results", "size"),
-    [("*fp32", "*fp32", 8), ("*bf16", "*bf16", 4), ("*i1", "*fp32", 5)],
+    [("*fp32", "*fp32", 8), ("*bf16", "*bf16", 4), ("*u8", "*fp32", 5)],
 )
 def test_the_bytes_of_an_element(rewards: str, results: str, size: int) -> None:
-    variant = copy_variant()._replace(signature={"x_ptr": rewards, "k": "i32", "out_ptr": results})
+    signature = {"x_ptr": rewards, "k": "i32", "out_ptr": results}
+    variant = variant_of(copy)._replace(signature=signature)
     assert gpu_static.bytes_per_element(variant) == size
 
 
+def measured(monkeypatch: pytest.MonkeyPatch, target: str) -> gpu_static.Row:
+    monkeypatch.setattr(gpu_static, "catalogue", lambda warp: (gpu_arms.inductor_arm(8),))
+    row = gpu_static.measure_at(0, target)
+    assert (row.n, row.dtype) == (8, "fp32")
+    table = gpu_static.table([row], target)
+    assert table.row_count == 1
+    assert len(table.columns) == 2 + len(gpu_static.COLUMNS)
+    return row
+
+
 def test_the_whole_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_static, "catalogue", lambda: (gpu_static.inductor_arm(8),))
-    row = gpu_static.measure(0, "sm_90")
-    assert (row.n, row.dtype, row.two_levels) == (8, "fp32", None)
-    assert row.general is not None and 50 < row.general.instructions < 80
-    assert row.copy_fraction is not None and 0.5 < row.copy_fraction < 1
-    assert gpu_static.record([row], "sm_90")["rows"][0]["general"]["alu"] == row.general.alu
-    assert gpu_static.table([row], "sm_90").row_count == 1
+    row = measured(monkeypatch, "sm_90")
+    assert row.normal is not None and 50 < row.normal.instructions < 80
+    assert row.normal == row.two_levels  # a network takes the same way for all rows
+    assert row.of_copy is not None and 0.5 < row.of_copy < 1
+    (plain,) = gpu_static.record([row], "sm_90")["rows"]
+    assert plain["normal"]["alu"] == row.normal.alu
+    assert plain["of_copy"] == row.of_copy
+
+
+def test_a_row_of_what_is_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = measured(monkeypatch, "gfx942")
+    assert row.registers > 0 and row.compile_seconds > 0
+    assert row.normal is row.two_levels is row.of_copy is None
 
 
 INTERPRETED = """
 import numpy as np, torch
-from bench import gpu_static as g
+from bench import gpu_arms as g
 
 n, rows = 16, 5
 x = torch.randn(rows, n)

@@ -252,6 +252,16 @@ def _halves(name: str, high: Array, low: Array) -> Array:
     return low.astype(np.uint32) | (high.astype(np.uint32) << np.uint32(16))
 
 
+def _in_pairs(function: Callable[..., Array], *pairs: Array) -> Array:
+    """A float32 function, for both floats of each word of 64 bits."""
+    low, high = (
+        function(*((np.asarray(x) >> shift).astype(np.uint32).view(np.float32) for x in pairs))
+        for shift in (np.uint64(0), np.uint64(32))
+    )
+    low, high = (np.asarray(x, np.float32).view(np.uint32).astype(np.uint64) for x in (low, high))
+    return low | (high << np.uint64(32))
+
+
 # ---- The table ---------------------------------------------------------------------------------
 
 _INTEGER = r"[su](16|32|64)"
@@ -278,6 +288,10 @@ _TABLE: list[_Row] = [
     (r"mul\.hi", r"[su]32", "t: t t", lambda a, b: _high(_wide(a) * _wide(b), a)),
     (r"fma\.rn", "f32", "t: t t t", fma32),
     (r"fma\.rn", "f64", "t: t t t", fma64),
+    (r"add(\.rn)?", "f32x2", "t: t t", partial(_in_pairs, np.add)),
+    (r"sub(\.rn)?", "f32x2", "t: t t", partial(_in_pairs, np.subtract)),
+    (r"mul(\.rn)?", "f32x2", "t: t t", partial(_in_pairs, np.multiply)),
+    (r"fma\.rn", "f32x2", "t: t t t", partial(_in_pairs, fma32)),
     (r"div\.(full|approx)", "f32", "t: t t", partial(nearly, np.divide)),
     (r"div\.rn", _ROUNDED, "t: t t", np.divide),
     (r"div\.rn\.ftz", "f32", "t: t t", lambda a, b: flushed(np.divide(flushed(a), flushed(b)))),

@@ -145,7 +145,9 @@ def _variant(
         else:
             scalar = argument in ("first", "anchor", "gap", "below", "slope")
             signature[argument] = "fp64" if scalar else "i32"
-    strides = ("n_samples", "rewards_row", "where_row", "out_row") if n % 16 == 0 else ()
+    strides = ["n_samples", "rewards_row", "where_row", "out_row"] if n % 16 == 0 else []
+    if not masked:  # then 0, a multiple too
+        strides += ["where_row", "where_sample"]
     return Variant(
         name=name,
         kernel=kernel,
