@@ -190,6 +190,7 @@ def _transform_in_order(
     LAG: tl.constexpr, SCALED: tl.constexpr, STANDARDISED: tl.constexpr,
     COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    WARP: tl.constexpr,
 ):  # fmt: skip
     transform_kernel(
         rewards_ptr=_bytes(rewards_ptr),
@@ -231,6 +232,7 @@ def _transform_in_order(
         LANES=LANES,
         BLOCK_ROWS=BLOCK_ROWS,
         VECTOR=VECTOR,
+        WARP=WARP,
     )
 
 
@@ -239,7 +241,7 @@ def _max_at_k_in_order(
     rewards_ptr, where_ptr, ks_ptr, table_ptr, inverse_ptr, rows_plus_1, n_ks_plus_1, out_ptr,
     N: tl.constexpr, TABLE_SIZE: tl.constexpr, MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr,
     CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr, WARP: tl.constexpr,
 ):  # fmt: skip
     max_at_k_kernel(
         rewards_ptr=_bytes(rewards_ptr),
@@ -264,6 +266,7 @@ def _max_at_k_in_order(
         LANES=LANES,
         BLOCK_ROWS=BLOCK_ROWS,
         VECTOR=VECTOR,
+        WARP=WARP,
     )
 
 
@@ -391,6 +394,7 @@ def _constants(
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,
         "VECTOR": chosen.vector,
+        "WARP": chosen.warp,
         "grid": (-(-rows // chosen.block_rows),),
         "num_warps": chosen.num_warps,
         "num_stages": 1,

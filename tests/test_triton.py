@@ -23,8 +23,9 @@ if not (INTERPRETED or DEVICE == "cuda"):
 
 from pkpo_triton import plan as plans  # noqa: E402
 from pkpo_triton.networks import (  # noqa: E402
-    ACROSS,
+    ACROSS_WARPS,
     COMPARE,
+    TURN,
     chunk_steps,
     merge_steps,
     sort_chunk,
@@ -86,21 +87,24 @@ class TestNetworks:
         assert max(mask for _, mask in bits) < 2**24
         assert [word for *_, word, _, closes in steps if closes] == sorted({w for w, _ in bits})
 
+    @pytest.mark.parametrize("warp", [32, 64])
     @pytest.mark.parametrize("chunk, lanes", [(8, 2), (8, 64), (32, 4), (32, 256)])
     def test_merges_sort_a_row_of_sorted_chunks(
-        self, chunk: int, lanes: int, rng: np.random.Generator
+        self, chunk: int, lanes: int, warp: int, rng: np.random.Generator
     ) -> None:
         lane = np.arange(lanes)
         x = np.sort(rng.standard_normal((chunk, lanes)), axis=0)
         x[:, 1::2] = -x[::-1, 1::2]
-        for kind, a, b in merge_steps(chunk, lanes):
+        for kind, a, b in merge_steps(chunk, lanes, warp):
             if kind == COMPARE:
                 pairs = x.reshape(-1, 2, a, lanes)
                 x = np.stack([pairs.min(1), pairs.max(1)], 1).reshape(chunk, lanes)
-            elif kind == ACROSS:
-                x = np.minimum(x, -x[:, lane ^ (1 << a)])
-            else:
+            elif kind == TURN:
                 x = x * (1 - 2 * (((lane >> a) ^ (lane >> b)) & 1))
+            else:
+                partner = lane ^ (1 << a)
+                assert (kind == ACROSS_WARPS) == (lane // warp != partner // warp).all()
+                x = np.minimum(x, -x[:, partner])
         assert (np.diff(x.T.ravel()) >= 0).all()
 
 

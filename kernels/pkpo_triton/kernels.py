@@ -73,6 +73,16 @@ def _of_partner(x, BIT: tl.constexpr):
 
 
 @triton.jit
+def _of_partner_in_another_warp(x, thread, BIT: tl.constexpr):
+    """As `_of_partner`, by addresses: a sum would have all lanes of a warp meet in one bank."""
+    M: tl.constexpr = x.shape[0]
+    T: tl.constexpr = x.shape[1]
+    # Of one dimension, so that the compiler does not lay the tile out anew for every gather.
+    partner = tl.arange(0, M)[:, None] * T + (thread ^ (1 << BIT))[None, :]
+    return tl.reshape(tl.gather(tl.reshape(x, [M * T]), tl.reshape(partner, [M * T]), 0), [M, T])
+
+
+@triton.jit
 def _halves(x, DISTANCE: tl.constexpr):
     """(M, T) → the samples of every pair that lies so far apart, twice (M / 2, T)."""
     M: tl.constexpr = x.shape[0]
@@ -164,37 +174,40 @@ def _turned(x, lane, BIT: tl.constexpr, OTHER: tl.constexpr):
 
 
 @triton.jit
-def _merge(x, lane, LANES: tl.constexpr):
+def _merge(x, thread, LANES: tl.constexpr, WARP: tl.constexpr):
     """(CHUNK, T) sorted chunks, every other one turned → sorted rows."""
     COMPARE: tl.constexpr = 0
     ACROSS: tl.constexpr = 1
-    STEPS: tl.constexpr = merge_steps(x.shape[0], LANES)
+    ACROSS_WARPS: tl.constexpr = 2
+    STEPS: tl.constexpr = merge_steps(x.shape[0], LANES, WARP)
     COUNT: tl.constexpr = len(STEPS)
+    lane = thread % LANES
     for i in tl.static_range(COUNT):
         if STEPS[i][0] == COMPARE:
             a, b = _halves(x, STEPS[i][1])
             x = _whole(tl.minimum(a, b), tl.maximum(a, b), STEPS[i][1])
         elif STEPS[i][0] == ACROSS:
             x = tl.minimum(x, -_of_partner(x, STEPS[i][1]))
+        elif STEPS[i][0] == ACROSS_WARPS:
+            x = tl.minimum(x, -_of_partner_in_another_warp(x, thread, STEPS[i][1]))
         else:
             x = _turned(x, lane, STEPS[i][1], STEPS[i][2])
     return x
 
 
 @triton.jit
-def _sort(t, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+def _sort(t, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, WARP: tl.constexpr, T: tl.constexpr):
     """The rows in ascending order."""
     if LANES == 1:
         t, _ = _sort_chunks(t, CHUNK, False)
         return t
     else:
-        lane = thread % LANES
-        sign = (1 - 2 * (lane & 1)).to(t[0].dtype)
+        sign = (1 - 2 * (thread & 1)).to(t[0].dtype)
         turned = ()
         for c in tl.static_range(CHUNK):
             turned = turned + (t[c] * sign,)
         t, _ = _sort_chunks(turned, CHUNK, False)
-        return _unstack(_merge(_stack(t, CHUNK, T), lane, LANES), CHUNK, T)
+        return _unstack(_merge(_stack(t, CHUNK, T), thread, LANES, WARP), CHUNK, T)
 
 
 @triton.jit
@@ -872,14 +885,14 @@ def _by_sorting(
     table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
     rows_left, n_samples, LAG: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr,
     PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr, WARP: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for any rows."""
     T: tl.constexpr = BLOCK_ROWS * LANES
     if LANES == 1:
         ordered, words = _sort_chunks(t, CHUNK, True)
     else:
-        ordered = _sort(t, thread, CHUNK, LANES, T)
+        ordered = _sort(t, thread, CHUNK, LANES, WARP, T)
         at = _find(t, ordered, thread, CHUNK, LANES, T)
     smallest, largest = _ends(ordered[0], ordered[CHUNK - 1], irregular, LANES, T)
     terms = _terms(
@@ -926,6 +939,7 @@ def transform_kernel(
     STANDARDISED: tl.constexpr,
     COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    WARP: tl.constexpr,
 ):  # fmt: skip
     """One block of rows.
 
@@ -934,7 +948,7 @@ def transform_kernel(
     otherwise every row has its own. undersized: 0 zero, 1 NaN, 2 clip. SCALED: a value is not a
     product alone, see `Weights.needs_range_scale`. COUNT_ONLY: bool rewards.
     CONTIGUOUS: rows of exactly CHUNK samples, one after the other. PADDED: rows of n_samples, fewer
-    than their threads hold.
+    than their threads hold. WARP: threads that run in step.
     """
     DTYPE: tl.constexpr = table_ptr.dtype.element_ty
     T: tl.constexpr = BLOCK_ROWS * LANES
@@ -1038,14 +1052,14 @@ def transform_kernel(
                 t, irregular, n, k, thread, live, start, below, slope, middle, has_constant,
                 table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
                 out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
-                STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+                STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR, WARP,
             )  # fmt: skip
     else:
         _by_sorting(
             t, irregular, n, k, thread, live, start, below, slope, middle, has_constant,
             table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
             out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
-            STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+            STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR, WARP,
         )  # fmt: skip
 
 
@@ -1058,19 +1072,19 @@ def _counted(t, irregular, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: 
 
 @triton.jit
 def _in_order(
-    t, irregular, thread, counted, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr,
-    COUNT_ONLY: tl.constexpr,
+    t, irregular, thread, counted, CHUNK: tl.constexpr, LANES: tl.constexpr, WARP: tl.constexpr,
+    T: tl.constexpr, COUNT_ONLY: tl.constexpr,
 ):  # fmt: skip
     """The rows in ascending order, by counting where they have two levels."""
     if COUNT_ONLY:
         return _counted(t, irregular, thread, CHUNK, LANES, T)
     elif CHUNK <= 8:
-        return _sort(t, thread, CHUNK, LANES, T)
+        return _sort(t, thread, CHUNK, LANES, WARP, T)
     else:
         if counted:
             ordered = _counted(t, irregular, thread, CHUNK, LANES, T)
         else:
-            ordered = _sort(t, thread, CHUNK, LANES, T)
+            ordered = _sort(t, thread, CHUNK, LANES, WARP, T)
         return ordered
 
 
@@ -1080,7 +1094,7 @@ def max_at_k_kernel(
     n_rows, n_samples, n_ks, rewards_row, rewards_sample, where_row, where_sample,
     MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr,
     PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    VECTOR: tl.constexpr, WARP: tl.constexpr,
 ):  # fmt: skip
     """The mean of the best of k for one block of rows and every k: (n_rows, n_ks), NaN where a row
     has fewer than k samples."""
@@ -1120,7 +1134,7 @@ def max_at_k_kernel(
         if _may_have_two_levels(t, CHUNK):
             low, high = _range(t, irregular, CHUNK, LANES, T)
             counted = _has_two_levels(t, low, high, CHUNK)
-    t = _in_order(t, irregular, thread, counted, CHUNK, LANES, T, COUNT_ONLY)
+    t = _in_order(t, irregular, thread, counted, CHUNK, LANES, WARP, T, COUNT_ONLY)
     unused, largest = _ends(t[0], t[CHUNK - 1], irregular, LANES, T)
 
     zero = tl.zeros([T], DTYPE)

@@ -291,6 +291,7 @@ def _constants(
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,
         "VECTOR": _vector(given, chosen),
+        "WARP": chosen.warp,
         "num_warps": chosen.num_warps,
         "num_stages": 1,
         **OPTIONS,

@@ -22,6 +22,7 @@ class Plan(NamedTuple):
     block_rows: int
     num_warps: int
     vector: int  # neighbours that a thread reads at a time; divides n
+    warp: int  # threads that run in step
 
 
 def plan(
@@ -59,7 +60,7 @@ def plan(
                 rows_a_thread //= 2
             if wide:
                 rows_a_thread = max(1, rows_a_thread // 4)
-        return Plan(n, 1, warp * warps * rows_a_thread, warps, 1)
+        return Plan(n, 1, warp * warps * rows_a_thread, warps, 1, warp)
     if n > (LONGEST_WIDE_ON_CHIP if wide else LONGEST_ON_CHIP):
         return None
     chunk = 8 if wide else 16 if n <= 32 else 32
@@ -68,4 +69,4 @@ def plan(
     vector = min(chunk, 16 // itemsize)
     while n % vector:
         vector //= 2
-    return Plan(chunk, lanes, block_rows, block_rows * lanes // warp, vector)
+    return Plan(chunk, lanes, block_rows, block_rows * lanes // warp, vector, warp)

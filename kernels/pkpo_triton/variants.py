@@ -133,6 +133,7 @@ def _variant(
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,
         "VECTOR": chosen.vector,
+        "WARP": chosen.warp,
         "rewards_sample": 1,
         **({"where_sample": 1} if masked else {"where_ptr": None}),
     }
