@@ -228,8 +228,9 @@ def _find(t, ordered, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.co
     first = (thread - thread % LANES)[None, :]
     at = tl.reshape(tl.broadcast_to(first, [CHUNK, T]), [CHUNK * T])
     for bit in tl.static_range(LANES.bit_length() - 1):
-        probe = at + ((LANES >> (bit + 1)) - 1 + (CHUNK - 1) * T)
-        at = tl.where(tl.gather(keys, probe, 0) < x, at + (LANES >> (bit + 1)), at)
+        # The last of a thread's samples alone: a gather stores all of what it reads from.
+        probe = at + ((LANES >> (bit + 1)) - 1)
+        at = tl.where(tl.gather(ordered[CHUNK - 1], probe, 0) < x, at + (LANES >> (bit + 1)), at)
     for bit in tl.static_range(CHUNK.bit_length() - 1):
         probe = at + ((CHUNK >> (bit + 1)) - 1) * T
         at = tl.where(tl.gather(keys, probe, 0) < x, at + (CHUNK >> (bit + 1)) * T, at)
