@@ -166,6 +166,22 @@ def test_a_graph_replays_with_fresh_inputs(n: int) -> None:
         torch.testing.assert_close(out, pk.transform(rewards, new_k), rtol=0, atol=0)
 
 
+def test_a_graph_keeps_the_tables_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pkpo_triton import tables
+
+    rewards = torch.randn(300, 128, device="cuda")
+    pk.transform(rewards, 4)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = pk.transform(rewards, 4)
+    monkeypatch.setattr(tables, "MOST_TABLES", 1)
+    for k in range(1, 40):
+        pk.transform(rewards, k)
+    want = pk.transform(rewards, 4)
+    graph.replay()
+    torch.testing.assert_close(out, want, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("n", LENGTHS)
 def test_every_run_gives_the_same_bits(n: int) -> None:
     rewards = torch.randn(5000, n, device="cuda")

@@ -23,6 +23,9 @@ class Plan(NamedTuple):
     num_warps: int
     vector: int  # neighbours that a thread reads at a time; divides n
     warp: int  # threads that run in step
+    # What a kernel reads for each of a row's samples: "ready", its r_j; "chain", at most what leads
+    # from one to the next.
+    weights: str
 
 
 def plan(
@@ -60,7 +63,7 @@ def plan(
                 rows_a_thread //= 2
             if wide:
                 rows_a_thread = max(1, rows_a_thread // 4)
-        return Plan(n, 1, warp * warps * rows_a_thread, warps, 1, warp)
+        return Plan(n, 1, warp * warps * rows_a_thread, warps, 1, warp, "chain")
     if n > (LONGEST_WIDE_ON_CHIP if wide else LONGEST_ON_CHIP):
         return None
     chunk = 8 if wide else 16 if n <= 32 else 32
@@ -69,4 +72,5 @@ def plan(
     vector = min(chunk, 16 // itemsize)
     while n % vector:
         vector //= 2
-    return Plan(chunk, lanes, block_rows, block_rows * lanes // warp, vector, warp)
+    weights = "ready" if uniform else "chain"
+    return Plan(chunk, lanes, block_rows, block_rows * lanes // warp, vector, warp, weights)

@@ -121,11 +121,12 @@ def _variant(
         "out_ptr": f"*{result}",
         "form_ptr": f"*{compute}",
         "table_ptr": f"*{compute}",
-        "inverse_ptr": f"*{compute}",
+        "sample_ptr": f"*{compute}",
     }
     constants = {
         **constants,
         "MASKED": masked,
+        **({"WEIGHTS": chosen.weights} if "WEIGHTS" in kernel.arg_names else {}),
         "COUNT_ONLY": dtype == "bool",
         "CONTIGUOUS": chosen.lanes == 1,
         "PADDED": chosen.chunk * chosen.lanes > n,
