@@ -145,6 +145,26 @@ class TestTables:
         assert table(2) is not second
         torch.testing.assert_close(table(2), second, rtol=0, atol=0)
 
+    @pytest.mark.parametrize("mode", ["FakeTensorMode", "inference_mode", "default_device"])
+    def test_they_are_tensors_like_any_whatever_torch_is_doing(
+        self, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from pkpo_triton import tables
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        monkeypatch.setattr(tables, "_tables", type(tables._tables)())
+        device = torch.empty(0, device=DEVICE).device
+        modes: dict[str, Any] = {
+            "FakeTensorMode": FakeTensorMode,
+            "inference_mode": torch.inference_mode,
+            "default_device": lambda: torch.device("meta"),
+        }
+        with modes[mode]():
+            table = tables.inverses(8, device, torch.float32)
+        assert type(table) is torch.Tensor
+        assert not table.is_inference()
+        assert table.cpu()[0, 1] == 1
+
 
 @pytest.mark.parametrize("n", and_slow(REGIMES, *OTHER_EDGES))
 def test_every_regime_and_its_edges(n: int, rng: np.random.Generator) -> None:

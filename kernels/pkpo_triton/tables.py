@@ -1,15 +1,16 @@
 """Numbers that kernels read and that depend on no reward: made once a device.
 
-Tables are copied to the device on the current stream, from pinned memory, without waiting; another
-stream that uses one waits on the device for the copy, not on the host.
+Tables are copied to the device from pinned memory, without waiting; a stream that uses one waits on
+the device for the copy, not on the host.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -20,13 +21,14 @@ from pkpo_triton.plan import Plan
 # A table for every k that a run anneals through would be a leak: so many are kept, the latest used.
 MOST_TABLES = 256
 
+_T = TypeVar("_T")
 _Key = tuple[str, torch.device, torch.dtype, tuple[Any, ...]]
 
 
 @dataclass
 class _Table:
     values: torch.Tensor
-    source: torch.Tensor  # pinned memory must outlive the copy
+    source: torch.Tensor | None  # pinned memory must outlive the copy
     copied: torch.cuda.Event | None = None  # None once it is known to be there
     streams: set[int] = field(default_factory=set)  # that use it
     captured: bool = False
@@ -71,11 +73,12 @@ def _on_device(
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     table = _tables.pop(key, None)
     if table is None:
-        table = _made(key)
         if capturing:
             # It is the graph's, and holds nothing before a replay, which copies from here again.
-            _captured.append(table.source)
-            return table.values
+            source = _aside(_numbers, key)
+            _captured.append(source)
+            return source.to(device, non_blocking=True)
+        table = _aside(_made, key)
     if capturing and not table.captured:
         table.captured = True
         _captured.append(table.values)
@@ -103,7 +106,27 @@ def _follow(table: _Table) -> None:
         table.values.record_stream(torch.cuda.current_stream(device))
 
 
+def _aside(make: Callable[[_Key], _T], key: _Key) -> _T:
+    """What a thread of its own makes of that: it is in no mode of torch's, such as a default device
+    or fake tensors, and its memory is in no graph's pool, which torch.compile sets up for a first
+    run and which may hold nothing that outlives the graph's."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(make, key).result()
+
+
 def _made(key: _Key) -> _Table:
+    device = key[1]
+    if device.type != "cuda":
+        return _Table(_numbers(key), None)
+    with torch.cuda.device(device):
+        source = _numbers(key)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        table = _Table(source.to(device, non_blocking=True), source, copied)
+        copied.record()
+    return table
+
+
+def _numbers(key: _Key) -> torch.Tensor:
     what, device, dtype, arguments = key
     makers: dict[str, Callable[..., Any]] = {
         "factorials": weights.factorials,
@@ -111,12 +134,5 @@ def _made(key: _Key) -> _Table:
         "ratios": weights.ratios,
         "forms": lambda *forms: forms,
     }
-    source = torch.tensor(makers[what](*arguments), dtype=torch.float64).to(dtype)
-    if device.type != "cuda":
-        return _Table(source.to(device), source)
-    source = source.pin_memory()
-    table = _Table(source.to(device, non_blocking=True), source)
-    if not torch.cuda.is_current_stream_capturing():
-        table.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        table.copied.record(torch.cuda.current_stream(device))
-    return table
+    numbers = torch.tensor(makers[what](*arguments), dtype=torch.float64).to(dtype)
+    return numbers.pin_memory() if device.type == "cuda" else numbers
