@@ -47,7 +47,7 @@ def plan(
     | to 16   | 1             | n                | uniform: 2 rows a thread, 1 warp: 39; 4: 40
     | to 32   | 1             | n                | 55; 2 threads: 75. 1 warp: 54, but sm_100 spills
     | masked  | 2             | 16               | 48 on the ALU; 1 thread: 55, and sm_100 spills
-    | to 8192 | 2 … 256       | 32               | 74 at 64, 178 at 1024; 16 a thread: 88, 226
+    | to 8192 | 2 … 256       | 32               | 66 at 64, 166 at 1024; 16 a thread: 80, 198
     | others  |               |                  | the library's sort, then one fused kernel
 
     float64: to 8 samples on one thread, then 8 on each of 2 to 256, then the library's sort.
