@@ -183,13 +183,14 @@ def _bytes(pointer):
 
 @triton.jit
 def _transform_in_order(
-    rewards_ptr, where_ptr, k_ptr, form_ptr, table_ptr, inverse_ptr, rows_plus_1, k_plus_2,
+    rewards_ptr, where_ptr, k_ptr, form_ptr, table_ptr, sample_ptr, rows_plus_1, k_plus_2,
     spared_plus_2, undersized_plus_2, by_mean_plus_2, has_constant_plus_2, mirror_plus_2,
     minus_first, anchor, minus_gap, minus_below, minus_slope, out_ptr,
     N: tl.constexpr, TABLE_SIZE: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
-    LAG: tl.constexpr, SCALED: tl.constexpr, STANDARDISED: tl.constexpr,
+    WEIGHTS: tl.constexpr, LAG: tl.constexpr, SCALED: tl.constexpr, STANDARDISED: tl.constexpr,
     COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    WARP: tl.constexpr,
 ):  # fmt: skip
     transform_kernel(
         rewards_ptr=_bytes(rewards_ptr),
@@ -198,7 +199,7 @@ def _transform_in_order(
         out_ptr=out_ptr,
         form_ptr=form_ptr,
         table_ptr=table_ptr,
-        inverse_ptr=inverse_ptr,
+        sample_ptr=sample_ptr,
         table_size=TABLE_SIZE,
         n_rows=rows_plus_1 - 1,
         n_samples=N,
@@ -221,6 +222,7 @@ def _transform_in_order(
         slope=-minus_slope,
         K=K,
         MASKED=MASKED,
+        WEIGHTS=WEIGHTS,
         LAG=LAG,
         SCALED=SCALED,
         STANDARDISED=STANDARDISED,
@@ -231,15 +233,16 @@ def _transform_in_order(
         LANES=LANES,
         BLOCK_ROWS=BLOCK_ROWS,
         VECTOR=VECTOR,
+        WARP=WARP,
     )
 
 
 @triton.jit
 def _max_at_k_in_order(
-    rewards_ptr, where_ptr, ks_ptr, table_ptr, inverse_ptr, rows_plus_1, n_ks_plus_1, out_ptr,
+    rewards_ptr, where_ptr, ks_ptr, table_ptr, sample_ptr, rows_plus_1, n_ks_plus_1, out_ptr,
     N: tl.constexpr, TABLE_SIZE: tl.constexpr, MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr,
     CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr, WARP: tl.constexpr,
 ):  # fmt: skip
     max_at_k_kernel(
         rewards_ptr=_bytes(rewards_ptr),
@@ -247,7 +250,7 @@ def _max_at_k_in_order(
         ks_ptr=ks_ptr,
         out_ptr=out_ptr,
         table_ptr=table_ptr,
-        inverse_ptr=inverse_ptr,
+        sample_ptr=sample_ptr,
         table_size=TABLE_SIZE,
         n_rows=rows_plus_1 - 1,
         n_samples=N,
@@ -264,6 +267,7 @@ def _max_at_k_in_order(
         LANES=LANES,
         BLOCK_ROWS=BLOCK_ROWS,
         VECTOR=VECTOR,
+        WARP=WARP,
     )
 
 
@@ -277,7 +281,12 @@ def _launch_transform(
     uniform = options.k is not None and where is None
     chosen = _plan(rewards, where, options.dtype, uniform=uniform and not weights.standardised)
     assert chosen is not None
-    table, inverse = _tables(chosen, compute)
+    table = _table(chosen, compute)
+    if chosen.weights == "ready":
+        assert options.k is not None
+        of_samples = jnp.asarray(_ratios(n, options.k, weights.lag, chosen, compute))
+    else:
+        of_samples = _of_samples(chosen, table)
     kind = "int" if k is None else "row" if k.ndim else "scalar"
     known_k = None if options.undersized == "clip" else options.k
     anchor, gap, below, slope, first = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -293,7 +302,7 @@ def _launch_transform(
             rewards if k is None else k,
             jnp.asarray(np.array([weights.form, weights.form_at_1], compute)),
             table,
-            inverse,
+            of_samples,
             rows + 1,
             (options.k or 0) + 2,
             weights.spared + 2,
@@ -309,6 +318,7 @@ def _launch_transform(
             kernel=_transform_in_order,
             out_shape=jax.ShapeDtypeStruct((rows, n), options.dtype),
             K=kind,
+            WEIGHTS=chosen.weights,
             LAG=weights.lag,
             SCALED=weights.needs_range_scale(by_mean=by_mean),
             STANDARDISED=weights.standardised,
@@ -324,7 +334,7 @@ def _launch_max_at_k(
     compute = _compute_dtype(rewards, options.dtype)
     chosen = _plan(rewards, where, options.dtype, uniform=False)
     assert chosen is not None
-    table, inverse = _tables(chosen, compute)
+    table = _table(chosen, compute)
     hidden = iter(ks)
     every = [jnp.int32(k) if k is not None else _int32(next(hidden)) for k in options.ks]
     return _varying_as(
@@ -334,7 +344,7 @@ def _launch_max_at_k(
             rewards if where is None else where,
             jnp.stack(every),
             table,
-            inverse,
+            _of_samples(chosen, table),
             rows + 1,
             len(every) + 1,
             kernel=_max_at_k_in_order,
@@ -361,9 +371,13 @@ def _plan(rewards: jax.Array, where: jax.Array | None, dtype: Any, *, uniform: b
     return plan(rewards.shape[1], itemsize, wide=wide, masked=where is not None, uniform=uniform)
 
 
-def _tables(chosen: Plan, compute: np.dtype[Any]) -> tuple[jax.Array, jax.Array]:
-    table = jnp.asarray(_factorials(tables.factorials_size(chosen.chunk * chosen.lanes), compute))
-    return table, jnp.asarray(_inverses(chosen.chunk, compute)) if chosen.lanes > 1 else table
+def _table(chosen: Plan, compute: np.dtype[Any]) -> jax.Array:
+    return jnp.asarray(_factorials(tables.factorials_size(chosen.chunk * chosen.lanes), compute))
+
+
+def _of_samples(chosen: Plan, table: jax.Array) -> jax.Array:
+    """What the chain reads for each sample; anything where it reads nothing."""
+    return jnp.asarray(_inverses(chosen.chunk, table.dtype)) if chosen.lanes > 1 else table
 
 
 @lru_cache
@@ -374,6 +388,11 @@ def _factorials(size: int, compute: np.dtype[Any]) -> np.ndarray[Any, Any]:
 @lru_cache
 def _inverses(chunk: int, compute: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return np.array(tables.inverses(chunk), compute)
+
+
+@lru_cache
+def _ratios(n: int, k: int, lag: int, chosen: Plan, compute: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    return np.array(tables.ratios(n, k, lag, chosen.chunk, chosen.lanes), compute)
 
 
 def _constants(
@@ -391,6 +410,7 @@ def _constants(
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,
         "VECTOR": chosen.vector,
+        "WARP": chosen.warp,
         "grid": (-(-rows // chosen.block_rows),),
         "num_warps": chosen.num_warps,
         "num_stages": 1,

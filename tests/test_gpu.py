@@ -93,6 +93,25 @@ for turn in range(5):
 assert not counters["inductor"]["cudagraph_skips"], counters["inductor"]
 """
 
+# A k that was another number before is a variable to torch.compile, which runs what is compiled
+# once for each before it captures a graph.
+FIRST_USE_OF_EVERY_K = """
+import torch
+import pkpo_kernels as pk
+
+@torch.compile(mode="reduce-overhead", fullgraph=True)
+def step(rewards, k):
+    return pk.transform(rewards, k) * 2
+
+rewards = torch.randn(100, 128, device="cuda")
+for k in (2, 3, 4, 5):
+    for turn in range(4):
+        rewards.copy_(torch.randn(100, 128))
+        torch.compiler.cudagraph_mark_step_begin()
+        got = step(rewards, k).clone()
+        torch.testing.assert_close(got, pk.transform(rewards, k) * 2, rtol=1e-5, atol=1e-5)
+"""
+
 FIRST_USE_IN_A_GRAPH = """
 import torch
 import pkpo_kernels as pk
@@ -118,6 +137,10 @@ for new_k in (3, 1, 8):
 
 def test_first_use_in_a_function_compiled_to_reduce_overhead() -> None:
     in_a_fresh_process(FIRST_USE_IN_A_COMPILED_FUNCTION)
+
+
+def test_first_use_of_every_k_in_a_function_compiled_to_reduce_overhead() -> None:
+    in_a_fresh_process(FIRST_USE_OF_EVERY_K)
 
 
 def test_first_use_in_a_graph() -> None:
@@ -164,6 +187,22 @@ def test_a_graph_replays_with_fresh_inputs(n: int) -> None:
         out.fill_(float("nan"))
         graph.replay()
         torch.testing.assert_close(out, pk.transform(rewards, new_k), rtol=0, atol=0)
+
+
+def test_a_graph_keeps_the_tables_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pkpo_triton import tables
+
+    rewards = torch.randn(300, 128, device="cuda")
+    pk.transform(rewards, 4)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = pk.transform(rewards, 4)
+    monkeypatch.setattr(tables, "MOST_TABLES", 1)
+    for k in range(1, 40):
+        pk.transform(rewards, k)
+    want = pk.transform(rewards, 4)
+    graph.replay()
+    torch.testing.assert_close(out, want, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("n", LENGTHS)

@@ -24,8 +24,9 @@ if not TRITON_RUNS:
 
 from pkpo_triton import plan as plans  # noqa: E402
 from pkpo_triton.networks import (  # noqa: E402
-    ACROSS,
+    ACROSS_WARPS,
     COMPARE,
+    TURN,
     chunk_steps,
     merge_steps,
     sort_chunk,
@@ -87,22 +88,83 @@ class TestNetworks:
         assert max(mask for _, mask in bits) < 2**24
         assert [word for *_, word, _, closes in steps if closes] == sorted({w for w, _ in bits})
 
+    @pytest.mark.parametrize("warp", [32, 64])
     @pytest.mark.parametrize("chunk, lanes", [(8, 2), (8, 64), (32, 4), (32, 256)])
     def test_merges_sort_a_row_of_sorted_chunks(
-        self, chunk: int, lanes: int, rng: np.random.Generator
+        self, chunk: int, lanes: int, warp: int, rng: np.random.Generator
     ) -> None:
         lane = np.arange(lanes)
         x = np.sort(rng.standard_normal((chunk, lanes)), axis=0)
         x[:, 1::2] = -x[::-1, 1::2]
-        for kind, a, b in merge_steps(chunk, lanes):
+        for kind, a, b in merge_steps(chunk, lanes, warp):
             if kind == COMPARE:
                 pairs = x.reshape(-1, 2, a, lanes)
                 x = np.stack([pairs.min(1), pairs.max(1)], 1).reshape(chunk, lanes)
-            elif kind == ACROSS:
-                x = np.minimum(x, -x[:, lane ^ (1 << a)])
-            else:
+            elif kind == TURN:
                 x = x * (1 - 2 * (((lane >> a) ^ (lane >> b)) & 1))
+            else:
+                partner = lane ^ (1 << a)
+                assert (kind == ACROSS_WARPS) == (lane // warp != partner // warp).all()
+                x = np.minimum(x, -x[:, partner])
         assert (np.diff(x.T.ravel()) >= 0).all()
+
+
+class TestTables:
+    @pytest.mark.parametrize("lag", [0, 1])
+    @pytest.mark.parametrize("n, lanes", [(34, 2), (100, 4), (1024, 32)])
+    def test_ready_weights_are_exact_fractions(self, n: int, lanes: int, lag: int) -> None:
+        from pkpo_triton import weights
+
+        for k in (1, 2, n // 2, n - 1, n):
+            slots = np.array(weights.ratios(n, k, lag, 32, lanes)).reshape(8, lanes, 4)
+            by_sample = slots.transpose(1, 0, 2).ravel()
+            total = math.comb(n, k)
+            want = [0.0] + [math.comb(j - lag, k - 1) / total for j in range(1, n)]
+            assert by_sample[:n].tolist() == want
+            assert not by_sample[n:].any()
+
+    def test_a_run_through_many_ks_keeps_the_latest_tables(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from pkpo_triton import tables
+
+        monkeypatch.setattr(tables, "_tables", type(tables._tables)())
+        monkeypatch.setattr(tables, "MOST_TABLES", 3)
+        chosen = plans.plan(40, 4, wide=False, masked=False, uniform=True)
+        assert chosen is not None
+        device = torch.empty(0, device=DEVICE).device
+
+        def table(k: int) -> Any:
+            return tables.ratios(40, k, 0, chosen, device, torch.float32)
+
+        first, second = table(1), table(2)
+        for k in (3, 4, 5):
+            assert table(1) is first
+            table(k)
+        assert len(tables._tables) == 3
+        assert table(5) is table(5)
+        assert table(2) is not second
+        torch.testing.assert_close(table(2), second, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("mode", ["FakeTensorMode", "inference_mode", "default_device"])
+    def test_they_are_tensors_like_any_whatever_torch_is_doing(
+        self, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from pkpo_triton import tables
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        monkeypatch.setattr(tables, "_tables", type(tables._tables)())
+        device = torch.empty(0, device=DEVICE).device
+        modes: dict[str, Any] = {
+            "FakeTensorMode": FakeTensorMode,
+            "inference_mode": torch.inference_mode,
+            "default_device": lambda: torch.device("meta"),
+        }
+        with modes[mode]():
+            table = tables.inverses(8, device, torch.float32)
+        assert type(table) is torch.Tensor
+        assert not table.is_inference()
+        assert table.cpu()[0, 1] == 1
 
 
 @pytest.mark.parametrize("n", and_slow(REGIMES, *OTHER_EDGES))
@@ -399,15 +461,16 @@ class TestTorch:
             assert fake.stride() == real.stride()
 
 
-def test_a_new_k_is_no_new_kernel() -> None:
+@pytest.mark.parametrize("n", [16, 64])
+def test_a_new_k_is_no_new_kernel(n: int) -> None:
     if INTERPRETED:
         pytest.skip("nothing is compiled")
     from pkpo_triton import kernels
 
-    rewards = torch.randn(64, 16, device=DEVICE)
+    rewards = torch.randn(64, n, device=DEVICE)
     pk.transform(rewards, 2, implementation="triton")
     before = sum(map(len, (cache[0] for cache in kernels.transform_kernel.device_caches.values())))
     for k in (1, 3, 16):
-        pk.transform(torch.randn(64 + k, 16, device=DEVICE), k, implementation="triton")
+        pk.transform(torch.randn(64 + k, n, device=DEVICE), k, implementation="triton")
     after = sum(map(len, (cache[0] for cache in kernels.transform_kernel.device_caches.values())))
     assert before == after

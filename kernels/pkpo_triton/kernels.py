@@ -15,8 +15,9 @@ d_j = g_(j+1) − g_(j), is
 
     anchor · g_(n) − Σ_j (below + slope · |j − mirror·(n−1)|) · r_j · d_j + gap · Σ_{j<i} r_j · d_j
 
-where r_j = C(j−LAG, k−1) / C(n, k) is a running product downward from j = n−1:
-r_{j−1} = r_j · (j−LAG−k+1) / (j−LAG). These scalars are all that a kernel knows of an estimator.
+where r_j = C(j−LAG, k−1) / C(n, k). These scalars are all that a kernel knows of an estimator. r_j
+comes from a table where the host knows it and a row lies in several threads; elsewhere it is a
+running product downward from j = n−1: r_{j−1} = r_j · (j−LAG−k+1) / (j−LAG).
 
 Rows of two different rewards are not sorted but counted, where a whole block consists of them.
 A row with a NaN or an infinity, or whose range overflows, becomes NaN through what is added to its
@@ -70,6 +71,16 @@ def _of_partner(x, BIT: tl.constexpr):
     # Integer sums wrap around: without one's own, exactly the other's is left.
     partner = tl.sum(pairs, axis=2, keep_dims=True) - pairs
     return tl.reshape(partner, [M, T]).to(x.dtype, bitcast=True)
+
+
+@triton.jit
+def _of_partner_in_another_warp(x, thread, BIT: tl.constexpr):
+    """As `_of_partner`, by addresses: a sum would have all lanes of a warp meet in one bank."""
+    M: tl.constexpr = x.shape[0]
+    T: tl.constexpr = x.shape[1]
+    # Of one dimension, so that the compiler does not lay the tile out anew for every gather.
+    partner = tl.arange(0, M)[:, None] * T + (thread ^ (1 << BIT))[None, :]
+    return tl.reshape(tl.gather(tl.reshape(x, [M * T]), tl.reshape(partner, [M * T]), 0), [M, T])
 
 
 @triton.jit
@@ -164,37 +175,40 @@ def _turned(x, lane, BIT: tl.constexpr, OTHER: tl.constexpr):
 
 
 @triton.jit
-def _merge(x, lane, LANES: tl.constexpr):
+def _merge(x, thread, LANES: tl.constexpr, WARP: tl.constexpr):
     """(CHUNK, T) sorted chunks, every other one turned → sorted rows."""
     COMPARE: tl.constexpr = 0
     ACROSS: tl.constexpr = 1
-    STEPS: tl.constexpr = merge_steps(x.shape[0], LANES)
+    ACROSS_WARPS: tl.constexpr = 2
+    STEPS: tl.constexpr = merge_steps(x.shape[0], LANES, WARP)
     COUNT: tl.constexpr = len(STEPS)
+    lane = thread % LANES
     for i in tl.static_range(COUNT):
         if STEPS[i][0] == COMPARE:
             a, b = _halves(x, STEPS[i][1])
             x = _whole(tl.minimum(a, b), tl.maximum(a, b), STEPS[i][1])
         elif STEPS[i][0] == ACROSS:
             x = tl.minimum(x, -_of_partner(x, STEPS[i][1]))
+        elif STEPS[i][0] == ACROSS_WARPS:
+            x = tl.minimum(x, -_of_partner_in_another_warp(x, thread, STEPS[i][1]))
         else:
             x = _turned(x, lane, STEPS[i][1], STEPS[i][2])
     return x
 
 
 @triton.jit
-def _sort(t, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr):
+def _sort(t, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, WARP: tl.constexpr, T: tl.constexpr):
     """The rows in ascending order."""
     if LANES == 1:
         t, _ = _sort_chunks(t, CHUNK, False)
         return t
     else:
-        lane = thread % LANES
-        sign = (1 - 2 * (lane & 1)).to(t[0].dtype)
+        sign = (1 - 2 * (thread & 1)).to(t[0].dtype)
         turned = ()
         for c in tl.static_range(CHUNK):
             turned = turned + (t[c] * sign,)
         t, _ = _sort_chunks(turned, CHUNK, False)
-        return _unstack(_merge(_stack(t, CHUNK, T), lane, LANES), CHUNK, T)
+        return _unstack(_merge(_stack(t, CHUNK, T), thread, LANES, WARP), CHUNK, T)
 
 
 @triton.jit
@@ -215,8 +229,9 @@ def _find(t, ordered, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.co
     first = (thread - thread % LANES)[None, :]
     at = tl.reshape(tl.broadcast_to(first, [CHUNK, T]), [CHUNK * T])
     for bit in tl.static_range(LANES.bit_length() - 1):
-        probe = at + ((LANES >> (bit + 1)) - 1 + (CHUNK - 1) * T)
-        at = tl.where(tl.gather(keys, probe, 0) < x, at + (LANES >> (bit + 1)), at)
+        # The last of a thread's samples alone: a gather stores all of what it reads from.
+        probe = at + ((LANES >> (bit + 1)) - 1)
+        at = tl.where(tl.gather(ordered[CHUNK - 1], probe, 0) < x, at + (LANES >> (bit + 1)), at)
     for bit in tl.static_range(CHUNK.bit_length() - 1):
         probe = at + ((CHUNK >> (bit + 1)) - 1) * T
         at = tl.where(tl.gather(keys, probe, 0) < x, at + (CHUNK >> (bit + 1)) * T, at)
@@ -230,7 +245,7 @@ def _look_up(pointers, once):
     value = tl.zeros(pointers.shape, pointers.dtype.element_ty)
     for _ in tl.range(once):
         value = tl.load(pointers)
-        pointers += 1
+        pointers += 16  # so that they stay as aligned as they are
     return value
 
 
@@ -321,21 +336,36 @@ def _chain_start(
 
 
 @triton.jit
-def _inverses(
-    inverse_ptr, lane, once, LAG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+def _slot(lane, block, neighbour, STRIDE: tl.constexpr):
+    """Where a table of `weights.in_slots` holds the number of a thread's sample
+    4 · block + neighbour: a thread reads four at a time, and the next thread the next four."""
+    return (block * STRIDE + lane) * 4 + neighbour
+
+
+@triton.jit
+def _of_samples(
+    table_ptr, once, STRIDE: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     T: tl.constexpr,
 ):  # fmt: skip
-    """1/(j − LAG) for a thread's samples, where they differ from thread to thread: from a table
-    (2, CHUNK, 256), so that neighbouring lanes read neighbours."""
+    """A table's numbers for a thread's samples, the same in every row: a tuple of vectors."""
+    # In the shape of a tile of rewards, so that the compiler gives it the same layout.
+    lanes = tl.arange(0, LANES)[:, None, None, None]
+    blocks = tl.arange(0, CHUNK // 4)[None, None, :, None]
+    neighbours = tl.arange(0, 4)[None, None, None, :]
+    pointers = table_ptr + _slot(lanes, blocks, neighbours, STRIDE)
+    pointers = tl.broadcast_to(pointers, [LANES, T // LANES, CHUNK // 4, 4])
+    return _to_vectors(_look_up(pointers, once), CHUNK, LANES, T)
+
+
+@triton.jit
+def _inverses(
+    sample_ptr, once, LAG: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr
+):
+    """1/(j − LAG) for a thread's samples, where they differ from thread to thread."""
     if LANES == 1:
         return ()
     else:
-        # In the shape of a tile of rewards, so that the compiler gives it the same layout.
-        lanes = tl.arange(0, LANES)[:, None, None, None]
-        c = tl.arange(0, CHUNK)[None, None, :, None]
-        pointers = inverse_ptr + (LAG * CHUNK + c) * 256 + lanes
-        pointers = tl.broadcast_to(pointers, [LANES, T // LANES, CHUNK, 1])
-        return _to_vectors(_look_up(pointers, once), CHUNK, LANES, T)
+        return _of_samples(sample_ptr + LAG * CHUNK * 256, once, 256, CHUNK, LANES, T)
 
 
 @triton.jit
@@ -366,51 +396,66 @@ def _constant(
 
 
 @triton.jit
+def _weights(
+    n, k, thread, start, sample_ptr, once, WEIGHTS: tl.constexpr, LAG: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, PARTIAL: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """r of a thread's samples, a tuple of vectors; where a thread has a row of its own, that of its
+    first is without meaning, as is the gap."""
+    if WEIGHTS == "ready":
+        return _of_samples(sample_ptr, once, LANES, CHUNK, LANES, T)
+    else:
+        FIRST: tl.constexpr = 1 if LANES == 1 else 0
+        lane = thread % LANES
+        inverses = _inverses(sample_ptr, once, LAG, CHUNK, LANES, T)
+        r = start
+        weights = (r,)
+        for back in tl.static_range(CHUNK - 1):
+            if CHUNK - 1 - back > FIRST:
+                r = _chain_next(
+                    r, CHUNK - 1 - back, n, k, lane, inverses, LAG, CHUNK, LANES, PARTIAL
+                )  # fmt: skip
+            weights = (r,) + weights
+        return weights
+
+
+@triton.jit
 def _terms(
-    t, n, k, thread, start, inverse_ptr, once, LAG: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, PARTIAL: tl.constexpr, T: tl.constexpr,
+    t, n, k, thread, start, sample_ptr, once, WEIGHTS: tl.constexpr, LAG: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, PARTIAL: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Sorted rows → r_j · d_j for each sample and the one beneath."""
-    DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
-    FIRST: tl.constexpr = 1 if LANES == 1 else 0
-    lane = thread % LANES
-    inverses = _inverses(inverse_ptr, lane, once, LAG, CHUNK, LANES, T)
-    terms = ()
-    r = start
-    for back in tl.static_range(CHUNK - FIRST):
-        if back == CHUNK - 1:
-            under = _of_lane_in_front(t[CHUNK - 1], t[0], thread, LANES)
-        else:
-            under = t[CHUNK - 2 - back]
-        terms = (r * (t[CHUNK - 1 - back] - under),) + terms
-        if CHUNK - 1 - back > FIRST:
-            r = _chain_next(
-                r, CHUNK - 1 - back, n, k, lane, inverses, LAG, CHUNK, LANES, PARTIAL
-            )  # fmt: skip
+    weights = _weights(
+        n, k, thread, start, sample_ptr, once, WEIGHTS, LAG, CHUNK, LANES, PARTIAL, T
+    )
     if LANES == 1:
-        terms = (tl.zeros([T], DTYPE),) + terms
+        terms = (tl.zeros([T], t[0].dtype),)
+    else:
+        terms = (weights[0] * (t[0] - _of_lane_in_front(t[CHUNK - 1], t[0], thread, LANES)),)
+    for c in tl.static_range(1, CHUNK):
+        terms = terms + (weights[c] * (t[c] - t[c - 1]),)
     return terms
 
 
 @triton.jit
 def _weight_at(
-    place, n, k, thread, start, inverse_ptr, once, LAG: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, PARTIAL: tl.constexpr, T: tl.constexpr,
+    place, n, k, thread, start, sample_ptr, once, WEIGHTS: tl.constexpr, LAG: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, PARTIAL: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """r of the one sample in that place of each row, counted from 0: `_terms` for a single gap."""
-    DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
-    lane = thread % LANES
-    inverses = _inverses(inverse_ptr, lane, once, LAG, CHUNK, LANES, T)
-    own = place - lane * CHUNK
-    weight = tl.zeros([T], DTYPE)
-    r = start
-    for back in tl.static_range(CHUNK):
-        weight = tl.where(own == CHUNK - 1 - back, r, weight)
-        if CHUNK - 1 - back > (1 if LANES == 1 else 0):
-            r = _chain_next(
-                r, CHUNK - 1 - back, n, k, lane, inverses, LAG, CHUNK, LANES, PARTIAL
-            )  # fmt: skip
-    return _over_lanes(weight, False, LANES, T)
+    if WEIGHTS == "ready":
+        # A row with a NaN may seem to have no largest.
+        lane, c = place // CHUNK % LANES, place % CHUNK
+        return _look_up(sample_ptr + _slot(lane, c // 4, c % 4, LANES), once)
+    else:
+        weights = _weights(
+            n, k, thread, start, sample_ptr, once, WEIGHTS, LAG, CHUNK, LANES, PARTIAL, T
+        )
+        own = place - thread % LANES * CHUNK
+        weight = tl.zeros([T], sample_ptr.dtype.element_ty)
+        for c in tl.static_range(CHUNK):
+            weight = tl.where(own == c, weights[c], weight)
+        return _over_lanes(weight, False, LANES, T)
 
 
 @triton.jit
@@ -433,15 +478,15 @@ def _sums(terms, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constex
 
 @triton.jit
 def _spread(
-    t, largest, n, k, thread, live, table_ptr, table_size, inverse_ptr, once,
+    t, largest, n, k, thread, live, table_ptr, table_size, sample_ptr, once,
     CHUNK: tl.constexpr, LANES: tl.constexpr, PARTIAL: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Sorted rows → the deviation of the best of k, exactly 0 where only equals can be it."""
-    DTYPE: tl.constexpr = inverse_ptr.dtype.element_ty
+    DTYPE: tl.constexpr = sample_ptr.dtype.element_ty
     # The chance to be the best of k, of the sample in place j from 0, is C(j, k−1) / C(n, k).
     lane = thread % LANES
     top = live * _chain_start(n, k, lane, table_ptr, table_size, once, 0, CHUNK, LANES, T)
-    inverses = _inverses(inverse_ptr, lane, once, 0, CHUNK, LANES, T)
+    inverses = _inverses(sample_ptr, once, 0, CHUNK, LANES, T)
     # How far the mean of the best lies below the largest: measured from there, an offset drops out.
     lead = tl.zeros([T], DTYPE)
     unit = tl.zeros([T], DTYPE)
@@ -829,16 +874,17 @@ def _values(
 @triton.jit
 def _by_counting(
     t, low, high, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr,
-    table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
-    rows_left, n_samples, LAG: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr,
-    PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    table_size, sample_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
+    rows_left, n_samples, WEIGHTS: tl.constexpr, LAG: tl.constexpr, SCALED: tl.constexpr,
+    FLAT: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for rows of two levels: how many samples are the lower one tells all."""
     T: tl.constexpr = BLOCK_ROWS * LANES
     lower = _number_of_lower(t, high, CHUNK, LANES, T)
     weight = _weight_at(
-        lower, n, k, thread, start, inverse_ptr, once, LAG, CHUNK, LANES, MASKED or PADDED, T
+        lower, n, k, thread, start, sample_ptr, once, WEIGHTS, LAG, CHUNK, LANES,
+        MASKED or PADDED, T,
     )  # fmt: skip
     step = weight * (high - low)
     scale, unscale = _range_scale(low, high, SCALED)
@@ -850,7 +896,7 @@ def _by_counting(
     if STANDARDISED:
         ordered = _ordered_by_count(lower, low, high, thread, CHUNK, LANES)
         spread = _spread(
-            ordered, high, n, k, thread, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
+            ordered, high, n, k, thread, live, table_ptr, table_size, sample_ptr, once, CHUNK,
             LANES, MASKED or PADDED, T,
         )  # fmt: skip
     bottom = _values(
@@ -869,22 +915,24 @@ def _by_counting(
 @triton.jit
 def _by_sorting(
     t, irregular, n, k, thread, live, start, below, slope, middle, has_constant, table_ptr,
-    table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
-    rows_left, n_samples, LAG: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr,
-    PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr, CHUNK: tl.constexpr,
-    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    table_size, sample_ptr, once, anchor, gap, otherwise, valid, out_ptr, out_row, out_sample,
+    rows_left, n_samples, WEIGHTS: tl.constexpr, LAG: tl.constexpr, SCALED: tl.constexpr,
+    FLAT: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr, STANDARDISED: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    WARP: tl.constexpr,
 ):  # fmt: skip
     """Store the outcome for any rows."""
     T: tl.constexpr = BLOCK_ROWS * LANES
     if LANES == 1:
         ordered, words = _sort_chunks(t, CHUNK, True)
     else:
-        ordered = _sort(t, thread, CHUNK, LANES, T)
+        ordered = _sort(t, thread, CHUNK, LANES, WARP, T)
         at = _find(t, ordered, thread, CHUNK, LANES, T)
     smallest, largest = _ends(ordered[0], ordered[CHUNK - 1], irregular, LANES, T)
     terms = _terms(
-        ordered, n, k, thread, start, inverse_ptr, once, LAG, CHUNK, LANES, MASKED or PADDED, T
-    )
+        ordered, n, k, thread, start, sample_ptr, once, WEIGHTS, LAG, CHUNK, LANES,
+        MASKED or PADDED, T,
+    )  # fmt: skip
     scale, unscale = _range_scale(smallest, largest, SCALED)
     anchor, gap, below, slope = anchor * scale, gap * scale, below * scale, slope * scale
     constant = tl.zeros([T], table_ptr.dtype.element_ty)
@@ -893,7 +941,7 @@ def _by_sorting(
     spread = largest * 0.0
     if STANDARDISED:
         spread = _spread(
-            ordered, largest, n, k, thread, live, table_ptr, table_size, inverse_ptr, once, CHUNK,
+            ordered, largest, n, k, thread, live, table_ptr, table_size, sample_ptr, once, CHUNK,
             LANES, MASKED or PADDED, T,
         )  # fmt: skip
     placed = _sums(terms, thread, CHUNK, LANES, T)
@@ -918,23 +966,27 @@ def _by_sorting(
     )
 )
 def transform_kernel(
-    rewards_ptr, where_ptr, k_ptr, out_ptr, form_ptr, table_ptr, inverse_ptr, table_size,
+    rewards_ptr, where_ptr, k_ptr, out_ptr, form_ptr, table_ptr, sample_ptr, table_size,
     n_rows, n_samples, k, spared, undersized, by_mean, has_constant, mirror,
     rewards_row, rewards_sample, where_row, where_sample, out_row, out_sample,
     first: "fp64", anchor: "fp64", gap: "fp64", below: "fp64", slope: "fp64",
-    K: tl.constexpr, MASKED: tl.constexpr, LAG: tl.constexpr, SCALED: tl.constexpr,
-    STANDARDISED: tl.constexpr,
+    K: tl.constexpr, MASKED: tl.constexpr, WEIGHTS: tl.constexpr, LAG: tl.constexpr,
+    SCALED: tl.constexpr, STANDARDISED: tl.constexpr,
     COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    WARP: tl.constexpr,
 ):  # fmt: skip
     """One block of rows.
 
     K says where k is: "int", the argument; "scalar", in memory for all rows; "row", one for each.
     With an int and no mask the estimator's scalars come ready, and with them r_{n−1} (`first`);
-    otherwise every row has its own. undersized: 0 zero, 1 NaN, 2 clip. SCALED: a value is not a
-    product alone, see `Weights.needs_range_scale`. COUNT_ONLY: bool rewards.
+    otherwise every row has its own.
+    WEIGHTS says what sample_ptr holds for each of a row's samples: "ready", its r_j; "chain",
+    1/(j − LAG), where that differs from thread to thread.
+    undersized: 0 zero, 1 NaN, 2 clip. SCALED: a value is not a product alone, see
+    `Weights.needs_range_scale`. COUNT_ONLY: bool rewards.
     CONTIGUOUS: rows of exactly CHUNK samples, one after the other. PADDED: rows of n_samples, fewer
-    than their threads hold.
+    than their threads hold. WARP: threads that run in step.
     """
     DTYPE: tl.constexpr = table_ptr.dtype.element_ty
     T: tl.constexpr = BLOCK_ROWS * LANES
@@ -1000,7 +1052,7 @@ def transform_kernel(
         anchor, gap, below, slope = anchor * times, gap * times, below * times, slope * times
         otherwise = tl.where(admitted | (undersized != 1), 0.0, float("nan")).to(DTYPE)
     middle = (mirror * (n - 1)).to(DTYPE)
-    if UNIFORM and LANES == 1:
+    if WEIGHTS == "ready" or (UNIFORM and LANES == 1):
         start = tl.full([], first, DTYPE)
     else:
         start = live * _chain_start(
@@ -1018,8 +1070,8 @@ def transform_kernel(
         low, high = _range(t, irregular, CHUNK, LANES, T)
         _by_counting(
             t, low, high, n, k, thread, live, start, below, slope, middle, has_constant,
-            table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-            out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
+            table_ptr, table_size, sample_ptr, once, anchor, gap, otherwise, valid, out_ptr,
+            out_row, out_sample, rows_left, n_samples, WEIGHTS, LAG, SCALED, FLAT, PADDED, MASKED,
             STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
         )  # fmt: skip
     elif CHUNK > 8:
@@ -1029,23 +1081,23 @@ def transform_kernel(
         if counted:
             _by_counting(
                 t, low, high, n, k, thread, live, start, below, slope, middle, has_constant,
-                table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-                out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
-                STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+                table_ptr, table_size, sample_ptr, once, anchor, gap, otherwise, valid, out_ptr,
+                out_row, out_sample, rows_left, n_samples, WEIGHTS, LAG, SCALED, FLAT, PADDED,
+                MASKED, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
             )  # fmt: skip
         else:
             _by_sorting(
                 t, irregular, n, k, thread, live, start, below, slope, middle, has_constant,
-                table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-                out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
-                STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+                table_ptr, table_size, sample_ptr, once, anchor, gap, otherwise, valid, out_ptr,
+                out_row, out_sample, rows_left, n_samples, WEIGHTS, LAG, SCALED, FLAT, PADDED,
+                MASKED, STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR, WARP,
             )  # fmt: skip
     else:
         _by_sorting(
             t, irregular, n, k, thread, live, start, below, slope, middle, has_constant,
-            table_ptr, table_size, inverse_ptr, once, anchor, gap, otherwise, valid, out_ptr,
-            out_row, out_sample, rows_left, n_samples, LAG, SCALED, FLAT, PADDED, MASKED,
-            STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR,
+            table_ptr, table_size, sample_ptr, once, anchor, gap, otherwise, valid, out_ptr,
+            out_row, out_sample, rows_left, n_samples, WEIGHTS, LAG, SCALED, FLAT, PADDED, MASKED,
+            STANDARDISED, CHUNK, LANES, BLOCK_ROWS, VECTOR, WARP,
         )  # fmt: skip
 
 
@@ -1058,29 +1110,29 @@ def _counted(t, irregular, thread, CHUNK: tl.constexpr, LANES: tl.constexpr, T: 
 
 @triton.jit
 def _in_order(
-    t, irregular, thread, counted, CHUNK: tl.constexpr, LANES: tl.constexpr, T: tl.constexpr,
-    COUNT_ONLY: tl.constexpr,
+    t, irregular, thread, counted, CHUNK: tl.constexpr, LANES: tl.constexpr, WARP: tl.constexpr,
+    T: tl.constexpr, COUNT_ONLY: tl.constexpr,
 ):  # fmt: skip
     """The rows in ascending order, by counting where they have two levels."""
     if COUNT_ONLY:
         return _counted(t, irregular, thread, CHUNK, LANES, T)
     elif CHUNK <= 8:
-        return _sort(t, thread, CHUNK, LANES, T)
+        return _sort(t, thread, CHUNK, LANES, WARP, T)
     else:
         if counted:
             ordered = _counted(t, irregular, thread, CHUNK, LANES, T)
         else:
-            ordered = _sort(t, thread, CHUNK, LANES, T)
+            ordered = _sort(t, thread, CHUNK, LANES, WARP, T)
         return ordered
 
 
 @triton.jit(do_not_specialize=("table_size", "n_rows", "n_ks"))
 def max_at_k_kernel(
-    rewards_ptr, where_ptr, ks_ptr, out_ptr, table_ptr, inverse_ptr, table_size,
+    rewards_ptr, where_ptr, ks_ptr, out_ptr, table_ptr, sample_ptr, table_size,
     n_rows, n_samples, n_ks, rewards_row, rewards_sample, where_row, where_sample,
     MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr,
     PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    VECTOR: tl.constexpr, WARP: tl.constexpr,
 ):  # fmt: skip
     """The mean of the best of k for one block of rows and every k: (n_rows, n_ks), NaN where a row
     has fewer than k samples."""
@@ -1120,7 +1172,7 @@ def max_at_k_kernel(
         if _may_have_two_levels(t, CHUNK):
             low, high = _range(t, irregular, CHUNK, LANES, T)
             counted = _has_two_levels(t, low, high, CHUNK)
-    t = _in_order(t, irregular, thread, counted, CHUNK, LANES, T, COUNT_ONLY)
+    t = _in_order(t, irregular, thread, counted, CHUNK, LANES, WARP, T, COUNT_ONLY)
     unused, largest = _ends(t[0], t[CHUNK - 1], irregular, LANES, T)
 
     zero = tl.zeros([T], DTYPE)
@@ -1133,7 +1185,9 @@ def max_at_k_kernel(
             n, k, thread % LANES, table_ptr, table_size, once, 1, CHUNK, LANES, T
         )  # fmt: skip
         slope = 1 / k.to(DTYPE)
-        terms = _terms(t, n, k, thread, start, inverse_ptr, once, 1, CHUNK, LANES, PARTIAL, T)
+        terms = _terms(
+            t, n, k, thread, start, sample_ptr, once, "chain", 1, CHUNK, LANES, PARTIAL, T
+        )
         constant = _constant(terms, thread % LANES, zero, slope, zero, CHUNK, LANES, T)
         best = (live * largest - constant) + 0.0
         best = tl.where(live > 0, best, float("nan"))

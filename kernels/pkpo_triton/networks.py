@@ -1,9 +1,10 @@
 """Sorting networks, as data that a kernel unrolls.
 
-A row lies in LANES threads, CHUNK samples in each. It is sorted in three kinds of step:
+A row lies in LANES threads, CHUNK samples in each. It is sorted in four kinds of step:
 
     COMPARE, distance  samples of every thread that far apart: the smaller to the front
     ACROSS, bit        every sample, and the same one of the lane whose number differs in that bit
+    ACROSS_WARPS, bit  the same where the other lane lies in another warp, which no shuffle reaches
     TURN, bit, other   threads where these two bits differ change the sign of their samples
 
 Every thread first sorts its own samples, by a short list of comparators (a, b); then sorted runs
@@ -21,7 +22,7 @@ from typing import Any
 
 import triton
 
-COMPARE, ACROSS, TURN = 0, 1, 2
+COMPARE, ACROSS, ACROSS_WARPS, TURN = 0, 1, 2, 3
 
 # A bit that is 0 in every lane's number.
 NO_BIT = 30
@@ -96,12 +97,13 @@ def chunk_steps(n: Any) -> Any:
 
 
 @triton.constexpr_function  # type: ignore[untyped-decorator]
-def merge_steps(chunk: Any, lanes: Any) -> Any:
+def merge_steps(chunk: Any, lanes: Any, warp: Any) -> Any:
     """What merges `lanes` sorted chunks: sample c of lane p ends as number p · chunk + c.
 
     Args:
         chunk: samples in a thread, a power of two.
         lanes: threads for a row, a power of two.
+        warp: neighbouring threads that run in step, a power of two.
 
     Returns:
         A tuple of (kind, a, b).
@@ -110,7 +112,7 @@ def merge_steps(chunk: Any, lanes: Any) -> Any:
     for level in range(lanes.bit_length() - 1):
         steps.append((TURN, level + 1, NO_BIT))
         for bit in range(level, -1, -1):
-            steps.append((ACROSS, bit, 0))
+            steps.append((ACROSS if 1 << bit < warp else ACROSS_WARPS, bit, 0))
             steps.append((TURN, bit, bit - 1 if bit else NO_BIT))
         distance = chunk // 2
         while distance >= 1:

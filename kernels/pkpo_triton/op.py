@@ -128,6 +128,12 @@ def _transform(
         forms = table
         if not uniform:
             forms = tables.forms((tuple(form), tuple(form_at_1)), rewards.device, compute)
+        if chosen.weights == "ready":
+            of_samples = tables.ratios(n, k, lag, chosen, rewards.device, compute)
+        elif chosen.lanes > 1:
+            of_samples = tables.inverses(chosen.chunk, rewards.device, compute)
+        else:
+            of_samples = table
         known_k = k if kind == "int" and UNDERSIZED[undersized] != "clip" else None
         written = out
         if not _read_as_it_lies(out, chosen):
@@ -139,7 +145,7 @@ def _transform(
             written,
             forms,
             table,
-            tables.inverses(chosen.chunk, rewards.device, compute) if chosen.lanes > 1 else table,
+            of_samples,
             table.shape[1],
             rows,
             n,
@@ -159,6 +165,7 @@ def _transform(
             slope,
             K=kind,
             MASKED=where is not None,
+            WEIGHTS=chosen.weights,
             LAG=lag,
             SCALED=weights.needs_range_scale(by_mean=by_mean),
             STANDARDISED=weights.standardised,
@@ -291,6 +298,7 @@ def _constants(
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,
         "VECTOR": _vector(given, chosen),
+        "WARP": chosen.warp,
         "num_warps": chosen.num_warps,
         "num_stages": 1,
         **OPTIONS,

@@ -22,6 +22,10 @@ class Plan(NamedTuple):
     block_rows: int
     num_warps: int
     vector: int  # neighbours that a thread reads at a time; divides n
+    warp: int  # threads that run in step
+    # What a kernel reads for each of a row's samples: "ready", its r_j; "chain", at most what leads
+    # from one to the next.
+    weights: str
 
 
 def plan(
@@ -43,7 +47,7 @@ def plan(
     | to 16   | 1             | n                | uniform: 2 rows a thread, 1 warp: 39; 4: 40
     | to 32   | 1             | n                | 55; 2 threads: 75. 1 warp: 54, but sm_100 spills
     | masked  | 2             | 16               | 48 on the ALU; 1 thread: 55, and sm_100 spills
-    | to 8192 | 2 … 256       | 32               | 74 at 64, 178 at 1024; 16 a thread: 88, 226
+    | to 8192 | 2 … 256       | 32               | 66 at 64, 166 at 1024; 16 a thread: 80, 198
     | others  |               |                  | the library's sort, then one fused kernel
 
     float64: to 8 samples on one thread, then 8 on each of 2 to 256, then the library's sort.
@@ -59,7 +63,7 @@ def plan(
                 rows_a_thread //= 2
             if wide:
                 rows_a_thread = max(1, rows_a_thread // 4)
-        return Plan(n, 1, warp * warps * rows_a_thread, warps, 1)
+        return Plan(n, 1, warp * warps * rows_a_thread, warps, 1, warp, "chain")
     if n > (LONGEST_WIDE_ON_CHIP if wide else LONGEST_ON_CHIP):
         return None
     chunk = 8 if wide else 16 if n <= 32 else 32
@@ -68,4 +72,5 @@ def plan(
     vector = min(chunk, 16 // itemsize)
     while n % vector:
         vector //= 2
-    return Plan(chunk, lanes, block_rows, block_rows * lanes // warp, vector)
+    weights = "ready" if uniform else "chain"
+    return Plan(chunk, lanes, block_rows, block_rows * lanes // warp, vector, warp, weights)

@@ -1,28 +1,41 @@
-"""Numbers that kernels read and that depend on nothing but the length of rows: made once a device.
+"""Numbers that kernels read and that depend on no reward: made once a device.
 
-Tables are copied to the device on the current stream, from pinned memory, without waiting; another
-stream that uses one waits on the device for the copy, not on the host.
+Tables are copied to the device from pinned memory, without waiting; a stream that uses one waits on
+the device for the copy, not on the host.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
+import triton
 
 from pkpo_triton import weights
+from pkpo_triton.plan import Plan
+
+# A table for every k that a run anneals through would be a leak: so many are kept, the latest used.
+MOST_TABLES = 256
+
+_T = TypeVar("_T")
+_Key = tuple[str, torch.device, torch.dtype, tuple[Any, ...]]
 
 
 @dataclass
 class _Table:
     values: torch.Tensor
-    source: torch.Tensor  # pinned memory must outlive the copy
+    source: torch.Tensor | None  # pinned memory must outlive the copy
     copied: torch.cuda.Event | None = None  # None once it is known to be there
+    streams: set[int] = field(default_factory=set)  # that use it
+    captured: bool = False
 
 
-_tables: dict[tuple[str, torch.device, torch.dtype, Any], _Table] = {}
-_captured: list[torch.Tensor] = []
+_tables: OrderedDict[_Key, _Table] = OrderedDict()  # the latest used last
+_captured: list[torch.Tensor] = []  # what replays of graphs read
 
 
 def factorials(largest: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -31,60 +44,95 @@ def factorials(largest: int, device: torch.device, dtype: torch.dtype) -> torch.
     Returns:
         (2, size): the mantissas, in [1, 65536), and the exponents.
     """
-    return _on_device("factorials", device, dtype, weights.factorials_size(largest))
+    return _on_device("factorials", device, dtype, (weights.factorials_size(largest),))
 
 
 def inverses(chunk: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """(2, chunk, MOST_LANES): 1/(j − lag) for sample j = lane · chunk + c, 0 where j ≤ lag; first
-    for a lag of 0, then of 1."""
-    return _on_device("inverses", device, dtype, chunk)
+    """1/(j − lag) for sample j of a row, 0 where j ≤ lag: see `weights.inverses`."""
+    return _on_device("inverses", device, dtype, (chunk,))
+
+
+def ratios(
+    n: int, k: int, lag: int, chosen: Plan, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """r_j for sample j of a row: see `weights.ratios`. Only the latest are kept."""
+    return _on_device("ratios", device, dtype, (n, k, lag, chosen.chunk, chosen.lanes))
 
 
 def forms(
     numbers: tuple[tuple[int, ...], ...], device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
     """An estimator's form for k ≥ 2 and for k = 1, as `pkpo_triton.Weights` orders it: (2, 13)."""
-    return _on_device("form", device, dtype, numbers)
+    return _on_device("forms", device, dtype, numbers)
 
 
-def _on_device(what: str, device: torch.device, dtype: torch.dtype, size: Any) -> torch.Tensor:
-    key = (what, device, dtype, size)
+def _on_device(
+    what: str, device: torch.device, dtype: torch.dtype, arguments: tuple[Any, ...]
+) -> torch.Tensor:
+    key = (what, device, dtype, arguments)
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    table = _tables.get(key)
+    table = _tables.pop(key, None)
     if table is None:
-        table = _made(what, device, dtype, size)
         if capturing:
             # It is the graph's, and holds nothing before a replay, which copies from here again.
-            _captured.append(table.source)
-        else:
-            _tables[key] = table
-    elif table.copied is not None and not capturing:
+            source = _aside(_numbers, key)
+            _captured.append(source)
+            return source.to(device, non_blocking=True)
+        table = _aside(_made, key)
+    if capturing and not table.captured:
+        table.captured = True
+        _captured.append(table.values)
+    elif device.type == "cuda" and not capturing:
         # A graph being captured may neither ask nor wait for what is not part of it. It need not:
         # torch.cuda.graph waits for the device before it begins.
+        _follow(table)
+    _tables[key] = table
+    if len(_tables) > MOST_TABLES:
+        _tables.popitem(last=False)
+    return table.values
+
+
+def _follow(table: _Table) -> None:
+    """Have the current stream wait for the copy, and the memory, once freed, for the stream."""
+    device = table.values.device
+    if table.copied is not None:
         if table.copied.query():  # type: ignore[no-untyped-call]
             table.copied = None
         else:
             torch.cuda.current_stream(device).wait_event(table.copied)
-    return table.values
+    stream = triton.runtime.driver.active.get_current_stream(device.index)
+    if stream not in table.streams:
+        table.streams.add(stream)
+        table.values.record_stream(torch.cuda.current_stream(device))
 
 
-def _made(what: str, device: torch.device, dtype: torch.dtype, size: Any) -> _Table:
-    makers = {"factorials": _factorials, "inverses": _inverses, "form": torch.tensor}
-    source = makers[what](size).to(dtype)
+def _aside(make: Callable[[_Key], _T], key: _Key) -> _T:
+    """What a thread of its own makes of that: it is in no mode of torch's, such as a default device
+    or fake tensors, and its memory is in no graph's pool, which torch.compile sets up for a first
+    run and which may hold nothing that outlives the graph's."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(make, key).result()
+
+
+def _made(key: _Key) -> _Table:
+    device = key[1]
     if device.type != "cuda":
-        return _Table(source.to(device), source)
-    source = source.pin_memory()
-    values = source.to(device, non_blocking=True)
-    copied = None
-    if not torch.cuda.is_current_stream_capturing():
+        return _Table(_numbers(key), None)
+    with torch.cuda.device(device):
+        source = _numbers(key)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record(torch.cuda.current_stream(device))
-    return _Table(values, source, copied)
+        table = _Table(source.to(device, non_blocking=True), source, copied)
+        copied.record()
+    return table
 
 
-def _factorials(size: int) -> torch.Tensor:
-    return torch.tensor(weights.factorials(size), dtype=torch.float64)
-
-
-def _inverses(chunk: int) -> torch.Tensor:
-    return torch.tensor(weights.inverses(chunk), dtype=torch.float64)
+def _numbers(key: _Key) -> torch.Tensor:
+    what, device, dtype, arguments = key
+    makers: dict[str, Callable[..., Any]] = {
+        "factorials": weights.factorials,
+        "inverses": weights.inverses,
+        "ratios": weights.ratios,
+        "forms": lambda *forms: forms,
+    }
+    numbers = torch.tensor(makers[what](*arguments), dtype=torch.float64).to(dtype)
+    return numbers.pin_memory() if device.type == "cuda" else numbers

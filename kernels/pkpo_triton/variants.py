@@ -10,14 +10,6 @@ import triton.language as tl
 from pkpo_triton import kernels, long_rows
 from pkpo_triton.plan import plan
 
-# Which functions run on which path only. Common code is everything else.
-PATHS: dict[str, tuple[Any, ...]] = {
-    "general": (kernels._by_sorting,),
-    "two_levels": (kernels._range, kernels._has_two_levels, kernels._by_counting),
-    "constant": (kernels._constant,),
-    "last_block": (kernels._load_inside, kernels._store_inside),
-}
-
 _DTYPES = {
     "float32": ("fp32", 4),
     "bfloat16": ("bf16", 2),
@@ -121,11 +113,12 @@ def _variant(
         "out_ptr": f"*{result}",
         "form_ptr": f"*{compute}",
         "table_ptr": f"*{compute}",
-        "inverse_ptr": f"*{compute}",
+        "sample_ptr": f"*{compute}",
     }
     constants = {
         **constants,
         "MASKED": masked,
+        **({"WEIGHTS": chosen.weights} if "WEIGHTS" in kernel.arg_names else {}),
         "COUNT_ONLY": dtype == "bool",
         "CONTIGUOUS": chosen.lanes == 1,
         "PADDED": chosen.chunk * chosen.lanes > n,
@@ -133,6 +126,7 @@ def _variant(
         "LANES": chosen.lanes,
         "BLOCK_ROWS": chosen.block_rows,
         "VECTOR": chosen.vector,
+        "WARP": chosen.warp,
         "rewards_sample": 1,
         **({"where_sample": 1} if masked else {"where_ptr": None}),
     }

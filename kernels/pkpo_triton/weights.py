@@ -16,6 +16,7 @@ UNDERSIZED = ("zero", "nan", "clip")
 
 _RADIX_BITS = 16
 _PRECISION_BITS = 100
+_RATIO_BITS = 1074 + _PRECISION_BITS
 
 
 class Weights(NamedTuple):
@@ -91,13 +92,35 @@ def factorials(size: int) -> list[list[float]]:
     return [mantissas, exponents]
 
 
-def inverses(chunk: int) -> list[list[list[float]]]:
-    """1/(j − lag) for sample j = lane · chunk + c, 0 where j ≤ lag: (2, chunk, MOST_LANES), first
-    for a lag of 0, then of 1."""
+def inverses(chunk: int) -> list[list[float]]:
+    """1/(j − lag) for sample j of a row, 0 where j ≤ lag: (2, MOST_LANES · chunk), for a lag of 0
+    and of 1, each in slots."""
+    js = range(MOST_LANES * chunk)
     return [
-        [
-            [1 / (j - lag) if j > lag else 0.0 for j in range(c, MOST_LANES * chunk, chunk)]
-            for c in range(chunk)
-        ]
+        in_slots([1 / (j - lag) if j > lag else 0.0 for j in js], chunk, MOST_LANES)
         for lag in (0, 1)
+    ]
+
+
+def ratios(n: int, k: int, lag: int, chunk: int, lanes: int) -> list[float]:
+    """r_j = C(j−lag, k−1)/C(n, k) for sample j of a row, in slots; 0 for j=0 and beyond the row."""
+    numbers = [0.0] * (lanes * chunk)
+    # In fixed point, beneath the smallest of float64: what is lost on the way is lost anyway.
+    r = (k << _RATIO_BITS) // n
+    if lag:
+        r = r * (n - k) // max(n - 1, 1)
+    for j in range(n - 1, 0, -1):
+        numbers[j] = r / (1 << _RATIO_BITS)
+        r = r * (j - lag - k + 1) // max(j - lag, 1)
+    return in_slots(numbers, chunk, lanes)
+
+
+def in_slots(numbers: list[float], chunk: int, lanes: int) -> list[float]:
+    """Numbers for the samples j = lane · chunk + 4 · block + neighbour of a row, sorted by block,
+    then lane, then neighbour, as kernels read them."""
+    return [
+        numbers[lane * chunk + 4 * block + neighbour]
+        for block in range(chunk // 4)
+        for lane in range(lanes)
+        for neighbour in range(4)
     ]
