@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -148,27 +149,38 @@ def matrices(n: int, rng: np.random.Generator) -> list[Any]:
     normal = rng.standard_normal((rows, n))
     kinds = [normal, np.sort(normal), np.sort(normal)[:, ::-1], np.round(normal), normal + 1e3]
     mixed = np.choose(np.arange(rows)[:, None] % len(kinds), kinds)
+    # Samples of the first lane and of another are infinite, one at a time.
     irregular = mixed.copy()
     irregular[:: rows // 3, 0] = np.inf
-    out = [mixed, irregular, rng.integers(0, 2, (rows, n))]
+    irregular[1 :: rows // 3, n - 1] = -np.inf
+    levels = rng.integers(0, 2, (rows, n))
+    levels[::2] = np.sort(levels[::2])
+    levels[::3] = np.arange(n) == n - 1
+    out = [mixed, irregular, levels]
     # Blocks of two levels, but for one thread: the last lane of a warp, and so the last to be heard
     # of, in its first samples or in its last.
-    lanes_of_warp = 32 // chosen.lanes if chosen.lanes < 32 else 1
-    for row in (lanes_of_warp - 1, chosen.block_rows - 1):
-        first = (chosen.lanes - 1) * chosen.vector
+    rows_of_warp = 32 // chosen.lanes if chosen.lanes < 32 else 1
+    first = (chosen.lanes - 1) * chosen.vector
+    for row in (rows_of_warp - 1, chosen.block_rows - 1):
         for samples in (slice(first, first + 3), slice(n - 3, n)):
-            almost = rng.integers(0, 2, (rows, n))
-            almost[row, samples] = [0, 1, 2]
+            almost = levels.astype(float)
+            almost[row] = np.arange(n) % 2
+            almost[row, samples] = [0, 1, 0.5]
             out.append(almost)
     return [torch.from_numpy(x.astype(np.float32)) for x in out]
 
 
-# Kind and function of what may go unnoticed, because it changes nothing.
+# Kind and function of what may go unnoticed, and how often, because it changes nothing. For a barrier
+# the machine itself shows it: without it no two warps touch a byte in an order that matters.
 HARMLESS = {
     # It spares blocks the question whether they have two levels, which then has the last word.
-    ("shuffle", "_may_have_two_levels"),
-    # Threads read back what their own warp has written: no two warps meet in that memory.
-    ("barrier", "_from_vectors"),
+    ("shuffle", "_may_have_two_levels"): 1,
+    # Of a row's last lane the sum is not used: with two lanes there is nothing to add.
+    ("shuffle", "_sums"): 1,
+    # A thread writes first where it itself has read last.
+    ("barrier", "_from_vectors"): 1,
+    # The keys that are searched for the next bit are stored again, the same as before.
+    ("barrier", "_find"): 5,
 }
 
 
@@ -211,7 +223,7 @@ def test_planted_bugs_are_noticed(
     kinds = {"address", "barrier", "shuffle" if n > 8 else "guard"}
     assert {mutant.kind for mutant in every} >= kinds
     lines = ptx.splitlines()
-    missed = []
+    missed, harmless = [], Counter[tuple[str, str]]()
     chosen = [mutant for mutant in every if rng.random() < share]
     for mutant in chosen:
         changed = "\n".join([*lines[: mutant.line], mutant.text, *lines[mutant.line + 1 :]])
@@ -221,13 +233,14 @@ def test_planted_bugs_are_noticed(
                 if faulty.launches[-1].run.faults.found or not same(got, want):
                     break
             else:
-                if any(
-                    (mutant.kind, name) in HARMLESS for name in functions_at(where[mutant.line])
-                ):
+                known = {(mutant.kind, name) for name in functions_at(where[mutant.line])}
+                harmless.update(known & HARMLESS.keys())
+                if known & HARMLESS.keys():
                     continue
                 at = f"{mutant.kind}, line {mutant.line + 1}: {lines[mutant.line].strip()}"
                 missed.append(f"{at}\n    {where[mutant.line]}")
     assert chosen
+    assert all(count <= HARMLESS[known] for known, count in harmless.items()), harmless
     assert not missed, f"{len(missed)} of {len(chosen)}:\n" + "\n".join(missed)
 
 
