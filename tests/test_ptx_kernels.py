@@ -170,8 +170,8 @@ def matrices(n: int, rng: np.random.Generator) -> list[Any]:
     return [torch.from_numpy(x.astype(np.float32)) for x in out]
 
 
-# Kind and function of what may go unnoticed, and how often, because it changes nothing. For a barrier
-# the machine itself shows it: without it no two warps touch a byte in an order that matters.
+# Kind and function of what may go unnoticed, and how often, because it changes nothing. For a
+# barrier the machine itself shows it: without it no order of two warps' accesses matters.
 HARMLESS = {
     # It spares blocks the question whether they have two levels, which then has the last word.
     ("shuffle", "_may_have_two_levels"): 1,
