@@ -111,7 +111,11 @@ def _aside(make: Callable[[_Key], _T], key: _Key) -> _T:
     or fake tensors, and its memory is in no graph's pool, which torch.compile sets up for a first
     run and which may hold nothing that outlives the graph's."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(make, key).result()
+        try:
+            made = thread.submit(make, key)
+        except RuntimeError:  # the interpreter is about to end, and starts no more threads
+            return make(key)
+        return made.result()
 
 
 def _made(key: _Key) -> _Table:
