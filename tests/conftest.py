@@ -75,11 +75,12 @@ _PALLAS_RELEASE = re.compile(
     r"|every_row\[pallas-(s|cent)|\[pallas-(17-33|[1-4])-(s|centered)\]"
 )
 # On the machine for PTX longer rows are kernels to compile, each longer than all that runs on it:
-# up to the first of these in `make test`, up to the second in `make test-all`.
+# those of up to so many samples in `make test`, of up to so many in `make test-all` …
 _PTX_N = (16, 100)
-_PTX_OTHERS = {"permuting": 33, "only_values": 2, "repeats": 300, "vanish": 216, "large_mat": 512}
-# But one of every regime in `make test`.
-_PTX_QUICK = re.compile(r"whole_sort|planted|beyond_two|long_row")
+# … but one of every kind in `make test`. And of tests without a number of samples these later.
+_PTX_QUICK = re.compile(r"whole_sort|planted|beyond_two|a_long_row")
+_PTX_SLOW = re.compile(r"permuting|not_aligned|any_rewards|come_back\[[\w-]*-float|long_rows_of")
+_PTX_RELEASE = re.compile(r"repeats|that_vanish|large_matrices")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -88,10 +89,11 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         subject = params.get("subject")
         if ON_PTX and not _PTX_QUICK.search(item.name):
-            others = (n for name, n in _PTX_OTHERS.items() if name in item.name)
-            n = params.get("n", next(others, 0))
-            if n > _PTX_N[0]:
-                item.add_marker("release" if n > _PTX_N[1] else "slow")
+            n = params.get("n", 0)
+            if n > _PTX_N[1] or _PTX_RELEASE.search(item.name):
+                item.add_marker("release")
+            elif n > _PTX_N[0] or _PTX_SLOW.search(item.name):
+                item.add_marker("slow")
         if not isinstance(subject, Subject) or item.path.name != "test_contract.py":
             continue
         if subject.kind == "torch" and not subject.interpreted:
