@@ -243,17 +243,17 @@ def rewards_of(variant: Variant, *, two_levels: bool) -> torch.Tensor:
     return (normal > 0 if two_levels or type_ == torch.bool else normal).to(type_)
 
 
-def launch(variant: Variant, rewards: torch.Tensor) -> None:
-    """Call what a variant is of: the library, or an arm."""
+def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "triton") -> Any:
+    """The result of what a variant is of: a call of the library, or an arm."""
     if variant.kernel in gpu_arms.KERNELS:
-        gpu_arms.launch_arm(variant, rewards)
-        return
-    constants, where = variant.constants, None
+        return gpu_arms.launch_arm(variant, rewards)
+    constants = variant.constants
+    options: dict[str, Any] = {"implementation": implementation}
     if constants["MASKED"]:
-        where = torch.rand(rewards.shape, generator=torch.Generator().manual_seed(1)) < VALID
+        generator = torch.Generator().manual_seed(1)
+        options["where"] = torch.rand(rewards.shape, generator=generator) < VALID
     if variant.kernel is kernels.max_at_k_kernel:
-        pk.max_at_k(rewards, K, where=where, implementation="triton")
-        return
+        return pk.max_at_k(rewards, K, **options)
     name = next(
         name
         for name, estimator in ESTIMATORS.items()
@@ -265,7 +265,7 @@ def launch(variant: Variant, rewards: torch.Tensor) -> None:
         "scalar": torch.tensor(K),
         "row": torch.full(rewards.shape[:1], K),
     }
-    pk.transform(rewards, k[constants["K"]], estimator=name, where=where, implementation="triton")
+    return pk.transform(rewards, k[constants["K"]], estimator=name, **options)
 
 
 def dtype(variant: Variant) -> str:

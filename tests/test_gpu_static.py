@@ -134,9 +134,18 @@ def test_compilation_is_cold_and_leaves_the_cache_alone(
     ],
     ids=lambda variant: variant.name,
 )
-def test_what_the_variants_say_is_what_the_library_launches(
-    variant: Variant, hits: list[bool]
+def test_what_the_variants_say_is_what_the_library_launches_and_right(
+    variant: Variant, hits: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    launch = gpu_static.launch
+
+    def checked(variant: Variant, rewards: torch.Tensor) -> None:
+        got, want = launch(variant, rewards), launch(variant, rewards.double(), "torch")
+        rtol = {"bf16": 8e-3, "fp16": 1e-3, "fp64": 1e-11}.get(gpu_static.dtype(variant), 5e-6)
+        atol = min(rtol, 1e-6) * float(want.abs().max())
+        torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol)
+
+    monkeypatch.setattr(gpu_static, "launch", checked)
     gpu_static.measure(variant, "sm_90")
     # Compiled ahead of time, and found by the launches on both kinds of rewards
     assert hits == [False, True]
@@ -155,7 +164,7 @@ def test_every_variant_is_called_for_what_it_is(monkeypatch: pytest.MonkeyPatch)
         call, constants = calls.pop(), variant.constants
         assert call["rewards"].numel() == 2 * variant.elements
         assert str(call["rewards"].dtype).removeprefix("torch.") in variant.name
-        assert (call["where"] is not None) == constants["MASKED"] == ("where" in variant.name)
+        assert ("where" in call) == constants["MASKED"] == ("where" in variant.name)
         assert call["name"] == ("max_at_k" if variant.name.startswith("max@k") else "transform")
         if call["name"] == "transform":
             estimator = ESTIMATORS[call["estimator"]]

@@ -142,7 +142,7 @@ class Device:
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
         ptx = next(Path(file) for file in self._files.values() if file.endswith(".ptx"))
         # module, function, registers, spilled words, threads of a CTA at most
-        return None, (ptx.read_text(), binary), 0, 0, 1024
+        return name, (ptx.read_text(), binary), 0, 0, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
         kinds = list(source.signature.items())
