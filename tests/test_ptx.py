@@ -25,7 +25,7 @@ from bench.ptx.instructions import (  # noqa: E402
     to_bf16,
 )
 from bench.ptx.launch import Launch  # noqa: E402
-from bench.ptx.memory import PtxError  # noqa: E402
+from bench.ptx.memory import Pointer, PtxError  # noqa: E402
 from bench.ptx.program import Program  # noqa: E402
 
 INF, NAN = float("inf"), float("nan")
@@ -94,9 +94,8 @@ def run(
     text: Sequence[str], tensors: dict[str, Any], *, grid: int = 1, threads: int = 32,
     shared: int = 0, **options: Any,
 ) -> Launch:  # fmt: skip
-    pointers = [tensor.data_ptr() for tensor in tensors.values()]
-    program = kernel(text, tensors, threads)
-    return Launch(program, grid, pointers, tensors, shared, **options)
+    pointers = [Pointer(name, tensor, tensor.data_ptr()) for name, tensor in tensors.items()]
+    return Launch(kernel(text, tensors, threads), grid, pointers, shared, **options)
 
 
 # Opcode, operands, result.
@@ -619,10 +618,11 @@ def test_addresses_far_away_are_those_of_a_small_tensor() -> None:
     # CTA 2^26 of 32 threads, 4 bytes each: 2^33 bytes from where the pointer says.
     out, far = words(32), 1 << 26
     program = kernel([*OF_THREAD, "st.global.b32 [%rd1], %r1;"], {"out": out})
-    pointer = out.data_ptr() - far * 32 * 4
+    pointer = Pointer("out", out, out.data_ptr() - far * 32 * 4)
     # %r4, the index, is a word of 32 bits, unsigned in mad.wide.u32: 2^31 still fits.
-    launch = Launch(program, 1, [pointer], {"out": out}, 0, first_cta=far)
+    launch = Launch(program, 1, [pointer], 0, first_cta=far)
     launch.faults.check()
     assert out.tolist() == list(range(32))
-    launch = Launch(program, 1, [pointer - far * 128], {"out": out}, 0, first_cta=2 * far)
+    pointer = pointer._replace(address=pointer.address - far * 128)
+    launch = Launch(program, 1, [pointer], 0, first_cta=2 * far)
     assert launch.faults.kinds == {"out of bounds"}

@@ -25,6 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from bench.ptx.launch import Launch
+from bench.ptx.memory import Pointer
 from bench.ptx.program import Program
 from pkpo_kernels import dispatch
 
@@ -47,16 +48,14 @@ def run_ptx(
     ptx: str, grid: int, arguments: dict[str, Any], shared_bytes: int, **options: Any
 ) -> Launch:
     """Run a grid. A tensor's address may be given as its own: name → (tensor, address)."""
-    tensors, numbers = {}, []
+    given = []
     for name, value in arguments.items():
-        address = None
-        if isinstance(value, tuple):
-            value, address = value
-        if isinstance(value, torch.Tensor):
-            tensors[name] = value
-            value = value.data_ptr() if address is None else address
-        numbers.append(value)
-    return Launch(_program(ptx), grid, numbers, tensors, shared_bytes, **options)
+        tensor, address = value if isinstance(value, tuple) else (value, None)
+        if isinstance(tensor, torch.Tensor):
+            address = tensor.data_ptr() if address is None else address
+            value = Pointer(name, tensor, address)
+        given.append(value)
+    return Launch(_program(ptx), grid, given, shared_bytes, **options)
 
 
 @functools.lru_cache(128)
@@ -95,6 +94,8 @@ class Device:
         self._files: dict[str, Any] = {}
 
     def __enter__(self) -> Device:
+        if self in self._active:
+            raise RuntimeError("a Device must be entered once at a time; it is entered already")
         self._entered = ExitStack()
         triton.knobs.runtime.kernel_load_start_hook.add(self._about_to_load)
         self._active.append(self)

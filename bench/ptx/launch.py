@@ -25,14 +25,14 @@ Registers and shared memory hold garbage in the beginning, another for every see
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from bench.ptx.counts import Counts
 from bench.ptx.instructions import kind
-from bench.ptx.memory import Array, Faults, Memory, SharedMemory
+from bench.ptx.memory import Array, Faults, Memory, Pointer
 from bench.ptx.program import VIEWS, Block, Program
 
 # Few enough for the processor's cache, enough that NumPy's own overhead does not count.
@@ -46,9 +46,8 @@ class Launch:
     Args:
         program: of the kernel.
         grid: CTAs.
-        arguments: a number for each of the program's parameters; what Triton adds behind those of
-          the kernel is 0.
-        tensors: name → tensor on the CPU: all that may be read or written.
+        arguments: a number, or a tensor on the CPU, for each of the program's parameters; what
+          Triton adds behind those of the kernel is 0. Nothing but these tensors may be touched.
         shared_bytes: of a CTA.
         order: "lockstep" or "random".
         seed: of the order, and of what nobody has written.
@@ -61,8 +60,7 @@ class Launch:
         self,
         program: Program,
         grid: int,
-        arguments: Sequence[int | float],
-        tensors: Mapping[str, Any],
+        arguments: Sequence[int | float | Pointer],
         shared_bytes: int,
         *,
         order: str = "lockstep",
@@ -71,14 +69,23 @@ class Launch:
         counting: bool = True,
         first_cta: int = 0,
     ) -> None:
+        if order not in ("lockstep", "random"):
+            raise ValueError(f"order must be 'lockstep' or 'random'; got {order!r}")
         self.program, self.grid, self.shared_bytes, self.order = program, grid, shared_bytes, order
         self.counting = counting
         self.rng = np.random.default_rng(seed)
         self.faults = Faults()
-        self.memory = Memory(tensors, strict=strict, faults=self.faults)
+        pointers = [argument for argument in arguments if isinstance(argument, Pointer)]
+        self.memory = Memory(pointers, strict=strict, faults=self.faults)
         self.counts = Counts(program)
         self.per_cta = program.threads
-        self.parameters = _parameters(program, arguments)
+        numbers = [
+            self.memory.tagged(pointers.index(argument), argument)
+            if isinstance(argument, Pointer)
+            else argument
+            for argument in arguments
+        ]
+        self.parameters = _parameters(program, numbers)
         sizes = [
             kind(it.parts[-1]).bits // 8
             for it in program.instructions
@@ -90,7 +97,7 @@ class Launch:
             for start in range(first_cta, first_cta + grid, at_a_time):
                 self._run(np.arange(start, min(start + at_a_time, first_cta + grid)))
         for tensor in self.memory.tensors:
-            if 0 < tensor.written < 1:
+            if tensor.was_written.any() and tensor.written < 1:
                 last = program.instructions[-1]
                 self.faults.add("partly written", last, 1, f"{tensor.name}: {tensor.written:.2%}")
 
@@ -109,7 +116,7 @@ class Launch:
         self.warp_barriers = np.zeros(threads // 32, np.int32)
         self.special = _special_registers(in_cta, ctas[self.cta], program.threads, self.grid)
         self.views = self._registers(threads)
-        self.memory.shared = SharedMemory(self.shared_bytes, count, self._shared_piece, self.rng)
+        self.memory.share(self.shared_bytes, count, self._shared_piece, self.rng)
 
         counter = np.zeros(threads, np.int32)
         waiting, ended = np.zeros(threads, bool), np.zeros(threads, bool)
@@ -137,14 +144,19 @@ class Launch:
         counter[lanes] = after
         if end is None:
             return
+        taken: Array = np.ones(len(self.lanes[lanes]), bool)
+        if end.guard:
+            taken = self.views[VIEWS.index("P1")][self.program.registers[end.guard][1], lanes]
+            taken = taken ^ end.negated
         if end.parts[0] == "bra":
-            taken: Array = np.ones(len(self.lanes[lanes]), bool)
             if end.guard:
-                taken = self.views[VIEWS.index("P1")][self.program.registers[end.guard][1], lanes]
-                taken = taken ^ end.negated
                 self.counts.add_branch(self.lanes[lanes], taken, warps)
             counter[lanes] = np.where(taken, block.target, after)
-        elif end.opcode.startswith("bar.sync"):
+            return
+        lanes = self.those_of(lanes, taken)
+        if lanes is None:
+            return
+        if end.opcode.startswith("bar.sync"):
             self._whole_warps(lanes, end.number, ended)
             waiting[lanes] = True
         else:
@@ -286,9 +298,11 @@ class Launch:
             "or": np.bitwise_or,
             "xor": np.bitwise_xor,
         }
-        active = self.lanes[lanes]
-        rows = np.broadcast_to(value, active.shape).reshape(-1, 32)
-        return np.repeat(joins[how].reduce(rows, 1, dtype=rows.dtype), 32)
+        # What lanes that are elsewhere would add is as undefined as the result.
+        every = np.zeros(len(self.lanes), np.asarray(value).dtype)
+        every[lanes] = value
+        joined = joins[how].reduce(every.reshape(-1, 32), 1, dtype=every.dtype)
+        return joined[self.lanes[lanes] >> 5]
 
     def _whole_warps(self, lanes: Any, number: int, ended: Array | None = None) -> None:
         """Find fault where only some lanes of a warp are here; those that have ended may miss."""

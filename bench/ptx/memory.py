@@ -1,15 +1,19 @@
 """Tensors and shared memory as threads see them, and who touched which byte when.
 
-A byte's last writer and reader are kept, each with the barriers that its CTA and its warp had come
-through by then: two threads that touch a byte, one of them writing, without a barrier between race.
+Of every piece of memory is kept which threads, from the lowest to the highest number, have read and
+written it: ever; since its CTA's last barrier; and since its warp's last. Where such a range holds
+another CTA, warp or lane than the one that comes now, and one of them writes, they race.
+
+A pointer carries the number of the argument that it was passed as in its upper bits, which no
+address uses: an access belongs to that tensor, whichever other lies where it reaches.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,7 +22,16 @@ from bench.ptx.program import Instruction
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _NOBODY = -1
-_SEVERAL = -2  # threads of more than one warp
+_TAG = 48  # bits of an address
+_MOST_BARRIERS = 32  # bits of their count
+
+
+class Pointer(NamedTuple):
+    """A tensor on the CPU as a kernel's argument."""
+
+    name: str
+    tensor: Any
+    address: int  # its own, but for who wants to see addresses far away
 
 
 class Threads(Protocol):
@@ -69,78 +82,101 @@ class Faults:
             raise PtxError("\n".join(map(str, self.found.values())))
 
 
-class _Touched:
-    """Who touched a piece of memory last, and after how many barriers of its CTA and its warp."""
+class _Range:
+    """The lowest and the highest thread that touched each piece of memory since some moment, which
+    is a number."""
 
     def __init__(self, pieces: int) -> None:
-        def nobody(dtype: str) -> Array:
-            return np.full(pieces, _NOBODY, dtype)
+        self.low = np.full(pieces, _NOBODY, np.int64)
+        self.high = np.full(pieces, _NOBODY, np.int64)
+        self.since = np.full(pieces, _NOBODY, np.int64)
 
-        self.writer, self.reader = nobody("i8"), nobody("i8")
-        self.written, self.read = nobody("i4"), nobody("i4")
-        self.written_in_warp, self.read_in_warp = nobody("i4"), nobody("i4")
+    def holds_another(self, piece: Array, me: Array, together: int, moment: Array) -> Array:
+        """Whether another did than me: of another lot of so many threads."""
+        low, high = self.low[piece] // together, self.high[piece] // together
+        return (self.since[piece] == moment) & ((low != me // together) | (high != me // together))
+
+    def add(self, piece: Array, me: Array, moment: Array) -> None:
+        new = self.since[piece] != moment
+        self.low[piece[new]], self.high[piece[new]] = np.iinfo(np.int64).max, _NOBODY
+        self.since[piece] = moment
+        np.minimum.at(self.low, piece, me)
+        np.maximum.at(self.high, piece, me)
+
+
+class _Bytes:
+    """A stretch of memory, from a multiple of 16 on, so that words of any width are entries of an
+    array; and who touched it, in pieces of so many bytes."""
+
+    def __init__(self, memory: Array, piece: int) -> None:
+        self.memory, self.piece = memory, piece
+        pieces = -(-len(memory) // piece) + 16 // piece
+        self.written = np.zeros(pieces, bool)
+        # Ever, which shared memory has no need of; since a barrier of the CTA; of the warp.
+        self.writers, self.readers = ([_Range(pieces) for _ in range(3)] for _ in range(2))
 
 
 class Tensor:
-    """Global memory behind a pointer: the tensor's own, of which only elements may be touched."""
+    """A tensor argument: of all that lies behind a pointer only its elements may be touched."""
 
-    def __init__(self, name: str, tensor: Any) -> None:
-        self.name, self.base, self.piece = name, tensor.data_ptr(), tensor.element_size()
+    def __init__(self, pointer: Pointer) -> None:
+        self.name, tensor = pointer.name, pointer.tensor
+        self.base, self.itemsize = tensor.data_ptr(), tensor.element_size()
         extent = 1 + sum(
             (size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
         )
-        elements = np.zeros(extent, bool)
-        np.lib.stride_tricks.as_strided(elements, tuple(tensor.shape), tensor.stride())[...] = True
-        self.is_element = elements
-        # From a multiple of 16 on, so that words of any width are entries of an array.
-        self.front = self.base % 16
-        size = -(-(self.front + extent * self.piece) // 16) * 16
-        pointer = (ctypes.c_uint8 * size).from_address(self.base - self.front)
-        self.bytes = np.ctypeslib.as_array(pointer)
-        self.touched = _Touched(-(-size // self.piece) + 1)
+        self.is_element = np.zeros(extent, bool)
+        strides = tuple(tensor.stride())
+        np.lib.stride_tricks.as_strided(self.is_element, tuple(tensor.shape), strides)[...] = True
+        self.was_written = np.zeros(extent, bool)
+        self.first = self.base // 16 * 16
+        self.end = -(-(self.base + extent * self.itemsize) // 16) * 16
+        self.bytes: _Bytes  # that of all tensors that overlap
+        self.offset: int  # of its base there
 
     @property
     def written(self) -> float:
         """The part of its elements that somebody has written."""
-        first = self.front // self.piece
-        writer = self.touched.writer[first : first + len(self.is_element)]
-        return float((writer[self.is_element] != _NOBODY).mean())
+        return float(self.was_written[self.is_element].mean())
 
 
-class SharedMemory:
-    """That of all CTAs that run at a time, one after the other: garbage until it is written."""
-
-    name = "shared memory"
-
-    def __init__(self, size: int, ctas: int, piece: int, rng: np.random.Generator) -> None:
-        self.size, self.piece = size, piece
-        self.stride = -(-size // 16) * 16 + 16
-        self.bytes = rng.integers(0, 256, ctas * self.stride, np.uint8)
-        self.touched = _Touched(ctas * self.stride // piece)
+def _lay_out(tensors: Sequence[Tensor]) -> None:
+    """Give tensors that overlap the same memory."""
+    together: list[Tensor] = []
+    for tensor in [*sorted(tensors, key=lambda tensor: tensor.first), None]:
+        if together and (tensor is None or tensor.first >= max(one.end for one in together)):
+            first, end = together[0].first, max(one.end for one in together)
+            memory = (ctypes.c_uint8 * (end - first)).from_address(first)
+            shared = _Bytes(np.ctypeslib.as_array(memory), min(one.itemsize for one in together))
+            for one in together:
+                one.bytes, one.offset = shared, one.base - first
+            together = []
+        if tensor is not None:
+            together.append(tensor)
 
 
 class Memory:
     """What loads and stores go to.
 
     Args:
-        tensors: name → tensor on the CPU.
+        pointers: the arguments that are tensors.
         strict: lanes of one warp race too where no barrier is between them.
         faults: takes what is found.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], *, strict: bool, faults: Faults) -> None:
-        distinct: dict[int, Tensor] = {}
-        for name, tensor in tensors.items():
-            if not tensor.numel():
-                continue
-            new = Tensor(name, tensor)
-            old = distinct.get(new.base)
-            if old is None or len(old.is_element) * old.piece < len(new.is_element) * new.piece:
-                distinct[new.base] = new
-        self.tensors = sorted(distinct.values(), key=lambda tensor: tensor.base)
-        self._bases = np.array([tensor.base - tensor.front for tensor in self.tensors], np.int64)
-        self.shared = SharedMemory(0, 1, 4, np.random.default_rng(0))
+    def __init__(self, pointers: Sequence[Pointer], *, strict: bool, faults: Faults) -> None:
+        self.tensors = [Tensor(pointer) for pointer in pointers]
+        _lay_out([tensor for tensor in self.tensors if len(tensor.is_element)])
         self.strict, self.faults = strict, faults
+
+    def tagged(self, number: int, pointer: Pointer) -> int:
+        """The address that is passed for the tensor of that number."""
+        return ((number + 1) << _TAG) + pointer.address
+
+    def share(self, size: int, ctas: int, piece: int, rng: np.random.Generator) -> None:
+        """Shared memory for CTAs, one after the other: garbage until it is written."""
+        self._shared_size, self._stride = size, -(-size // 16) * 16 + 16
+        self._shared = _Bytes(rng.integers(0, 256, ctas * self._stride, np.uint8), piece)
 
     def load(
         self, space: str, address: Array, size: int, count: int, threads: Threads, active: Array,
@@ -149,9 +185,9 @@ class Memory:
         """`count` neighbouring words of `size` bytes for every active thread; 0 where it fails."""
         out = [np.zeros(len(active), f"u{size}") for _ in range(count)]
         total = size * count
-        for chosen, memory, byte in self._reached(space, address, total, threads, active, at):
-            self._read(memory, byte, total, threads, active[chosen], at)
-            words = memory.bytes.view(f"u{size}")
+        for chosen, where, byte in self._reached(space, address, total, threads, active, at):
+            self._read(where, byte, total, threads, active[chosen], at)
+            words = where.memory.view(f"u{size}")
             for word in range(count):
                 out[word][chosen] = words[byte // size + word]
         return out
@@ -161,15 +197,16 @@ class Memory:
         active: Array, at: Instruction,
     ) -> None:  # fmt: skip
         total = size * len(values)
-        for chosen, memory, byte in self._reached(space, address, total, threads, active, at):
-            words = memory.bytes.view(f"u{size}")
+        reached = self._reached(space, address, total, threads, active, at, writes=True)
+        for chosen, where, byte in reached:
+            words = where.memory.view(f"u{size}")
             mine = [value[chosen] for value in values]
 
             def all_there(words: Array = words, byte: Array = byte, mine: Any = mine) -> Array:
                 same = [words[byte // size + i] == value for i, value in enumerate(mine)]
                 return np.logical_and.reduce(same)
 
-            self._write(memory, byte, total, all_there(), threads, active[chosen], at)
+            self._write(where, byte, total, all_there(), threads, active[chosen], at)
             for word, value in enumerate(mine):
                 words[byte // size + word] = value
             lost = ~all_there()
@@ -178,8 +215,8 @@ class Memory:
 
     def _reached(
         self, space: str, address: Array, total: int, threads: Threads, active: Array,
-        at: Instruction,
-    ) -> Iterator[tuple[Array, Any, Array]]:  # fmt: skip
+        at: Instruction, *, writes: bool = False,
+    ) -> Iterator[tuple[Array, _Bytes, Array]]:  # fmt: skip
         """(which of the active threads, the memory that they reach, its bytes), without those that
         reach nothing."""
         aligned = address % total == 0
@@ -187,24 +224,35 @@ class Memory:
             bad = ~aligned
             self._add("misaligned", at, address[bad], threads, active[bad], f"{total} bytes")
         if space == "shared":
-            inside = (address >= 0) & (address + total <= self.shared.size)
+            inside = (address >= 0) & (address + total <= self._shared_size)
             self._outside(at, address, aligned & ~inside, threads, active, "shared memory")
             chosen = np.flatnonzero(aligned & inside)
-            start = threads.cta[active[chosen]] * self.shared.stride
-            yield chosen, self.shared, start + address[chosen]
+            start = threads.cta[active[chosen]] * self._stride
+            yield chosen, self._shared, start + address[chosen]
             return
-        which = np.maximum(np.searchsorted(self._bases, address, "right") - 1, 0)
+        which, address = (address >> _TAG) - 1, address & ((1 << _TAG) - 1)
         for number in np.unique(which):
-            tensor = self.tensors[number]
             own = aligned & (which == number)
-            element, rest = np.divmod(address - tensor.base, tensor.piece)
+            tensor = self.tensors[number] if 0 <= number < len(self.tensors) else None
+            if tensor is None or not len(tensor.is_element):
+                name = "no tensor" if tensor is None else tensor.name
+                self._outside(at, address, own, threads, active, name)
+                continue
+            element, rest = np.divmod(address - tensor.base, tensor.itemsize)
             last = len(tensor.is_element) - 1
-            inside = (element >= 0) & (rest + total <= tensor.piece * (last + 1 - element))
-            for further in range(-(-total // tensor.piece)):
-                inside &= tensor.is_element[np.clip(element + further, 0, last)]
+            inside = (element >= 0) & (rest + total <= tensor.itemsize * (last + 1 - element))
+            reached = [
+                np.clip(element + further, 0, last)
+                for further in range(-(-total // tensor.itemsize))
+            ]
+            for one in reached:
+                inside &= tensor.is_element[one]
             self._outside(at, address - tensor.base, own & ~inside, threads, active, tensor.name)
             chosen = np.flatnonzero(own & inside)
-            yield chosen, tensor, address[chosen] - tensor.base + tensor.front
+            if writes:
+                for one in reached:
+                    tensor.was_written[one[chosen]] = True
+            yield chosen, tensor.bytes, address[chosen] - tensor.base + tensor.offset
 
     def _outside(
         self, at: Instruction, byte: Array, bad: Array, threads: Threads, active: Array, name: str
@@ -222,73 +270,63 @@ class Memory:
     # ---- Who touched what ----------------------------------------------------------------------
 
     def _read(
-        self, memory: Any, byte: Array, total: int, threads: Threads, active: Array, at: Instruction
-    ) -> None:
-        me, touched = threads.number[active], memory.touched
-        now, now_in_warp = self._now(threads, active)
-        for piece in _pieces(byte, total, memory.piece):
-            writer = touched.writer[piece]
-            if memory is self.shared and (writer == _NOBODY).any():
-                bad = writer == _NOBODY
-                self._add("uninitialised", at, byte[bad], threads, active[bad], "never written")
-            meanwhile = touched.written[piece] == now
-            self._race(writer, meanwhile, me, byte, threads, active, at, "written")
-            meanwhile &= touched.written_in_warp[piece] == now_in_warp
-            self._race_in_warp(writer, meanwhile, me, byte, threads, active, at)
-            others = (touched.read[piece] == now) & (touched.reader[piece] >> 5 != me >> 5)
-            touched.reader[piece] = np.where(others, _SEVERAL, me)
-            touched.read[piece], touched.read_in_warp[piece] = now, now_in_warp
-            # Where several warps read it at once, one of them stands there now.
-            back = touched.reader[piece]
-            lost = (back >> 5 != me >> 5) & (back != _SEVERAL)
-            touched.reader[piece[lost]] = _SEVERAL
-
-    def _write(
-        self, memory: Any, byte: Array, total: int, there: Array, threads: Threads, active: Array,
+        self, where: _Bytes, byte: Array, total: int, threads: Threads, active: Array,
         at: Instruction,
     ) -> None:  # fmt: skip
-        """`there`: memory holds already what is written, so that order makes no difference."""
-        me, touched = threads.number[active], memory.touched
-        now, now_in_warp = self._now(threads, active)
-        for piece in _pieces(byte, total, memory.piece):
-            writer, reader = touched.writer[piece], touched.reader[piece]
-            meanwhile = touched.written[piece] == now
-            self._race(writer, meanwhile, me, byte, threads, active, at, "written", ~there)
-            meanwhile = touched.read[piece] == now
-            self._race(reader, meanwhile, me, byte, threads, active, at, "read", ~there)
-            meanwhile = meanwhile & (touched.read_in_warp[piece] == now_in_warp) & ~there
-            self._race_in_warp(reader, meanwhile, me, byte, threads, active, at)
-            touched.writer[piece], touched.written[piece] = me, now
-            touched.written_in_warp[piece] = now_in_warp
+        for piece in _pieces(byte, total, where.piece):
+            bad = ~where.written[piece]
+            if where is self._shared and bad.any():
+                self._add("uninitialised", at, byte[bad], threads, active[bad], "never written")
+            self._race(where, where.writers, piece, byte, threads, active, at, "written")
+            self._record(where, where.readers, piece, threads, active)
 
-    @staticmethod
-    def _now(threads: Threads, active: Array) -> tuple[Array, Array]:
-        return threads.barriers[threads.cta[active]], threads.warp_barriers[active >> 5]
-
-    @staticmethod
-    def _apart(other: Array, meanwhile: Array, me: Array, threads: Threads) -> Array:
-        """Whether another warp touched it with no barrier between, or another CTA at any time."""
-        another = (other >> 5 != me >> 5) & (other != _NOBODY)
-        elsewhere = (other // threads.per_cta != me // threads.per_cta) & (other >= 0)
-        return another & (meanwhile | elsewhere)
-
-    def _race(
-        self, other: Array, meanwhile: Array, me: Array, byte: Array, threads: Threads,
-        active: Array, at: Instruction, what: str, counts: Array | bool = True,
-    ) -> None:  # fmt: skip
-        bad = self._apart(other, meanwhile, me, threads) & counts
-        if bad.any():
-            first = int(other[bad][0])
-            who = "several warps" if first == _SEVERAL else f"thread {first % threads.per_cta}"
-            self._add("race", at, byte[bad], threads, active[bad], f"{what} by {who}")
-
-    def _race_in_warp(
-        self, other: Array, meanwhile: Array, me: Array, byte: Array, threads: Threads,
+    def _write(
+        self, where: _Bytes, byte: Array, total: int, there: Array, threads: Threads,
         active: Array, at: Instruction,
     ) -> None:  # fmt: skip
-        bad = (other >> 5 == me >> 5) & (other != me) & meanwhile
-        if self.strict and bad.any():
-            self._add("race in a warp", at, byte[bad], threads, active[bad], "another lane's")
+        """`there`: memory holds already what is written, so that order makes no difference."""
+        for piece in _pieces(byte, total, where.piece):
+            self._race(where, where.writers, piece, byte, threads, active, at, "written", ~there)
+            self._race(where, where.readers, piece, byte, threads, active, at, "read", ~there)
+            self._record(where, where.writers, piece, threads, active)
+            where.written[piece] = True
+
+    def _moments(
+        self, where: _Bytes, ranges: Sequence[_Range], threads: Threads, active: Array
+    ) -> Iterator[tuple[_Range, Array, int]]:
+        """(since when, the moment for each of the threads, how many threads are one)."""
+        me = threads.number[active]
+        ever, since_barrier, since_warp_barrier = ranges
+        if where is not self._shared:
+            yield ever, np.zeros(len(me), np.int64), threads.per_cta
+        # A count says nothing of another CTA's, or another warp's.
+        barriers = threads.barriers[threads.cta[active]].astype(np.int64)
+        yield since_barrier, (me // threads.per_cta << _MOST_BARRIERS) + barriers, 32
+        if self.strict:
+            barriers = threads.warp_barriers[active >> 5].astype(np.int64)
+            yield since_warp_barrier, (me >> 5 << _MOST_BARRIERS) + barriers, 1
+
+    def _race(
+        self, where: _Bytes, ranges: Sequence[_Range], piece: Array, byte: Array,
+        threads: Threads, active: Array, at: Instruction, what: str, counts: Array | bool = True,
+    ) -> None:  # fmt: skip
+        me = threads.number[active]
+        for range_, moment, together in self._moments(where, ranges, threads, active):
+            bad = range_.holds_another(piece, me, together, moment) & counts
+            if bad.any():
+                first = int(range_.low[piece[bad]][0])
+                cta, thread = divmod(first, threads.per_cta)
+                kind = "race" if together > 1 else "race in a warp"
+                who = f"{what} by others, one of them thread {thread} of CTA {cta}"
+                self._add(kind, at, byte[bad], threads, active[bad], who)
+                counts = counts & ~bad
+
+    def _record(
+        self, where: _Bytes, ranges: Sequence[_Range], piece: Array, threads: Threads, active: Array
+    ) -> None:
+        me = threads.number[active]
+        for range_, moment, _ in self._moments(where, ranges, threads, active):
+            range_.add(piece, me, moment)
 
 
 def _pieces(byte: Array, total: int, piece: int) -> Iterator[Array]:
