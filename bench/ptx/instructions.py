@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -88,7 +89,9 @@ def fma32(a: Array, b: Array, c: Array) -> Array:
 
 
 def fma64(a: Array, b: Array, c: Array) -> Array:
-    """a·b + c, rounded once but for ties: the errors of product and sum are added in the end."""
+    """a·b + c, rounded once: the errors of product and sum are added in the end; what that does not
+    settle is computed in fractions."""
+    a, b, c = (np.atleast_1d(x) for x in np.broadcast_arrays(a, b, c))
     product = a * b
     split = 134217729.0
     high_a, high_b = a * split, b * split
@@ -97,8 +100,20 @@ def fma64(a: Array, b: Array, c: Array) -> Array:
     low = ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b
     total = product + c
     part = total - product
-    better = total + (((product - (total - part)) + (c - part)) + low)
-    return np.where(np.isfinite(better), better, total)
+    error = ((product - (total - part)) + (c - part)) + low
+    out = np.where(np.isfinite(total) & (total != 0), total + error, total)
+    # Too small or too large for the errors to be exact, or perhaps half-way between two numbers.
+    size = np.maximum(np.abs(product), np.abs(c))
+    unsure = (np.abs(product) < 1e-250) | (size > 1e250) | (size > 2.0**60 * np.abs(total))
+    unsure |= np.abs(2 * error) >= (1 - 2.0**-40) * np.spacing(np.abs(out))
+    unsure &= np.isfinite(a) & np.isfinite(b) & np.isfinite(c) & (a != 0) & (b != 0) & (error != 0)
+    for at in np.flatnonzero(unsure):
+        exact = Fraction(float(a[at])) * Fraction(float(b[at])) + Fraction(float(c[at]))
+        try:
+            out[at] = float(exact)
+        except OverflowError:
+            out[at] = np.inf if exact > 0 else -np.inf
+    return out
 
 
 def nearly(function: Callable[..., Array], *arguments: Array) -> Array:
@@ -135,6 +150,26 @@ def float_max(a: Array, b: Array) -> Array:
     return _with_signed_zeros(np.fmax(a, b), a, b, np.signbit(a) & np.signbit(b))
 
 
+def nan_min(a: Array, b: Array) -> Array:
+    """The smaller, −0 being smaller than +0; NaN where one is."""
+    return _with_signed_zeros(np.minimum(a, b), a, b, np.signbit(a) | np.signbit(b))
+
+
+def nan_max(a: Array, b: Array) -> Array:
+    return _with_signed_zeros(np.maximum(a, b), a, b, np.signbit(a) & np.signbit(b))
+
+
+def with_positive_nans(compute: Callable[..., Array]) -> Callable[..., Array]:
+    """A NaN that is computed has no sign on a GPU; the processor here may give it one."""
+
+    def computed(*operands: Array) -> Array:
+        out = compute(*operands)
+        nan = np.isnan(out)
+        return np.where(nan, out.dtype.type(np.nan), out) if nan.any() else out
+
+    return computed
+
+
 _COMPARISONS: dict[str, Callable[..., Array]] = {
     "eq": np.equal,
     "ne": np.not_equal,
@@ -154,14 +189,16 @@ def unordered(compare: Callable[..., Array], a: Array, b: Array) -> Array:
     return compare(a, b) | np.isnan(a) | np.isnan(b)
 
 
-def _to_integer(rounding: Callable[[Array], Array], name: str, x: Array) -> Array:
-    """Rounded, kept within the integers there are; 0 for NaN."""
+def _to_integer(rounding: Callable[[Array], Array], name: str, of_nan: int, x: Array) -> Array:
+    """Rounded, kept within the integers there are."""
+    nan = np.isnan(x)
     limits = np.iinfo(name)
     x = rounding(np.asarray(x, np.float64))
     # 2^63 itself is one too many, and float64 has nothing between it and the last below.
     largest = float(limits.max) if limits.bits < 64 else np.nextafter(float(limits.max), 0)
     inside = np.clip(np.nan_to_num(x), float(limits.min), largest).astype(name)
-    return np.where(x > largest, np.array(limits.max, name), inside)
+    out = np.where(x > largest, np.array(limits.max, name), inside)
+    return np.where(nan, np.array(of_nan, name), out)
 
 
 # ---- Integers and bits -------------------------------------------------------------------------
@@ -292,7 +329,7 @@ _TABLE: list[_Row] = [
     (r"sub(\.rn)?", "f32x2", "t: t t", partial(_in_pairs, np.subtract)),
     (r"mul(\.rn)?", "f32x2", "t: t t", partial(_in_pairs, np.multiply)),
     (r"fma\.rn", "f32x2", "t: t t t", partial(_in_pairs, fma32)),
-    (r"div\.(full|approx)", "f32", "t: t t", partial(nearly, np.divide)),
+    (r"div\.full", "f32", "t: t t", partial(nearly, np.divide)),
     (r"div\.rn", _ROUNDED, "t: t t", np.divide),
     (r"div\.rn\.ftz", "f32", "t: t t", lambda a, b: flushed(np.divide(flushed(a), flushed(b)))),
     (r"sqrt\.rn", _ROUNDED, "t: t", np.sqrt),
@@ -305,8 +342,8 @@ _TABLE: list[_Row] = [
     (r"max", _INTEGER, "t: t t", np.maximum),
     (r"min", _FLOAT, "t: t t", float_min),
     (r"max", _FLOAT, "t: t t", float_max),
-    (r"min\.NaN", _FLOAT, "t: t t", np.minimum),
-    (r"max\.NaN", _FLOAT, "t: t t", np.maximum),
+    (r"min\.NaN", _FLOAT, "t: t t", nan_min),
+    (r"max\.NaN", _FLOAT, "t: t t", nan_max),
     (r"and", f"{_BITS}|pred", "t: t t", np.bitwise_and),
     (r"or", f"{_BITS}|pred", "t: t t", np.bitwise_or),
     (r"xor", f"{_BITS}|pred", "t: t t", np.bitwise_xor),
@@ -364,12 +401,16 @@ def _conversion(modifiers: str, to: str, of: str) -> Operation | None:
         rounding = _ROUNDINGS.get(modifiers[1:])
         if rounding is None:
             return None
-        return Operation(to, (of,), partial(_to_integer, rounding, target.numpy))
+        # A NaN is 0, or of 64 bits, and of 64 bits' doubles, the highest bit alone.
+        of_nan = 0
+        if 64 in (source.bits, target.bits):
+            of_nan = 1 << (target.bits - 1) if target.letter == "u" else -(1 << (target.bits - 1))
+        return Operation(to, (of,), partial(_to_integer, rounding, target.numpy, of_nan))
     # To a narrower float, and from an integer, PTX asks for a rounding; else there is none.
     rounds = target.letter in floats and (source.letter not in floats or target.bits < source.bits)
     if modifiers != (".rn" if rounds else ""):
         return None
-    if target.letter == "bf" and of == "f64":
+    if target.letter == "bf" and of != "f32":
         return None  # by way of float32 it would be rounded twice
     return Operation(to, (of,), lambda a: np.asarray(a).astype(target.numpy))
 
@@ -402,5 +443,8 @@ def operation(opcode: str) -> Operation:
             letters = {"t": last, "w": wide}
             result, sources = signature.split(":")
             named = tuple(letters.get(letter, letter) for letter in sources.split())
+            computed = {"add", "sub", "mul", "fma", "div", "sqrt", "min", "max"}
+            if last[0] == "f" and last in ("f16", "f32", "f64") and name.split(".")[0] in computed:
+                function = with_positive_nans(function)
             return Operation(letters.get(result, result), named, function)
     raise UnknownInstructionError(opcode)

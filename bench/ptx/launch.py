@@ -32,7 +32,7 @@ import numpy as np
 
 from bench.ptx.counts import Counts
 from bench.ptx.instructions import kind
-from bench.ptx.memory import Array, Faults, Memory, Pointer
+from bench.ptx.memory import Array, Faults, Memory, Pointer, tagged
 from bench.ptx.program import VIEWS, Block, Program
 
 # Few enough for the processor's cache, enough that NumPy's own overhead does not count.
@@ -75,16 +75,16 @@ class Launch:
         self.counting = counting
         self.rng = np.random.default_rng(seed)
         self.faults = Faults()
-        pointers = [argument for argument in arguments if isinstance(argument, Pointer)]
+        pointers, numbers = [], []
+        for argument in arguments:
+            if isinstance(argument, Pointer):
+                pointers.append(argument)
+                numbers.append(tagged(len(pointers), argument.address))
+            else:
+                numbers.append(argument)
         self.memory = Memory(pointers, strict=strict, faults=self.faults)
         self.counts = Counts(program)
         self.per_cta = program.threads
-        numbers = [
-            self.memory.tagged(pointers.index(argument), argument)
-            if isinstance(argument, Pointer)
-            else argument
-            for argument in arguments
-        ]
         self.parameters = _parameters(program, numbers)
         sizes = [
             kind(it.parts[-1]).bits // 8
@@ -156,7 +156,7 @@ class Launch:
         lanes = self.those_of(lanes, taken)
         if lanes is None:
             return
-        if end.opcode.startswith("bar.sync"):
+        if end.opcode == "bar.sync":
             self._whole_warps(lanes, end.number, ended)
             waiting[lanes] = True
         else:

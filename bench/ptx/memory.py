@@ -34,6 +34,11 @@ class Pointer(NamedTuple):
     address: int  # its own, but for who wants to see addresses far away
 
 
+def tagged(number: int, address: int) -> int:
+    """What is passed for the tensor argument of that number, counted from 1."""
+    return (number << _TAG) + address
+
+
 class Threads(Protocol):
     """The threads that run at a time: arrays with one entry for each, unless said otherwise."""
 
@@ -168,10 +173,6 @@ class Memory:
         self.tensors = [Tensor(pointer) for pointer in pointers]
         _lay_out([tensor for tensor in self.tensors if len(tensor.is_element)])
         self.strict, self.faults = strict, faults
-
-    def tagged(self, number: int, pointer: Pointer) -> int:
-        """The address that is passed for the tensor of that number."""
-        return ((number + 1) << _TAG) + pointer.address
 
     def share(self, size: int, ctas: int, piece: int, rng: np.random.Generator) -> None:
         """Shared memory for CTAs, one after the other: garbage until it is written."""

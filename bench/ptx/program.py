@@ -24,6 +24,7 @@ from bench.ptx.instructions import UnknownInstructionError, from_bf16, kind, ope
 # and as floats.
 VIEWS = ("U16", "S16", "F16", "U32", "S32", "F32", "U64", "S64", "F64", "P1")
 _SPECIAL = re.compile(r"%((?:n?tid|n?ctaid)\.[xyz]|laneid)")
+_EVERY_LANE = ("-1", "0xffffffff", "4294967295")
 _NAME = re.compile(r"%?[A-Za-z_$][\w$]*(?:\.[xyz]\b)?")
 
 
@@ -44,7 +45,12 @@ class Instruction:
 
     @property
     def ends_block(self) -> bool:
-        return self.parts[0] in ("bra", "ret", "exit") or self.opcode.startswith("bar.sync")
+        if self.parts[0] == "bar" and self.parts[1] != "warp":
+            # Another barrier than the CTA's first, of all its threads, would be one of its own.
+            if self.opcode != "bar.sync" or self.operands != ["0"]:
+                raise UnknownInstructionError(f"line {self.line}: {self.text}")
+            return True
+        return self.parts[0] in ("bra", "ret", "exit")
 
     @property
     def space(self) -> str:
@@ -83,14 +89,18 @@ class Program:
 
     def __init__(self, ptx: str) -> None:
         header = re.search(r"\.entry\s+(\w+)\s*\((.*?)\)(.*?)\{", ptx, re.DOTALL)
-        if header is None:
-            raise ValueError("ptx must hold a kernel (.entry); got none")
+        kernels = len(re.findall(r"^[^/\n]*\.entry\b", ptx, re.MULTILINE))
+        if header is None or kernels != 1:
+            raise ValueError(f"ptx must hold one kernel (.entry); got {kernels}")
         self.name = header[1]
         found = re.findall(r"\.param\s+\.(\w+)[^,]*?(\w+)\s*(?:,|$)", header[2].strip())
         self.parameters = {name: type_ for type_, name in found}
-        threads = re.search(r"\.reqntid\s+(\d+)", header[3])
-        if threads is None:
-            raise ValueError("ptx must say how many threads a CTA has (.reqntid); it does not")
+        threads = re.search(r"\.reqntid\s+([\d, ]+)", header[3])
+        if threads is None or not threads[1].strip().isdecimal() or int(threads[1]) % 32:
+            raise ValueError(
+                "ptx must say how many threads a CTA has (.reqntid), whole warps along x;"
+                f" got {threads and threads[0].strip()}"
+            )
         self.threads = int(threads[1])
         self.instructions: list[Instruction] = []
         self.registers: dict[str, tuple[str, int]] = {}
@@ -104,17 +114,20 @@ class Program:
 
     def _parse(self, body: str, first_line: int) -> None:
         labels: dict[str, int] = {}
-        scopes = [_Scope("")]
+        scopes, opened = [_Scope("")], 0
         for line, where, statement in _statements(body, first_line):
             if statement == "{":
-                scopes.append(_Scope(f"${line}"))
+                opened += 1
+                scopes.append(_Scope(f"${opened}"))
             elif statement == "}":
                 scopes.pop()
                 if not scopes:
                     break
             elif statement.endswith(":"):
                 self._next_block()
-                labels[_resolved(statement[:-1], scopes)] = self.blocks[-1].number
+                if statement in labels:
+                    raise UnknownInstructionError(f"line {line}: {statement} a second time")
+                labels[statement] = self.blocks[-1].number
             elif statement.startswith(".reg"):
                 scopes[-1].declare(statement)
             elif statement.startswith("."):
@@ -124,7 +137,7 @@ class Program:
                 self._append(line, where, statement, scopes)
         for block in self.blocks:
             if block.end is not None and block.end.parts[0] == "bra":
-                block.target = labels[block.end.operands[0]]
+                block.target = labels[f"{block.end.operands[0]}:"]
 
     def _append(self, line: int, where: str, statement: str, scopes: list[_Scope]) -> None:
         found = re.match(r"(?:@(!?)(%?[\w$]+)\s+)?([\w.:]+)\s*(.*)$", statement, re.DOTALL)
@@ -280,7 +293,7 @@ class _Emitter:
             yield from self._matrices(load=first == "ldmatrix")
         elif first in ("shfl", "redux"):
             yield from self._among_lanes(first)
-        elif it.opcode == "bar.warp.sync":
+        elif it.opcode == "bar.warp.sync" and it.operands[0] in _EVERY_LANE:
             yield f"M.warp_barrier(L, {it.number})"
         elif first == "mov" and "{" in "".join(it.operands):
             yield from self._regrouped()
@@ -292,6 +305,8 @@ class _Emitter:
             ]
             call = f"{self._named('compute', known.compute)}({', '.join(sources)})"
             result, _, inverse = it.operands[0].partition("|")
+            if inverse and known.sources[-1] == "pred":
+                raise UnknownInstructionError(it.opcode)
             yield self._write(result, known.result, call)
             if inverse:
                 yield self._write(inverse, "pred", f"~{self._read(result, 'pred')}")
@@ -355,8 +370,9 @@ class _Emitter:
             yield f"t = M.load({address}, {len(names)}, {it.number}, L)"
             for place_, name in enumerate(names):
                 if name != "_":
+                    signed = f".view(np.int{bits})" if type_[0] == "s" else ""
                     bank = "s" if type_[0] == "s" else "u"
-                    yield self._write(name, f"{bank}{bits}", f"t[{place_}]")
+                    yield self._write(name, f"{bank}{bits}", f"t[{place_}]{signed}")
         else:
             values = "".join(f"{self._read(name, f'u{bits}')}, " for name in names)
             yield f"M.store({address}, ({values}), {it.number}, L)"
