@@ -75,7 +75,8 @@ class Launch:
         self.counting = counting
         self.rng = np.random.default_rng(seed)
         self.faults = Faults()
-        pointers, numbers = [], []
+        pointers: list[Pointer] = []
+        numbers: list[int | float] = []
         for argument in arguments:
             if isinstance(argument, Pointer):
                 pointers.append(argument)

@@ -127,12 +127,11 @@ class Tensor:
     def __init__(self, pointer: Pointer) -> None:
         self.name, tensor = pointer.name, pointer.tensor
         self.base, self.itemsize = tensor.data_ptr(), tensor.element_size()
-        extent = 1 + sum(
-            (size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
-        )
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        extent = 1 + sum((size - 1) * step for size, step in steps) if tensor.numel() else 0
         self.is_element = np.zeros(extent, bool)
-        strides = tuple(tensor.stride())
-        np.lib.stride_tricks.as_strided(self.is_element, tuple(tensor.shape), strides)[...] = True
+        strided = np.lib.stride_tricks.as_strided
+        strided(self.is_element, tuple(tensor.shape), tuple(tensor.stride()))[...] = True
         self.was_written = np.zeros(extent, bool)
         self.first = self.base // 16 * 16
         self.end = -(-(self.base + extent * self.itemsize) // 16) * 16
