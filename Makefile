@@ -69,7 +69,7 @@ test: lint  ## set up, then lints, types, and the tests of everything, the kerne
 # Here XLA's programs for CPUs are those that everybody gets: see tests/conftest.py.
 test-all test-release: export XLA_AS_SHIPPED := 1
 test-all: .venv/installed  ## what test leaves out: more shapes, dtypes and variants of the same
-	$(call pytest,-m slow)
+	$(call pytest,-m 'slow and not release')
 
 test-release: .venv/installed  ## what both leave out: all GPUs, every variant, wheels, long fuzzing
 	$(call pytest,-m release)
