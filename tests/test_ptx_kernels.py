@@ -95,7 +95,7 @@ def test_rows_beyond_two_to_the_31_elements(
         far = {}
         results = {}
         for name, value in launch.arguments.items():
-            if isinstance(value, torch.Tensor) and len(value) == case.rows:
+            if isinstance(value, torch.Tensor) and value.shape[:1] == (case.rows,):
                 step = value.stride(0) if case.rows > 1 else value[0].numel()
                 distance = first * block_rows * step * value.element_size()
                 far[name] = (value, value.data_ptr() - distance)
