@@ -101,11 +101,13 @@ def fma64(a: Array, b: Array, c: Array) -> Array:
     total = product + c
     part = total - product
     error = ((product - (total - part)) + (c - part)) + low
-    out = np.where(np.isfinite(total) & (total != 0), total + error, total)
+    inexact = np.isfinite(total) & (total != 0) & (a != 0) & (b != 0)
+    out = np.where(inexact, total + error, total)
     # Too small or too large for the errors to be exact, or perhaps half-way between two numbers.
     size = np.maximum(np.abs(product), np.abs(c))
     unsure = (np.abs(product) < 1e-250) | (size > 1e250) | (size > 2.0**60 * np.abs(total))
     unsure |= np.abs(2 * error) >= (1 - 2.0**-40) * np.spacing(np.abs(out))
+    unsure |= np.isnan(error)
     unsure &= np.isfinite(a) & np.isfinite(b) & np.isfinite(c) & (a != 0) & (b != 0) & (error != 0)
     for at in np.flatnonzero(unsure):
         exact = Fraction(float(a[at])) * Fraction(float(b[at])) + Fraction(float(c[at]))
