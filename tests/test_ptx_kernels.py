@@ -74,7 +74,7 @@ FAR = [
     pytest.param(Case(64, 70), marks=pytest.mark.slow),
     pytest.param(Case(100, 40, masked=True, k_a_row=True), marks=pytest.mark.slow),
     pytest.param(Case(64, 70, dtype="bfloat16", max_at_k=True), marks=pytest.mark.slow),
-    Case(8193, 3, masked=True, k_a_row=True),
+    pytest.param(Case(8193, 3, masked=True, k_a_row=True), marks=pytest.mark.slow),
     pytest.param(Case(8193, 3, max_at_k=True), marks=pytest.mark.slow),
     pytest.param(Case(8192, 3), marks=pytest.mark.release),
 ]

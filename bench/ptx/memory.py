@@ -109,6 +109,17 @@ class _Range:
         np.maximum.at(self.high, piece, me)
 
 
+_SINCE_BARRIER, _EVER, _SINCE_WARP_BARRIER = range(3)
+
+
+class _Moment(NamedTuple):
+    """Since when one of a piece's ranges counts for some threads, and how many of these are one."""
+
+    which: int
+    moment: Array
+    together: int
+
+
 class _Bytes:
     """A stretch of memory, from a multiple of 16 on, so that words of any width are entries of an
     array; and who touched it, in pieces of so many bytes."""
@@ -117,7 +128,6 @@ class _Bytes:
         self.memory, self.piece = memory, piece
         pieces = -(-len(memory) // piece) + 16 // piece
         self.written = np.zeros(pieces, bool)
-        # Ever, which shared memory has no need of; since a barrier of the CTA; of the warp.
         self.writers, self.readers = ([_Range(pieces) for _ in range(3)] for _ in range(2))
 
 
@@ -273,45 +283,51 @@ class Memory:
         self, where: _Bytes, byte: Array, total: int, threads: Threads, active: Array,
         at: Instruction,
     ) -> None:  # fmt: skip
-        for piece in _pieces(byte, total, where.piece):
-            bad = ~where.written[piece]
-            if where is self._shared and bad.any():
-                self._add("uninitialised", at, byte[bad], threads, active[bad], "never written")
-            self._race(where, where.writers, piece, byte, threads, active, at, "written")
-            self._record(where, where.readers, piece, threads, active)
+        piece, byte, active = _pieces(where, byte, total, active)
+        bad = ~where.written[piece]
+        if where is self._shared and bad.any():
+            self._add("uninitialised", at, byte[bad], threads, active[bad], "never written")
+        moments = self._moments(where, threads, active)
+        self._race(where.writers, moments, piece, byte, threads, active, at, "written")
+        self._record(where.readers, moments, piece, threads, active)
 
     def _write(
         self, where: _Bytes, byte: Array, total: int, there: Array, threads: Threads,
         active: Array, at: Instruction,
     ) -> None:  # fmt: skip
         """`there`: memory holds already what is written, so that order makes no difference."""
-        for piece in _pieces(byte, total, where.piece):
-            self._race(where, where.writers, piece, byte, threads, active, at, "written", ~there)
-            self._race(where, where.readers, piece, byte, threads, active, at, "read", ~there)
-            self._record(where, where.writers, piece, threads, active)
-            where.written[piece] = True
+        piece, byte, active = _pieces(where, byte, total, active)
+        differs = ~np.tile(there, len(piece) // len(there)) if len(there) else ~there
+        moments = self._moments(where, threads, active)
+        if differs.any():
+            self._race(where.writers, moments, piece, byte, threads, active, at, "written", differs)
+            self._race(where.readers, moments, piece, byte, threads, active, at, "read", differs)
+        self._record(where.writers, moments, piece, threads, active)
+        where.written[piece] = True
 
-    def _moments(
-        self, where: _Bytes, ranges: Sequence[_Range], threads: Threads, active: Array
-    ) -> Iterator[tuple[_Range, Array, int]]:
-        """(since when, the moment for each of the threads, how many threads are one)."""
+    def _moments(self, where: _Bytes, threads: Threads, active: Array) -> list[_Moment]:
+        """For each of a piece's ranges that is needed."""
         me = threads.number[active]
-        ever, since_barrier, since_warp_barrier = ranges
-        if where is not self._shared:
-            yield ever, np.zeros(len(me), np.int64), threads.per_cta
         # A count says nothing of another CTA's, or another warp's.
         barriers = threads.barriers[threads.cta[active]].astype(np.int64)
-        yield since_barrier, (me // threads.per_cta << _MOST_BARRIERS) + barriers, 32
+        moment = (me // threads.per_cta << _MOST_BARRIERS) + barriers
+        moments = [_Moment(_SINCE_BARRIER, moment, 32)]
+        if where is not self._shared:
+            moments.append(_Moment(_EVER, np.zeros(len(me), np.int64), threads.per_cta))
         if self.strict:
             barriers = threads.warp_barriers[active >> 5].astype(np.int64)
-            yield since_warp_barrier, (me >> 5 << _MOST_BARRIERS) + barriers, 1
+            moment = (me >> 5 << _MOST_BARRIERS) + barriers
+            moments.append(_Moment(_SINCE_WARP_BARRIER, moment, 1))
+        return moments
 
     def _race(
-        self, where: _Bytes, ranges: Sequence[_Range], piece: Array, byte: Array,
-        threads: Threads, active: Array, at: Instruction, what: str, counts: Array | bool = True,
+        self, ranges: Sequence[_Range], moments: Sequence[_Moment], piece: Array,
+        byte: Array, threads: Threads, active: Array, at: Instruction, what: str,
+        counts: Array | bool = True,
     ) -> None:  # fmt: skip
         me = threads.number[active]
-        for range_, moment, together in self._moments(where, ranges, threads, active):
+        for which, moment, together in moments:
+            range_ = ranges[which]
             bad = range_.holds_another(piece, me, together, moment) & counts
             if bad.any():
                 first = int(range_.low[piece[bad]][0])
@@ -321,15 +337,19 @@ class Memory:
                 self._add(kind, at, byte[bad], threads, active[bad], who)
                 counts = counts & ~bad
 
+    @staticmethod
     def _record(
-        self, where: _Bytes, ranges: Sequence[_Range], piece: Array, threads: Threads, active: Array
-    ) -> None:
+        ranges: Sequence[_Range], moments: Sequence[_Moment], piece: Array,
+        threads: Threads, active: Array,
+    ) -> None:  # fmt: skip
         me = threads.number[active]
-        for range_, moment, _ in self._moments(where, ranges, threads, active):
-            range_.add(piece, me, moment)
+        for which, moment, _ in moments:
+            ranges[which].add(piece, me, moment)
 
 
-def _pieces(byte: Array, total: int, piece: int) -> Iterator[Array]:
-    """The pieces of memory that an access of `total` bytes touches, one after the other."""
-    for further in range(0, total, piece):
-        yield (byte + further) // piece
+def _pieces(where: _Bytes, byte: Array, total: int, active: Array) -> tuple[Array, Array, Array]:
+    """The pieces of memory that accesses of `total` bytes touch, all first ones before all second
+    ones, and for each the access's byte and thread."""
+    offsets = np.arange(0, total, where.piece)
+    piece = (byte + offsets[:, None]) // where.piece
+    return piece.ravel(), np.tile(byte, len(offsets)), np.tile(active, len(offsets))
