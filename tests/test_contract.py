@@ -35,6 +35,10 @@ def in_small_blocks(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
     monkeypatch.setattr(portable_xla, "BLOCK_ELEMENTS", elements)
 
 
+# Every subject draws rewards of its own.
+_SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
+
+
 class TestAgainstTheDefinitions:
     @pytest.mark.parametrize("estimator", ESTIMATORS)
     @pytest.mark.parametrize("n", ENUMERATED_N)
@@ -232,9 +236,7 @@ class TestProperties:
         for _ in range(3):
             np.testing.assert_array_equal(subject.transform(rewards, 7), first)
 
-    @settings(
-        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=40, deadline=None, suppress_health_check=_SUPPRESSED)
     @given(data=st.data())
     def test_any_rewards_match_the_reference(self, subject: Subject, data: st.DataObject) -> None:
         shapes = [(1, 2), (3, 5), (2, 9)]

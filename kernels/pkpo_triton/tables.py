@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import triton
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pkpo_triton import weights
 from pkpo_triton.plan import Plan
@@ -75,7 +76,8 @@ def _on_device(
     if table is None:
         if capturing:
             # It is the graph's, and holds nothing before a replay, which copies from here again.
-            source = _aside(_numbers, key)
+            # Made here: while a stream is being captured no other thread may ask for pinned memory.
+            source = _numbers(key)
             _captured.append(source)
             return source.to(device, non_blocking=True)
         table = _aside(_made, key)
@@ -103,7 +105,8 @@ def _follow(table: _Table) -> None:
     stream = triton.runtime.driver.active.get_current_stream(device.index)
     if stream not in table.streams:
         table.streams.add(stream)
-        table.values.record_stream(torch.cuda.current_stream(device))
+        with _disable_current_modes():  # tables are real, whatever the tensors around them are
+            table.values.record_stream(torch.cuda.current_stream(device))
 
 
 def _aside(make: Callable[[_Key], _T], key: _Key) -> _T:
