@@ -136,16 +136,16 @@ def compiled_cold(variant: Variant, target: GPUTarget) -> Iterator[Compiled]:
 def source_of(variant: Variant) -> ASTSource:
     """What a launch asks Triton's compiler for, to the letter, so that its cache knows it."""
     constants, attributes = {}, {}
-    for place, (name, kind) in enumerate(variant.signature.items()):
+    for index, (name, kind) in enumerate(variant.signature.items()):
         specialised = kind != "constexpr" and not kind.startswith("fp")
-        specialised &= not variant.kernel.params[place].do_not_specialize
+        specialised &= not variant.kernel.params[index].do_not_specialize
         if kind == "constexpr":
-            constants[(place,)] = variant.constants[name]
+            constants[(index,)] = variant.constants[name]
         if name in variant.divisible:
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            attributes[(index,)] = [["tt.divisibility", 16]]
         # A launch has nothing to say here, and says so; of constants, where they are text.
         elif specialised or isinstance(variant.constants.get(name), str):
-            attributes[(place,)] = []
+            attributes[(index,)] = []
     return ASTSource(variant.kernel, variant.signature, constants, attributes)
 
 
@@ -335,9 +335,9 @@ def measure(variant: Variant, target_name: str) -> Row:
     return Row(**row)
 
 
-def measure_at(place: int, target_name: str) -> Row:
-    """The row of a variant by its place in the catalogue: it cannot be sent to another process."""
-    variant = catalogue(TARGETS[target_name].warp_size)[place]
+def measure_at(index: int, target_name: str) -> Row:
+    """The row of a variant by its index in the catalogue: it cannot be sent to another process."""
+    variant = catalogue(TARGETS[target_name].warp_size)[index]
     try:
         return measure(variant, target_name)
     except Exception as error:
@@ -354,12 +354,12 @@ def measure_all(target_name: str, largest_n: int | None = None) -> list[Row]:
     every = catalogue(TARGETS[target_name].warp_size)
     chosen = [at for at, it in enumerate(every) if largest_n is None or it.n <= largest_n]
     # The longest first, so that no process is left alone with one in the end
-    longest_first = sorted(chosen, key=lambda place: -every[place].n)
+    longest_first = sorted(chosen, key=lambda index: -every[index].n)
     rows: dict[int, Row] = {}
     # Not forked: torch and LLVM have threads
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, spawn, warm_up, (target_name,)) as pool:
-        futures = {pool.submit(measure_at, place, target_name): place for place in longest_first}
+        futures = {pool.submit(measure_at, index, target_name): index for index in longest_first}
         done = track(
             as_completed(futures),
             f"compiling and executing for {target_name}",
@@ -373,7 +373,7 @@ def measure_all(target_name: str, largest_n: int | None = None) -> list[Row]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return sorted((rows[place] for place in chosen), key=lambda row: row.n)
+    return sorted((rows[index] for index in chosen), key=lambda row: row.n)
 
 
 # What a figure is, its name, and how a row shows it

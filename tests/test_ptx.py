@@ -16,14 +16,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from bench.ptx.arithmetic import fma32, from_bf16, to_bf16  # noqa: E402
 from bench.ptx.instructions import (  # noqa: E402
     _TABLE,
     UnknownInstructionError,
-    fma32,
-    from_bf16,
     kind,
     operation,
-    to_bf16,
 )
 from bench.ptx.launch import Launch  # noqa: E402
 from bench.ptx.memory import Pointer, PtxError  # noqa: E402

@@ -1,7 +1,9 @@
 """A machine for PTX: executes, on the CPU, what Triton compiles for an NVIDIA GPU.
 
+    arithmetic    floats and bits as PTX has them
     instructions  what every instruction computes: a table
-    program       PTX text → basic blocks, compiled to Python over NumPy
+    emit          an instruction → lines of Python over NumPy
+    program       PTX text → basic blocks, each compiled to a function
     memory        tensors and shared memory, and who touched which byte when
     launch        a grid of CTAs, warp after warp, with barriers
     counts        instructions, wavefronts, sectors, barriers of a launch
