@@ -19,8 +19,9 @@ from pkpo_triton.plan import OPTIONS  # noqa: E402
 from pkpo_triton.variants import Variant, shipped, transform_variant  # noqa: E402
 
 import pkpo_kernels as pk  # noqa: E402
-from bench import gpu_arms, gpu_static, sass  # noqa: E402
-from bench.gpu_static import TARGETS, Budget, Figures  # noqa: E402
+from bench import gpu_arms, gpu_compile, gpu_static, sass  # noqa: E402
+from bench.gpu_compile import TARGETS  # noqa: E402
+from bench.gpu_static import Budget, Figures  # noqa: E402
 from pkpo_kernels.estimators import ESTIMATORS  # noqa: E402
 
 POINTERS = {"x_ptr": "*fp32", "out_ptr": "*fp32"}
@@ -60,7 +61,7 @@ def figures(variant: Variant, x: Any, target: str = "sm_90", **other: Any) -> Fi
         options = {"num_warps": variant.num_warps, "num_stages": 1, **OPTIONS}
         variant.kernel[(2,)](x, torch.empty_like(x), **variant.constants | other, **options)
 
-    with gpu_static.compiled_cold(variant, TARGETS[target]) as compiled:
+    with gpu_compile.compiled_cold(variant, TARGETS[target]) as compiled:
         return gpu_static.execute(compiled, call)
 
 
@@ -73,7 +74,7 @@ def test_a_copy_counts_as_one(target: str) -> None:
     assert (got.loaded, got.least_loaded, got.stored, got.least_stored) == (4, 4, 4, 4)
     assert got.shuffles == got.wavefronts == got.least_wavefronts == got.barriers == 0
     # 4 warps for 1024 elements, and every instruction once for each of them.
-    compiled = gpu_static.compile_variant(variant_of(copy), TARGETS[target])
+    compiled = gpu_compile.compile_variant(variant_of(copy), TARGETS[target])
     every = [
         instruction.opcode for instruction in sass.instructions_of(compiled.kernel.asm["cubin"])
     ]
@@ -117,7 +118,7 @@ def test_compilation_is_cold_and_leaves_the_cache_alone(
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for _ in range(2):
-        gpu_static.compile_variant(variant_of(copy), TARGETS["sm_90"])
+        gpu_compile.compile_variant(variant_of(copy), TARGETS["sm_90"])
     assert hits == [False, False]
     assert not list(tmp_path.iterdir())
     assert triton.knobs.cache.dir == os.environ["TRITON_CACHE_DIR"] == str(tmp_path)
@@ -181,7 +182,7 @@ def test_two_levels_are_two() -> None:
 
 
 def test_an_amd_kernel_tells_what_it_uses() -> None:
-    usage = gpu_static.compile_variant(variant_of(copy), TARGETS["gfx942"]).usage
+    usage = gpu_compile.compile_variant(variant_of(copy), TARGETS["gfx942"]).usage
     assert 0 < usage.registers <= 40
     assert (usage.spilled_words, usage.spilled_scalars, usage.shared_bytes) == (0, 0, 0)
 

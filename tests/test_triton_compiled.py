@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from pkpo_triton.variants import Variant, long_row_variants, shipped, transform_variant
 from triton.backends.compiler import GPUTarget
 
-from bench import gpu_static
+from bench import gpu_compile, gpu_static
 from bench.shapes import MEASURED_N
 
 SM_90 = GPUTarget("cuda", 90, 32)
@@ -88,7 +88,7 @@ def test_what_runs_when_is_there() -> None:
 @pytest.mark.parametrize("target, variant", [one for target in TARGETS for one in on(target)])
 def test_what_ships_compiles_without_spilling(target: str, variant: Variant) -> None:
     chip, shared = TARGETS[target]
-    usage = gpu_static.compile_variant(variant, chip).usage
+    usage = gpu_compile.compile_variant(variant, chip).usage
     assert usage.spilled_words == 0
     assert usage.shared_bytes <= shared
 
@@ -99,7 +99,7 @@ def test_what_ships_compiles_without_spilling(target: str, variant: Variant) -> 
 def test_kernels_of_long_rows_compile(target: str, variant: Variant) -> None:
     chip, shared = TARGETS[target]
     # Their loops may keep a few words in memory.
-    usage = gpu_static.compile_variant(variant, chip).usage
+    usage = gpu_compile.compile_variant(variant, chip).usage
     assert usage.spilled_words <= 8
     assert usage.shared_bytes <= shared
 
