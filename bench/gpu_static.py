@@ -41,7 +41,7 @@ from rich.progress import track
 from rich.table import Table
 
 import pkpo_kernels as pk
-from bench import commit_id, gpu_arms
+from bench import commit_id, gpu_baselines
 from bench.gpu_compile import TARGETS, Compiled, compile_variant, compiled_cold
 from bench.ptx.driver import Device
 from bench.sass import counted
@@ -140,9 +140,9 @@ def rewards_of(variant: Variant, *, two_levels: bool) -> torch.Tensor:
 
 
 def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "triton") -> Any:
-    """The result of what a variant is of: a call of the library, or an arm."""
-    if variant.kernel in gpu_arms.KERNELS:
-        return gpu_arms.launch_arm(variant, rewards)
+    """The result of what a variant is of: a call of the library, or a baseline."""
+    if variant.kernel in gpu_baselines.KERNELS:
+        return gpu_baselines.launch_baseline(variant, rewards)
     constants = variant.constants
     options: dict[str, Any] = {"implementation": implementation}
     if constants["MASKED"]:
@@ -178,7 +178,7 @@ def bytes_per_element(variant: Variant) -> int:
 @functools.cache
 def catalogue(warp: int) -> tuple[Variant, ...]:
     """All that is compiled for warps of so many threads, in an order that every process finds."""
-    return (*variants.shipped(warp), *gpu_arms.every_arm())
+    return (*variants.shipped(warp), *gpu_baselines.every_baseline())
 
 
 # ---- The table ---------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def measure_at(index: int, target_name: str) -> Row:
 
 def warm_up(target_name: str) -> None:
     """Load everything, so that no row is charged for it."""
-    compile_variant(gpu_arms.sort_arm(QUICK_N), TARGETS[target_name])
+    compile_variant(gpu_baselines.sort_baseline(QUICK_N), TARGETS[target_name])
 
 
 def measure_all(target_name: str, largest_n: int | None = None) -> list[Row]:

@@ -19,7 +19,7 @@ from pkpo_triton.plan import OPTIONS  # noqa: E402
 from pkpo_triton.variants import Variant, shipped, transform_variant  # noqa: E402
 
 import pkpo_kernels as pk  # noqa: E402
-from bench import gpu_arms, gpu_compile, gpu_static, sass  # noqa: E402
+from bench import gpu_baselines, gpu_compile, gpu_static, sass  # noqa: E402
 from bench.gpu_compile import TARGETS  # noqa: E402
 from bench.gpu_static import Budget, Figures  # noqa: E402
 from pkpo_kernels.estimators import ESTIMATORS  # noqa: E402
@@ -275,7 +275,7 @@ def test_the_bytes_of_an_element(rewards: str, results: str, size: int) -> None:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, target: str) -> gpu_static.Row:
-    monkeypatch.setattr(gpu_static, "catalogue", lambda warp: (gpu_arms.inductor_arm(8),))
+    monkeypatch.setattr(gpu_static, "catalogue", lambda warp: (gpu_baselines.inductor_baseline(8),))
     row = gpu_static.measure_at(0, target)
     assert (row.n, row.dtype) == (8, "fp32")
     table = gpu_static.table([row], target)
@@ -302,7 +302,7 @@ def test_a_row_of_what_is_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 INTERPRETED = """
 import numpy as np, torch
-from bench import gpu_arms as g
+from bench import gpu_baselines as g
 
 n, rows = 16, 5
 x = torch.randn(rows, n)
@@ -320,7 +320,7 @@ assert torch.equal(s.double(), sorted_x) and torch.equal(place, order)
 
 
 @pytest.mark.slow
-def test_the_arms_compute_what_they_are_said_to() -> None:
+def test_the_baselines_compute_what_they_are_said_to() -> None:
     """In a process of its own, where Triton's interpreter takes the compiler's place."""
     root = Path(__file__).parents[1]
     search = os.pathsep.join([*sys.path, str(root)])

@@ -86,7 +86,7 @@ def inductor_sort(
         tl.store(places_ptr + (place + N * row), indices.to(tl.int64), None)
 
 
-def sort_arm(n: int) -> Variant:
+def sort_baseline(n: int) -> Variant:
     """32 elements a thread: of 4 to 32, what counts fewest, give or take one in a hundred."""
     elements = 4096
     return Variant(
@@ -114,7 +114,7 @@ def sort_arm(n: int) -> Variant:
 INDUCTOR = {8: (128, 2), 16: (32, 2), 32: (32, 2), 64: (32, 2), 128: (8, 2), 256: (4, 1)}
 
 
-def inductor_arm(n: int) -> Variant:
+def inductor_baseline(n: int) -> Variant:
     rows, num_warps = INDUCTOR[n]
     return Variant(
         name="Inductor's sort_with_index, alone",
@@ -134,13 +134,13 @@ def inductor_arm(n: int) -> Variant:
     )
 
 
-def every_arm() -> Iterator[Variant]:
-    yield from map(sort_arm, SORT_N)
+def every_baseline() -> Iterator[Variant]:
+    yield from map(sort_baseline, SORT_N)
     # Above 512 samples Inductor generates no sort: it calls ATen's.
-    yield from map(inductor_arm, INDUCTOR)
+    yield from map(inductor_baseline, INDUCTOR)
 
 
-def launch_arm(variant: Variant, rewards: torch.Tensor) -> None:
+def launch_baseline(variant: Variant, rewards: torch.Tensor) -> None:
     """Launch as many programs as the rewards (rows, n) take."""
     out: list[Any] = [torch.empty_like(rewards)]
     if variant.kernel is sort_scan_scatter:
