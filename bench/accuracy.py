@@ -49,9 +49,9 @@ from bench.records import (
     write,
 )
 from bench.shapes import MEASURED_N
-from pkpo_kernels import dispatch
+from pkpo_kernels.backends import registry
+from pkpo_kernels.selfcheck import as_given
 from pkpo_kernels.typing import ImplementationName
-from pkpo_kernels.verification import as_given
 
 OFFSETS = (0.0, 1.0, 100.0, 10000.0)
 QUICK_N = 256
@@ -136,7 +136,7 @@ def arms() -> dict[str, Callable[[NDArray[np.float32], int], NDArray[Any]]]:
     """name → (rewards, k) → results on the host, in the arm's own precision."""
 
     def ours(name: ImplementationName) -> Callable[[NDArray[np.float32], int], NDArray[Any]]:
-        kind = dispatch.kind_of(name)
+        kind = registry.kind_of(name)
 
         def call(rewards: NDArray[np.float32], k: int) -> NDArray[Any]:
             out = pk.transform(as_given(rewards, kind), k, implementation=name)
@@ -147,7 +147,7 @@ def arms() -> dict[str, Callable[[NDArray[np.float32], int], NDArray[Any]]]:
     there = [
         name
         for name, reason in pk.available_implementations().items()
-        if reason is None and not dispatch.IMPLEMENTATIONS[name].simulated
+        if reason is None and not registry.IMPLEMENTATIONS[name].simulated
     ]
     return {f"pk {name}": ours(name) for name in there} | {
         TWO_SCANS: lambda rewards, k: listing.transform(rewards, k, np.float32)

@@ -114,9 +114,9 @@ print("python", sys.version.split()[0], *(f"{name} {found}" for name, found in v
 rewards = torch.randn(257, 64, device=device)
 print("rewards on", rewards.device, "of CUDA", torch.version.cuda, flush=True)
 import pkpo_kernels as pk
-from pkpo_kernels import dispatch
+from pkpo_kernels.backends import registry
 
-default = dispatch.default_implementation("torch", rewards)
+default = registry.default_implementation("torch", rewards)
 assert default == ("triton" if device == "cuda" else "torch"), default
 for n in (8, 64, 1024, 16384):
     rewards = torch.randn(257, n, device=device)

@@ -45,7 +45,7 @@ from bench import commit_id, gpu_baselines
 from bench.gpu_compile import TARGETS, Compiled, compile_variant, compiled_cold
 from bench.ptx.driver import Device
 from bench.sass import counted
-from pkpo_kernels.estimators import ESTIMATORS
+from pkpo_kernels.maths.estimators import ESTIMATORS
 
 RESULTS = Path(__file__).parent / "results"
 H200 = "sm_90"

@@ -19,7 +19,7 @@ from typing import Any
 
 import triton
 
-from pkpo_kernels import verification
+from pkpo_kernels import selfcheck
 
 # Module and name of a kernel, and what it is compiled for, in Triton's own words.
 Wanted = tuple[str, str, str]
@@ -35,7 +35,7 @@ def wanted() -> list[Wanted]:
 
     triton.knobs.runtime.jit_cache_hook = note
     try:
-        for _ in verification.verify(["triton"]):
+        for _ in selfcheck.verify(["triton"]):
             pass  # of results that nobody has computed
     finally:
         triton.knobs.runtime.jit_cache_hook = None

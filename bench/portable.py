@@ -35,8 +35,8 @@ from rich.table import Table
 import pkpo_kernels as pk
 from bench import commit_id, listing
 from bench.scaling import temporary_memory
-from pkpo_kernels.dispatch import kind_of
-from pkpo_kernels.verification import as_given
+from pkpo_kernels.backends.registry import kind_of
+from pkpo_kernels.selfcheck import as_given
 
 # (rows, n) of the comparison with the sort, and the most that the whole may cost in units of it.
 BARS_SHAPES = ((262144, 16), (4096, 1024))

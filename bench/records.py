@@ -20,7 +20,7 @@ from rich.table import Table
 
 import pkpo_kernels as pk
 from bench import commit_id
-from pkpo_kernels.whole_files import written_whole
+from pkpo_kernels.cli.whole_files import written_whole
 
 RESULTS = Path(__file__).parent / "results"
 

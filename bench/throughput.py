@@ -62,8 +62,8 @@ from bench.records import (
     write,
 )
 from bench.shapes import INPUTS, PLANS, TINY, K, Plan, Shape
-from pkpo_kernels import dispatch
-from pkpo_kernels.estimators import Array
+from pkpo_kernels.backends import registry
+from pkpo_kernels.maths.estimators import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,7 +201,7 @@ def implementation_arms(library: str, like: Array) -> list[Arm]:
             elements=FEW_ELEMENTS if name in ROW_BY_ROW else None,
             bytes_per_element=BLOCKED_BYTES,
         )
-        for name, entry in dispatch.IMPLEMENTATIONS.items()
+        for name, entry in registry.IMPLEMENTATIONS.items()
         if entry.kind == library and entry.available and not entry.simulated
         if entry.refuses(like) is None
     ]
@@ -889,7 +889,7 @@ def opened(device: str, say: Callable[[str], None]) -> list[Library]:
 def default_arm(library: Library) -> str:
     """The arm of the implementation that serves this library's arrays by default."""
     like = library.matrix(INPUTS["gaussian"](np.random.default_rng(0), TINY), TINY.rows)
-    return f"pk {dispatch.default_implementation(library.name, like)}"
+    return f"pk {registry.default_implementation(library.name, like)}"
 
 
 def without_figures(

@@ -280,7 +280,7 @@ def arms(compiler: Compiler, n: int) -> dict[str, Any]:
     from jax import lax
 
     from pkpo_kernels import transform
-    from pkpo_kernels.estimators import ESTIMATORS
+    from pkpo_kernels.maths.estimators import ESTIMATORS
 
     rows = ARMS_ELEMENTS // n
     gap = jnp.asarray(ESTIMATORS["sloo_minus_one"].weights(n, K).gap, jnp.float32)

@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pkpo_kernels.api import max_at_k, pass_at_k, transform
-from pkpo_kernels.dispatch import available_implementations
-from pkpo_kernels.estimators import ESTIMATORS, Estimator
+from pkpo_kernels.backends.registry import available_implementations
+from pkpo_kernels.maths.estimators import ESTIMATORS, Estimator
 
 if TYPE_CHECKING:
     from pkpo_kernels import schedules

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_kernels import dispatch
-from pkpo_kernels.estimators import ESTIMATORS, MAX_AT_K, Array, Estimator
+from pkpo_kernels.backends import registry
+from pkpo_kernels.maths.estimators import ESTIMATORS, MAX_AT_K, Array, Estimator
 from pkpo_kernels.typing import (
     DeviceArray,
     EstimatorName,
@@ -333,21 +333,21 @@ class _Groups(NamedTuple):
 
     def full(self, columns: int, value: float) -> Array:
         """(rows, columns) of one value, where there is nothing to compute."""
-        xp = dispatch.namespace(self.library)
+        xp = registry.namespace(self.library)
         there = {"device": self.rewards.device} if self.library == "torch" else {}
         return xp.full((math.prod(self.leading), columns), value, dtype=self.dtype, **there)
 
     def fold(self, x: Array) -> Array:
         """(..., n) → (rows, n)."""
         if self.axis < len(self.leading):
-            x = dispatch.namespace(self.library).moveaxis(x, self.axis, -1)
+            x = registry.namespace(self.library).moveaxis(x, self.axis, -1)
         return x.reshape(math.prod(self.leading), self.n)
 
     def unfold(self, out: Array) -> Array:
         """(rows, n) → the shape that the rewards came in."""
         out = out.reshape(*self.leading, out.shape[-1])
         if self.axis < len(self.leading):
-            out = dispatch.namespace(self.library).moveaxis(out, -1, self.axis)
+            out = registry.namespace(self.library).moveaxis(out, -1, self.axis)
         return out
 
 
@@ -360,15 +360,15 @@ def _computed(
 ) -> Array:
     """What compute makes of the groups, by an implementation that serves them where they lie."""
     if groups.library == "jax":
-        from pkpo_kernels import jax_sharding
+        from pkpo_kernels.backends import jax_sharding
 
         layout = jax_sharding.layout_of(groups.rewards, k, groups.where, groups.axis)
         if layout is not None:
             shard = jax_sharding.one_shard(groups.rewards)
-            options["module"] = dispatch.choose(implementation, groups.library, shard)
+            options["module"] = registry.choose(implementation, groups.library, shard)
             reduces = compute is _max_at_k
             return jax_sharding.on_every_device(compute, groups, k, options, layout, reduces)
-    module = dispatch.choose(implementation, groups.library, groups.rewards)
+    module = registry.choose(implementation, groups.library, groups.rewards)
     return compute(groups, k, module=module, **options)
 
 
@@ -377,7 +377,7 @@ def _transform(groups: _Groups, k: int | Array, *, module: ModuleType, **options
     if groups.n == 0:
         return groups.unfold(groups.full(0, math.nan))
     if not isinstance(k, int) and len(k.shape) > 0:
-        xp = dispatch.namespace(groups.library)
+        xp = registry.namespace(groups.library)
         k = xp.broadcast_to(k, groups.leading).reshape(math.prod(groups.leading))
     rewards = groups.fold(groups.rewards)
     where = None if groups.where is None else groups.fold(groups.where)
@@ -406,9 +406,9 @@ def _result_dtype(rewards: Array, library: str) -> Any:
             f"rewards must be of dtype {', '.join(FLOATS)}, an integer dtype or bool; got {name}"
         )
     if library == "torch":
-        return dispatch.namespace(library).get_default_dtype()
+        return registry.namespace(library).get_default_dtype()
     if library == "jax":
-        return dispatch.namespace(library).asarray(0.0).dtype
+        return registry.namespace(library).asarray(0.0).dtype
     return np.dtype(np.float64)
 
 
@@ -474,8 +474,8 @@ def _check_k(least: int, most: int, groups: _Groups, estimator: Estimator, *, cl
 
 def _on_device(k: int | NDArray[Any], groups: _Groups) -> Array:
     if groups.library == "torch":
-        return dispatch.namespace(groups.library).asarray(k, device=groups.rewards.device)
-    return dispatch.namespace(groups.library).asarray(k)
+        return registry.namespace(groups.library).asarray(k, device=groups.rewards.device)
+    return registry.namespace(groups.library).asarray(k)
 
 
 def _check_k_array(k: Array, library: str | None, groups: _Groups) -> None:

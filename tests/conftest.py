@@ -304,12 +304,13 @@ def interpret_with(monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> None:
     """Memory that nobody has written reads as NaN, and what else is asked for."""
     from jax.experimental.pallas import tpu as pltpu
 
-    from pkpo_kernels import fused_pallas, interpreted_pallas
+    from pkpo_kernels.backends import pallas as pallas_backend
+    from pkpo_kernels.backends import pallas_interpret
 
     chosen = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True, **parameters)
     for name in ("transform_rows", "max_at_k_rows"):
-        function = partial(getattr(fused_pallas, name), interpret=chosen)
-        monkeypatch.setattr(interpreted_pallas, name, function)
+        function = partial(getattr(pallas_backend, name), interpret=chosen)
+        monkeypatch.setattr(pallas_interpret, name, function)
 
 
 @pytest.fixture

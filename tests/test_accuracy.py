@@ -28,7 +28,7 @@ from bench.accuracy import (
     summary,
     worst_of,
 )
-from pkpo_kernels import reference
+from pkpo_kernels.maths import reference
 
 REWARDS = st.floats(-100, 100, width=32, allow_subnormal=False)
 

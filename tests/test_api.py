@@ -1,4 +1,4 @@
-"""Wrong arguments, dispatch, counts: what the public functions do around the mathematics."""
+"""Wrong arguments, registry, counts: what the public functions do around the mathematics."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import torch
 from jax.experimental.sparse import BCOO
 
 import pkpo_kernels as pk
-from pkpo_kernels import dispatch, installed
-from pkpo_kernels.installed import Version
+from pkpo_kernels.backends import _installed, registry
+from pkpo_kernels.backends._installed import Version
 
 REWARDS = np.arange(12.0).reshape(3, 4)
 
@@ -338,17 +338,17 @@ def test_triton_says_where_its_gpu_is_missing(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_pallas_says_where_its_tpu_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(installed.VERSIONS, "libtpu", Version.of("0.0.42"))
-    monkeypatch.setattr(dispatch, "_TPU_FILES", ())
+    monkeypatch.setitem(_installed.VERSIONS, "libtpu", Version.of("0.0.42"))
+    monkeypatch.setattr(registry, "_TPU_FILES", ())
     reason = pk.available_implementations()["pallas"]
     assert reason is not None and "no TPU" in reason and "'pallas_interpret'" in reason
-    monkeypatch.setattr(dispatch, "_TPU_FILES", ("/",))
+    monkeypatch.setattr(registry, "_TPU_FILES", ("/",))
     assert pk.available_implementations()["pallas"] is None
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in installed.VERSIONS:
-        monkeypatch.setitem(installed.VERSIONS, package, None)
+    for package in _installed.VERSIONS:
+        monkeypatch.setitem(_installed.VERSIONS, package, None)
         monkeypatch.delitem(sys.modules, package, raising=False)
     reasons = pk.available_implementations()
     assert reasons["xla"] == "jax not installed; pip install jax"
@@ -370,36 +370,36 @@ def test_old_versions_are_refused_and_others_serve(
     monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], names: list[str], reason: str
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(dispatch, "_TPU_FILES", ("/",))
+    monkeypatch.setattr(registry, "_TPU_FILES", ("/",))
     for package, version in ({"libtpu": "0.0.42"} | versions).items():
-        monkeypatch.setitem(installed.VERSIONS, package, Version.of(version))
+        monkeypatch.setitem(_installed.VERSIONS, package, Version.of(version))
     reasons = pk.available_implementations()
     for name in names:
         assert reason in str(reasons[name])
         with pytest.raises(ValueError, match=r"cannot be used here: .* too old"):
-            dispatch.choose(name, dispatch.kind_of(name))
-    assert dispatch.default_implementation("torch", torch.zeros(2, 3)) in ("torch", "triton")
+            registry.choose(name, registry.kind_of(name))
+    assert registry.default_implementation("torch", torch.zeros(2, 3)) in ("torch", "triton")
     if "triton" in names:
-        assert dispatch.default_implementation("torch", torch.zeros(2, 3)) == "torch"
+        assert registry.default_implementation("torch", torch.zeros(2, 3)) == "torch"
     if "pallas" in names:
-        assert dispatch.default_implementation("jax") == "xla"
+        assert registry.default_implementation("jax") == "xla"
 
 
 def test_versions_that_are_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for triton, pytorch in (("3.5.0", "2.9.0a0+git1234"), ("3.10", "3.0"), ("unknown", "2.10.1")):
-        monkeypatch.setitem(installed.VERSIONS, "triton", Version.of(triton))
-        monkeypatch.setitem(installed.VERSIONS, "torch", Version.of(pytorch))
-        assert dispatch.IMPLEMENTATIONS["triton"].available
+        monkeypatch.setitem(_installed.VERSIONS, "triton", Version.of(triton))
+        monkeypatch.setitem(_installed.VERSIONS, "torch", Version.of(pytorch))
+        assert registry.IMPLEMENTATIONS["triton"].available
 
 
 def test_an_interpreter_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(dispatch, "_NUMPY", (2, 4))
+    monkeypatch.setattr(registry, "_NUMPY", (2, 4))
     rewards = torch.zeros(2, 3)
     for version, serves in (("3.6.0", "torch"), ("3.7.0", "triton")):
-        monkeypatch.setitem(installed.VERSIONS, "triton", Version.of(version))
-        assert dispatch.default_implementation("torch", rewards) == serves
+        monkeypatch.setitem(_installed.VERSIONS, "triton", Version.of(version))
+        assert registry.default_implementation("torch", rewards) == serves
         reason = pk.available_implementations()["triton"]
         if serves == "torch":
             assert reason is not None and "Triton's interpreter fails with numpy" in reason
@@ -407,9 +407,9 @@ def test_an_interpreter_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) 
                 pk.transform(rewards, 2, implementation="triton")
         else:
             assert reason is None
-    monkeypatch.setattr(dispatch, "_NUMPY", (2, 3))
-    monkeypatch.setitem(installed.VERSIONS, "triton", Version.of("3.6.0"))
-    assert dispatch.default_implementation("torch", rewards) == "triton"
+    monkeypatch.setattr(registry, "_NUMPY", (2, 3))
+    monkeypatch.setitem(_installed.VERSIONS, "triton", Version.of("3.6.0"))
+    assert registry.default_implementation("torch", rewards) == "triton"
 
 
 @pytest.mark.parametrize("name", [None, "broken"])
@@ -419,9 +419,9 @@ def test_what_is_installed_and_broken_is_reported(
     def load() -> Any:
         raise ImportError("libsomething.so: cannot open shared object file")
 
-    entry = replace(dispatch.IMPLEMENTATIONS["reference"], name=cast(Any, "broken"), load=load)
-    table = {"broken": entry, **dispatch.IMPLEMENTATIONS}
-    monkeypatch.setattr(dispatch, "IMPLEMENTATIONS", table)
+    entry = replace(registry.IMPLEMENTATIONS["reference"], name=cast(Any, "broken"), load=load)
+    table = {"broken": entry, **registry.IMPLEMENTATIONS}
+    monkeypatch.setattr(registry, "IMPLEMENTATIONS", table)
     with pytest.raises(ImportError, match=r"'broken' is .*libsomething\.so.*'numpy', 'reference'"):
         pk.transform(REWARDS, 2, implementation=name)
 
@@ -429,31 +429,31 @@ def test_what_is_installed_and_broken_is_reported(
 def test_what_serves_on_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    rows = dispatch.defaults_by_device()
+    rows = registry.defaults_by_device()
     assert ("numpy", "cpu", "numpy") in rows and ("torch", "cpu", "torch") in rows
     assert ("torch", "cuda:1", "triton") in rows
     assert ("jax", "cpu:0", "xla") in rows
     for package in ("torch", "jax"):
-        monkeypatch.setitem(installed.VERSIONS, package, None)
+        monkeypatch.setitem(_installed.VERSIONS, package, None)
         monkeypatch.delitem(sys.modules, package)
-    assert dispatch.defaults_by_device() == [("numpy", "cpu", "numpy")]
-    monkeypatch.setitem(installed.VERSIONS, "jax", Version.of("0.10.2"))
+    assert registry.defaults_by_device() == [("numpy", "cpu", "numpy")]
+    monkeypatch.setitem(_installed.VERSIONS, "jax", Version.of("0.10.2"))
     monkeypatch.setitem(sys.modules, "jax", None)
-    (_, (library, device, what)) = dispatch.defaults_by_device()
+    (_, (library, device, what)) = registry.defaults_by_device()
     assert (library, device) == ("jax", "none") and "jax cannot be used: " in what
 
 
 def test_an_implementation_may_refuse_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
     picky = replace(
-        dispatch.IMPLEMENTATIONS["reference"],
+        registry.IMPLEMENTATIONS["reference"],
         name=cast(Any, "picky"),
         refuses=lambda rewards: "rewards are small" if rewards.size < 10 else None,
     )
     # In front of the others, as a kernel for some devices will be.
-    table = {"picky": picky, **dispatch.IMPLEMENTATIONS}
-    monkeypatch.setattr(dispatch, "IMPLEMENTATIONS", table)
-    assert dispatch.default_implementation("numpy", REWARDS) == "picky"
-    assert dispatch.default_implementation("numpy", REWARDS[:1]) == "numpy"
+    table = {"picky": picky, **registry.IMPLEMENTATIONS}
+    monkeypatch.setattr(registry, "IMPLEMENTATIONS", table)
+    assert registry.default_implementation("numpy", REWARDS) == "picky"
+    assert registry.default_implementation("numpy", REWARDS[:1]) == "numpy"
     with pytest.raises(ValueError, match="'picky' cannot serve these rewards: rewards are small"):
         pk.transform(REWARDS[:1], 2, implementation="picky")
     np.testing.assert_allclose(

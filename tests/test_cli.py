@@ -18,10 +18,12 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from pkpo_kernels import available_implementations, cli, dispatch, rollouts, transform
+from pkpo_kernels import available_implementations, cli, transform
+from pkpo_kernels.backends import registry
+from pkpo_kernels.cli import rollouts
+from pkpo_kernels.cli.rollouts import read_rollouts
 from pkpo_kernels.evaluation import evaluate
-from pkpo_kernels.rollouts import read_rollouts
-from pkpo_kernels.verification import Finding
+from pkpo_kernels.selfcheck import Finding
 
 Pkpo = Callable[..., tuple[int, str, str]]
 # What is said of a file of JSON lines with a list of rewards each.
@@ -578,7 +580,7 @@ class TestInfo:
         there = {row[0]: row[-1] for row in rows if len(row) == 4}
         for name, reason in available_implementations().items():
             assert there[name] == (reason or "available")
-        for row in dispatch.defaults_by_device():
+        for row in registry.defaults_by_device():
             assert list(row) in rows
         assert ["numpy", "cpu", "numpy"] in rows
 

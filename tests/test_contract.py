@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import pkpo_kernels as pk
 from bench.shapes import ENUMERATED_N, REFERENCE, ks_for
-from pkpo_kernels import reference
+from pkpo_kernels.maths import reference
 
 ESTIMATORS = tuple(pk.ESTIMATORS)
 OFFSET_BLIND = ("sloo_minus_one", "centered", "passk_training")
@@ -28,11 +28,13 @@ def expected(rewards: Any, k: Any, **options: Any) -> np.ndarray[Any, Any]:
 
 def in_small_blocks(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
     """Have the portable implementations work on so many elements at a time."""
-    from pkpo_kernels import portable_numpy, portable_torch, portable_xla
+    from pkpo_kernels.backends import numpy as numpy_backend
+    from pkpo_kernels.backends import torch as torch_backend
+    from pkpo_kernels.backends import xla as xla_backend
 
-    monkeypatch.setattr(portable_numpy, "BLOCK_ELEMENTS", elements)
-    monkeypatch.setattr(portable_torch, "CPU_BLOCK_ELEMENTS", elements)
-    monkeypatch.setattr(portable_xla, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(numpy_backend, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(torch_backend, "CPU_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(xla_backend, "BLOCK_ELEMENTS", elements)
 
 
 # Every subject draws rewards of its own.

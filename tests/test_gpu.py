@@ -148,10 +148,10 @@ def test_first_use_in_a_graph() -> None:
 
 
 def test_the_default_on_a_gpu_is_triton() -> None:
-    from pkpo_kernels import dispatch
+    from pkpo_kernels.backends import registry
 
     rewards = torch.randn(4, 8, device="cuda")
-    assert dispatch.default_implementation("torch", rewards) == "triton"
+    assert registry.default_implementation("torch", rewards) == "triton"
 
 
 # torch says so when it is first asked to watch.

@@ -22,7 +22,7 @@ import pkpo_kernels as pk  # noqa: E402
 from bench import gpu_baselines, gpu_compile, gpu_static, sass  # noqa: E402
 from bench.gpu_compile import TARGETS  # noqa: E402
 from bench.gpu_static import Budget, Figures  # noqa: E402
-from pkpo_kernels.estimators import ESTIMATORS  # noqa: E402
+from pkpo_kernels.maths.estimators import ESTIMATORS  # noqa: E402
 
 POINTERS = {"x_ptr": "*fp32", "out_ptr": "*fp32"}
 SIZE = 1024

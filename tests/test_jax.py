@@ -13,7 +13,7 @@ import pytest
 from conftest import strictly
 
 import pkpo_kernels as pk
-from pkpo_kernels import portable_xla
+from pkpo_kernels.backends import xla as xla_backend
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_new_k_compiles_nothing(rewards: jax.Array) -> None:
         same(step(rewards, k), plain(rewards, k))
     assert traces == 1
 
-    from pkpo_kernels.portable_xla import _transform_rows
+    from pkpo_kernels.backends.xla import _transform_rows
 
     pk.transform(rewards, 3)
     before = _transform_rows._cache_size()
@@ -121,7 +121,7 @@ def test_shard_map_over_rows(rewards: jax.Array, monkeypatch: pytest.MonkeyPatch
     assert len(got.sharding.device_set) == 8
     same(got, plain(rewards, 3, where=np.asarray(rewards > -1)))
     # The compiler's own partitioning keeps rows where they are, in several turns too.
-    monkeypatch.setattr(portable_xla, "BLOCK_ELEMENTS", 512)
+    monkeypatch.setattr(xla_backend, "BLOCK_ELEMENTS", 512)
     sharding = jax.sharding.NamedSharding(mesh, rows)
     large = jax.ShapeDtypeStruct((128, 10), jnp.float32, sharding=sharding)
     program = jax.jit(lambda x: transform(x, 3)).lower(large).compile().as_text()

@@ -21,7 +21,7 @@ from conftest import INTERPRETED, rewards_of_every_kind
 from jax import lax
 
 import pkpo_kernels as pk
-from pkpo_kernels import dispatch
+from pkpo_kernels.backends import registry
 
 triton = pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
@@ -61,11 +61,11 @@ def jax_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     module = ModuleType("jax_triton")
     module.triton_call = run_interpreted  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "jax_triton", module)
-    monkeypatch.delitem(sys.modules, "pkpo_kernels.fused_jax_triton", raising=False)
+    monkeypatch.delitem(sys.modules, "pkpo_kernels.backends.jax_triton", raising=False)
     # A package keeps its modules as attributes too.
     monkeypatch.delattr(pk, "fused_jax_triton", raising=False)
     yield module
-    sys.modules.pop("pkpo_kernels.fused_jax_triton", None)
+    sys.modules.pop("pkpo_kernels.backends.jax_triton", None)
     vars(pk).pop("fused_jax_triton", None)
 
 
@@ -78,15 +78,15 @@ def on_gpu(jax_triton: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         return real(*args, cpu=cuda, default=default)
 
     monkeypatch.setattr(lax, "platform_dependent", platform_dependent)
-    entry = dispatch.IMPLEMENTATIONS["triton_jax"]
+    entry = registry.IMPLEMENTATIONS["triton_jax"]
     table = {
-        **dispatch.IMPLEMENTATIONS,
+        **registry.IMPLEMENTATIONS,
         "triton_jax": SimpleNamespace(
             name=entry.name, kind=entry.kind, load=entry.load, available=True,
             refuses=lambda rewards: None,
         ),
     }  # fmt: skip
-    monkeypatch.setattr(dispatch, "IMPLEMENTATIONS", table)
+    monkeypatch.setattr(registry, "IMPLEMENTATIONS", table)
 
 
 fused = partial(pk.transform, implementation="triton_jax")
@@ -112,7 +112,7 @@ def transform_as(implementation: str, *args: Any, **options: Any) -> Any:
 class TestWhoIsServed:
     def test_concrete_arrays_elsewhere_are_refused(self, jax_triton: ModuleType) -> None:
         rewards = rewards_of(4)
-        assert dispatch.default_implementation("jax", rewards) == "xla"
+        assert registry.default_implementation("jax", rewards) == "xla"
         with pytest.raises(ValueError, match="NVIDIA GPUs and the rewards are on"):
             fused(rewards, 2)
 
@@ -122,7 +122,7 @@ class TestWhoIsServed:
         refused = []
 
         def step(x: jax.Array, k: Any) -> jax.Array:
-            refused.append(dispatch.IMPLEMENTATIONS["triton_jax"].refuses(x))
+            refused.append(registry.IMPLEMENTATIONS["triton_jax"].refuses(x))
             return pk.transform(x, k, implementation="triton_jax")
 
         rewards = rewards_of(8)
@@ -154,7 +154,7 @@ class TestWhoIsServed:
             return SimpleNamespace(platform=platform, client=client)
 
         def refuses(*devices: Any) -> str | None:
-            return dispatch.IMPLEMENTATIONS["triton_jax"].refuses(
+            return registry.IMPLEMENTATIONS["triton_jax"].refuses(
                 SimpleNamespace(devices=lambda: set(map(id, devices)) and devices)
             )
 
@@ -171,7 +171,7 @@ def test_the_kernels_import_without_torch() -> None:
         "from pkpo_triton import Weights\n"
         "assert Weights is pkpo_triton.weights.Weights\n"
         "import types; sys.modules['jax_triton'] = types.ModuleType('jax_triton')\n"
-        "import pkpo_kernels.fused_jax_triton\n"
+        "import pkpo_kernels.backends.jax_triton\n"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-2000:]
@@ -272,7 +272,7 @@ class TestTransformations:
         rewards = rewards_of(8)
         fused(rewards, 3)
         fused_max(rewards, 3)
-        from pkpo_kernels import fused_jax_triton as module
+        from pkpo_kernels.backends import jax_triton as module
 
         before = module._transform_rows._cache_size(), module._max_at_k_rows._cache_size()
         for k in (8, 4, 2, 1):

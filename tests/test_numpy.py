@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import pkpo_kernels as pk
-from pkpo_kernels import portable_numpy
+from pkpo_kernels.backends import numpy as numpy_backend
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -38,7 +38,7 @@ def test_what_is_left_out_does_not_matter(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     # Blocks of 16 rows: some hold all kinds, some none.
-    monkeypatch.setattr(portable_numpy, "BLOCK_ELEMENTS", 16 * 6)
+    monkeypatch.setattr(numpy_backend, "BLOCK_ELEMENTS", 16 * 6)
     clean = as_dtype(rng.standard_normal((40, 6)), dtype)
     where = rng.random((40, 6)) < 0.6
     where[3] = False

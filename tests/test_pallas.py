@@ -23,7 +23,7 @@ from pkpo_pallas import networks, op, plan
 from races import Races
 
 import pkpo_kernels as pk
-from pkpo_kernels import dispatch
+from pkpo_kernels.backends import registry
 
 if not PALLAS_INTERPRETED:
     pytest.skip("needs PALLAS_INTERPRET=1", allow_module_level=True)
@@ -398,7 +398,7 @@ class TestTheChoice:
 
     def test_arrays_elsewhere_are_refused(self) -> None:
         rewards = rewards_of(6)
-        assert dispatch.default_implementation("jax", rewards) == "xla"
+        assert registry.default_implementation("jax", rewards) == "xla"
         with pytest.raises(ValueError, match="run on TPUs and the rewards are on"):
             pk.transform(rewards, 2, implementation="pallas")
 
@@ -409,7 +409,7 @@ class TestTheChoice:
             devices = [SimpleNamespace(platform=platform) for platform in platforms]
             return SimpleNamespace(dtype=np.dtype("float32"), devices=lambda: devices)
 
-        refuses = dispatch.IMPLEMENTATIONS["pallas"].refuses
+        refuses = registry.IMPLEMENTATIONS["pallas"].refuses
         assert refuses(array("tpu")) is None
         assert "shard_map" in str(refuses(array("tpu", "tpu")))
         assert "jax.device_put" in str(refuses(array("cpu")))

@@ -30,7 +30,7 @@ def test_the_table_of_estimators_is_complete() -> None:
 
 
 def test_the_table_of_implementations_is_true() -> None:
-    from pkpo_kernels.dispatch import IMPLEMENTATIONS
+    from pkpo_kernels.backends.registry import IMPLEMENTATIONS
 
     section = README.split("## Implementations")[1].split("\n\n")[1]
     status = {

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pkpo_kernels import rollouts as module
-from pkpo_kernels.rollout_columns import choose_columns
-from pkpo_kernels.rollouts import (
+from pkpo_kernels.cli import rollouts as module
+from pkpo_kernels.cli.columns import choose_columns
+from pkpo_kernels.cli.rollouts import (
     RolloutFileError,
     Rollouts,
     check_output,
     read_rollouts,
     write_transformed,
 )
-from pkpo_kernels.whole_files import written_whole
+from pkpo_kernels.cli.whole_files import written_whole
 
 TASKS = {"b": [0.0, 1.0, 1.0], "a": [1.0], 'ü ,"': [0.5, -2.0]}
 
@@ -618,7 +618,7 @@ class TestWriting:
 
 WRITES_AND_WAITS = """
 import signal, sys
-from pkpo_kernels.whole_files import written_whole
+from pkpo_kernels.cli.whole_files import written_whole
 
 # Whatever these tests were started under: nohup ignores it.
 signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "ignored" else signal.SIG_DFL)

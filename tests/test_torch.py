@@ -13,7 +13,7 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pkpo_kernels as pk
-from pkpo_kernels import portable_torch
+from pkpo_kernels.backends import torch as torch_backend
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ class TestVmap:
     def test_block_by_block(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rewards, k = self.rewards, self.k
         want = pk.transform(rewards, 3), one_by_one(lambda one: pk.transform(rewards[0], one), k)
-        monkeypatch.setattr(portable_torch, "CPU_BLOCK_ELEMENTS", 16)
+        monkeypatch.setattr(torch_backend, "CPU_BLOCK_ELEMENTS", 16)
         same(vmap(lambda r: pk.transform(r, 3))(rewards), want[0])
         same(vmap(lambda one: pk.transform(rewards[0], one))(k), want[1])
         rows_k = torch.stack([k[:3], k[2:]])

@@ -11,7 +11,8 @@ from typing import get_args
 import pytest
 
 import pkpo_kernels as pk
-from pkpo_kernels import dispatch, typing
+from pkpo_kernels import typing
+from pkpo_kernels.backends import registry
 
 ROOT = Path(__file__).parent.parent
 
@@ -181,4 +182,4 @@ def test_calls_are_checked_with_torch_and_jax(tmp_path: Path) -> None:
 
 def test_the_literals_are_the_names() -> None:
     assert get_args(typing.EstimatorName) == tuple(pk.ESTIMATORS)
-    assert get_args(typing.ImplementationName) == tuple(dispatch.IMPLEMENTATIONS)
+    assert get_args(typing.ImplementationName) == tuple(registry.IMPLEMENTATIONS)

@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pkpo_kernels as pk
-from pkpo_kernels import verification
-from pkpo_kernels.verification import EXACT_TOLERANCE, UNBIASED, Finding, best_of_k, fuzz, verify
+from pkpo_kernels import selfcheck
+from pkpo_kernels.selfcheck import EXACT_TOLERANCE, UNBIASED, Finding, best_of_k, fuzz, verify
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, estimator: str, change: Any) -> None:
     """NumPy's results for the estimator go through `change`."""
-    honest = verification.transform
+    honest = selfcheck.transform
 
     def transform(rewards: Any, k: Any, **options: Any) -> Any:
         out = honest(rewards, k, **options)
         ours = (options["implementation"], options["estimator"]) == ("numpy", estimator)
         return change(out, k) if ours else out
 
-    monkeypatch.setattr(verification, "transform", transform)
+    monkeypatch.setattr(selfcheck, "transform", transform)
 
 
 def faults(found: list[Finding]) -> set[tuple[str, str]]:
@@ -66,10 +66,10 @@ def test_every_unbiased_estimator_has_the_exact_gradient(
 ) -> None:
     if pk.available_implementations()[name] is not None:
         pytest.skip(f"{name} is not available")
-    monkeypatch.setattr(verification, "SAMPLED_N", (4,))
+    monkeypatch.setattr(selfcheck, "SAMPLED_N", (4,))
     assert set(UNBIASED) == {"sloo_minus_one", "sloo", "s", "centered"}
     for estimator in UNBIASED:
-        found = verification._by_expectation(name, estimator, "exact gradient", 0)
+        found = selfcheck._by_expectation(name, estimator, "exact gradient", 0)
         assert found.ok and found.tolerance == EXACT_TOLERANCE == 1e-10
         assert found.cases >= 3 * 3 * 3**4  # three rewards, three ks, all of the outcomes
 
@@ -78,17 +78,17 @@ def test_what_is_right_passes() -> None:
     names = [name for name in ("numpy", "torch") if pk.available_implementations()[name] is None]
     found = list(verify(names))
     assert faults(found) == set()
-    assert len(found) == verification.count_findings(names)
+    assert len(found) == selfcheck.count_findings(names)
 
 
 def test_another_seed_is_another_case() -> None:
     def errors(seed: int) -> list[float]:
-        tally = verification._Tally("numpy", "s", "random shapes")
-        verification._drawn_case.__wrapped__(seed, 0, "s").compare(tally)
+        tally = selfcheck._Tally("numpy", "s", "random shapes")
+        selfcheck._drawn_case.__wrapped__(seed, 0, "s").compare(tally)
         return [
-            verification._by_rows("numpy", "s", "reference", (9,), seed).worst_error,
-            verification._by_expectation("numpy", "s", "exact gradient", seed).worst_error,
-            verification._by_rule("numpy", "s", seed).worst_error,
+            selfcheck._by_rows("numpy", "s", "reference", (9,), seed).worst_error,
+            selfcheck._by_expectation("numpy", "s", "exact gradient", seed).worst_error,
+            selfcheck._by_rule("numpy", "s", seed).worst_error,
             tally.worst,
         ]
 
@@ -110,7 +110,7 @@ def test_a_gradient_that_is_too_small_is_found(
 
 def test_a_bias_is_found_whatever_the_oracle_says(monkeypatch: pytest.MonkeyPatch) -> None:
     # It is what its paper defines, which the oracle confirms, and yet no gradient of max@k.
-    monkeypatch.setattr(verification, "UNBIASED", ("passk_training",))
+    monkeypatch.setattr(selfcheck, "UNBIASED", ("passk_training",))
     assert ("passk_training", "exact gradient") in faults(list(verify(["numpy"])))
 
 
@@ -156,17 +156,17 @@ def another_sign(out: Any, k: Any) -> Any:
 def test_rows_that_are_not_finite_are_looked_at(
     monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
-    assert verification._by_rule("numpy", "s", 0).ok
+    assert selfcheck._by_rule("numpy", "s", 0).ok
     broken(monkeypatch, "s", change)
-    found = verification._by_rule("numpy", "s", 0)
+    found = selfcheck._by_rule("numpy", "s", 0)
     assert not found.ok, found
     # Ordinary rows tell nothing of it.
-    assert verification._by_rows("numpy", "s", "reference", (9,), 0).ok
+    assert selfcheck._by_rows("numpy", "s", "reference", (9,), 0).ok
 
 
 def test_every_fate_is_drawn() -> None:
-    fixed = verification._spoiled_case(0, 9, "sum", "s")
-    drawn = [verification._drawn_case(5, index, "s") for index in range(30)]
+    fixed = selfcheck._spoiled_case(0, 9, "sum", "s")
+    drawn = [selfcheck._drawn_case(5, index, "s") for index in range(30)]
     spoiled = [case for case in drawn if case.spoiled is not None]
     assert 0 < len(spoiled) < len(drawn)
     for cases in ([fixed], spoiled):

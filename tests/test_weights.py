@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import pkpo_kernels as pk
-from pkpo_kernels.estimators import MAX_AT_K, Estimator, Place
-from pkpo_kernels.weights import GapWeights, host_weights
+from pkpo_kernels.maths.estimators import MAX_AT_K, Estimator, Place
+from pkpo_kernels.maths.weights import GapWeights, host_weights
 
 
 def as_published(estimator: str, n: int, k: int) -> tuple[list[Fraction], list[Fraction]]:
@@ -169,7 +169,7 @@ def compiled_by_xla(name: str) -> Any:
     """One program for each width, whatever the k."""
     import jax
 
-    from pkpo_kernels.portable_xla import traced_weights
+    from pkpo_kernels.backends.xla import traced_weights
 
     return jax.jit(partial(traced_weights, pk.ESTIMATORS[name]))
 
@@ -182,7 +182,7 @@ def traced(library: str, name: str, n: int, k: int) -> GapWeights:
         return compiled_by_xla(name)(jnp.zeros((1, n)), jnp.asarray(n), jnp.asarray(k))
     import torch
 
-    from pkpo_kernels.portable_torch import _weights
+    from pkpo_kernels.backends.torch import _weights
 
     keys = torch.zeros((1, n), dtype=torch.float64)
     return _weights(estimator, keys, torch.tensor(n), torch.tensor(k))

@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from bench.ptx.launch import Launch
 from bench.ptx.memory import Pointer
 from bench.ptx.program import Program
-from pkpo_kernels import dispatch
+from pkpo_kernels.backends import registry
 
 # Bytes of shared memory that a CTA may have, by compute capability.
 _SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -102,7 +102,7 @@ class Device:
         triton.runtime.driver.set_active(self)
         # Here the library lets tensors on the CPU through to the kernels.
         for name, value in (("_interpreted", True), ("_interpreter_fails", None)):
-            patch = mock.patch.object(dispatch, name, lambda value=value: value)
+            patch = mock.patch.object(registry, name, lambda value=value: value)
             self._entered.enter_context(patch)
         return self
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pkpo_kernels import portable
-from pkpo_kernels.estimators import MAX_AT_K, Estimator
-from pkpo_kernels.weights import GapWeights, clip_k, gap_weights, host_weights
+from pkpo_kernels.backends import _rows
+from pkpo_kernels.maths.estimators import MAX_AT_K, Estimator
+from pkpo_kernels.maths.weights import GapWeights, clip_k, gap_weights, host_weights
 
 # Elements that are worked on at one time.
 BLOCK_ELEMENTS = 1 << 20
@@ -77,7 +77,7 @@ def _transform_rows(
     ) -> jax.Array:
         keys = _keys(rewards, dtype)
         n = group_sizes(keys, where)
-        out = portable.transform_rows(
+        out = _rows.transform_rows(
             primitives(keys),
             keys,
             n,
@@ -110,7 +110,7 @@ def _max_at_k_rows(
             known or traced_weights(MAX_AT_K, keys, n, k)
             for k, known in zip(ks, weights, strict=True)
         ]
-        best = portable.max_at_k_rows(primitives(keys), keys, n, all_weights, where)
+        best = _rows.max_at_k_rows(primitives(keys), keys, n, all_weights, where)
         return best.astype(dtype)
 
     return _in_blocks(best_of_block, rewards, None, where)
@@ -245,8 +245,8 @@ def _leading_bits(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def primitives(keys: jax.Array) -> portable.Primitives:
-    return portable.Primitives(
+def primitives(keys: jax.Array) -> _rows.Primitives:
+    return _rows.Primitives(
         xp=jnp,
         columns=jnp.arange(1, keys.shape[1] + 1, dtype=keys.dtype)[None],
         sort=_sort,

@@ -6,10 +6,10 @@ from functools import partial
 
 from jax.experimental.pallas import tpu as pltpu
 
-from pkpo_kernels import fused_pallas
+from pkpo_kernels.backends import pallas as pallas_backend
 
 # Memory that nobody has written reads as NaN.
 PARAMETERS = pltpu.InterpretParams(uninitialized_memory="nan")
 
-transform_rows = partial(fused_pallas.transform_rows, interpret=PARAMETERS)
-max_at_k_rows = partial(fused_pallas.max_at_k_rows, interpret=PARAMETERS)
+transform_rows = partial(pallas_backend.transform_rows, interpret=PARAMETERS)
+max_at_k_rows = partial(pallas_backend.max_at_k_rows, interpret=PARAMETERS)

@@ -19,11 +19,12 @@ import pkpo_pallas
 from jax import lax
 from pkpo_pallas import Table, Weights
 
-from pkpo_kernels import portable, portable_xla
-from pkpo_kernels.batched_rows import max_at_k_of_rows, transform_of_rows
-from pkpo_kernels.estimators import MAX_AT_K, Estimator
-from pkpo_kernels.fused_weights import kernel_weights
-from pkpo_kernels.weights import GapWeights
+from pkpo_kernels.backends import _rows
+from pkpo_kernels.backends import xla as xla_backend
+from pkpo_kernels.backends.batched_rows import max_at_k_of_rows, transform_of_rows
+from pkpo_kernels.backends.fused_weights import kernel_weights
+from pkpo_kernels.maths.estimators import MAX_AT_K, Estimator
+from pkpo_kernels.maths.weights import GapWeights
 
 
 class _Transform(NamedTuple):
@@ -136,10 +137,10 @@ def _by_platform(
 def _others() -> Any:
     """The module that serves JAX arrays there."""
     try:
-        from pkpo_kernels import fused_jax_triton
+        from pkpo_kernels.backends import jax_triton as jax_triton_backend
     except ImportError:
-        return portable_xla
-    return fused_jax_triton
+        return xla_backend
+    return jax_triton_backend
 
 
 def _transform_elsewhere(
@@ -201,7 +202,7 @@ def _launch_max_at_k(
     ks = _in_place(options, hidden)
     if not pkpo_pallas.fits(rewards.shape[1], options.interpret):
         # One number a row: there is nothing to scan.
-        return portable_xla.max_at_k_rows(rewards, ks, where, dtype=options.dtype)
+        return xla_backend.max_at_k_rows(rewards, ks, where, dtype=options.dtype)
     tables = None
     if where is None:
         tables = [_table(MAX_AT_K, rewards, k) for k in ks]
@@ -221,7 +222,7 @@ def _transform_long(
 ) -> jax.Array:
     """XLA sorts; its second sort leads what the kernel has summed up back to the samples."""
     keys = rewards.astype(jnp.float32)
-    n = portable_xla.group_sizes(keys, where)
+    n = xla_backend.group_sizes(keys, where)
 
     def sum_beneath(gaps: jax.Array, terms: jax.Array, places: jax.Array) -> jax.Array:
         sums = pkpo_pallas.prefix_sums(terms, interpret=options.interpret)
@@ -230,8 +231,8 @@ def _transform_long(
         _, out = lax.sort((places, sums), dimension=1, is_stable=False, num_keys=1)
         return out
 
-    out = portable.transform_rows(
-        portable_xla.primitives(keys)._replace(sum_beneath=sum_beneath),
+    out = _rows.transform_rows(
+        xla_backend.primitives(keys)._replace(sum_beneath=sum_beneath),
         keys,
         n,
         _weights(options.estimator, keys, n, k, where, clip=options.undersized == "clip"),
@@ -252,8 +253,8 @@ def _weights(
     *,
     clip: bool,
 ) -> GapWeights:
-    known = portable_xla.known_weights(estimator, keys, k, where, jnp.float32)
-    return known or portable_xla.traced_weights(estimator, keys, n, k, clip=clip)
+    known = xla_backend.known_weights(estimator, keys, k, where, jnp.float32)
+    return known or xla_backend.traced_weights(estimator, keys, n, k, clip=clip)
 
 
 def _table(
@@ -265,7 +266,7 @@ def _table(
 ) -> Table:
     """What rows that share n and k have in common, in float32."""
     keys = jnp.zeros((1, rewards.shape[1]), jnp.float32)
-    n = portable_xla.group_sizes(keys, None)
+    n = xla_backend.group_sizes(keys, None)
     weights = _weights(estimator, keys, n, k, None, clip=clip)
     return Table(
         gap=jnp.asarray(weights.gap[0]),

@@ -28,10 +28,10 @@ from pkpo_triton.kernels import max_at_k_kernel, transform_kernel
 from pkpo_triton.plan import OPTIONS, Plan, plan
 from pkpo_triton.weights import Weights
 
-from pkpo_kernels import portable_xla
-from pkpo_kernels.batched_rows import max_at_k_of_rows, transform_of_rows
-from pkpo_kernels.estimators import Estimator
-from pkpo_kernels.fused_weights import kernel_weights
+from pkpo_kernels.backends import xla as xla_backend
+from pkpo_kernels.backends.batched_rows import max_at_k_of_rows, transform_of_rows
+from pkpo_kernels.backends.fused_weights import kernel_weights
+from pkpo_kernels.maths.estimators import Estimator
 
 # Larger than any row: what a k may be cut to before it becomes an int32.
 _LARGE = 1 << 30
@@ -66,7 +66,7 @@ def transform_rows(
 ) -> jax.Array:
     """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), a constant."""
     if not _on_chip(rewards, where, dtype):
-        return portable_xla.transform_rows(
+        return xla_backend.transform_rows(
             rewards,
             k,
             where,
@@ -90,7 +90,7 @@ def max_at_k_rows(
 ) -> jax.Array:
     """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), a constant."""
     if not _on_chip(rewards, where, dtype):
-        return portable_xla.max_at_k_rows(rewards, ks, where, dtype=dtype)
+        return xla_backend.max_at_k_rows(rewards, ks, where, dtype=dtype)
     known = tuple(_constant_of_the_program(rewards, k) for k in ks)
     hidden = [jnp.asarray(k) for k, one in zip(ks, known, strict=True) if one is None]
     options = _MaxAtK(jnp.dtype(dtype), known)
@@ -147,7 +147,7 @@ def _portable_transform(
 ) -> jax.Array:
     known_or_not = options.k if k is None else k
     assert known_or_not is not None
-    return portable_xla.transform_rows(
+    return xla_backend.transform_rows(
         rewards,
         known_or_not,
         where,
@@ -163,7 +163,7 @@ def _portable_max_at_k(
 ) -> jax.Array:
     hidden = iter(ks)
     every = [next(hidden) if k is None else k for k in options.ks]
-    return portable_xla.max_at_k_rows(rewards, every, where, dtype=options.dtype)
+    return xla_backend.max_at_k_rows(rewards, every, where, dtype=options.dtype)
 
 
 # jax-triton takes a kernel's outputs behind all its inputs, and hands no None over, so a kernel

@@ -23,27 +23,27 @@ from pkpo_kernels.validation import library_of as library_of
 
 
 def _reference() -> ModuleType:
-    from pkpo_kernels import reference
+    from pkpo_kernels.maths import reference
 
     return reference
 
 
 def _numpy() -> ModuleType:
-    from pkpo_kernels import portable_numpy
+    from pkpo_kernels.backends import numpy as numpy_backend
 
-    return portable_numpy
+    return numpy_backend
 
 
 def _torch() -> ModuleType:
-    from pkpo_kernels import portable_torch
+    from pkpo_kernels.backends import torch as torch_backend
 
-    return portable_torch
+    return torch_backend
 
 
 def _triton() -> ModuleType:
-    from pkpo_kernels import fused_triton
+    from pkpo_kernels.backends import triton as triton_backend
 
-    return fused_triton
+    return triton_backend
 
 
 # What the drivers of NVIDIA, AMD, and Windows' Linux leave where a GPU is.
@@ -96,15 +96,15 @@ def _triton_refuses(rewards: Any) -> str | None:
 
 
 def _xla() -> ModuleType:
-    from pkpo_kernels import portable_xla
+    from pkpo_kernels.backends import xla as xla_backend
 
-    return portable_xla
+    return xla_backend
 
 
 def _jax_triton() -> ModuleType:
-    from pkpo_kernels import fused_jax_triton
+    from pkpo_kernels.backends import jax_triton as jax_triton_backend
 
-    return fused_jax_triton
+    return jax_triton_backend
 
 
 def _jax_triton_refuses(rewards: Any) -> str | None:
@@ -151,15 +151,15 @@ _TPU_FILES = ("/dev/accel0", "/dev/vfio/0", "/dev/vfio/devices")
 
 
 def _pallas() -> ModuleType:
-    from pkpo_kernels import fused_pallas
+    from pkpo_kernels.backends import pallas as pallas_backend
 
-    return fused_pallas
+    return pallas_backend
 
 
 def _pallas_interpret() -> ModuleType:
-    from pkpo_kernels import interpreted_pallas
+    from pkpo_kernels.backends import pallas_interpret
 
-    return interpreted_pallas
+    return pallas_interpret
 
 
 def _no_tpu() -> str | None:
@@ -263,7 +263,7 @@ class Implementation:
 
 def _unmet(requirement: Requirement) -> str | None:
     """Why what is installed does not do, or None where it does."""
-    from pkpo_kernels.installed import VERSIONS
+    from pkpo_kernels.backends._installed import VERSIONS
 
     package, least = requirement
     version = VERSIONS.get(package)

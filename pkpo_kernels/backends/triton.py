@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from pkpo_triton import Weights, op
 
-from pkpo_kernels.estimators import Estimator
-from pkpo_kernels.fused_weights import kernel_weights
+from pkpo_kernels.backends.fused_weights import kernel_weights
+from pkpo_kernels.maths.estimators import Estimator
 
 
 def transform_rows(

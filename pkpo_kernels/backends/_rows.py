@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pkpo_kernels.estimators import Array
-from pkpo_kernels.weights import GapWeights
+from pkpo_kernels.maths.estimators import Array
+from pkpo_kernels.maths.weights import GapWeights
 
 # Rewards beyond the largest float times this are computed on at this scale. Nothing overflows then:
 # the weights of a row make no more of it than a few times its range. Not smaller than that takes:

@@ -35,9 +35,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_kernels.rollout_columns import Columns, choose_columns, describe_columns
+from pkpo_kernels.cli.columns import Columns, choose_columns, describe_columns
+from pkpo_kernels.cli.whole_files import check_folder, written_whole
 from pkpo_kernels.validation import LARGEST_EXACT, inexact_integers, not_exact
-from pkpo_kernels.whole_files import check_folder, written_whole
 
 __all__ = ["RolloutFileError", "Rollouts", "check_output", "read_rollouts", "write_transformed"]
 

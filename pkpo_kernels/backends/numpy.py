@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_kernels.estimators import MAX_AT_K, Estimator
-from pkpo_kernels.portable import RANGE_SCALE
-from pkpo_kernels.weights import GapWeights, clip_k, host_weights
+from pkpo_kernels.backends._rows import RANGE_SCALE
+from pkpo_kernels.maths.estimators import MAX_AT_K, Estimator
+from pkpo_kernels.maths.weights import GapWeights, clip_k, host_weights
 
 Floats = NDArray[np.float64]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pkpo_kernels import portable
-from pkpo_kernels.estimators import MAX_AT_K, Estimator
-from pkpo_kernels.weights import GapWeights, clip_k, gap_weights
+from pkpo_kernels.backends import _rows
+from pkpo_kernels.maths.estimators import MAX_AT_K, Estimator
+from pkpo_kernels.maths.weights import GapWeights, clip_k, gap_weights
 
 # Elements in a block of rows: cache-sized on a CPU, enough to fill any other device.
 CPU_BLOCK_ELEMENTS = 1 << 19
@@ -38,7 +38,7 @@ def transform_rows(
         whole_k = _whole(k, rewards)
         if undersized == "clip":
             whole_k = clip_k(estimator, n, whole_k, torch)
-        out = portable.transform_rows(
+        out = _rows.transform_rows(
             _primitives(keys),
             keys,
             n,
@@ -67,7 +67,7 @@ def max_at_k_rows(
     ) -> torch.Tensor:
         keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
         weights = [_weights(MAX_AT_K, keys, n, _whole(one, rewards)) for one in ks]
-        return portable.max_at_k_rows(_primitives(keys), keys, n, weights, where).to(dtype)
+        return _rows.max_at_k_rows(_primitives(keys), keys, n, weights, where).to(dtype)
 
     return _in_blocks(best_of_block, rewards, 0, where)
 
@@ -149,10 +149,10 @@ def _product_from_right(numerator: torch.Tensor, denominator: torch.Tensor) -> t
     return (numerator / denominator).flip(-1).cumprod(-1).flip(-1)
 
 
-def _primitives(keys: torch.Tensor) -> portable.Primitives:
+def _primitives(keys: torch.Tensor) -> _rows.Primitives:
     # The CPU's own kernels scan strictly from left to right, in double precision.
     plain_cpu = keys.device.type == "cpu" and not torch.compiler.is_compiling()
-    return portable.Primitives(
+    return _rows.Primitives(
         xp=torch,
         columns=torch.arange(1, keys.shape[-1] + 1, device=keys.device),
         sort=_sort,

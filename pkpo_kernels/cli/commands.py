@@ -29,20 +29,20 @@ from typing import Annotated, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_kernels import dispatch
 from pkpo_kernels.api import transform as transform_rewards
-from pkpo_kernels.estimators import ESTIMATORS
-from pkpo_kernels.evaluation import AtK, Difference, Evaluation, Metric, evaluate
-from pkpo_kernels.rollouts import (
+from pkpo_kernels.backends import registry
+from pkpo_kernels.cli.rollouts import (
     Rollouts,
     check_output,
     read_rollouts,
     write_transformed,
 )
-from pkpo_kernels.verification import Finding, count_findings
-from pkpo_kernels.verification import fuzz as fuzzed
-from pkpo_kernels.verification import verify as findings
-from pkpo_kernels.whole_files import check_folder, written_whole
+from pkpo_kernels.cli.whole_files import check_folder, written_whole
+from pkpo_kernels.evaluation import AtK, Difference, Evaluation, Metric, evaluate
+from pkpo_kernels.maths.estimators import ESTIMATORS
+from pkpo_kernels.selfcheck import Finding, count_findings
+from pkpo_kernels.selfcheck import fuzz as fuzzed
+from pkpo_kernels.selfcheck import verify as findings
 
 try:
     import typer
@@ -145,15 +145,15 @@ def info() -> None:
     implementations = Table(title="implementations")
     for heading in ("name", "arrays", "what it is", "here"):
         implementations.add_column(heading, overflow="fold")
-    for name, reason in dispatch.available_implementations().items():
-        entry = dispatch.IMPLEMENTATIONS[name]
+    for name, reason in registry.available_implementations().items():
+        entry = registry.IMPLEMENTATIONS[name]
         implementations.add_row(name, entry.kind, entry.summary, reason or "available")
     _show(implementations)
 
     defaults = Table(title="what serves arrays by default, on each device that is here")
     for heading in ("arrays", "device", "implementation"):
         defaults.add_column(heading, overflow="fold")
-    for row in dispatch.defaults_by_device():
+    for row in registry.defaults_by_device():
         defaults.add_row(*row)
     for library in ("torch", "jax"):
         if find_spec(library) is None:
@@ -386,7 +386,7 @@ def _report(record: dict[str, Any], found: Sequence[Finding]) -> bytes:
             "torch": _devices("torch", _torch_devices),
             "jax": _devices("jax", _jax_devices),
         },
-        "implementations": dispatch.available_implementations(),
+        "implementations": registry.available_implementations(),
         "findings": [finding.as_dict() for finding in found],
     }
     return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
@@ -405,8 +405,8 @@ def _verify_plainly(arguments: Sequence[str]) -> int:
 def _transformed(rollouts: Rollouts, k: int, options: dict[str, Any]) -> list[NDArray[np.float64]]:
     """Each task's transformed rewards."""
     name = options["implementation"]
-    kind = "numpy" if name is None else dispatch.kind_of(name)
-    dispatch.choose(name, kind)
+    kind = "numpy" if name is None else registry.kind_of(name)
+    registry.choose(name, kind)
     to_library = _to_library(kind)
     # The largest group decides what k may be; after it, smaller groups are undersized.
     transform_rewards(to_library(np.zeros((1, int(rollouts.lengths.max())))), k, **options)
@@ -426,7 +426,7 @@ def _transformed(rollouts: Rollouts, k: int, options: dict[str, Any]) -> list[ND
 
 def _to_library(kind: str) -> Callable[[NDArray[Any]], Any]:
     """NumPy array → one of this library, on its accelerator if it has one."""
-    xp = dispatch.namespace(kind)
+    xp = registry.namespace(kind)
     if kind == "torch" and xp.cuda.is_available():
         return lambda array: xp.asarray(array, device="cuda")
     return lambda array: xp.asarray(array)

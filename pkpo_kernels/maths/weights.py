@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pkpo_kernels.estimators import MAX_AT_K, Array, Estimator, Place
+from pkpo_kernels.maths.estimators import MAX_AT_K, Array, Estimator, Place
 
 
 class GapWeights(NamedTuple):
-    """Weights over a sorted row of N columns, for the sum in `pkpo_kernels.estimators`."""
+    """Weights over a sorted row of N columns, for the sum in `pkpo_kernels.maths.estimators`."""
 
     admitted: Array  # (...) bool: the group admits this k; where it does not, all weights are 0
     anchor: Array  # (...): of the largest reward

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from pkpo_kernels.estimators import Estimator
+from pkpo_kernels.maths.estimators import Estimator
 
 Weights = TypeVar("Weights")
 

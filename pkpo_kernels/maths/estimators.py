@@ -172,7 +172,7 @@ class Estimator:
 
     def weights(self, n: int, k: int) -> Any:
         """This estimator's weights for a group of n samples, in float64: see
-        `pkpo_kernels.weights.GapWeights`.
+        `pkpo_kernels.maths.weights.GapWeights`.
 
         Raises:
             ValueError: n < 1, k < 1, or a k that such a group does not admit.
@@ -180,8 +180,8 @@ class Estimator:
         >>> ESTIMATORS["sloo_minus_one"].weights(4, 2).gap        # C(j, 1) / C(4, 2)
         array([0.16666667, 0.33333333, 0.5       ])
         """
+        from pkpo_kernels.maths.weights import host_weights
         from pkpo_kernels.validation import checked_integer
-        from pkpo_kernels.weights import host_weights
 
         n, k = checked_integer("n", n, least=1), checked_integer("k", k, least=1)
         if k > self.largest_k(n):

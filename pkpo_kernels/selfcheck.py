@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_kernels import dispatch, reference
 from pkpo_kernels.api import SCALES, UNDERSIZED, max_at_k, transform
-from pkpo_kernels.estimators import ESTIMATORS, MAX_AT_K
+from pkpo_kernels.backends import registry
+from pkpo_kernels.maths import reference
+from pkpo_kernels.maths.estimators import ESTIMATORS, MAX_AT_K
 
 # NumPy computes float64 in float64; the others are given float32.
 TOLERANCES = {"numpy": 1e-11, "torch": 5e-6, "jax": 5e-6}
@@ -88,7 +89,7 @@ class _Tally:
 
     def __init__(self, implementation: str, estimator: str, against: str) -> None:
         self.implementation, self.estimator, self.against = implementation, estimator, against
-        self.kind = dispatch.kind_of(implementation)
+        self.kind = registry.kind_of(implementation)
         self.cases, self.worst, self.worst_case = 0, 0.0, "none"
         self.tolerance = TOLERANCES[self.kind]
 
@@ -184,15 +185,15 @@ def _checked(implementations: Sequence[str] | None, seed: int) -> tuple[str, ...
     if seed < 0:
         raise ValueError(f"seed must be at least 0; got {seed}")
     if implementations is None:
-        available = dispatch.available_implementations()
+        available = registry.available_implementations()
         # What simulates a chip is there to be looked at, and takes minutes.
         return tuple(
             name
             for name, reason in available.items()
-            if reason is None and not dispatch.IMPLEMENTATIONS[name].simulated
+            if reason is None and not registry.IMPLEMENTATIONS[name].simulated
         )
     for name in implementations:
-        dispatch.choose(name, dispatch.kind_of(name))
+        registry.choose(name, registry.kind_of(name))
     return tuple(implementations)
 
 
@@ -549,7 +550,7 @@ def as_given(values: NDArray[Any], kind: str, dtype: str = "float32") -> Any:
 
     NumPy's are left as they are; of the others bool stays bool, and numbers become of the dtype.
     """
-    xp = dispatch.namespace(kind)
+    xp = registry.namespace(kind)
     if kind == "numpy":
         return values
     target = xp.bool_ if kind == "jax" else xp.bool
@@ -573,7 +574,7 @@ def _float64_allowed(kind: str) -> AbstractContextManager[Any]:
 
 def _computes_float64(implementation: str) -> bool:
     """Whether it takes float64 and the device has it."""
-    entry = dispatch.IMPLEMENTATIONS[implementation]
+    entry = registry.IMPLEMENTATIONS[implementation]
     if entry.kind == "jax":
         import jax
 

@@ -1,0 +1,1 @@
+"""What computes, a module for each way, behind `pkpo_kernels.api`: see `registry`."""
