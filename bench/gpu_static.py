@@ -153,8 +153,8 @@ def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "trito
     name = next(
         name
         for name, estimator in ESTIMATORS.items()
-        if estimator.form.lag == constants["LAG"]
-        and estimator.standardised == constants["STANDARDISED"]
+        if estimator.index_shift == constants["LAG"]
+        and estimator.normalized == constants["STANDARDISED"]
     )
     k: dict[str, Any] = {
         "int": K,

@@ -61,7 +61,7 @@ from bench.throughput import (
     places_to_prove,
 )
 from pkpo_kernels.backends import registry
-from pkpo_kernels.maths.estimators import Array
+from pkpo_kernels.maths.weights import Array
 
 N, DIFFERENT_KS = 64, (1, 2, 4, 8, 16, 32, 64)
 # The largest k first, as one trains.

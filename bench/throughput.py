@@ -63,7 +63,7 @@ from bench.records import (
 )
 from bench.shapes import INPUTS, PLANS, TINY, K, Plan, Shape
 from pkpo_kernels.backends import registry
-from pkpo_kernels.maths.estimators import Array
+from pkpo_kernels.maths.weights import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

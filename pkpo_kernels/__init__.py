@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pkpo_kernels.api import max_at_k, pass_at_k, transform
 from pkpo_kernels.backends.registry import available_implementations
-from pkpo_kernels.maths.estimators import ESTIMATORS, Estimator
+from pkpo_kernels.maths.estimators import ESTIMATORS
+from pkpo_kernels.maths.weights import Estimator
 
 if TYPE_CHECKING:
     from pkpo_kernels import schedules

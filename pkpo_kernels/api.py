@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.backends import registry
-from pkpo_kernels.maths.estimators import ESTIMATORS, MAX_AT_K, Array, Estimator
+from pkpo_kernels.maths.estimators import ESTIMATORS, MAX_AT_K
+from pkpo_kernels.maths.weights import Array, Estimator
 from pkpo_kernels.typing import (
     DeviceArray,
     EstimatorName,
@@ -151,7 +152,7 @@ def transform(
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
     checked_name("scale", scale, SCALES)
     checked_name("undersized", undersized, UNDERSIZED)
-    if scale == "mean" and chosen.standardised:
+    if scale == "mean" and chosen.normalized:
         raise ValueError(
             f"scale must be 'sum' for estimator {chosen.name!r}, which is normalised by itself;"
             " got 'mean'"

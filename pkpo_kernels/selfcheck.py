@@ -39,7 +39,7 @@ FATES = ("as drawn", "NaN", "inf", "-inf", "overflow", "large", "large, one sign
 
 EVERYTHING = (*ESTIMATORS, MAX_AT_K.name)
 # Divided by a deviation: without a scale, and biased.
-NORMALIZED = tuple(name for name, estimator in ESTIMATORS.items() if estimator.standardised)
+NORMALIZED = tuple(name for name, estimator in ESTIMATORS.items() if estimator.normalized)
 # Those whose expectation is the gradient.
 UNBIASED = tuple(name for name in ESTIMATORS if name not in NORMALIZED)
 

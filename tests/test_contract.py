@@ -178,7 +178,7 @@ class TestProperties:
         rewards = rng.standard_normal((3, 10)).astype(np.float32)
         plain = subject.transform(subject.array(rewards), 4, estimator=estimator)
         scaled = subject.transform(subject.array(rewards * 2**20), 4, estimator=estimator)
-        factor = 1 if pk.ESTIMATORS[estimator].standardised else 2**20
+        factor = 1 if pk.ESTIMATORS[estimator].normalized else 2**20
         np.testing.assert_allclose(scaled, plain * factor, rtol=1e-6, atol=1e-7)
 
     def test_k_1_is_leave_one_out(self, subject: Subject, rng: np.random.Generator) -> None:
@@ -278,7 +278,7 @@ class TestOptions:
         scale: str,
         undersized: str,
     ) -> None:
-        if pk.ESTIMATORS[estimator].standardised:
+        if pk.ESTIMATORS[estimator].normalized:
             scale = "sum"
         rewards = rng.standard_normal((24, 7)).astype(np.float32)
         where = rng.random((24, 7)) < np.linspace(0, 1, 24)[:, None]
@@ -599,7 +599,7 @@ class TestUnusualNumbers:
     def test_rewards_as_large_as_they_get(
         self, subject: Subject, estimator: str, scale: str
     ) -> None:
-        if scale == "mean" and pk.ESTIMATORS[estimator].standardised:
+        if scale == "mean" and pk.ESTIMATORS[estimator].normalized:
             pytest.skip("is a mean already")
         if subject.simulated and (estimator, scale) not in (("sloo", "sum"), ("s", "mean")):
             pytest.skip("the same kernel, and other numbers")

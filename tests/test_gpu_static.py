@@ -169,8 +169,8 @@ def test_every_variant_is_called_for_what_it_is(monkeypatch: pytest.MonkeyPatch)
         assert call["name"] == ("max_at_k" if variant.name.startswith("max@k") else "transform")
         if call["name"] == "transform":
             estimator = ESTIMATORS[call["estimator"]]
-            assert estimator.form.lag == constants["LAG"]
-            assert estimator.standardised == constants["STANDARDISED"]
+            assert estimator.index_shift == constants["LAG"]
+            assert estimator.normalized == constants["STANDARDISED"]
             kind = {None: "int", 0: "scalar", 1: "row"}[getattr(call["k"], "ndim", None)]
             assert kind == constants["K"]
 

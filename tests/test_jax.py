@@ -198,7 +198,7 @@ class TestStrictly:
             yield pk.transform(x, 1, **options)
             yield pk.transform(x, k, **options)
             yield pk.transform(x, ks, where=w, undersized="clip", **options)
-            if not pk.ESTIMATORS[estimator].standardised:
+            if not pk.ESTIMATORS[estimator].normalized:
                 yield pk.transform(x, ks, where=w, undersized="nan", scale="mean", **options)
             yield pk.max_at_k(x, [1, x.shape[1]], implementation=implementation)
             yield pk.max_at_k(x, k[None], where=w, implementation=implementation)

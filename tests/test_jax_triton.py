@@ -188,7 +188,7 @@ class TestWhatItComputes:
         if estimator in ("sloo", "centered") and n == 1:
             return
         for options in ({}, {"scale": "mean"}):
-            if options and pk.ESTIMATORS[estimator].standardised:
+            if options and pk.ESTIMATORS[estimator].normalized:
                 continue
             options = {"estimator": estimator, **options}
             want = pk.transform(rewards, k, implementation="xla", **options)

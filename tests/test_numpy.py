@@ -95,12 +95,12 @@ def test_float64_as_large_as_it_gets(rng: np.random.Generator, estimator: str) -
     # Powers of two change no bit: 1.98 · 2^1023 is close to the largest float64.
     rewards = rng.uniform(-0.99, 0.99, (4, 7)).round(6)
     rewards[1] += 0.99
-    for scale in ("sum",) if pk.ESTIMATORS[estimator].standardised else ("sum", "mean"):
+    for scale in ("sum",) if pk.ESTIMATORS[estimator].normalized else ("sum", "mean"):
         for k in (1, 2, 6):
             options: dict[str, Any] = {"estimator": estimator, "scale": scale}
             got = pk.transform(np.ldexp(rewards, 1023), k, **options)
             want = pk.transform(rewards, k, **options)
-            if not pk.ESTIMATORS[estimator].standardised:
+            if not pk.ESTIMATORS[estimator].normalized:
                 with np.errstate(over="ignore"):
                     want = np.ldexp(want, 1023)
             np.testing.assert_array_equal(got, want)

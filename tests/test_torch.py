@@ -138,7 +138,7 @@ class TestVmap:
     @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
     def test_over_rewards_masks_and_k(self, estimator: str) -> None:
         rewards, where, k = self.rewards, self.where, self.k
-        scale = "sum" if pk.ESTIMATORS[estimator].standardised else "mean"
+        scale = "sum" if pk.ESTIMATORS[estimator].normalized else "mean"
 
         def masked(rewards: torch.Tensor, where: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
             options: dict[str, Any] = {"scale": scale, "undersized": "clip"}
@@ -242,7 +242,7 @@ def test_as_large_as_it_gets(rewards: torch.Tensor, dtype: torch.dtype, estimato
     rewards = rewards.clamp(-0.99, 0.99).to(dtype)
     rewards[1] += 0.99
     large = 2.0 ** (127 if dtype == torch.float32 else 1023)
-    standardised = pk.ESTIMATORS[estimator].standardised
+    standardised = pk.ESTIMATORS[estimator].normalized
     for scale in ("sum",) if standardised else ("sum", "mean"):
         for k in (1, 2, 15):
             got = pk.transform(rewards * large, k, estimator=estimator, scale=scale)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import pkpo_kernels as pk
-from pkpo_kernels.maths.estimators import MAX_AT_K, Estimator, Place
-from pkpo_kernels.maths.weights import GapWeights, host_weights
+from pkpo_kernels.maths.estimators import MAX_AT_K
+from pkpo_kernels.maths.weights import Estimator, GapWeights, host_weights, row_weights
 
 
 def as_published(estimator: str, n: int, k: int) -> tuple[list[Fraction], list[Fraction]]:
@@ -55,17 +55,15 @@ def as_published(estimator: str, n: int, k: int) -> tuple[list[Fraction], list[F
 def exactly(
     estimator: Estimator, n: int, k: int
 ) -> tuple[Fraction, list[Fraction], list[Fraction]]:
-    """The estimator's own formulas on fractions: anchor, below_j, gap_j."""
+    """The estimator's own formulas on fractions: max coefficient, offset_j, gap_j."""
+    shift = estimator.index_shift
     j = np.array([Fraction(j) for j in range(1, n)], dtype=object)
-    b = np.array([Fraction(comb(i, k - 1), comb(n, k)) for i in range(1, n)], dtype=object)
-    a = np.array([Fraction(comb(i - 1, k - 1), comb(n, k)) for i in range(1, n)], dtype=object)
+    ratios = [Fraction(comb(i - shift, k - 1), comb(n, k)) for i in range(1, n)]
     n_, k_ = Fraction(n), Fraction(k)
-    place = Place(j=j, n=n_, k=k_, b=b, a=a, where=lambda c, x, y: x if c else y)
-    return (
-        Fraction(estimator.anchor(n_, k_)),
-        list(estimator.below(place)),
-        list(estimator.gap(place)),
+    offset, gap = row_weights(
+        estimator, np.array(ratios, dtype=object), j, n_, k_, where=lambda c, x, y: x if c else y
     )
+    return Fraction(estimator.coefficients.max_coefficient(n_, k_)), list(offset), list(gap)
 
 
 @pytest.mark.parametrize("name", [*pk.ESTIMATORS, "max_at_k"])
@@ -74,12 +72,12 @@ def test_formulas_are_the_published_weights_exactly(name: str) -> None:
     for n in range(2, 10):
         for k in range(1, estimator.largest_k(n) + 1):
             v, w = as_published(name, n, k)
-            anchor, below, gap = exactly(estimator, n, k)
+            max_coefficient, offset, gap = exactly(estimator, n, k)
             # Σ_j v_j g_(j) = (Σ_j v_j) g_(n) − Σ_j (v_1 + … + v_j) d_j
-            assert anchor == sum(v)
-            assert below == [sum(v[:j]) for j in range(1, n)]
+            assert max_coefficient == sum(v)
+            assert offset == [sum(v[:j]) for j in range(1, n)]
             assert gap == w
-            assert all(weight >= 0 for weight in (*below, *gap))
+            assert all(weight >= 0 for weight in (*offset, *gap))
 
 
 def relative_error(got: Any, numerators: list[int], denominator: int) -> float:
@@ -148,8 +146,8 @@ def test_no_inf_no_nan_no_warning() -> None:
         for estimator in (*pk.ESTIMATORS.values(), MAX_AT_K):
             weights = host_weights(estimator, 9, n, k)
             assert all(np.isfinite(part).all() for part in weights)
-            out = ~weights.admitted
-            assert not weights.gap[out].any() and not weights.anchor[out].any()
+            out = ~weights.k_is_valid
+            assert not weights.gap[out].any() and not weights.max_coefficient[out].any()
             for size in (1, 2, 1024):
                 host_weights(estimator, size, size, size)
 
@@ -159,8 +157,8 @@ def test_a_rows_own_n_shifts_its_weights_to_the_right() -> None:
     wide = host_weights(estimator, 9, np.array([5, 9]), np.array([2, 3]))
     narrow = host_weights(estimator, 5, 5, 2)
     np.testing.assert_array_equal(wide.gap[0, 4:], narrow.gap)
-    np.testing.assert_array_equal(wide.below[0, 4:], narrow.below)
-    assert not wide.gap[0, :4].any() and not wide.below[0, :4].any()
+    np.testing.assert_array_equal(wide.offset[0, 4:], narrow.offset)
+    assert not wide.gap[0, :4].any() and not wide.offset[0, :4].any()
     np.testing.assert_array_equal(wide.gap[1], host_weights(estimator, 9, 9, 3).gap)
 
 
@@ -203,7 +201,7 @@ def test_traced_weights_stay_at_a_few_roundings(library: str, allowed: float, na
         for k in ks:
             want = host_weights(pk.ESTIMATORS[name], n, n, k)
             got = traced(library, name, n, k)
-            for field in ("gap", "below", "best"):
+            for field in ("gap", "offset", "best"):
                 exact = getattr(want, field)
                 normal = exact > 1e-36
                 error = np.abs(
@@ -217,13 +215,13 @@ def test_traced_weights_stay_at_a_few_roundings(library: str, allowed: float, na
 def test_estimators_offer_their_weights() -> None:
     weights = pk.ESTIMATORS["s"].weights(4, 2)
     np.testing.assert_allclose(weights.gap, [0, 1 / 6, 2 / 6])
-    assert weights.anchor == pytest.approx(0.5)
+    assert weights.max_coefficient == pytest.approx(0.5)
 
 
 def test_a_group_has_weights_only_for_the_k_that_it_admits() -> None:
     for name, estimator in pk.ESTIMATORS.items():
         largest = estimator.largest_k(5)
-        assert estimator.weights(np.int64(5), np.int32(largest)).admitted
+        assert estimator.weights(np.int64(5), np.int32(largest)).k_is_valid
         with pytest.raises(
             ValueError, match=rf"^k must be at most {largest} .*; got k={largest + 1}"
         ):

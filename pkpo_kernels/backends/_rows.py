@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pkpo_kernels.maths.estimators import Array
-from pkpo_kernels.maths.weights import GapWeights
+from pkpo_kernels.maths.weights import Array, GapWeights
 
 # Rewards beyond the largest float times this are computed on at this scale. Nothing overflows then:
 # the weights of a row make no more of it than a few times its range. Not smaller than that takes:
@@ -39,7 +38,7 @@ def transform_rows(
     weights: GapWeights,
     where: Array | None,
     *,
-    standardised: bool,
+    normalized: bool,
     scale: str,
     undersized: str,
 ) -> Array:
@@ -57,13 +56,13 @@ def transform_rows(
     gaps = _gaps(ordered)
     out = ops.sum_beneath(gaps, gaps * weights.gap, places)
     out += _constant(xp, ordered, gaps, weights) + poison
-    if standardised:
+    if normalized:
         spread = _spread(xp, ordered, gaps, weights)
         out /= xp.where(spread > 0, spread, xp.inf)
     else:
         out /= range_scale
     if undersized == "nan":
-        out = xp.where(weights.admitted[..., None], out, xp.nan)
+        out = xp.where(weights.k_is_valid[..., None], out, xp.nan)
     if scale == "mean":
         out *= n[..., None]
     return out if where is None else xp.where(where, out, 0)
@@ -81,7 +80,7 @@ def max_at_k_rows(
     columns = []
     for weights in all_weights:
         best = (_constant(xp, ordered, gaps, weights) + poison) / range_scale
-        columns.append(xp.where(weights.admitted[..., None], best, xp.nan))
+        columns.append(xp.where(weights.k_is_valid[..., None], best, xp.nan))
     return xp.concatenate(columns, -1)
 
 
@@ -119,8 +118,8 @@ def _gaps(ordered: Array) -> Array:
 
 def _constant(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
     """What an estimator gives a row's smallest reward, (rows, 1)."""
-    top = weights.anchor[..., None] * ordered[:, -1:]
-    return top - xp.sum(gaps * weights.below, -1)[:, None]
+    top = weights.max_coefficient[..., None] * ordered[:, -1:]
+    return top - xp.sum(gaps * weights.offset, -1)[:, None]
 
 
 def _spread(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
@@ -128,12 +127,12 @@ def _spread(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
     largest = ordered[:, -1:]
     # How far the mean of the best lies below the largest: measured from there, an offset drops out.
     # A reward whose own chance has underflowed to 0 is no part of it.
-    below = xp.where(weights.best > 0, weights.best_below, 0)
+    below = xp.where(weights.best > 0, weights.best_offset, 0)
     lead = xp.sum(gaps * below, -1)[:, None]
     chance = xp.concatenate(
         [
             xp.broadcast_to(weights.best, gaps.shape),
-            xp.broadcast_to(weights.best_top[..., None], lead.shape),
+            xp.broadcast_to(weights.best_of_max[..., None], lead.shape),
         ],
         -1,
     )

@@ -31,7 +31,7 @@ from pkpo_triton.weights import Weights
 from pkpo_kernels.backends import xla as xla_backend
 from pkpo_kernels.backends.batched_rows import max_at_k_of_rows, transform_of_rows
 from pkpo_kernels.backends.fused_weights import kernel_weights
-from pkpo_kernels.maths.estimators import Estimator
+from pkpo_kernels.maths.weights import Estimator
 
 # Larger than any row: what a k may be cut to before it becomes an int32.
 _LARGE = 1 << 30

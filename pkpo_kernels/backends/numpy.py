@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.backends._rows import RANGE_SCALE
-from pkpo_kernels.maths.estimators import MAX_AT_K, Estimator
-from pkpo_kernels.maths.weights import GapWeights, clip_k, host_weights
+from pkpo_kernels.maths.estimators import MAX_AT_K
+from pkpo_kernels.maths.weights import Estimator, GapWeights, clamp_k, host_weights
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ def transform_rows(
 
     def weights_of(n: int | NDArray[Any], k: int | NDArray[Any], height: int) -> GapWeights:
         if undersized == "clip":
-            k = clip_k(estimator, np.asarray(n), np.asarray(k), np)
+            k = clamp_k(estimator, np.asarray(n), np.asarray(k), np)
         weights = host_weights(estimator, n_columns, n, k)
         # A column in front for the rows' constants, and as many rows as the block: multiplying
         # whole arrays is fastest.
@@ -71,11 +71,11 @@ def transform_rows(
         else:
             weights = shared._replace(gap=shared.gap[:height])
         poison, range_scale = _range(ordered, rewards.dtype)
-        result = _transform(ordered, weights, estimator.standardised, poison, buffers.values)
-        if range_scale is not None and not estimator.standardised:
+        result = _transform(ordered, weights, estimator.normalized, poison, buffers.values)
+        if range_scale is not None and not estimator.normalized:
             result /= range_scale
         if undersized == "nan":
-            np.copyto(result, np.nan, where=~weights.admitted[..., None])
+            np.copyto(result, np.nan, where=~weights.k_is_valid[..., None])
         if scale == "mean":
             result *= np.asarray(n)[..., None]
         out_block = out[block]
@@ -115,7 +115,7 @@ def max_at_k_rows(
             best = _constant(ordered, gaps, weights) + poison
             if range_scale is not None:
                 best /= range_scale[:, 0]
-            out[block, column] = np.where(weights.admitted, best, np.nan)
+            out[block, column] = np.where(weights.k_is_valid, best, np.nan)
 
     _run(best_of_block, _blocks(rows, n_columns), n_columns, dtype)
     return out
@@ -245,7 +245,7 @@ def _range(ordered: Floats, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Floats 
 
 
 def _transform(
-    ordered: Floats, weights: GapWeights, standardised: bool, poison: NDArray[Any], buffer: Floats
+    ordered: Floats, weights: GapWeights, normalized: bool, poison: NDArray[Any], buffer: Floats
 ) -> Floats:
     """Rows in ascending order (rows, N), poison (rows,) → the estimator's values, in that order."""
     out = buffer[: len(ordered)]
@@ -254,7 +254,7 @@ def _transform(
     np.subtract(ordered.reshape(-1)[1:], ordered.reshape(-1)[:-1], out=out.reshape(-1)[1:])
     gaps = out[:, 1:]
     constant = _constant(ordered, gaps, weights) + poison
-    spread = _spread(ordered, gaps, weights) if standardised else None
+    spread = _spread(ordered, gaps, weights) if normalized else None
     out[:, 0] = 0
     out *= weights.gap
     out[:, 0] = constant
@@ -266,16 +266,16 @@ def _transform(
 
 def _constant(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
     """What an estimator gives a row's smallest reward (rows,)."""
-    if not (weights.anchor.any() or weights.below.any()):
+    if not (weights.max_coefficient.any() or weights.offset.any()):
         return np.zeros(len(ordered))
-    return weights.anchor * ordered[:, -1] - _row_sum(gaps, weights.below)
+    return weights.max_coefficient * ordered[:, -1] - _row_sum(gaps, weights.offset)
 
 
 def _spread(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
     """The deviation of the best of k (rows,), exactly 0 where only equal rewards can be it."""
     largest = ordered[:, -1]
     # How far the mean of the best lies below the largest: measured from there, an offset drops out.
-    deviation_top = _row_sum(gaps, weights.best_below)
+    deviation_top = _row_sum(gaps, weights.best_offset)
     chance = np.broadcast_to(weights.best, gaps.shape)
     from_largest = ordered[:, :-1] - largest[:, None]
     deviation = np.where(chance > 0, from_largest + deviation_top[:, None], 0)
@@ -284,7 +284,7 @@ def _spread(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
     unit = np.where(unit > 0, unit, 1)
     deviation /= unit[:, None]
     variance = np.einsum("rj,rj,rj->r", chance, deviation, deviation)
-    return unit * np.sqrt(variance + weights.best_top * (deviation_top / unit) ** 2)
+    return unit * np.sqrt(variance + weights.best_of_max * (deviation_top / unit) ** 2)
 
 
 def _row_sum(gaps: Floats, weights: Floats) -> Floats:

@@ -23,8 +23,8 @@ from pkpo_kernels.backends import _rows
 from pkpo_kernels.backends import xla as xla_backend
 from pkpo_kernels.backends.batched_rows import max_at_k_of_rows, transform_of_rows
 from pkpo_kernels.backends.fused_weights import kernel_weights
-from pkpo_kernels.maths.estimators import MAX_AT_K, Estimator
-from pkpo_kernels.maths.weights import GapWeights
+from pkpo_kernels.maths.estimators import MAX_AT_K
+from pkpo_kernels.maths.weights import Estimator, GapWeights
 
 
 class _Transform(NamedTuple):
@@ -237,7 +237,7 @@ def _transform_long(
         n,
         _weights(options.estimator, keys, n, k, where, clip=options.undersized == "clip"),
         where,
-        standardised=options.estimator.standardised,
+        normalized=options.estimator.normalized,
         scale=options.scale,
         undersized=options.undersized,
     )
@@ -270,8 +270,8 @@ def _table(
     weights = _weights(estimator, keys, n, k, None, clip=clip)
     return Table(
         gap=jnp.asarray(weights.gap[0]),
-        below=jnp.asarray(weights.below[0]),
-        best=jnp.append(weights.best[0], weights.best_top[0]),
-        anchor=jnp.asarray(weights.anchor[0], jnp.float32),
-        admitted=jnp.asarray(weights.admitted[0]),
+        below=jnp.asarray(weights.offset[0]),
+        best=jnp.append(weights.best[0], weights.best_of_max[0]),
+        anchor=jnp.asarray(weights.max_coefficient[0], jnp.float32),
+        admitted=jnp.asarray(weights.k_is_valid[0]),
     )

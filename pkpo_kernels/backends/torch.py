@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pkpo_kernels.backends import _rows
-from pkpo_kernels.maths.estimators import MAX_AT_K, Estimator
-from pkpo_kernels.maths.weights import GapWeights, clip_k, gap_weights
+from pkpo_kernels.maths.estimators import MAX_AT_K
+from pkpo_kernels.maths.weights import Estimator, GapWeights, clamp_k, gap_weights
 
 # Elements in a block of rows: cache-sized on a CPU, enough to fill any other device.
 CPU_BLOCK_ELEMENTS = 1 << 19
@@ -37,14 +37,14 @@ def transform_rows(
         keys, n = _keys(rewards, dtype), _group_sizes(rewards, where)
         whole_k = _whole(k, rewards)
         if undersized == "clip":
-            whole_k = clip_k(estimator, n, whole_k, torch)
+            whole_k = clamp_k(estimator, n, whole_k, torch)
         out = _rows.transform_rows(
             _primitives(keys),
             keys,
             n,
             _weights(estimator, keys, n, whole_k),
             where,
-            standardised=estimator.standardised,
+            normalized=estimator.normalized,
             scale=scale,
             undersized=undersized,
         )
@@ -140,7 +140,7 @@ def _weights(
         **{
             name: getattr(weights, name).to(keys.dtype)
             for name in weights._fields
-            if name != "admitted"
+            if name != "k_is_valid"
         }
     )
 

@@ -8,7 +8,7 @@ import torch
 from pkpo_triton import Weights, op
 
 from pkpo_kernels.backends.fused_weights import kernel_weights
-from pkpo_kernels.maths.estimators import Estimator
+from pkpo_kernels.maths.weights import Estimator
 
 
 def transform_rows(

@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 
 from pkpo_kernels.backends import _rows
-from pkpo_kernels.maths.estimators import MAX_AT_K, Estimator
-from pkpo_kernels.maths.weights import GapWeights, clip_k, gap_weights, host_weights
+from pkpo_kernels.maths.estimators import MAX_AT_K
+from pkpo_kernels.maths.weights import Estimator, GapWeights, clamp_k, gap_weights, host_weights
 
 # Elements that are worked on at one time.
 BLOCK_ELEMENTS = 1 << 20
@@ -83,7 +83,7 @@ def _transform_rows(
             n,
             weights or traced_weights(estimator, keys, n, k, clip=undersized == "clip"),
             where,
-            standardised=estimator.standardised,
+            normalized=estimator.normalized,
             scale=scale,
             undersized=undersized,
         )
@@ -174,7 +174,7 @@ def known_weights(
     n = rewards.shape[-1]
     # With an axis of rows: JAX may be told to broadcast no missing one.
     weights = host_weights(estimator, n, [n], [k])
-    return GapWeights(weights.admitted, *(np.asarray(weight, compute) for weight in weights[1:]))
+    return GapWeights(weights.k_is_valid, *(np.asarray(weight, compute) for weight in weights[1:]))
 
 
 def traced_weights(
@@ -185,7 +185,7 @@ def traced_weights(
     # No row has as many samples as a k that floating point would round.
     k = jnp.asarray(k).astype(keys.dtype)
     if clip:
-        k = clip_k(estimator, n, k, jnp)
+        k = clamp_k(estimator, n, k, jnp)
     return gap_weights(
         estimator,
         keys.shape[-1],

@@ -237,7 +237,7 @@ def transform_rows(
         if not _is_finite(row, compute):
             values = np.full(n, np.nan)
         elif 1 <= row_k <= largest:
-            if estimator.standardised:
+            if estimator.normalized:
                 values = _passk_training(row, row_k)
             else:
                 times = n if scale == "mean" else 1
