@@ -136,7 +136,7 @@ def arms() -> dict[str, Callable[[NDArray[np.float32], int], NDArray[Any]]]:
     """name → (rewards, k) → results on the host, in the arm's own precision."""
 
     def ours(name: ImplementationName) -> Callable[[NDArray[np.float32], int], NDArray[Any]]:
-        kind = registry.kind_of(name)
+        kind = registry.library_served(name)
 
         def call(rewards: NDArray[np.float32], k: int) -> NDArray[Any]:
             out = pk.transform(as_given(rewards, kind), k, implementation=name)
@@ -147,7 +147,7 @@ def arms() -> dict[str, Callable[[NDArray[np.float32], int], NDArray[Any]]]:
     there = [
         name
         for name, reason in pk.available_implementations().items()
-        if reason is None and not registry.IMPLEMENTATIONS[name].simulated
+        if reason is None and not registry.IMPLEMENTATIONS[name].is_interpreter
     ]
     return {f"pk {name}": ours(name) for name in there} | {
         TWO_SCANS: lambda rewards, k: listing.transform(rewards, k, np.float32)

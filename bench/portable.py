@@ -35,7 +35,7 @@ from rich.table import Table
 import pkpo_kernels as pk
 from bench import commit_id, listing
 from bench.scaling import temporary_memory
-from pkpo_kernels.backends.registry import kind_of
+from pkpo_kernels.backends.registry import library_served
 from pkpo_kernels.selfcheck import as_given
 
 # (rows, n) of the comparison with the sort, and the most that the whole may cost in units of it.
@@ -79,7 +79,7 @@ def medians(functions: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[fl
 
 def memory_of(implementation: Any, rewards: np.ndarray[Any, Any]) -> float:
     """Peak bytes besides input and result, in units of the input."""
-    array = as_given(rewards, kind_of(implementation))
+    array = as_given(rewards, library_served(implementation))
     return temporary_memory(lambda x: pk.transform(x, K, implementation=implementation), array)
 
 

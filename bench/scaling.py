@@ -60,8 +60,8 @@ from bench.throughput import (
     opened,
     places_to_prove,
 )
-from pkpo_kernels.backends import registry
 from pkpo_kernels.maths.weights import Array
+from pkpo_kernels.validation import library_of
 
 N, DIFFERENT_KS = 64, (1, 2, 4, 8, 16, 32, 64)
 # The largest k first, as one trains.
@@ -157,7 +157,7 @@ def _with_k(call: Callable[[Array, Array], Array], k: Array, rewards: Array) -> 
 
 def temporary_memory(call: Callable[[Array], Array], rewards: Array) -> float:
     """Peak bytes besides input and result of a call, in units of its input."""
-    kind = registry.library_of(rewards)
+    kind = library_of(rewards)
     if kind == "numpy":
         tracemalloc.start()
         out = call(rewards)

@@ -202,8 +202,8 @@ def implementation_arms(library: str, like: Array) -> list[Arm]:
             bytes_per_element=BLOCKED_BYTES,
         )
         for name, entry in registry.IMPLEMENTATIONS.items()
-        if entry.kind == library and entry.available and not entry.simulated
-        if entry.refuses(like) is None
+        if entry.library == library and entry.is_installed and not entry.is_interpreter
+        if entry.unsupported(like) is None
     ]
 
 

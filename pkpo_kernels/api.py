@@ -1,19 +1,19 @@
-"""The public functions: check the arguments, fold to (rows, samples), hand over to one
-implementation, unfold."""
+"""The public functions: check the arguments, fold to (rows, samples), choose a backend, compute,
+unfold."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any, NamedTuple, get_args, overload
+from typing import Any, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pkpo_kernels._arguments import Groups, checked_ks, k_of_groups
 from pkpo_kernels.backends import registry
-from pkpo_kernels.maths.estimators import ESTIMATORS, MAX_AT_K
-from pkpo_kernels.maths.weights import Array, Estimator
+from pkpo_kernels.maths.estimators import ESTIMATORS
+from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.typing import (
     DeviceArray,
     EstimatorName,
@@ -28,20 +28,7 @@ from pkpo_kernels.typing import (
     Scale,
     Undersized,
 )
-from pkpo_kernels.validation import (
-    FLOATS,
-    INTEGERS,
-    checked_array,
-    checked_axis,
-    checked_mask,
-    checked_name,
-    dtype_name,
-    host_integers,
-    inexact_integers,
-    is_integer,
-    library_of,
-    not_exact,
-)
+from pkpo_kernels.validation import checked_name, host_integers
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
 UNDERSIZED: tuple[Undersized, ...] = get_args(Undersized)
@@ -96,8 +83,8 @@ def transform(
     undersized: Undersized = "zero",
     implementation: ImplementationName | None = None,
 ) -> Array:
-    """Replace the rewards of every group of samples by rewards whose policy gradient maximises
-    max@k (pass@k on 0/1).
+    """Transform the rewards of every group of samples, (..., n) → (..., n), into rewards whose
+    policy gradient maximises max@k (pass@k on 0/1).
 
     The outcome is a constant of the loss: detached in torch, under stop_gradient in JAX. Use it as
     the advantage: the gradient of Σ_i transform(rewards)_i · log p(sample_i), summed over a group,
@@ -157,8 +144,8 @@ def transform(
             f"scale must be 'sum' for estimator {chosen.name!r}, which is normalised by itself;"
             " got 'mean'"
         )
-    groups = _Groups.of(rewards, where, axis)
-    k = _k_of_groups(k, groups, chosen, clip=undersized == "clip")
+    groups = Groups.of(rewards, where, axis)
+    k = k_of_groups(k, groups, chosen, clip=undersized == "clip")
     options = {"estimator": chosen, "scale": scale, "undersized": undersized}
     return _computed(_transform, groups, k, implementation, options)
 
@@ -200,8 +187,8 @@ def max_at_k(
     axis: int = -1,
     implementation: ImplementationName | None = None,
 ) -> Array:
-    """The unbiased estimate of E[best of k samples] of every group, from its n samples; on 0/1
-    rewards it is pass@k.
+    """Estimate E[best of k samples] of every group from its n samples, without bias: (..., n) →
+    (...); on 0/1 rewards it is pass@k.
 
     Args:
         rewards: (..., n), as for `transform`.
@@ -229,8 +216,8 @@ def max_at_k(
     array([[0.33333333, 0.66666667, 1.        ],
            [0.66666667, 1.        , 1.        ]])
     """
-    groups = _Groups.of(rewards, where, axis)
-    return _computed(_max_at_k, groups, _checked_ks(k, groups), implementation, {})
+    groups = Groups.of(rewards, where, axis)
+    return _computed(_max_at_k, groups, checked_ks(k, groups), implementation, {})
 
 
 @overload
@@ -242,7 +229,7 @@ def pass_at_k(n: HostIntegers, c: HostIntegers, k: HostIntegers) -> NDArray[np.f
 
 
 def pass_at_k(n: HostIntegers, c: HostIntegers, k: HostIntegers) -> Any:
-    """The unbiased estimate of pass@k from counts: 1 − C(n−c, k)/C(n, k).
+    """Estimate pass@k from counts, without bias: n, c, k (...) → (...), 1 − C(n−c, k)/C(n, k).
 
     Args:
         n: samples of a task, n ≥ 1.
@@ -302,79 +289,32 @@ def _pass_at_k_of_one(n: int, c: int, k: int) -> float:
     return 0.0 - math.expm1(np.log1p(-more / np.arange(n - fewer + 1, n + 1)).sum())
 
 
-class _Groups(NamedTuple):
-    """Groups of samples, checked."""
-
-    library: str
-    rewards: Array  # (..., n), the samples on any axis
-    where: Array | None  # the same
-    dtype: Any  # of the result
-    axis: int  # of the samples, counted from the front
-
-    @classmethod
-    def of(cls, rewards: Array, where: Array | None, axis: int) -> _Groups:
-        array, library = checked_array("rewards", rewards)
-        if where is not None:
-            where = checked_mask(where, array, library)
-        inexact = inexact_integers(rewards, array) if library == "numpy" else None
-        if inexact is not None and where is not None:
-            inexact &= where
-        if inexact is not None and inexact.any():
-            raise ValueError(not_exact("rewards", array[inexact][0]))
-        dtype = _result_dtype(array, library)
-        return cls(library, array, where, dtype, checked_axis(axis, array.shape))
-
-    @property
-    def n(self) -> int:
-        return self.rewards.shape[self.axis]
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        return (*self.rewards.shape[: self.axis], *self.rewards.shape[self.axis + 1 :])
-
-    def full(self, columns: int, value: float) -> Array:
-        """(rows, columns) of one value, where there is nothing to compute."""
-        xp = registry.namespace(self.library)
-        there = {"device": self.rewards.device} if self.library == "torch" else {}
-        return xp.full((math.prod(self.leading), columns), value, dtype=self.dtype, **there)
-
-    def fold(self, x: Array) -> Array:
-        """(..., n) → (rows, n)."""
-        if self.axis < len(self.leading):
-            x = registry.namespace(self.library).moveaxis(x, self.axis, -1)
-        return x.reshape(math.prod(self.leading), self.n)
-
-    def unfold(self, out: Array) -> Array:
-        """(rows, n) → the shape that the rewards came in."""
-        out = out.reshape(*self.leading, out.shape[-1])
-        if self.axis < len(self.leading):
-            out = registry.namespace(self.library).moveaxis(out, -1, self.axis)
-        return out
-
-
 def _computed(
     compute: Callable[..., Array],
-    groups: _Groups,
+    groups: Groups,
     k: Any,
     implementation: str | None,
     options: dict[str, Any],
 ) -> Array:
-    """What compute makes of the groups, by an implementation that serves them where they lie."""
+    """Compute for groups, by a backend that serves them where they lie: `_transform` or
+    `_max_at_k`'s result."""
     if groups.library == "jax":
-        from pkpo_kernels.backends import jax_sharding
+        from pkpo_kernels.backends import jax
 
-        layout = jax_sharding.layout_of(groups.rewards, k, groups.where, groups.axis)
+        layout = jax.layout_of(groups.rewards, k, groups.where, groups.axis)
         if layout is not None:
-            shard = jax_sharding.one_shard(groups.rewards)
-            options["module"] = registry.choose(implementation, groups.library, shard)
+            shard = jax.one_shard(groups.rewards)
+            options["backend"] = registry.choose(implementation, groups.library, shard)
             reduces = compute is _max_at_k
-            return jax_sharding.on_every_device(compute, groups, k, options, layout, reduces)
-    module = registry.choose(implementation, groups.library, groups.rewards)
-    return compute(groups, k, module=module, **options)
+            return jax.on_every_device(compute, groups, k, options, layout, reduces)
+    backend = registry.choose(implementation, groups.library, groups.rewards)
+    return compute(groups, k, backend=backend, **options)
 
 
-def _transform(groups: _Groups, k: int | Array, *, module: ModuleType, **options: Any) -> Array:
-    """→ the shape of the rewards."""
+def _transform(
+    groups: Groups, k: int | Array, *, backend: registry.Backend, **options: Any
+) -> Array:
+    """Transform groups → the shape of the rewards."""
     if groups.n == 0:
         return groups.unfold(groups.full(0, math.nan))
     if not isinstance(k, int) and len(k.shape) > 0:
@@ -382,11 +322,11 @@ def _transform(groups: _Groups, k: int | Array, *, module: ModuleType, **options
         k = xp.broadcast_to(k, groups.leading).reshape(math.prod(groups.leading))
     rewards = groups.fold(groups.rewards)
     where = None if groups.where is None else groups.fold(groups.where)
-    return groups.unfold(module.transform_rows(rewards, k, where, dtype=groups.dtype, **options))
+    return groups.unfold(backend.transform_rows(rewards, k, where, dtype=groups.dtype, **options))
 
 
-def _max_at_k(groups: _Groups, k: Any, *, module: ModuleType) -> Array:
-    """→ the leading shape, and for several ks an axis of them."""
+def _max_at_k(groups: Groups, k: Any, *, backend: registry.Backend) -> Array:
+    """Estimate the best of k → the leading shape, and for several ks an axis of them."""
     several = isinstance(k, tuple) or (not isinstance(k, int) and len(k.shape) > 0)
     ks = list(k) if several else [k]
     if groups.n == 0:
@@ -394,122 +334,5 @@ def _max_at_k(groups: _Groups, k: Any, *, module: ModuleType) -> Array:
     else:
         rewards = groups.fold(groups.rewards)
         where = None if groups.where is None else groups.fold(groups.where)
-        out = module.max_at_k_rows(rewards, ks, where, dtype=groups.dtype)
+        out = backend.max_at_k_rows(rewards, ks, where, dtype=groups.dtype)
     return out.reshape(*groups.leading, len(ks)) if several else out.reshape(groups.leading)
-
-
-def _result_dtype(rewards: Array, library: str) -> Any:
-    name = dtype_name(rewards.dtype)
-    if name in FLOATS:
-        return rewards.dtype
-    if name not in (*INTEGERS, "bool"):
-        raise TypeError(
-            f"rewards must be of dtype {', '.join(FLOATS)}, an integer dtype or bool; got {name}"
-        )
-    if library == "torch":
-        return registry.namespace(library).get_default_dtype()
-    if library == "jax":
-        return registry.namespace(library).asarray(0.0).dtype
-    return np.dtype(np.float64)
-
-
-def _k_of_groups(k: Any, groups: _Groups, estimator: Estimator, *, clip: bool) -> int | Array:
-    """k as an integer, or as an array of the library's that broadcasts against the leading
-    shape."""
-    library = library_of(k)
-    if library in ("torch", "jax"):
-        _check_k_array(k, library, groups)
-    elif is_integer(k):
-        return _whole_k(int(k), groups, estimator, clip=clip)
-    else:
-        values = host_integers("k", k)
-        if values.ndim == 0:
-            return _whole_k(int(values), groups, estimator, clip=clip)
-        k = _on_device(_bounded_k(values, groups, estimator, clip=clip), groups)
-    shape, leading = tuple(k.shape), groups.leading
-    aligned = leading[len(leading) - len(shape) :]
-    if len(shape) > len(leading) or any(
-        size != 1 and size != whole for size, whole in zip(shape, aligned, strict=True)
-    ):
-        raise ValueError(
-            f"k must broadcast against the leading shape of rewards, {leading}; got shape {shape}"
-        )
-    return k
-
-
-def _whole_k(k: int, groups: _Groups, estimator: Estimator, *, clip: bool) -> int | Array:
-    """An integer that implementations may take for one that rows of all n samples admit."""
-    _check_k(k, k, groups, estimator, clip=clip)
-    if groups.where is not None:
-        # An export's symbolic n is no integer, and may not compare.
-        return min(k, groups.n + 1) if isinstance(groups.n, int) else k
-    largest = estimator.largest_k(groups.n)
-    if k <= largest or not isinstance(groups.n, int):
-        return k
-    # Groups too small for any k are left to the implementation, as with a k that nobody knows.
-    return largest if largest >= 1 else _on_device(groups.n + 1, groups)
-
-
-def _bounded_k(k: NDArray[Any], groups: _Groups, estimator: Estimator, *, clip: bool) -> Array:
-    """ks known on the host, checked, and none so large that it would overflow on a device."""
-    if k.size:
-        _check_k(k.min(), k.max(), groups, estimator, clip=clip)
-    return np.minimum(k, groups.n + 1).astype(np.int64)
-
-
-def _check_k(least: int, most: int, groups: _Groups, estimator: Estimator, *, clip: bool) -> None:
-    """Raise for ks known on the host: below 1, or too large for all groups alike."""
-    n = groups.n
-    if least < 1:
-        raise ValueError(f"k must be at least 1; got k={least}")
-    if clip or groups.where is not None:
-        return  # each group has a way out, or its own n
-    if most > n:
-        raise ValueError(f"k must be at most the number of samples; got k={most} with n={n}")
-    if most > estimator.largest_k(n):
-        raise ValueError(
-            f"k must be less than the number of samples for estimator {estimator.name!r}, since"
-            f" no subset of k=n avoids a sample; got k={most} with n={n}"
-        )
-
-
-def _on_device(k: int | NDArray[Any], groups: _Groups) -> Array:
-    if groups.library == "torch":
-        return registry.namespace(groups.library).asarray(k, device=groups.rewards.device)
-    return registry.namespace(groups.library).asarray(k)
-
-
-def _check_k_array(k: Array, library: str | None, groups: _Groups) -> None:
-    """A torch tensor or a JAX array: its values stay where they are."""
-    if library != groups.library:
-        raise TypeError(
-            f"k must be integers, or of the same array library as rewards ({groups.library});"
-            f" got a {library} array"
-        )
-    checked_array("k", k)
-    if dtype_name(k.dtype) not in INTEGERS:
-        raise TypeError(f"k must be of an integer dtype; got {dtype_name(k.dtype)}")
-
-
-def _checked_ks(k: Any, groups: _Groups) -> int | tuple[int, ...] | Array:
-    """k as an integer or several, or as an array of the library's, () or (number of ks,)."""
-    library = library_of(k)
-    if library in ("torch", "jax"):
-        _check_k_array(k, library, groups)
-        shape = tuple(k.shape)
-    elif is_integer(k):
-        shape, k = (), int(k)
-    # Lists without NumPy: torch.compile follows it.
-    elif isinstance(k, list | tuple | range) and all(map(is_integer, k)):
-        shape, k = (len(k),), tuple(int(one) for one in k)
-    else:
-        values = host_integers("k", k)
-        shape, k = values.shape, tuple(values.reshape(-1).tolist())
-        k = k if shape else k[0]
-    if len(shape) > 1:
-        raise ValueError(f"k must be an integer or a flat sequence of integers; got shape {shape}")
-    if 0 in shape:
-        raise ValueError("k must name at least one k; got an empty sequence")
-    if isinstance(k, tuple):
-        return tuple(_whole_k(one, groups, MAX_AT_K, clip=False) for one in k)
-    return _whole_k(k, groups, MAX_AT_K, clip=False) if isinstance(k, int) else k

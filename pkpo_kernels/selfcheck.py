@@ -89,7 +89,7 @@ class _Tally:
 
     def __init__(self, implementation: str, estimator: str, against: str) -> None:
         self.implementation, self.estimator, self.against = implementation, estimator, against
-        self.kind = registry.kind_of(implementation)
+        self.kind = registry.library_served(implementation)
         self.cases, self.worst, self.worst_case = 0, 0.0, "none"
         self.tolerance = TOLERANCES[self.kind]
 
@@ -190,10 +190,10 @@ def _checked(implementations: Sequence[str] | None, seed: int) -> tuple[str, ...
         return tuple(
             name
             for name, reason in available.items()
-            if reason is None and not registry.IMPLEMENTATIONS[name].simulated
+            if reason is None and not registry.IMPLEMENTATIONS[name].is_interpreter
         )
     for name in implementations:
-        registry.choose(name, registry.kind_of(name))
+        registry.choose(name, registry.library_served(name))
     return tuple(implementations)
 
 
@@ -575,12 +575,12 @@ def _float64_allowed(kind: str) -> AbstractContextManager[Any]:
 def _computes_float64(implementation: str) -> bool:
     """Whether it takes float64 and the device has it."""
     entry = registry.IMPLEMENTATIONS[implementation]
-    if entry.kind == "jax":
+    if entry.library == "jax":
         import jax
 
         if jax.default_backend() == "tpu":
             return False
-    return entry.refuses(as_given(np.zeros((1, 1)), entry.kind, "float64")) is None
+    return entry.unsupported(as_given(np.zeros((1, 1)), entry.library, "float64")) is None
 
 
 def _on_host(out: Any) -> NDArray[np.float64]:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -304,13 +303,10 @@ def interpret_with(monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> None:
     """Memory that nobody has written reads as NaN, and what else is asked for."""
     from jax.experimental.pallas import tpu as pltpu
 
-    from pkpo_kernels.backends import pallas as pallas_backend
-    from pkpo_kernels.backends import pallas_interpret
+    from pkpo_kernels.backends import pallas
 
     chosen = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True, **parameters)
-    for name in ("transform_rows", "max_at_k_rows"):
-        function = partial(getattr(pallas_backend, name), interpret=chosen)
-        monkeypatch.setattr(pallas_interpret, name, function)
+    monkeypatch.setattr(pallas, "INTERPRETED", pallas.Kernels(interpret=chosen))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 from jax.experimental.sparse import BCOO
 
 import pkpo_kernels as pk
-from pkpo_kernels.backends import _installed, registry
+from pkpo_kernels.backends import _devices, _installed, registry
 from pkpo_kernels.backends._installed import Version
 
 REWARDS = np.arange(12.0).reshape(3, 4)
@@ -339,10 +339,10 @@ def test_triton_says_where_its_gpu_is_missing(monkeypatch: pytest.MonkeyPatch) -
 
 def test_pallas_says_where_its_tpu_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_installed.VERSIONS, "libtpu", Version.of("0.0.42"))
-    monkeypatch.setattr(registry, "_TPU_FILES", ())
+    monkeypatch.setattr(_devices, "TPU_FILES", ())
     reason = pk.available_implementations()["pallas"]
     assert reason is not None and "no TPU" in reason and "'pallas_interpret'" in reason
-    monkeypatch.setattr(registry, "_TPU_FILES", ("/",))
+    monkeypatch.setattr(_devices, "TPU_FILES", ("/",))
     assert pk.available_implementations()["pallas"] is None
 
 
@@ -370,14 +370,14 @@ def test_old_versions_are_refused_and_others_serve(
     monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], names: list[str], reason: str
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(registry, "_TPU_FILES", ("/",))
+    monkeypatch.setattr(_devices, "TPU_FILES", ("/",))
     for package, version in ({"libtpu": "0.0.42"} | versions).items():
         monkeypatch.setitem(_installed.VERSIONS, package, Version.of(version))
     reasons = pk.available_implementations()
     for name in names:
         assert reason in str(reasons[name])
         with pytest.raises(ValueError, match=r"cannot be used here: .* too old"):
-            registry.choose(name, registry.kind_of(name))
+            registry.choose(name, registry.library_served(name))
     assert registry.default_implementation("torch", torch.zeros(2, 3)) in ("torch", "triton")
     if "triton" in names:
         assert registry.default_implementation("torch", torch.zeros(2, 3)) == "torch"
@@ -390,12 +390,12 @@ def test_versions_that_are_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     for triton, pytorch in (("3.5.0", "2.9.0a0+git1234"), ("3.10", "3.0"), ("unknown", "2.10.1")):
         monkeypatch.setitem(_installed.VERSIONS, "triton", Version.of(triton))
         monkeypatch.setitem(_installed.VERSIONS, "torch", Version.of(pytorch))
-        assert registry.IMPLEMENTATIONS["triton"].available
+        assert registry.IMPLEMENTATIONS["triton"].is_installed
 
 
 def test_an_interpreter_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(registry, "_NUMPY", (2, 4))
+    monkeypatch.setitem(_installed.VERSIONS, "numpy", Version.of("2.4.0"))
     rewards = torch.zeros(2, 3)
     for version, serves in (("3.6.0", "torch"), ("3.7.0", "triton")):
         monkeypatch.setitem(_installed.VERSIONS, "triton", Version.of(version))
@@ -407,7 +407,7 @@ def test_an_interpreter_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) 
                 pk.transform(rewards, 2, implementation="triton")
         else:
             assert reason is None
-    monkeypatch.setattr(registry, "_NUMPY", (2, 3))
+    monkeypatch.setitem(_installed.VERSIONS, "numpy", Version.of("2.3.5"))
     monkeypatch.setitem(_installed.VERSIONS, "triton", Version.of("3.6.0"))
     assert registry.default_implementation("torch", rewards) == "triton"
 
@@ -447,7 +447,7 @@ def test_an_implementation_may_refuse_an_array(monkeypatch: pytest.MonkeyPatch) 
     picky = replace(
         registry.IMPLEMENTATIONS["reference"],
         name=cast(Any, "picky"),
-        refuses=lambda rewards: "rewards are small" if rewards.size < 10 else None,
+        unsupported=lambda rewards: "rewards are small" if rewards.size < 10 else None,
     )
     # In front of the others, as a kernel for some devices will be.
     table = {"picky": picky, **registry.IMPLEMENTATIONS}

@@ -56,13 +56,13 @@ def test_a_new_k_compiles_nothing(rewards: jax.Array) -> None:
         same(step(rewards, k), plain(rewards, k))
     assert traces == 1
 
-    from pkpo_kernels.backends.xla import _transform_rows
+    from pkpo_kernels.backends.jax import _run_in_one_program
 
     pk.transform(rewards, 3)
-    before = _transform_rows._cache_size()
+    before = _run_in_one_program._cache_size()
     for k in (8, 4, 2, 1):
         same(pk.transform(rewards, k), plain(rewards, k))
-    assert _transform_rows._cache_size() == before
+    assert _run_in_one_program._cache_size() == before
 
 
 def test_vmap_over_rewards_k_and_masks(rewards: jax.Array) -> None:

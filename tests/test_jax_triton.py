@@ -9,7 +9,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ from conftest import INTERPRETED, rewards_of_every_kind
 from jax import lax
 
 import pkpo_kernels as pk
+from pkpo_kernels import backends
 from pkpo_kernels.backends import registry
 
 triton = pytest.importorskip("triton")
@@ -63,10 +66,10 @@ def jax_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setitem(sys.modules, "jax_triton", module)
     monkeypatch.delitem(sys.modules, "pkpo_kernels.backends.jax_triton", raising=False)
     # A package keeps its modules as attributes too.
-    monkeypatch.delattr(pk, "fused_jax_triton", raising=False)
+    monkeypatch.delattr(backends, "jax_triton", raising=False)
     yield module
     sys.modules.pop("pkpo_kernels.backends.jax_triton", None)
-    vars(pk).pop("fused_jax_triton", None)
+    vars(backends).pop("jax_triton", None)
 
 
 @pytest.fixture
@@ -81,11 +84,8 @@ def on_gpu(jax_triton: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = registry.IMPLEMENTATIONS["triton_jax"]
     table = {
         **registry.IMPLEMENTATIONS,
-        "triton_jax": SimpleNamespace(
-            name=entry.name, kind=entry.kind, load=entry.load, available=True,
-            refuses=lambda rewards: None,
-        ),
-    }  # fmt: skip
+        "triton_jax": replace(entry, requires=(), unsupported=lambda rewards: None),
+    }
     monkeypatch.setattr(registry, "IMPLEMENTATIONS", table)
 
 
@@ -122,7 +122,7 @@ class TestWhoIsServed:
         refused = []
 
         def step(x: jax.Array, k: Any) -> jax.Array:
-            refused.append(registry.IMPLEMENTATIONS["triton_jax"].refuses(x))
+            refused.append(registry.IMPLEMENTATIONS["triton_jax"].unsupported(x))
             return pk.transform(x, k, implementation="triton_jax")
 
         rewards = rewards_of(8)
@@ -148,13 +148,27 @@ class TestWhoIsServed:
         with pytest.raises(ValueError, match="jax_triton cannot be imported"):
             jax.jit(lambda x: fused(x, 2))(rewards)
 
+    def test_a_broken_jax_triton_is_reported(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "jax_triton.py").write_text("raise ImportError('libcuda.so.1 is too old')")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "jax_triton", raising=False)
+        monkeypatch.delitem(sys.modules, "pkpo_kernels.backends.jax_triton", raising=False)
+        monkeypatch.delattr(backends, "jax_triton", raising=False)
+        rewards = rewards_of(11)  # of a program that nobody has traced
+        with pytest.warns(RuntimeWarning, match=r"jax_triton .*libcuda\.so\.1 is too old.* XLA's"):
+            same(jax.jit(lambda x: pk.transform(x, 2))(rewards), pk.transform(rewards, 2))
+        with pytest.raises(ValueError, match="jax_triton cannot be imported: libcuda"):
+            jax.jit(lambda x: fused(x, 2))(rewards)
+
     def test_arrays_on_gpus_are_served(self, jax_triton: ModuleType) -> None:
         def device(platform: str, version: str) -> Any:
             client = SimpleNamespace(platform_version=version)
             return SimpleNamespace(platform=platform, client=client)
 
         def refuses(*devices: Any) -> str | None:
-            return registry.IMPLEMENTATIONS["triton_jax"].refuses(
+            return registry.IMPLEMENTATIONS["triton_jax"].unsupported(
                 SimpleNamespace(devices=lambda: set(map(id, devices)) and devices)
             )
 
@@ -272,14 +286,13 @@ class TestTransformations:
         rewards = rewards_of(8)
         fused(rewards, 3)
         fused_max(rewards, 3)
-        from pkpo_kernels.backends import jax_triton as module
+        from pkpo_kernels.backends.jax import _run_in_one_program
 
-        before = module._transform_rows._cache_size(), module._max_at_k_rows._cache_size()
+        before = _run_in_one_program._cache_size()
         for k in (8, 4, 2, 1):
             fused(rewards, k)
             fused_max(rewards, k)
-        after = module._transform_rows._cache_size(), module._max_at_k_rows._cache_size()
-        assert before == after
+        assert _run_in_one_program._cache_size() == before
 
     def test_vmap_over_rewards_k_and_masks(self) -> None:
         rewards = rewards_of(6)[:8]

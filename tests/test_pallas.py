@@ -409,7 +409,7 @@ class TestTheChoice:
             devices = [SimpleNamespace(platform=platform) for platform in platforms]
             return SimpleNamespace(dtype=np.dtype("float32"), devices=lambda: devices)
 
-        refuses = registry.IMPLEMENTATIONS["pallas"].refuses
+        refuses = registry.IMPLEMENTATIONS["pallas"].unsupported
         assert refuses(array("tpu")) is None
         assert "shard_map" in str(refuses(array("tpu", "tpu")))
         assert "jax.device_put" in str(refuses(array("cpu")))

@@ -177,7 +177,7 @@ def test_every_length_that_is_measured_is_right_and_every_input(name: str, n: in
     expected = Oracle(rewards).expected(places, "transform")
     for implementation, reason in pk.available_implementations().items():
         if reason is None and implementation not in throughput.ROW_BY_ROW:
-            kind = registry.kind_of(implementation)
+            kind = registry.library_served(implementation)
             got = pk.transform(as_given(rewards, kind), K, implementation=implementation)
             given = rewards.astype(np.float64)
             assert disagreement(np.asarray(got, np.float64), expected, given) is None

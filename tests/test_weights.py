@@ -167,9 +167,9 @@ def compiled_by_xla(name: str) -> Any:
     """One program for each width, whatever the k."""
     import jax
 
-    from pkpo_kernels.backends.xla import traced_weights
+    from pkpo_kernels.backends._jax_rows import weights_of
 
-    return jax.jit(partial(traced_weights, pk.ESTIMATORS[name]))
+    return jax.jit(partial(weights_of, pk.ESTIMATORS[name]), static_argnums=0)
 
 
 def traced(library: str, name: str, n: int, k: int) -> GapWeights:
@@ -177,7 +177,7 @@ def traced(library: str, name: str, n: int, k: int) -> GapWeights:
     if library == "jax":
         import jax.numpy as jnp
 
-        return compiled_by_xla(name)(jnp.zeros((1, n)), jnp.asarray(n), jnp.asarray(k))
+        return compiled_by_xla(name)(n, jnp.asarray([float(n)]), jnp.asarray(k))
     import torch
 
     from pkpo_kernels.backends.torch import _weights

@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from bench.ptx.launch import Launch
 from bench.ptx.memory import Pointer
 from bench.ptx.program import Program
-from pkpo_kernels.backends import registry
+from pkpo_kernels.backends import _devices
 
 # Bytes of shared memory that a CTA may have, by compute capability.
 _SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -101,8 +101,8 @@ class Device:
         self._active.append(self)
         triton.runtime.driver.set_active(self)
         # Here the library lets tensors on the CPU through to the kernels.
-        for name, value in (("_interpreted", True), ("_interpreter_fails", None)):
-            patch = mock.patch.object(registry, name, lambda value=value: value)
+        for name, value in (("interprets_triton", True), ("no_triton_interpreter", None)):
+            patch = mock.patch.object(_devices, name, lambda value=value: value)
             self._entered.enter_context(patch)
         return self
 

@@ -6,6 +6,7 @@ looks into the metadata of packages.
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -17,7 +18,7 @@ class Version(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Version:
-        """The version and the numbers that it begins with.
+        """Read a version and the numbers that it begins with.
 
         >>> Version.of("2.9.0a0+git").release, Version.of("unknown").release
         ((2, 9, 0), ())
@@ -48,5 +49,51 @@ def _version(package: str) -> Version | None:
 
 # The name that import knows a package by → its version, or None where it is not installed.
 VERSIONS = {
-    package: _version(package) for package in ("torch", "triton", "jax", "libtpu", "jax_triton")
+    package: _version(package)
+    for package in ("numpy", "torch", "triton", "jax", "libtpu", "jax_triton")
 }
+
+
+class Requirement(NamedTuple):
+    """A package by the name that import and pip know it by, and the oldest version that does."""
+
+    package: str
+    least: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"'{self.package}>={_dotted(self.least)}'" if self.least else self.package
+
+    def unmet(self) -> str | None:
+        """Say why what is installed does not do: "not installed", or that it is too old; None
+        where it does."""
+        version = VERSIONS.get(self.package)
+        if version is None:
+            # Installed since, or put there by hand.
+            return None if self.package in sys.modules else "not installed"
+        # Of what does not say how old it is the best is hoped.
+        if not self.least or not version.release or version.release >= self.least:
+            return None
+        return (
+            f"{self.package} {version.text} is too old, it must be {_dotted(self.least)} or newer"
+        )
+
+
+def why_unmet(requirements: tuple[Requirement, ...]) -> str | None:
+    """Say what of some requirements is not met, and what to install; None where all are.
+
+    >>> why_unmet((Requirement("numpy"), Requirement("no_such_package", (1, 2))))
+    "no_such_package not installed; pip install 'no_such_package>=1.2'"
+    """
+    unmet = {requirement: requirement.unmet() for requirement in requirements}
+    missing = [requirement for requirement, what in unmet.items() if what == "not installed"]
+    if missing:
+        names = " and ".join(requirement.package for requirement in missing)
+        return f"{names} not installed; pip install {' '.join(map(str, missing))}"
+    old = {requirement: what for requirement, what in unmet.items() if what is not None}
+    if old:
+        return f"{' and '.join(old.values())}; pip install {' '.join(map(str, old))}"
+    return None
+
+
+def _dotted(release: tuple[int, ...]) -> str:
+    return ".".join(map(str, release))

@@ -1,8 +1,8 @@
 """The row mathematics that torch and XLA share: no value is read on the host or branched on.
 
-From (rows, N) to (rows, N): sort, gaps, weights, one prefix scan, and each value back to its
-sample's own place. What differs between the libraries is in `Primitives`; NumPy, which may look at
-its data, has a leaner way of its own.
+From (rows, N) to (rows, N): sort, gaps, weights, one exclusive prefix sum, and each value back to
+its sample. What differs between the libraries is in `Primitives`; NumPy, which may look at its
+data, has a leaner way of its own.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ class Primitives(NamedTuple):
 
     xp: Any
     columns: Array  # (N,) the numbers 1..N, in the dtype in which n is given
-    # (rows, N) → ascending, NaN last; and what it takes to lead results back
+    # (rows, N) → ascending, NaN last; and the index that each had
     sort: Callable[[Array], tuple[Array, Array]]
-    # (gaps, a term for each, what sort left) → for every sample, in its own place, the sum of the
-    # terms of the gaps beneath it; the same bits for samples with no gap between them
-    sum_beneath: Callable[[Array, Array, Array], Array]
+    # gaps and a term for each (rows, N−1), indices (rows, N) → (rows, N): for every sample, at its
+    # own index, the sum of the terms of the gaps below it; the same bits for samples with no gap
+    # between them
+    exclusive_prefix_sum: Callable[[Array, Array, Array], Array]
     largest: float  # the largest finite number of the dtype to compute in
 
 
@@ -49,16 +50,16 @@ def transform_rows(
     range also where float64 computes: the callers convert only integers so, and those are in it.
     """
     xp = ops.xp
-    ordered, places = _sorted(ops, keys, n, where)
-    poison, range_scale = _range(ops, ordered)
+    ordered, indices = _sorted(ops, keys, n, where)
+    nan_or_0, range_scale = _range(ops, ordered)
     # In place where arrays can be changed, as torch's: fresh memory costs more than the work.
     ordered *= range_scale
     gaps = _gaps(ordered)
-    out = ops.sum_beneath(gaps, gaps * weights.gap, places)
-    out += _constant(xp, ordered, gaps, weights) + poison
+    out = ops.exclusive_prefix_sum(gaps, gaps * weights.gap, indices)
+    out += _row_offset(xp, ordered, gaps, weights) + nan_or_0
     if normalized:
-        spread = _spread(xp, ordered, gaps, weights)
-        out /= xp.where(spread > 0, spread, xp.inf)
+        std = _std(xp, ordered, gaps, weights)
+        out /= xp.where(std > 0, std, xp.inf)
     else:
         out /= range_scale
     if undersized == "nan":
@@ -71,35 +72,38 @@ def transform_rows(
 def max_at_k_rows(
     ops: Primitives, keys: Array, n: Array, all_weights: Sequence[GapWeights], where: Array | None
 ) -> Array:
-    """keys (rows, N), n () or (rows,), weights of max@k for each k → (rows, number of ks)."""
+    """Estimate the best of each k: keys (rows, N), n () or (rows,), weights of max@k for each k →
+    (rows, number of ks)."""
     xp = ops.xp
     ordered, _ = _sorted(ops, keys, n, where)
-    poison, range_scale = _range(ops, ordered)
+    nan_or_0, range_scale = _range(ops, ordered)
     ordered *= range_scale
     gaps = _gaps(ordered)
     columns = []
     for weights in all_weights:
-        best = (_constant(xp, ordered, gaps, weights) + poison) / range_scale
+        best = (_row_offset(xp, ordered, gaps, weights) + nan_or_0) / range_scale
         columns.append(xp.where(weights.k_is_valid[..., None], best, xp.nan))
     return xp.concatenate(columns, -1)
 
 
 def _sorted(ops: Primitives, keys: Array, n: Array, where: Array | None) -> tuple[Array, Array]:
-    """Sort; samples left out come first and take the value of the smallest that stays."""
+    """Sort rows: keys (rows, N), n () or (rows,) → (rows, N) ascending, and the index each had.
+    Samples that are not valid come first and take the value of the smallest that is."""
     xp = ops.xp
     if where is None:
         return ops.sort(keys)
-    ordered, places = ops.sort(xp.where(where, keys, -xp.inf))
+    ordered, indices = ops.sort(xp.where(where, keys, -xp.inf))
     n_columns = keys.shape[-1]
-    own = ops.columns > n_columns - n[:, None]
-    smallest = xp.amin(xp.where(own, ordered, xp.inf), -1)
+    valid = ops.columns > n_columns - n[:, None]
+    smallest = xp.amin(xp.where(valid, ordered, xp.inf), -1)
     # A row without valid samples is one of zeros: infinities would make NaN of its range.
     smallest = xp.where(n > 0, smallest, 0)[:, None]
-    return xp.maximum(ordered, smallest), places
+    return xp.maximum(ordered, smallest), indices
 
 
 def _range(ops: Primitives, ordered: Array) -> tuple[Array, Array]:
-    """What makes NaN of rows whose range is not finite, else 0, and range_scale; each (rows, 1)."""
+    """Judge the range of sorted rows (rows, N) → NaN where it is not finite, else 0, and
+    range_scale, (rows, 1) each."""
     xp = ops.xp
     smallest, largest = ordered[:, :1], ordered[:, -1:]
     magnitude = xp.maximum(-smallest, largest)
@@ -116,14 +120,15 @@ def _gaps(ordered: Array) -> Array:
     return ordered[:, 1:] - ordered[:, :-1]
 
 
-def _constant(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
-    """What an estimator gives a row's smallest reward, (rows, 1)."""
+def _row_offset(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
+    """Compute what an estimator gives a row's smallest reward: (rows, N) → (rows, 1)."""
     top = weights.max_coefficient[..., None] * ordered[:, -1:]
     return top - xp.sum(gaps * weights.offset, -1)[:, None]
 
 
-def _spread(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
-    """The deviation of the best of k (rows, 1), exactly 0 where only equal rewards can be it."""
+def _std(xp: Any, ordered: Array, gaps: Array, weights: GapWeights) -> Array:
+    """Compute the std of the best of k: (rows, N) → (rows, 1), exactly 0 where only equal rewards
+    can be it."""
     largest = ordered[:, -1:]
     # How far the mean of the best lies below the largest: measured from there, an offset drops out.
     # A reward whose own chance has underflowed to 0 is no part of it.

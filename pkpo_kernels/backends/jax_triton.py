@@ -1,9 +1,7 @@
-"""The Triton kernels behind the API, for JAX arrays on NVIDIA GPUs, through jax-triton.
+"""The Triton kernels, for JAX arrays on NVIDIA GPUs, through jax-triton.
 
-Where a program runs is known when it is lowered, not when it is traced: for anything but CUDA, and
-for rows that no kernel holds, these functions are those of `portable_xla`. They batch under vmap,
-by more rows. The compiler cannot divide a kernel's rows over devices as it divides operations:
-arrays that are sharded under jit are gathered first, so call it inside `jax.shard_map`.
+The compiler cannot divide a kernel's rows over devices as it divides operations: arrays that are
+sharded along Auto axes under jit are gathered first, so call it inside `jax.shard_map`.
 """
 
 # Triton has no types, so its decorator makes every kernel an untyped function.
@@ -13,8 +11,8 @@ arrays that are sharded under jit are gathered first, so call it inside `jax.sha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,142 +26,16 @@ from pkpo_triton.kernels import max_at_k_kernel, transform_kernel
 from pkpo_triton.plan import OPTIONS, Plan, plan
 from pkpo_triton.weights import Weights
 
-from pkpo_kernels.backends import xla as xla_backend
-from pkpo_kernels.backends.batched_rows import max_at_k_of_rows, transform_of_rows
 from pkpo_kernels.backends.fused_weights import kernel_weights
-from pkpo_kernels.maths.weights import Estimator
+from pkpo_kernels.maths.weights import Estimator, GapWeights
 
 # Larger than any row: what a k may be cut to before it becomes an int32.
 _LARGE = 1 << 30
 
 
-class _Transform(NamedTuple):
-    """What a compiled transform is compiled for; k where it is a constant of the program."""
-
-    estimator: Estimator
-    scale: str
-    undersized: str
-    dtype: np.dtype[Any]
-    k: int | None
-
-
-class _MaxAtK(NamedTuple):
-    """None in ks stands for the next of those that are operands."""
-
-    dtype: np.dtype[Any]
-    ks: tuple[int | None, ...]
-
-
-def transform_rows(
-    rewards: jax.Array,
-    k: int | jax.Array,
-    where: jax.Array | None,
-    *,
-    estimator: Estimator,
-    scale: str,
-    undersized: str,
-    dtype: Any,
-) -> jax.Array:
-    """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), a constant."""
-    if not _on_chip(rewards, where, dtype):
-        return xla_backend.transform_rows(
-            rewards,
-            k,
-            where,
-            estimator=estimator,
-            scale=scale,
-            undersized=undersized,
-            dtype=dtype,
-        )
-    known = _constant_of_the_program(rewards, k)
-    options = _Transform(estimator, scale, undersized, jnp.dtype(dtype), known)
-    hidden_k = jnp.asarray(k) if known is None else None
-    return _transform_rows(lax.stop_gradient(rewards), hidden_k, where, options)
-
-
-def max_at_k_rows(
-    rewards: jax.Array,
-    ks: Sequence[int | jax.Array],
-    where: jax.Array | None,
-    *,
-    dtype: Any,
-) -> jax.Array:
-    """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), a constant."""
-    if not _on_chip(rewards, where, dtype):
-        return xla_backend.max_at_k_rows(rewards, ks, where, dtype=dtype)
-    known = tuple(_constant_of_the_program(rewards, k) for k in ks)
-    hidden = [jnp.asarray(k) for k, one in zip(ks, known, strict=True) if one is None]
-    options = _MaxAtK(jnp.dtype(dtype), known)
-    return _max_at_k_rows(lax.stop_gradient(rewards), hidden, where, options)
-
-
-def _on_chip(rewards: jax.Array, where: jax.Array | None, dtype: Any) -> bool:
-    rows, n = rewards.shape
-    # An export's symbolic sizes are no integers, and a kernel's grid is made of integers.
-    if not (isinstance(rows, int) and isinstance(n, int) and rows > 0 and n > 0):
-        return False
+def fits(rewards: jax.Array, where: jax.Array | None, dtype: Any) -> bool:
+    """Whether rewards (rows, N) are sorted on chip."""
     return _plan(rewards, where, dtype, uniform=False) is not None
-
-
-def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array) -> int | None:
-    # Within somebody's jit an integer is a constant anyway, and the kernel is faster for it.
-    # Outside, it would mean another program for every k.
-    return k if isinstance(k, int) and isinstance(rewards, jax.core.Tracer) else None
-
-
-# The way from a call to a kernel: one program, more rows for vmap, then the choice by platform.
-
-
-@partial(jax.jit, static_argnames=("options",))
-def _transform_rows(
-    rewards: jax.Array, k: jax.Array | None, where: jax.Array | None, options: _Transform
-) -> jax.Array:
-    def by_platform(*operands: Any) -> jax.Array:
-        return lax.platform_dependent(
-            *operands,
-            cuda=partial(_launch_transform, options),
-            default=partial(_portable_transform, options),
-        )
-
-    return transform_of_rows(by_platform)(rewards, k, where)
-
-
-@partial(jax.jit, static_argnames=("options",))
-def _max_at_k_rows(
-    rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None, options: _MaxAtK
-) -> jax.Array:
-    def by_platform(*operands: Any) -> jax.Array:
-        return lax.platform_dependent(
-            *operands,
-            cuda=partial(_launch_max_at_k, options),
-            default=partial(_portable_max_at_k, options),
-        )
-
-    return max_at_k_of_rows(by_platform)(rewards, ks, where)
-
-
-def _portable_transform(
-    options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
-) -> jax.Array:
-    known_or_not = options.k if k is None else k
-    assert known_or_not is not None
-    return xla_backend.transform_rows(
-        rewards,
-        known_or_not,
-        where,
-        estimator=options.estimator,
-        scale=options.scale,
-        undersized=options.undersized,
-        dtype=options.dtype,
-    )
-
-
-def _portable_max_at_k(
-    options: _MaxAtK, rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None
-) -> jax.Array:
-    hidden = iter(ks)
-    every = [next(hidden) if k is None else k for k in options.ks]
-    return xla_backend.max_at_k_rows(rewards, every, where, dtype=options.dtype)
 
 
 # jax-triton takes a kernel's outputs behind all its inputs, and hands no None over, so a kernel
@@ -271,74 +143,91 @@ def _max_at_k_in_order(
     )
 
 
-def _launch_transform(
-    options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
+def transform_rows(
+    rewards: jax.Array,
+    k: int | jax.Array,
+    where: jax.Array | None,
+    *,
+    weights: GapWeights | None,
+    estimator: Estimator,
+    scale: str,
+    undersized: str,
+    dtype: Any,
 ) -> jax.Array:
+    """Transform rows: rewards (rows, N), k an integer, () or (rows,), where (rows, N) or None →
+    (rows, N) of dtype. The kernels have weights of their own."""
     rows, n = rewards.shape
-    weights = kernel_weights(options.estimator, Weights)
-    by_mean = options.scale == "mean"
-    compute = _compute_dtype(rewards, options.dtype)
-    uniform = options.k is not None and where is None
-    chosen = _plan(rewards, where, options.dtype, uniform=uniform and not weights.standardised)
+    numbers = kernel_weights(estimator, Weights)
+    by_mean = scale == "mean"
+    compute = _compute_dtype(rewards, dtype)
+    static_k = k if isinstance(k, int) else None
+    uniform = static_k is not None and where is None
+    chosen = _plan(rewards, where, dtype, uniform=uniform and not numbers.standardised)
     assert chosen is not None
     table = _table(chosen, compute)
     if chosen.weights == "ready":
-        assert options.k is not None
-        of_samples = jnp.asarray(_ratios(n, options.k, weights.lag, chosen, compute))
+        assert static_k is not None
+        of_samples = jnp.asarray(_ratios(n, static_k, numbers.lag, chosen, compute))
     else:
         of_samples = _of_samples(chosen, table)
-    kind = "int" if k is None else "row" if k.ndim else "scalar"
-    known_k = None if options.undersized == "clip" else options.k
+    kind = "int" if isinstance(k, int) else "row" if k.ndim else "scalar"
+    known_k = None if undersized == "clip" else static_k
     anchor, gap, below, slope, first = 0.0, 0.0, 0.0, 0.0, 0.0
-    if options.k is not None and where is None:
+    if static_k is not None and where is None:
         times = n if by_mean else 1
-        anchor, gap, below, slope = (times * x for x in weights.scalars(n, options.k))
-        first = options.k / n * ((n - options.k) / max(n - 1, 1) if weights.lag else 1.0)
+        anchor, gap, below, slope = (times * x for x in numbers.scalars(n, static_k))
+        first = static_k / n * ((n - static_k) / max(n - 1, 1) if numbers.lag else 1.0)
     return _varying_as(
-        (rewards, k, where),
+        (rewards, None if isinstance(k, int) else k, where),
         jax_triton.triton_call(
             rewards,
             rewards if where is None else where,
-            rewards if k is None else k,
-            jnp.asarray(np.array([weights.form, weights.form_at_1], compute)),
+            rewards if isinstance(k, int) else k,
+            jnp.asarray(np.array([numbers.form, numbers.form_at_1], compute)),
             table,
             of_samples,
             rows + 1,
-            (options.k or 0) + 2,
-            weights.spared + 2,
-            tables.UNDERSIZED.index(options.undersized) + 2,
+            (static_k or 0) + 2,
+            numbers.spared + 2,
+            tables.UNDERSIZED.index(undersized) + 2,
             by_mean + 2,
-            weights.has_constant(known_k) + 2,
-            weights.mirror + 2,
+            numbers.has_constant(known_k) + 2,
+            numbers.mirror + 2,
             -first,
             anchor,
             -gap,
             -below,
             -slope,
             kernel=_transform_in_order,
-            out_shape=jax.ShapeDtypeStruct((rows, n), options.dtype),
+            out_shape=jax.ShapeDtypeStruct((rows, n), dtype),
             K=kind,
             WEIGHTS=chosen.weights,
-            LAG=weights.lag,
-            SCALED=weights.needs_range_scale(by_mean=by_mean),
-            STANDARDISED=weights.standardised,
+            LAG=numbers.lag,
+            SCALED=numbers.needs_range_scale(by_mean=by_mean),
+            STANDARDISED=numbers.standardised,
             **_constants(rewards, where, table, chosen),
         ),
     )
 
 
-def _launch_max_at_k(
-    options: _MaxAtK, rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None
+def max_at_k_rows(
+    rewards: jax.Array,
+    ks: Sequence[int | jax.Array],
+    where: jax.Array | None,
+    *,
+    weights: Sequence[GapWeights | None],
+    dtype: Any,
 ) -> jax.Array:
+    """Estimate the best of each k: rewards (rows, N), each k an integer or (), where (rows, N) or
+    None → (rows, len(ks)) of dtype."""
     rows = rewards.shape[0]
-    compute = _compute_dtype(rewards, options.dtype)
-    chosen = _plan(rewards, where, options.dtype, uniform=False)
+    compute = _compute_dtype(rewards, dtype)
+    chosen = _plan(rewards, where, dtype, uniform=False)
     assert chosen is not None
     table = _table(chosen, compute)
-    hidden = iter(ks)
-    every = [jnp.int32(k) if k is not None else _int32(next(hidden)) for k in options.ks]
+    every = [jnp.int32(k) if isinstance(k, int) else _int32(k) for k in ks]
     return _varying_as(
-        (rewards, ks, where),
+        (rewards, every, where),
         jax_triton.triton_call(
             rewards,
             rewards if where is None else where,
@@ -348,7 +237,7 @@ def _launch_max_at_k(
             rows + 1,
             len(every) + 1,
             kernel=_max_at_k_in_order,
-            out_shape=jax.ShapeDtypeStruct((rows, len(every)), options.dtype),
+            out_shape=jax.ShapeDtypeStruct((rows, len(every)), dtype),
             **_constants(rewards, where, table, chosen),
         ),
     )

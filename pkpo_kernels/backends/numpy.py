@@ -4,8 +4,8 @@ Everything between the rewards and the results is float64; whether a row's range
 in the precision of the rewards.
 
 Rewards of up to 32 bits take a shortcut through the sort. As a float64 such a reward leaves its
-last 29 mantissa bits 0; the sample's place in the block goes there, and one plain sort, which
-NumPy vectorises, orders rewards and places together. Among equal rewards the order is arbitrary,
+last 29 mantissa bits 0; the sample's index in the block goes there, and one plain sort, which
+NumPy vectorises, orders rewards and indices together. Among equal rewards the order is arbitrary,
 and it may be: equal rewards get equal results.
 """
 
@@ -31,7 +31,7 @@ BLOCK_ELEMENTS = 1 << 17
 # NumPy releases the interpreter lock in its loops, so blocks overlap; with more than a few threads
 # they wait on each other.
 MAX_THREADS = 4
-PLACE_BITS = np.int64((1 << 29) - 1)
+INDEX_BITS = np.int64((1 << 29) - 1)
 # Beyond all that 32 bits can hold, and with the same bits at 0.
 BEYOND = 2.0**1000
 LARGE = float(np.finfo(np.float64).max) * RANGE_SCALE
@@ -47,7 +47,8 @@ def transform_rows(
     undersized: str,
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
-    """rewards (rows, N), k an integer or (rows,), where (rows, N) or None → (rows, N) of dtype."""
+    """Transform rows: rewards (rows, N), k an integer or (rows,), where (rows, N) or None →
+    (rows, N) of dtype."""
     n_columns = rewards.shape[1]
     out = np.empty(rewards.shape, dtype)
 
@@ -55,7 +56,7 @@ def transform_rows(
         if undersized == "clip":
             k = clamp_k(estimator, np.asarray(n), np.asarray(k), np)
         weights = host_weights(estimator, n_columns, n, k)
-        # A column in front for the rows' constants, and as many rows as the block: multiplying
+        # A column in front for the row offsets, and as many rows as the block: multiplying
         # whole arrays is fastest.
         gap = np.zeros((height, n_columns))
         gap[:, 1:] = weights.gap
@@ -64,14 +65,14 @@ def transform_rows(
     def transform_block(block: slice, buffers: _Buffers) -> None:
         mask = None if where is None else where[block]
         n = _group_sizes(n_columns, mask)
-        ordered, places = _sort(rewards[block], mask, buffers)
+        ordered, indices = _sort(rewards[block], mask, buffers)
         height = len(ordered)
         if shared is None:
             weights = weights_of(n, k if np.ndim(k) == 0 else np.asarray(k)[block], height)
         else:
             weights = shared._replace(gap=shared.gap[:height])
-        poison, range_scale = _range(ordered, rewards.dtype)
-        result = _transform(ordered, weights, estimator.normalized, poison, buffers.values)
+        nan_or_0, range_scale = _range(ordered, rewards.dtype)
+        result = _transform(ordered, weights, estimator.normalized, nan_or_0, buffers.values)
         if range_scale is not None and not estimator.normalized:
             result /= range_scale
         if undersized == "nan":
@@ -81,7 +82,7 @@ def transform_rows(
         out_block = out[block]
         narrow = buffers.narrow[:height]
         narrow[:] = result
-        out_block.reshape(-1)[places.reshape(-1)] = narrow.reshape(-1)
+        out_block.reshape(-1)[indices.reshape(-1)] = narrow.reshape(-1)
         if mask is not None:
             out_block[~mask] = 0
 
@@ -100,7 +101,8 @@ def max_at_k_rows(
     *,
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
-    """rewards (rows, N), each k an integer, where (rows, N) or None → (rows, len(ks)) of dtype."""
+    """Estimate the best of each k: rewards (rows, N), each k an integer, where (rows, N) or None →
+    (rows, len(ks)) of dtype."""
     rows, n_columns = rewards.shape
     out = np.empty((rows, len(ks)), dtype)
 
@@ -108,11 +110,11 @@ def max_at_k_rows(
         mask = None if where is None else where[block]
         n = _group_sizes(n_columns, mask)
         ordered, _ = _sort(rewards[block], mask, buffers)
-        poison, range_scale = _range(ordered, rewards.dtype)
+        nan_or_0, range_scale = _range(ordered, rewards.dtype)
         gaps = np.diff(ordered, axis=-1)
         for column, k in enumerate(ks):
             weights = host_weights(MAX_AT_K, n_columns, n, k)
-            best = _constant(ordered, gaps, weights) + poison
+            best = _row_offset(ordered, gaps, weights) + nan_or_0
             if range_scale is not None:
                 best /= range_scale[:, 0]
             out[block, column] = np.where(weights.k_is_valid, best, np.nan)
@@ -129,11 +131,11 @@ def _blocks(rows: int, n_columns: int) -> list[slice]:
 class _Buffers:
     """A thread's own scratch, used again for every block: fresh memory costs more than the work."""
 
-    def __init__(self, own_places: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
-        shape = own_places.shape
-        self.own_places = own_places  # 0, 1, 2, …; shared by the threads and only read
+    def __init__(self, block_indices: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
+        shape = block_indices.shape
+        self.block_indices = block_indices  # 0, 1, 2, …; shared by the threads and only read
         self.keys = np.empty(shape)
-        self.places = np.empty(shape, np.int64)
+        self.indices = np.empty(shape, np.int64)
         self.values = np.empty(shape)
         self.narrow = np.empty(shape, dtype)
 
@@ -147,10 +149,10 @@ def _run(
     if not blocks:
         return
     height = blocks[0].stop
-    own_places = np.arange(height * n_columns).reshape(height, n_columns)
+    block_indices = np.arange(height * n_columns).reshape(height, n_columns)
 
     def share(blocks: list[slice]) -> None:
-        buffers = _Buffers(own_places, dtype)
+        buffers = _Buffers(block_indices, dtype)
         # What overflows, underflows or is invalid has a documented result, and needs no warning.
         with np.errstate(all="ignore"):
             for block in blocks:
@@ -190,13 +192,13 @@ def _group_sizes(n_columns: int, mask: NDArray[np.bool_] | None) -> int | NDArra
 def _sort(
     rewards: NDArray[Any], mask: NDArray[np.bool_] | None, buffers: _Buffers
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """→ the rewards in ascending order as float64, and each one's place in the flattened block.
+    """→ the rewards in ascending order as float64, and each one's index in the flattened block.
 
     Samples that the mask leaves out come first and take the value of the smallest that it keeps.
     NaN comes last.
     """
     height, n_columns = rewards.shape
-    keys, own_places = buffers.keys[:height], buffers.own_places[:height]
+    keys, block_indices = buffers.keys[:height], buffers.block_indices[:height]
     packs = _packs(rewards)
     keys[:] = rewards
     if mask is not None:
@@ -206,25 +208,25 @@ def _sort(
         if not finite.all():
             # As good as NaN: no range with it is finite in 32 bits.
             keys[~finite] = BEYOND
-        packed, places = keys.view(np.int64), buffers.places[:height]
-        packed |= own_places
+        packed, indices = keys.view(np.int64), buffers.indices[:height]
+        packed |= block_indices
         keys.sort(-1)
-        np.bitwise_and(packed, PLACE_BITS, out=places)
-        packed ^= places
+        np.bitwise_and(packed, INDEX_BITS, out=indices)
+        packed ^= indices
     else:
         order = np.argsort(keys, -1)
-        places = order + own_places[:, :1]
-        keys = keys.reshape(-1)[places]
+        indices = order + block_indices[:, :1]
+        keys = keys.reshape(-1)[indices]
     if mask is not None:
         left_out = (~mask).sum(-1, keepdims=True)
         smallest = np.take_along_axis(keys, np.minimum(left_out, n_columns - 1), -1)
         np.copyto(keys, smallest, where=np.arange(n_columns) < left_out)
-    return keys, places
+    return keys, indices
 
 
 def _packs(rewards: NDArray[Any]) -> bool:
-    """Whether a place fits into the bits that a reward leaves 0 in float64."""
-    return bool(np.can_cast(rewards.dtype, np.float32) and rewards.size <= PLACE_BITS)
+    """Whether an index fits into the bits that a reward leaves 0 in float64."""
+    return bool(np.can_cast(rewards.dtype, np.float32) and rewards.size <= INDEX_BITS)
 
 
 def _range(ordered: Floats, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Floats | None]:
@@ -236,43 +238,43 @@ def _range(ordered: Floats, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Floats 
     if dtype != np.float64:
         smallest, largest = smallest.astype(np.float32), largest.astype(np.float32)
     # NaN and infinities come to the ends. Adding 0 also turns a −0 into 0.
-    poison = 0.0 * (largest - smallest)
+    nan_or_0 = 0.0 * (largest - smallest)
     if not np.any(is_large):
-        return poison, None
+        return nan_or_0, None
     range_scale = np.where(is_large, RANGE_SCALE, 1.0)[:, None]
     ordered *= range_scale
-    return poison, range_scale
+    return nan_or_0, range_scale
 
 
 def _transform(
-    ordered: Floats, weights: GapWeights, normalized: bool, poison: NDArray[Any], buffer: Floats
+    ordered: Floats, weights: GapWeights, normalized: bool, nan_or_0: NDArray[Any], buffer: Floats
 ) -> Floats:
-    """Rows in ascending order (rows, N), poison (rows,) → the estimator's values, in that order."""
+    """Transform sorted rows: (rows, N), nan_or_0 (rows,) → values in that order."""
     out = buffer[: len(ordered)]
     # One long subtraction instead of many short ones; what it puts at the rows' starts is replaced
-    # by their constants.
+    # by their row offsets.
     np.subtract(ordered.reshape(-1)[1:], ordered.reshape(-1)[:-1], out=out.reshape(-1)[1:])
     gaps = out[:, 1:]
-    constant = _constant(ordered, gaps, weights) + poison
-    spread = _spread(ordered, gaps, weights) if normalized else None
+    row_offset = _row_offset(ordered, gaps, weights) + nan_or_0
+    std = _std(ordered, gaps, weights) if normalized else None
     out[:, 0] = 0
     out *= weights.gap
-    out[:, 0] = constant
+    out[:, 0] = row_offset
     np.cumsum(out, -1, out=out)
-    if spread is not None:
-        out /= np.where(spread > 0, spread, np.inf)[:, None]
+    if std is not None:
+        out /= np.where(std > 0, std, np.inf)[:, None]
     return out
 
 
-def _constant(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
+def _row_offset(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
     """What an estimator gives a row's smallest reward (rows,)."""
     if not (weights.max_coefficient.any() or weights.offset.any()):
         return np.zeros(len(ordered))
     return weights.max_coefficient * ordered[:, -1] - _row_sum(gaps, weights.offset)
 
 
-def _spread(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
-    """The deviation of the best of k (rows,), exactly 0 where only equal rewards can be it."""
+def _std(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
+    """The std of the best of k (rows,), exactly 0 where only equal rewards can be it."""
     largest = ordered[:, -1]
     # How far the mean of the best lies below the largest: measured from there, an offset drops out.
     deviation_top = _row_sum(gaps, weights.best_offset)

@@ -1,277 +1,143 @@
-"""The Pallas kernels behind the API, for JAX arrays on TPUs.
-
-Where a program runs is known when it is lowered, not when it is traced: for anything but TPUs these
-functions are those of the implementation that would be chosen there. They batch under vmap, by more
-rows. The compiler cannot divide a kernel's rows over devices as it divides operations: where rows
-are sharded, call them inside `jax.shard_map`.
-"""
+"""The Pallas kernels, for JAX arrays on TPUs, or in Pallas's interpreter of TPUs on any device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pkpo_pallas
 from jax import lax
+from jax.experimental.pallas import tpu as pltpu
 from pkpo_pallas import Table, Weights
 
-from pkpo_kernels.backends import _rows
-from pkpo_kernels.backends import xla as xla_backend
-from pkpo_kernels.backends.batched_rows import max_at_k_of_rows, transform_of_rows
+from pkpo_kernels.backends import _jax_rows, _rows
 from pkpo_kernels.backends.fused_weights import kernel_weights
 from pkpo_kernels.maths.estimators import MAX_AT_K
 from pkpo_kernels.maths.weights import Estimator, GapWeights
 
 
-class _Transform(NamedTuple):
-    """What a compiled transform is compiled for."""
+class Kernels(NamedTuple):
+    """The kernels, compiled or interpreted."""
 
-    estimator: Estimator
-    scale: str
-    undersized: str
-    dtype: np.dtype[Any]
-    k: int | None  # where it is a constant of the program
     interpret: Any  # False, or the parameters of Pallas's interpreter
 
+    def fits(self, rewards: jax.Array, where: jax.Array | None, dtype: Any) -> bool:
+        """Whether rewards (rows, N) have kernels: all do."""
+        return True
 
-class _MaxAtK(NamedTuple):
-    """None in ks stands for the next of those that are operands."""
+    def transform_rows(
+        self,
+        rewards: jax.Array,
+        k: int | jax.Array,
+        where: jax.Array | None,
+        *,
+        weights: GapWeights | None,
+        estimator: Estimator,
+        scale: str,
+        undersized: str,
+        dtype: Any,
+    ) -> jax.Array:
+        """Transform rows: rewards (rows, N), k an integer, () or (rows,), where (rows, N) or None,
+        weights (1, N−1) where the host knows them → (rows, N) of dtype."""
+        k = jnp.asarray(k)
+        clip = undersized == "clip"
+        if weights is None and where is None and k.ndim == 0:
+            weights = _weights(estimator, rewards, k, clip=clip)
+        if pkpo_pallas.fits(rewards.shape[1], self.interpret):
+            return pkpo_pallas.transform(
+                rewards,
+                None if weights is not None else k,
+                where,
+                weights=kernel_weights(estimator, Weights),
+                table=None if weights is None else _table(weights),
+                by_mean=scale == "mean",
+                undersized=undersized,
+                dtype=dtype,
+                interpret=self.interpret,
+            )
+        keys = rewards.astype(jnp.float32)
+        n = _jax_rows.group_sizes(keys, where)
+        out = _rows.transform_rows(
+            _jax_rows.primitives(keys)._replace(exclusive_prefix_sum=self._exclusive_prefix_sum),
+            keys,
+            n,
+            weights or _jax_rows.weights_of(estimator, keys.shape[1], n, k, clip=clip),
+            where,
+            normalized=estimator.normalized,
+            scale=scale,
+            undersized=undersized,
+        )
+        return out.astype(dtype)
 
-    dtype: np.dtype[Any]
-    ks: tuple[int | None, ...]
-    interpret: Any
-
-
-def transform_rows(
-    rewards: jax.Array,
-    k: int | jax.Array,
-    where: jax.Array | None,
-    *,
-    estimator: Estimator,
-    scale: str,
-    undersized: str,
-    dtype: Any,
-    interpret: Any = False,
-) -> jax.Array:
-    """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), a constant."""
-    known = _constant_of_the_program(rewards, k, interpret)
-    options = _Transform(estimator, scale, undersized, jnp.dtype(dtype), known, interpret)
-    hidden_k = jnp.asarray(k) if known is None else None
-    if not _has_a_grid(rewards):
-        return _transform_elsewhere(options, rewards, hidden_k, where)
-    of_rows = _transform_rows if interpret else _transform_in_one_program
-    return of_rows(lax.stop_gradient(rewards), hidden_k, where, options)
-
-
-def max_at_k_rows(
-    rewards: jax.Array,
-    ks: Sequence[int | jax.Array],
-    where: jax.Array | None,
-    *,
-    dtype: Any,
-    interpret: Any = False,
-) -> jax.Array:
-    """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), a constant."""
-    known = tuple(_constant_of_the_program(rewards, k, interpret) for k in ks)
-    hidden = [jnp.asarray(k) for k, one in zip(ks, known, strict=True) if one is None]
-    options = _MaxAtK(jnp.dtype(dtype), known, interpret)
-    if not _has_a_grid(rewards):
-        return _max_at_k_elsewhere(options, rewards, hidden, where)
-    of_rows = _max_at_k_rows if interpret else _max_at_k_in_one_program
-    return of_rows(lax.stop_gradient(rewards), hidden, where, options)
-
-
-def _has_a_grid(rewards: jax.Array) -> bool:
-    # An export's symbolic sizes are no integers, and a kernel's grid is made of integers.
-    return all(isinstance(size, int) and size > 0 for size in rewards.shape)
-
-
-def _constant_of_the_program(rewards: jax.Array, k: int | jax.Array, interpret: Any) -> int | None:
-    # Within somebody's jit an integer is a constant anyway, and its weights come from the host.
-    # Outside, it would mean another program for every k; interpreted, it is a program a step.
-    in_a_program = isinstance(rewards, jax.core.Tracer)
-    return k if isinstance(k, int) and (in_a_program or interpret) else None
-
-
-# The way from a call to a kernel: one program, more rows for vmap, then the choice by platform.
-
-
-def _transform_rows(
-    rewards: jax.Array, k: jax.Array | None, where: jax.Array | None, options: _Transform
-) -> jax.Array:
-    choose = partial(_by_platform, options, _launch_transform, _transform_elsewhere)
-    return transform_of_rows(choose)(rewards, k, where)
-
-
-def _max_at_k_rows(
-    rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None, options: _MaxAtK
-) -> jax.Array:
-    choose = partial(_by_platform, options, _launch_max_at_k, _max_at_k_elsewhere)
-    return max_at_k_of_rows(choose)(rewards, ks, where)
-
-
-_transform_in_one_program = jax.jit(_transform_rows, static_argnames=("options",))
-_max_at_k_in_one_program = jax.jit(_max_at_k_rows, static_argnames=("options",))
-
-
-def _by_platform(
-    options: Any,
-    launch: Callable[..., jax.Array],
-    elsewhere: Callable[..., jax.Array],
-    *operands: Any,
-) -> jax.Array:
-    if options.interpret:
-        return launch(options, *operands)
-    return lax.platform_dependent(
-        *operands, tpu=partial(launch, options), default=partial(elsewhere, options)
-    )
-
-
-# What other platforms run.
-
-
-def _others() -> Any:
-    """The module that serves JAX arrays there."""
-    try:
-        from pkpo_kernels.backends import jax_triton as jax_triton_backend
-    except ImportError:
-        return xla_backend
-    return jax_triton_backend
-
-
-def _transform_elsewhere(
-    options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
-) -> jax.Array:
-    return _others().transform_rows(
-        rewards,
-        options.k if k is None else k,
-        where,
-        estimator=options.estimator,
-        scale=options.scale,
-        undersized=options.undersized,
-        dtype=options.dtype,
-    )
-
-
-def _max_at_k_elsewhere(
-    options: _MaxAtK, rewards: jax.Array, ks: Sequence[jax.Array], where: jax.Array | None
-) -> jax.Array:
-    return _others().max_at_k_rows(rewards, _in_place(options, ks), where, dtype=options.dtype)
-
-
-def _in_place(options: _MaxAtK, hidden: Sequence[jax.Array]) -> list[int | jax.Array]:
-    """All ks, in their order."""
-    rest = iter(hidden)
-    return [next(rest) if k is None else k for k in options.ks]
-
-
-# What TPUs run.
-
-
-def _launch_transform(
-    options: _Transform, rewards: jax.Array, k: jax.Array | None, where: jax.Array | None
-) -> jax.Array:
-    n = rewards.shape[1]
-    estimator = options.estimator
-    given: Any = options.k if k is None else k
-    if not pkpo_pallas.fits(n, options.interpret):
-        return _transform_long(options, rewards, given, where)
-    table = None
-    if where is None and (isinstance(given, int) or given.ndim == 0):
-        table = _table(estimator, rewards, given, clip=options.undersized == "clip")
-    return pkpo_pallas.transform(
-        rewards,
-        None if table is not None else jnp.asarray(given),
-        where,
-        weights=kernel_weights(estimator, Weights),
-        table=table,
-        by_mean=options.scale == "mean",
-        undersized=options.undersized,
-        dtype=options.dtype,
-        interpret=options.interpret,
-    )
-
-
-def _launch_max_at_k(
-    options: _MaxAtK, rewards: jax.Array, hidden: Sequence[jax.Array], where: jax.Array | None
-) -> jax.Array:
-    ks = _in_place(options, hidden)
-    if not pkpo_pallas.fits(rewards.shape[1], options.interpret):
+    def max_at_k_rows(
+        self,
+        rewards: jax.Array,
+        ks: Sequence[int | jax.Array],
+        where: jax.Array | None,
+        *,
+        weights: Sequence[GapWeights | None],
+        dtype: Any,
+    ) -> jax.Array:
+        """Estimate the best of each k: rewards (rows, N), each k an integer or (), where (rows, N)
+        or None, weights (1, N−1) of each k that the host knows → (rows, len(ks)) of dtype."""
+        arrays = [jnp.asarray(k) for k in ks]
+        all_weights = None
+        if where is None:
+            pairs = zip(arrays, weights, strict=True)
+            all_weights = [given or _weights(MAX_AT_K, rewards, k) for k, given in pairs]
+        if pkpo_pallas.fits(rewards.shape[1], self.interpret):
+            return pkpo_pallas.max_at_k(
+                rewards,
+                None if all_weights is not None else jnp.stack(arrays),
+                where,
+                weights=kernel_weights(MAX_AT_K, Weights),
+                tables=None if all_weights is None else [_table(one) for one in all_weights],
+                dtype=dtype,
+                interpret=self.interpret,
+            )
         # One number a row: there is nothing to scan.
-        return xla_backend.max_at_k_rows(rewards, ks, where, dtype=options.dtype)
-    tables = None
-    if where is None:
-        tables = [_table(MAX_AT_K, rewards, k) for k in ks]
-    return pkpo_pallas.max_at_k(
-        rewards,
-        None if tables is not None else jnp.stack([jnp.asarray(k) for k in ks]),
-        where,
-        weights=kernel_weights(MAX_AT_K, Weights),
-        tables=tables,
-        dtype=options.dtype,
-        interpret=options.interpret,
-    )
+        keys = rewards.astype(jnp.float32)
+        n = _jax_rows.group_sizes(keys, where)
+        if all_weights is None:
+            all_weights = [_jax_rows.weights_of(MAX_AT_K, keys.shape[1], n, k) for k in arrays]
+        best = _rows.max_at_k_rows(_jax_rows.primitives(keys), keys, n, all_weights, where)
+        return best.astype(dtype)
 
-
-def _transform_long(
-    options: _Transform, rewards: jax.Array, k: int | jax.Array, where: jax.Array | None
-) -> jax.Array:
-    """XLA sorts; its second sort leads what the kernel has summed up back to the samples."""
-    keys = rewards.astype(jnp.float32)
-    n = xla_backend.group_sizes(keys, where)
-
-    def sum_beneath(gaps: jax.Array, terms: jax.Array, places: jax.Array) -> jax.Array:
-        sums = pkpo_pallas.prefix_sums(terms, interpret=options.interpret)
-        # Nothing lies beneath the smallest.
+    def _exclusive_prefix_sum(
+        self, gaps: jax.Array, terms: jax.Array, indices: jax.Array
+    ) -> jax.Array:
+        """Rows too long for VMEM: XLA sorts; its second sort leads what the kernel has summed up
+        back to the samples."""
+        sums = pkpo_pallas.prefix_sums(terms, interpret=self.interpret)
+        # Nothing lies below the smallest.
         sums = jnp.concatenate([jnp.zeros_like(sums[:, :1]), sums], -1)
-        _, out = lax.sort((places, sums), dimension=1, is_stable=False, num_keys=1)
+        _, out = lax.sort((indices, sums), dimension=1, is_stable=False, num_keys=1)
         return out
 
-    out = _rows.transform_rows(
-        xla_backend.primitives(keys)._replace(sum_beneath=sum_beneath),
-        keys,
-        n,
-        _weights(options.estimator, keys, n, k, where, clip=options.undersized == "clip"),
-        where,
-        normalized=options.estimator.normalized,
-        scale=options.scale,
-        undersized=options.undersized,
-    )
-    return out.astype(options.dtype)
+
+COMPILED = Kernels(interpret=False)
+# Memory that nobody has written reads as NaN.
+INTERPRETED = Kernels(interpret=pltpu.InterpretParams(uninitialized_memory="nan"))
 
 
 def _weights(
-    estimator: Estimator,
-    keys: jax.Array,
-    n: jax.Array,
-    k: int | jax.Array,
-    where: jax.Array | None,
-    *,
-    clip: bool,
+    estimator: Estimator, rewards: jax.Array, k: jax.Array, *, clip: bool = False
 ) -> GapWeights:
-    known = xla_backend.known_weights(estimator, keys, k, where, jnp.float32)
-    return known or xla_backend.traced_weights(estimator, keys, n, k, clip=clip)
+    """Weigh rows (rows, N) that share n and k, in float32: (1, N−1)."""
+    n = jnp.full((1,), rewards.shape[1], jnp.float32)
+    return _jax_rows.weights_of(estimator, rewards.shape[1], n, k, clip=clip)
 
 
-def _table(
-    estimator: Estimator,
-    rewards: jax.Array,
-    k: int | jax.Array,
-    *,
-    clip: bool = False,
-) -> Table:
+def _table(weights: GapWeights) -> Table:
     """What rows that share n and k have in common, in float32."""
-    keys = jnp.zeros((1, rewards.shape[1]), jnp.float32)
-    n = xla_backend.group_sizes(keys, None)
-    weights = _weights(estimator, keys, n, k, None, clip=clip)
+    f32 = [jnp.asarray(weight, jnp.float32) for weight in weights[1:]]
+    anchor, offset, gap, best, best_of_max, _ = f32
     return Table(
-        gap=jnp.asarray(weights.gap[0]),
-        below=jnp.asarray(weights.offset[0]),
-        best=jnp.append(weights.best[0], weights.best_of_max[0]),
-        anchor=jnp.asarray(weights.max_coefficient[0], jnp.float32),
+        gap=gap[0],
+        below=offset[0],
+        best=jnp.append(best[0], best_of_max[0]),
+        anchor=anchor[0],
         admitted=jnp.asarray(weights.k_is_valid[0]),
     )

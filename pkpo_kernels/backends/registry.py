@@ -5,88 +5,90 @@ Nothing here imports an array library that the caller has not imported already.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 
+from pkpo_kernels.backends import _devices
+from pkpo_kernels.backends._installed import Requirement, why_unmet
+from pkpo_kernels.maths.weights import Array, Estimator
 from pkpo_kernels.typing import ImplementationName
 from pkpo_kernels.validation import checked_name
-from pkpo_kernels.validation import library_of as library_of
+
+
+class Backend(Protocol):
+    """What computes, for checked arguments."""
+
+    def transform_rows(
+        self,
+        rewards: Array,
+        k: int | Array,
+        where: Array | None,
+        *,
+        estimator: Estimator,
+        scale: str,
+        undersized: str,
+        dtype: Any,
+    ) -> Array:
+        """Transform rows: rewards (rows, N), k an integer, () or (rows,), where (rows, N) or None
+        → (rows, N) of dtype."""
+
+    def max_at_k_rows(
+        self, rewards: Array, ks: Sequence[int | Array], where: Array | None, *, dtype: Any
+    ) -> Array:
+        """Estimate the best of each k: rewards (rows, N), each k an integer or (), where (rows, N)
+        or None → (rows, len(ks)) of dtype."""
+
 
 # Plain import statements, which torch.compile can follow; it cannot follow importlib.
 
 
-def _reference() -> ModuleType:
+def _reference() -> Backend:
     from pkpo_kernels.maths import reference
 
     return reference
 
 
-def _numpy() -> ModuleType:
-    from pkpo_kernels.backends import numpy as numpy_backend
+def _numpy() -> Backend:
+    from pkpo_kernels.backends import numpy
 
-    return numpy_backend
-
-
-def _torch() -> ModuleType:
-    from pkpo_kernels.backends import torch as torch_backend
-
-    return torch_backend
+    return numpy
 
 
-def _triton() -> ModuleType:
-    from pkpo_kernels.backends import triton as triton_backend
+def _torch() -> Backend:
+    from pkpo_kernels.backends import torch
 
-    return triton_backend
-
-
-# What the drivers of NVIDIA, AMD, and Windows' Linux leave where a GPU is.
-_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    return torch
 
 
-def _interpreted() -> bool:
-    """Whether Triton kernels are interpreted on the CPU: a switch of Triton's own."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def _triton() -> Backend:
+    from pkpo_kernels.backends import triton
+
+    return triton
 
 
-def _interpreter_fails() -> str | None:
-    """Why Triton's interpreter, which computes with NumPy, cannot do so here."""
-    # What it reads scalars from are arrays of shape (1,), which NumPy 2.4 no longer converts to
-    # integers and Triton 3.7 has learned to.
-    if _NUMPY < (2, 4) or _unmet(Requirement("triton", (3, 7))) is None:
-        return None
-    return (
-        f"Triton's interpreter fails with numpy {np.__version__} before triton 3.7; install"
-        " 'triton>=3.7' or 'numpy<2.4', or unset TRITON_INTERPRET"
-    )
+def _jax(name: ImplementationName) -> Callable[[], Backend]:
+    def load() -> Backend:
+        from pkpo_kernels.backends import jax
+
+        return jax.Door.to(name)
+
+    return load
 
 
-_NUMPY = tuple(map(int, np.__version__.split(".")[:2]))
+def _supported(rewards: Any) -> None:
+    return None
 
 
-def _no_gpu() -> str | None:
-    if _interpreted():
-        return _interpreter_fails()
-    torch = sys.modules.get("torch")
-    # Without torch in memory this is not the place to load it.
-    there = any(map(os.path.exists, _GPU_FILES)) if torch is None else torch.cuda.is_available()
-    if there:
-        return None
-    return (
-        "no GPU that torch can use; install a torch that sees one, or set TRITON_INTERPRET=1 to"
-        " have the kernels interpreted"
-    )
+def _available() -> None:
+    return None
 
 
-def _triton_refuses(rewards: Any) -> str | None:
-    if _interpreted():
-        return _interpreter_fails()
+def _triton_unsupported(rewards: Any) -> str | None:
+    if _devices.interprets_triton():
+        return _devices.no_triton_interpreter()
     if rewards.device.type == "cuda":
         return None
     return (
@@ -95,105 +97,48 @@ def _triton_refuses(rewards: Any) -> str | None:
     )
 
 
-def _xla() -> ModuleType:
-    from pkpo_kernels.backends import xla as xla_backend
-
-    return xla_backend
-
-
-def _jax_triton() -> ModuleType:
-    from pkpo_kernels.backends import jax_triton as jax_triton_backend
-
-    return jax_triton_backend
-
-
-def _jax_triton_refuses(rewards: Any) -> str | None:
+def _jax_triton_unsupported(rewards: Any) -> str | None:
     import jax
 
     # Of a tracer nobody knows yet where it will run: the program has both ways.
     if isinstance(rewards, jax.core.Tracer):
-        return _jax_triton_unsupported()
-    devices = rewards.devices()
-    for device in devices:
-        if not _is_nvidia(device):
-            return (
-                f"its kernels run on NVIDIA GPUs and the rewards are on {device}; move them"
-                " with jax.device_put"
-            )
-    if len(devices) > 1:
-        return (
-            f"the rewards are sharded over {len(devices)} devices, and the compiler cannot"
-            " divide a kernel's rows; call it inside jax.shard_map"
-        )
-    return None
+        return _no_jax_triton()
+    return _unsupported_devices(
+        rewards,
+        _devices.is_nvidia,
+        "its kernels run on NVIDIA GPUs and the rewards are on {}; move them with jax.device_put",
+    )
 
 
-def _is_nvidia(device: Any) -> bool:
-    # AMD's are "gpu" too.
-    version = str(device.client.platform_version).lower()
-    return device.platform in ("gpu", "cuda") and "rocm" not in version
-
-
-def _jax_triton_unsupported() -> str | None:
-    """Why a JAX without NVIDIA GPUs has no use for jax_triton. With one, loading it will tell."""
+def _no_jax_triton() -> str | None:
+    """Say why a JAX without NVIDIA GPUs has no use for jax_triton. With one, loading it will
+    tell."""
     import jax
 
     try:
         import jax_triton  # noqa: F401
     except ImportError as error:
-        if not any(map(_is_nvidia, jax.devices())):
+        if not any(map(_devices.is_nvidia, jax.devices())):
             return f"jax_triton cannot be imported: {error}"
     return None
 
 
-# What the drivers leave where a TPU is.
-_TPU_FILES = ("/dev/accel0", "/dev/vfio/0", "/dev/vfio/devices")
-
-
-def _pallas() -> ModuleType:
-    from pkpo_kernels.backends import pallas as pallas_backend
-
-    return pallas_backend
-
-
-def _pallas_interpret() -> ModuleType:
-    from pkpo_kernels.backends import pallas_interpret
-
-    return pallas_interpret
-
-
-def _no_tpu() -> str | None:
-    if any(map(os.path.exists, _TPU_FILES)):
-        return None
-    return (
-        "no TPU on this machine; programs can be compiled for one, and 'pallas_interpret' runs the"
-        " kernels anywhere"
-    )
-
-
-def _pallas_refuses(rewards: Any) -> str | None:
+def _pallas_unsupported(rewards: Any) -> str | None:
     import jax
 
-    reason = _pallas_interpret_refuses(rewards)
+    reason = _pallas_interpret_unsupported(rewards)
     # Of a tracer nobody knows yet where it will run: the program has both ways.
     if reason is not None or isinstance(rewards, jax.core.Tracer):
         return reason
-    devices = rewards.devices()
-    for device in devices:
-        if device.platform != "tpu":
-            return (
-                f"its kernels run on TPUs and the rewards are on {device}; move them with"
-                " jax.device_put, or take 'pallas_interpret'"
-            )
-    if len(devices) > 1:
-        return (
-            f"the rewards are sharded over {len(devices)} devices, and the compiler cannot"
-            " divide a kernel's rows; call it inside jax.shard_map"
-        )
-    return None
+    return _unsupported_devices(
+        rewards,
+        lambda device: device.platform == "tpu",
+        "its kernels run on TPUs and the rewards are on {}; move them with jax.device_put, or take"
+        " 'pallas_interpret'",
+    )
 
 
-def _pallas_interpret_refuses(rewards: Any) -> str | None:
+def _pallas_interpret_unsupported(rewards: Any) -> str | None:
     if rewards.dtype == np.float64:
         return (
             "its kernels compute in float32 and the rewards are float64; take 'xla', or convert"
@@ -202,85 +147,56 @@ def _pallas_interpret_refuses(rewards: Any) -> str | None:
     return None
 
 
-def _serves_all(rewards: Any) -> None:
+def _unsupported_devices(rewards: Any, runs_on: Callable[[Any], bool], reason: str) -> str | None:
+    devices = rewards.devices()
+    for device in devices:
+        if not runs_on(device):
+            return reason.format(device)
+    if len(devices) > 1:
+        return (
+            f"the rewards are sharded over {len(devices)} devices, and the compiler cannot"
+            " divide a kernel's rows; call it inside jax.shard_map"
+        )
     return None
-
-
-def _nothing() -> str | None:
-    return None
-
-
-class Requirement(NamedTuple):
-    """A package by the name that import and pip know it by, and the oldest version that does."""
-
-    package: str
-    least: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        return f"'{self.package}>={_dotted(self.least)}'" if self.least else self.package
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute; its module offers `transform_rows` and `max_at_k_rows`.
+    """One way to compute.
 
     Attributes:
         name: what `implementation=` calls it.
-        kind: the array library it serves: "numpy", "torch" or "jax".
-        load: imports the module with the two functions.
+        library: whose arrays it serves: "numpy", "torch" or "jax".
+        load: imports what computes.
         requires: what must be installed.
         summary: one line for people.
-        refuses: rewards of the kind → why they cannot be served (their device, say), or None.
-        lacks: what this machine lacks for it, or None; it may load the array library to find out.
-        simulated: it simulates the device that it was written for.
+        unsupported: rewards of the library → why they cannot be served (their device, say), or
+          None.
+        lacking: what this machine lacks for it, or None; it may load the array library to find out.
+        is_interpreter: it interprets kernels for a device that need not be there, slowly.
     """
 
     name: ImplementationName
-    kind: str
-    load: Callable[[], ModuleType]
+    library: str
+    load: Callable[[], Backend]
     requires: tuple[Requirement, ...]
     summary: str
-    refuses: Callable[[Any], str | None] = _serves_all
-    lacks: Callable[[], str | None] = _nothing
-    simulated: bool = False
+    unsupported: Callable[[Any], str | None] = _supported
+    lacking: Callable[[], str | None] = _available
+    is_interpreter: bool = False
 
     @property
-    def available(self) -> bool:
-        return all(_unmet(requirement) is None for requirement in self.requires)
+    def is_installed(self) -> bool:
+        return all(requirement.unmet() is None for requirement in self.requires)
 
-    def why_not(self) -> str | None:
-        """Why this cannot be used here, and what to do about it; None where it can."""
-        unmet = {requirement: _unmet(requirement) for requirement in self.requires}
-        missing = [requirement for requirement, what in unmet.items() if what == "not installed"]
-        if missing:
-            names = " and ".join(requirement.package for requirement in missing)
-            return f"{names} not installed; pip install {' '.join(map(str, missing))}"
-        old = {requirement: what for requirement, what in unmet.items() if what is not None}
-        if old:
-            return f"{' and '.join(old.values())}; pip install {' '.join(map(str, old))}"
-        return self.lacks()
+    def unavailable(self) -> str | None:
+        """Say why this cannot be used here, and what to do about it; None where it can."""
+        return why_unmet(self.requires) or self.lacking()
 
 
-def _unmet(requirement: Requirement) -> str | None:
-    """Why what is installed does not do, or None where it does."""
-    from pkpo_kernels.backends._installed import VERSIONS
+TRITON, PALLAS = Requirement("triton", (3, 5)), Requirement("jax", (0, 8, 2))
 
-    package, least = requirement
-    version = VERSIONS.get(package)
-    if version is None:
-        # Installed since, or put there by hand.
-        return None if package in sys.modules else "not installed"
-    # Of what does not say how old it is the best is hoped.
-    if not least or not version.release or version.release >= least:
-        return None
-    return f"{package} {version.text} is too old, it must be {_dotted(least)} or newer"
-
-
-def _dotted(release: tuple[int, ...]) -> str:
-    return ".".join(map(str, release))
-
-
-# Within a kind the first that is available and does not refuse the rewards is the default.
+# Of a library the first that is installed and supports the rewards is the default.
 IMPLEMENTATIONS: dict[str, Implementation] = {
     implementation.name: implementation
     for implementation in (
@@ -290,10 +206,10 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             "triton",
             "torch",
             _triton,
-            (Requirement("torch", (2, 9)), Requirement("triton", (3, 5))),
+            (Requirement("torch", (2, 9)), TRITON),
             "fused Triton kernels for GPUs",
-            _triton_refuses,
-            _no_gpu,
+            _triton_unsupported,
+            _devices.no_gpu,
         ),
         Implementation(
             "torch", "torch", _torch, (Requirement("torch"),), "torch operations, any device"
@@ -301,41 +217,43 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         Implementation(
             "pallas",
             "jax",
-            _pallas,
-            (Requirement("jax", (0, 8, 2)), Requirement("libtpu")),
+            _jax("pallas"),
+            (PALLAS, Requirement("libtpu")),
             "fused Pallas kernels for TPUs; elsewhere what serves there",
-            _pallas_refuses,
-            _no_tpu,
+            _pallas_unsupported,
+            _devices.no_tpu,
         ),
         Implementation(
             "triton_jax",
             "jax",
-            _jax_triton,
-            (Requirement("jax"), Requirement("triton", (3, 5)), Requirement("jax_triton")),
+            _jax("triton_jax"),
+            (Requirement("jax"), TRITON, Requirement("jax_triton")),
             "the Triton kernels through jax-triton; elsewhere JAX operations",
-            _jax_triton_refuses,
+            _jax_triton_unsupported,
         ),
-        Implementation("xla", "jax", _xla, (Requirement("jax"),), "JAX operations, any backend"),
+        Implementation(
+            "xla", "jax", _jax("xla"), (Requirement("jax"),), "JAX operations, any backend"
+        ),
         Implementation(
             "pallas_interpret",
             "jax",
-            _pallas_interpret,
-            (Requirement("jax", (0, 8, 2)),),
+            _jax("pallas_interpret"),
+            (PALLAS,),
             "the Pallas kernels, interpreted anywhere",
-            _pallas_interpret_refuses,
-            simulated=True,
+            _pallas_interpret_unsupported,
+            is_interpreter=True,
         ),
     )
 }
 
 
-def namespace(kind: str) -> Any:
-    """The module with the array functions of a kind: numpy, torch or jax.numpy."""
-    if kind == "torch":
+def namespace(library: str) -> Any:
+    """The module with the array functions of a library: numpy, torch or jax.numpy."""
+    if library == "torch":
         import torch
 
         return torch
-    if kind == "jax":
+    if library == "jax":
         import jax.numpy
 
         return jax.numpy
@@ -343,111 +261,81 @@ def namespace(kind: str) -> Any:
 
 
 def available_implementations() -> dict[ImplementationName, str | None]:
-    """Every implementation by name → None where it can be used here, else why not and what to
-    install.
+    """List every implementation: its name → None where it can be used here, else why not and what
+    to install.
 
     >>> available_implementations()["numpy"] is None
     True
     """
-    return {entry.name: entry.why_not() for entry in IMPLEMENTATIONS.values()}
+    return {entry.name: entry.unavailable() for entry in IMPLEMENTATIONS.values()}
 
 
-def default_implementation(kind: str, rewards: Any = None) -> ImplementationName:
-    """Which implementation serves a library's arrays ("numpy", "torch", "jax") by default.
+def default_implementation(library: str, rewards: Any = None) -> ImplementationName:
+    """Name what serves a library's arrays ("numpy", "torch", "jax") by default: with rewards, this
+    very array; without, the first that is installed at all.
 
-    With rewards, the one for this very array; without, the first that is available at all.
+    Raises:
+        ValueError: nothing serves it.
     """
-    return _default(kind, rewards).name
+    return _default(library, rewards).name
 
 
-def _default(kind: str, rewards: Any) -> Implementation:
+def _default(library: str, rewards: Any) -> Implementation:
     for entry in IMPLEMENTATIONS.values():
-        # Refusals first: they cost less than to find out what is installed.
-        fits = entry.kind == kind and (rewards is None or entry.refuses(rewards) is None)
-        if fits and entry.available:
+        # What is unsupported first: it costs less than to find out what is installed.
+        fits = entry.library == library and (rewards is None or entry.unsupported(rewards) is None)
+        if fits and entry.is_installed:
             return entry
     raise ValueError(
-        f"kind must be one of 'numpy', 'torch', 'jax' with its library installed; got {kind!r}"
+        f"library must be one of 'numpy', 'torch', 'jax' and installed; got {library!r}"
     )
 
 
 def defaults_by_device() -> list[tuple[str, str, str]]:
-    """What serves arrays by default: (library, device, implementation), a row for each device that
-    is there. Loads the libraries that are installed, and has them look for their devices.
+    """List what serves arrays by default: (library, device, implementation), a row for each device
+    that is there. Loads the libraries that are installed, and has them look for their devices.
 
     >>> defaults_by_device()[0]
     ('numpy', 'cpu', 'numpy')
     """
     rows = [("numpy", "cpu", str(default_implementation("numpy", np.zeros((1, 1)))))]
-    for kind, examples in (("torch", _on_torch_devices), ("jax", _on_jax_devices)):
-        if _unmet(Requirement(kind)) is not None:
+    for library, devices in (("torch", _devices.torch_devices), ("jax", _devices.jax_devices)):
+        if Requirement(library).unmet() is not None:
             continue
         try:
-            found = examples()
+            found = devices()
         except Exception as error:  # what is broken breaks in any way at all
-            rows.append((kind, "none", f"{kind} cannot be used: {error}"))
+            rows.append((library, "none", f"{library} cannot be used: {error}"))
             continue
-        rows += [(kind, device, default_implementation(kind, like)) for device, like in found]
+        rows += [(library, device, default_implementation(library, like)) for device, like in found]
     return rows
 
 
-def _on_torch_devices() -> list[tuple[str, Any]]:
-    """Every device of torch's with something that tells the implementations that it is there."""
-    import torch
-
-    devices = [torch.device("cpu")]
-    devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        devices.append(torch.device("mps"))
-    # Not a tensor: on a GPU the first one takes hundreds of megabytes.
-    return [(str(device), _Like(device, torch.float32)) for device in devices]
-
-
-def _on_jax_devices() -> list[tuple[str, Any]]:
-    import jax
-    import jax.numpy as jnp
-
-    devices = list(jax.local_devices())
-    # The CPU serves beside whatever else there is, unless JAX_PLATFORMS leaves it out.
-    with contextlib.suppress(RuntimeError):
-        devices += [cpu for cpu in jax.local_devices(backend="cpu") if cpu not in devices]
-    return [
-        (f"{device.platform}:{device.id}", jax.device_put(jnp.zeros((1, 1)), device))
-        for device in devices
-    ]
-
-
-@dataclass(frozen=True)
-class _Like:
-    """Where a tensor would be."""
-
-    device: Any
-    dtype: Any
-
-
-def kind_of(name: str) -> str:
-    """The array library that an implementation serves: "numpy", "torch" or "jax"."""
-    return _named(name).kind
+def library_served(name: str) -> str:
+    """The library that an implementation serves: "numpy", "torch" or "jax"."""
+    return _named(name).library
 
 
 def _named(name: str) -> Implementation:
     return IMPLEMENTATIONS[checked_name("implementation", name, IMPLEMENTATIONS, or_none=True)]
 
 
-def choose(name: str | None, kind: str, rewards: Any = None) -> ModuleType:
-    """The module that computes for these rewards, of this kind. A name is never replaced.
+def choose(name: str | None, library: str, rewards: Any = None) -> Backend:
+    """Choose what computes for these rewards, of this library. A name is never replaced.
 
     Raises:
         ValueError: there is no implementation of that name, it cannot be used here, it serves
-          another array library, or it refuses these rewards.
+          another array library, or it does not support these rewards.
         ImportError: what it needs is installed and cannot be imported.
     """
-    entry = _default(kind, rewards) if name is None else _fitting(name, kind, rewards)
+    entry = _default(library, rewards) if name is None else _fitting(name, library, rewards)
     try:
         return entry.load()
     except ImportError as error:
         others = [
-            repr(i.name) for i in IMPLEMENTATIONS.values() if i.kind == kind and i is not entry
+            repr(i.name)
+            for i in IMPLEMENTATIONS.values()
+            if i.library == library and i is not entry
         ]
         raise ImportError(
             f"implementation={entry.name!r} is installed and cannot be loaded: {error}; mend what"
@@ -455,17 +343,17 @@ def choose(name: str | None, kind: str, rewards: Any = None) -> ModuleType:
         ) from error
 
 
-def _fitting(name: str, kind: str, rewards: Any) -> Implementation:
+def _fitting(name: str, library: str, rewards: Any) -> Implementation:
     entry = _named(name)
-    if not entry.available:
-        raise ValueError(f"implementation={name!r} cannot be used here: {entry.why_not()}")
-    if entry.kind != kind:
-        fitting = ", ".join(repr(i.name) for i in IMPLEMENTATIONS.values() if i.kind == kind)
+    if not entry.is_installed:
+        raise ValueError(f"implementation={name!r} cannot be used here: {entry.unavailable()}")
+    if entry.library != library:
+        fitting = ", ".join(repr(i.name) for i in IMPLEMENTATIONS.values() if i.library == library)
         raise ValueError(
-            f"implementation={name!r} serves {entry.kind} arrays and rewards are"
-            f" a {kind} array; choose one of {fitting}, or None"
+            f"implementation={name!r} serves {entry.library} arrays and rewards are"
+            f" a {library} array; choose one of {fitting}, or None"
         )
-    reason = None if rewards is None else entry.refuses(rewards)
+    reason = None if rewards is None else entry.unsupported(rewards)
     if reason is not None:
         raise ValueError(f"implementation={name!r} cannot serve these rewards: {reason}")
     return entry

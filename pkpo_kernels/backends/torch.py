@@ -29,7 +29,8 @@ def transform_rows(
     undersized: str,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), detached."""
+    """Transform rows: rewards (rows, N), k an integer, () or (rows,), where (rows, N) or None →
+    (rows, N) of dtype, detached."""
 
     def transform_block(
         rewards: torch.Tensor, k: int | torch.Tensor, where: torch.Tensor | None
@@ -60,7 +61,8 @@ def max_at_k_rows(
     *,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), detached."""
+    """Estimate the best of each k: rewards (rows, N), each k an integer or (), where (rows, N) or
+    None → (rows, len(ks)) of dtype, detached."""
 
     def best_of_block(
         rewards: torch.Tensor, k: int | torch.Tensor, where: torch.Tensor | None
@@ -156,32 +158,33 @@ def _primitives(keys: torch.Tensor) -> _rows.Primitives:
         xp=torch,
         columns=torch.arange(1, keys.shape[-1] + 1, device=keys.device),
         sort=_sort,
-        sum_beneath=_sum_beneath if plain_cpu else _sum_beneath_by_parallel_scan,
+        exclusive_prefix_sum=_by_serial_scan if plain_cpu else _by_parallel_scan,
         largest=torch.finfo(keys.dtype).max,
     )
 
 
 def _sort(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    ordered, places = torch.sort(keys, dim=-1)
-    return ordered, places
+    ordered, indices = torch.sort(keys, dim=-1)
+    return ordered, indices
 
 
-def _sum_beneath(gaps: torch.Tensor, terms: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return _put_back(torch.cumsum(terms, -1), places)
+def _by_serial_scan(gaps: torch.Tensor, terms: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    return _put_back(torch.cumsum(terms, -1), indices)
 
 
-def _sum_beneath_by_parallel_scan(
-    gaps: torch.Tensor, terms: torch.Tensor, places: torch.Tensor
+def _by_parallel_scan(
+    gaps: torch.Tensor, terms: torch.Tensor, indices: torch.Tensor
 ) -> torch.Tensor:
     sums = torch.cumsum(terms, -1)
     # A parallel scan may add in another order from column to column. Where there is no gap, carry
     # the sum on; the true sums never fall, so a running maximum does it.
     if sums.shape[-1]:
         sums = torch.cummax(torch.where(gaps > 0, sums, 0), -1).values
-    return _put_back(sums, places)
+    return _put_back(sums, indices)
 
 
-def _put_back(sums: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Sums for all but the smallest of each row, which has nothing beneath it."""
-    # Out of place: under torch.func.vmap the sums may be batched where the places are not.
-    return torch.scatter(sums.new_zeros(places.shape), -1, places[:, 1:], sums)
+def _put_back(sums: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Put sums (rows, N−1) at their samples' indices (rows, N); the smallest of each row has
+    nothing below it, and gets 0."""
+    # Out of place: under torch.func.vmap the sums may be batched where the indices are not.
+    return torch.scatter(sums.new_zeros(indices.shape), -1, indices[:, 1:], sums)

@@ -147,7 +147,7 @@ def info() -> None:
         implementations.add_column(heading, overflow="fold")
     for name, reason in registry.available_implementations().items():
         entry = registry.IMPLEMENTATIONS[name]
-        implementations.add_row(name, entry.kind, entry.summary, reason or "available")
+        implementations.add_row(name, entry.library, entry.summary, reason or "available")
     _show(implementations)
 
     defaults = Table(title="what serves arrays by default, on each device that is here")
@@ -405,7 +405,7 @@ def _verify_plainly(arguments: Sequence[str]) -> int:
 def _transformed(rollouts: Rollouts, k: int, options: dict[str, Any]) -> list[NDArray[np.float64]]:
     """Each task's transformed rewards."""
     name = options["implementation"]
-    kind = "numpy" if name is None else registry.kind_of(name)
+    kind = "numpy" if name is None else registry.library_served(name)
     registry.choose(name, kind)
     to_library = _to_library(kind)
     # The largest group decides what k may be; after it, smaller groups are undersized.
