@@ -24,7 +24,8 @@ from jax import lax
 
 import pkpo_kernels as pk
 from pkpo_kernels import backends
-from pkpo_kernels.backends import registry
+from pkpo_kernels.backends import _installed, registry
+from pkpo_kernels.backends._installed import Version
 
 triton = pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
@@ -156,6 +157,7 @@ class TestWhoIsServed:
         monkeypatch.delitem(sys.modules, "jax_triton", raising=False)
         monkeypatch.delitem(sys.modules, "pkpo_kernels.backends.jax_triton", raising=False)
         monkeypatch.delattr(backends, "jax_triton", raising=False)
+        monkeypatch.setitem(_installed.VERSIONS, "jax_triton", Version.of("0.3.0"))
         rewards = rewards_of(11)  # of a program that nobody has traced
         with pytest.warns(RuntimeWarning, match=r"jax_triton .*libcuda\.so\.1 is too old.* XLA's"):
             same(jax.jit(lambda x: pk.transform(x, 2))(rewards), pk.transform(rewards, 2))
