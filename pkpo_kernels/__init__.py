@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pkpo_kernels import schedules
     from pkpo_kernels.evaluation import Evaluation, evaluate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ESTIMATORS",
