@@ -50,7 +50,7 @@ from bench.records import (
 )
 from bench.shapes import MEASURED_N
 from pkpo_kernels.backends import registry
-from pkpo_kernels.selfcheck import as_given
+from pkpo_kernels.conversion import from_host
 from pkpo_kernels.typing import ImplementationName
 
 OFFSETS = (0.0, 1.0, 100.0, 10000.0)
@@ -139,7 +139,7 @@ def arms() -> dict[str, Callable[[NDArray[np.float32], int], NDArray[Any]]]:
         kind = registry.kind_of(name)
 
         def call(rewards: NDArray[np.float32], k: int) -> NDArray[Any]:
-            out = pk.transform(as_given(rewards, kind), k, implementation=name)
+            out = pk.transform(from_host(rewards, kind), k, implementation=name)
             return np.asarray(out.cpu() if kind == "torch" else out)
 
         return call
