@@ -45,8 +45,10 @@ def to_host(array: Array) -> NDArray[Any]:
     """
     if library_of(array) == "torch":
         array = array.detach().cpu()
-        # NumPy has no bfloat16.
-        array = array.double() if array.is_floating_point() else array
+        try:
+            return array.numpy()
+        except TypeError:  # bfloat16, float8
+            return array.double().numpy()
     plain: NDArray[Any] = np.asarray(array)
     # To NumPy, JAX's bfloat16 and float8 are void.
     if plain.dtype.kind == "V" and "float" in plain.dtype.name:

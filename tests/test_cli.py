@@ -18,10 +18,12 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from pkpo_kernels import available_implementations, cli, transform
+from pkpo_kernels import available_implementations, selfcheck, transform
 from pkpo_kernels.backends import registry
-from pkpo_kernels.cli import rollouts
-from pkpo_kernels.cli.rollouts import read_rollouts
+from pkpo_kernels.cli import commands, machine, plot
+from pkpo_kernels.cli.entry import run
+from pkpo_kernels.cli.formats import jsonl
+from pkpo_kernels.cli.rollout_files import read_rollouts
 from pkpo_kernels.evaluation import evaluate
 from pkpo_kernels.selfcheck import Finding
 
@@ -36,11 +38,23 @@ def pkpo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("COLUMNS", "40")
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        code = cli.run([str(argument) for argument in arguments])
+        code = run([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         return code, out, err
 
     return call
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, with this one's path."""
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | path | environment,
+        check=False,
+    )
 
 
 def rows_of(table: str) -> list[list[str]]:
@@ -192,7 +206,7 @@ class TestPassk:
 
         monkeypatch.setattr(Figure, "savefig", kept)
         curve = evaluate(read_rollouts(binary).by_task(), [1, 2])
-        assert b"<svg" in cli._drawn([(name, curve)], tmp_path / "c.svg")
+        assert b"<svg" in plot.drawn({name: curve}, tmp_path / "c.svg")
         (text,) = figures[0].axes[0].get_legend().get_texts()
         assert text.get_text() == name.replace("\udcff", "\ufffd").replace("\n", "\ufffd")
         assert not text.get_parse_math()
@@ -200,7 +214,7 @@ class TestPassk:
     def test_plot_without_matplotlib_is_refused_first(
         self, pkpo: Pkpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cli, "find_spec", lambda name: None)
+        monkeypatch.setattr(plot, "find_spec", lambda name: None)
         code, _, err = pkpo("passk", tmp_path / "none.jsonl", "-k", "1", "--plot", "c.png")
         assert code == 2
         assert err == "pkpo: --plot needs matplotlib; pip install matplotlib\n"
@@ -211,7 +225,7 @@ class TestPassk:
         def failing(*_: Any) -> bytes:
             raise OSError("no font")
 
-        monkeypatch.setattr(cli, "_drawn", failing)
+        monkeypatch.setattr(commands, "drawn", failing)
         before = os.listdir(tmp_path)
         code, out, err = pkpo(
             "passk", binary, "-k", "1", "--json", tmp_path / "o.json", "--plot", tmp_path / "c.png"
@@ -333,7 +347,7 @@ class TestTransform:
         self, pkpo: Pkpo, ragged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pkpo("transform", ragged, "-k", "2", "-o", tmp_path / "whole.jsonl")
-        monkeypatch.setattr(cli, "_CELLS", 1)
+        monkeypatch.setattr(commands, "_ENTRIES", 1)
         pkpo("transform", ragged, "-k", "2", "-o", tmp_path / "chunks.jsonl")
         whole, chunks = (
             [
@@ -360,7 +374,7 @@ class TestTransform:
             file.write(b"half a li")
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(rollouts, "_write_jsonl", failing)
+        monkeypatch.setattr(jsonl, "write", failing)
         before = sorted(os.listdir(tmp_path))
         code, out, err = pkpo("transform", ragged, "-k", "2", "-o", tmp_path / "o.jsonl")
         assert (code, out, err) == (2, "", "pkpo: No space left on device\n")
@@ -421,7 +435,7 @@ REFUSED = {
     "unknown command": ("foo", "'foo'"),
     "no command": ("", "Missing command"),
     "verify unknown": ("verify --implementation foo", "got 'foo'"),
-    "verify seed": ("verify --seed -1", "--seed must be at least 0; got -1"),
+    "verify seed": ("verify --seed -1", "seed must be at least 0; got -1"),
     "verify fuzz": ("verify --fuzz 0", "--fuzz must be minutes above 0; got 0"),
     "verify report": ("verify --report {out}/o.json", "there is no folder"),
 }
@@ -445,7 +459,7 @@ def test_one_line_exit_code_2_and_nothing_left_behind(
 def test_clip_takes_any_k_in_chunks_of_any_width(
     pkpo: Pkpo, ragged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int
 ) -> None:
-    monkeypatch.setattr(cli, "_CELLS", 1)
+    monkeypatch.setattr(commands, "_ENTRIES", 1)
     out = tmp_path / "o.jsonl"
     assert pkpo("transform", ragged, "-k", k, "-o", out, "--undersized", "clip")[0] == 0
     for line in out.read_text().splitlines():
@@ -489,8 +503,8 @@ class TestVerify:
             yield Finding("numpy", "s", "reference", 10, 1e-9, 1e-6, "n=9 k=2 gaussian")
             yield Finding("torch", "s", "reference", 10, error, 1e-6, "n=9 k=3 0/1")
 
-        monkeypatch.setattr(cli, "findings", findings)
-        monkeypatch.setattr(cli, "count_findings", lambda names: 2)
+        monkeypatch.setattr(selfcheck, "verify", findings)
+        monkeypatch.setattr(selfcheck, "count_findings", lambda names: 2)
         code, out, _ = pkpo(
             *("verify", "--implementation", "numpy", "--implementation", "torch", "--seed", "7")
         )
@@ -521,7 +535,7 @@ class TestVerify:
         self, pkpo: Pkpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         bad = Finding("numpy", "s", "reference", 10, float("inf"), 1e-6, "n=9: OSError: no")
-        monkeypatch.setattr(cli, "findings", lambda names, seed: iter([bad]))
+        monkeypatch.setattr(selfcheck, "verify", lambda names, seed: iter([bad]))
         path = tmp_path / "report.json"
         assert pkpo("verify", "--report", path)[0] == 1
         report = json.loads(path.read_text())
@@ -536,8 +550,8 @@ class TestVerify:
             yield Finding("numpy", "s", "reference", 10, 0.0, 1e-6, "none")
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "findings", interrupted)
-        monkeypatch.setattr(cli, "count_findings", lambda names: 2)
+        monkeypatch.setattr(selfcheck, "verify", interrupted)
+        monkeypatch.setattr(selfcheck, "count_findings", lambda names: 2)
         code, out, _ = pkpo("verify", "--report", tmp_path / "report.json")
         assert code == 130
         assert [row[-1] for row in rows_of(out)] == ["ok"]
@@ -553,14 +567,12 @@ class TestVerify:
             "import sys\n"
             "absent = ('typer', 'rich', 'torch', 'jax', 'matplotlib')\n"
             "sys.modules |= dict.fromkeys(absent)\n"
-            "from pkpo_kernels import cli, verification\n"
-            "verification.EVERYTHING = ('s',)\n"  # enough to see the lines
+            "from pkpo_kernels import cli, selfcheck\n"
+            "selfcheck.EVERYTHING = ('s',)\n"  # enough to see the lines
             f"sys.argv = {['pkpo', *arguments]!r}\n"
             "cli.main()"
         )
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = python("-c", code)
         assert (done.returncode, done.stderr) == (0, "")
         lines = done.stdout.splitlines()
         report = json.loads(path.read_text())
@@ -597,8 +609,8 @@ class TestInfo:
         }
 
     def test_what_is_not_installed(self, pkpo: Pkpo, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "jax" else True)
-        monkeypatch.setattr(cli, "_torch_devices", lambda torch: ["cpu", "cuda:0 H200"])
+        monkeypatch.setattr(machine, "find_spec", lambda name: None if name == "jax" else True)
+        monkeypatch.setattr(machine, "_torch_devices", lambda torch: ["cpu", "cuda:0 H200"])
         _, out, _ = pkpo("info")
         rows = rows_of(out)
         assert ["jax", "not installed; pip install jax"] in rows
@@ -611,18 +623,16 @@ class TestInfo:
         def broken(_: Any) -> list[str]:
             raise OSError("libcuda.so.1: no such file")
 
-        monkeypatch.setattr(cli, "_torch_devices", broken)
+        monkeypatch.setattr(machine, "_torch_devices", broken)
         code, out, _ = pkpo("info")
         assert code == 0
         assert "not usable: OSError: libcuda.so.1: no such file" in out
 
 
 def test_python_m(binary: Path) -> None:
-    command = [sys.executable, "-m", "pkpo_kernels", "passk", str(binary), "-k", "5,11"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "30"}
-    # Which cannot show the dash of k = 11.
-    environment["PYTHONIOENCODING"] = "ascii"
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = ("-m", "pkpo_kernels", "passk", str(binary), "-k", "5,11")
+    # ASCII cannot show the dash of k = 11.
+    done = python(*command, COLUMNS="30", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, f"{binary}: {TASKS_A_LINE}")
     assert "62.400794 %" in done.stdout
     assert r"\u2013" in done.stdout
@@ -631,18 +641,23 @@ def test_python_m(binary: Path) -> None:
 @pytest.mark.parametrize("package", ["typer", "rich"])
 def test_without_typer_or_rich_it_says_what_to_install(package: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from pkpo_kernels.cli import main; main()"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
+    done = python("-c", code)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"pkpo: {package} is not installed; pip install typer rich\n"
 
 
 def test_importing_the_command_loads_no_array_library_but_numpy() -> None:
-    code = "import sys, pkpo_kernels.cli; print({'torch', 'jax', 'matplotlib'} & set(sys.modules))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    code = (
+        "import sys, pkpo_kernels.cli.commands\n"
+        "print({'torch', 'jax', 'matplotlib'} & set(sys.modules))"
     )
-    assert done.stdout == "set()\n"
+    done = python("-c", code)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_files_are_written_whole_without_loading_the_command() -> None:
+    done = python(
+        "-c",
+        "import sys, pkpo_kernels.cli.whole_files; print({'typer', 'rich'} & set(sys.modules))",
+    )
+    assert (done.stdout, done.stderr) == ("set()\n", "")

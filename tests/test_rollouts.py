@@ -14,15 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pkpo_kernels.cli import rollouts as module
+from pkpo_kernels.cli import rollout_files
 from pkpo_kernels.cli.columns import choose_columns
-from pkpo_kernels.cli.rollouts import (
-    RolloutFileError,
-    Rollouts,
-    check_output,
-    read_rollouts,
-    write_transformed,
-)
+from pkpo_kernels.cli.rollout_files import check_output, read_rollouts, write_transformed
+from pkpo_kernels.cli.rollouts import RolloutFileError, Rollouts
 from pkpo_kernels.cli.whole_files import written_whole
 
 TASKS = {"b": [0.0, 1.0, 1.0], "a": [1.0], 'ü ,"': [0.5, -2.0]}
@@ -340,7 +335,7 @@ def test_what_is_no_parquet(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(rollout_files, "find_spec", lambda name: None)
     for act in (read_rollouts, check_output):
         with pytest.raises(ModuleNotFoundError, match=r"pip install pyarrow"):
             act(tmp_path / "r.parquet")
@@ -469,15 +464,15 @@ class TestRollouts:
         assert made(TASKS).ragged
         assert not made({"a": [1.0, 0.0], "b": [0.0, 0.0]}).ragged
 
-    @pytest.mark.parametrize("cells", [1, 4, 6, 10])
-    def test_chunks_hold_every_task_once_and_fit(self, cells: int) -> None:
+    @pytest.mark.parametrize("entries", [1, 4, 6, 10])
+    def test_chunks_hold_every_task_once_and_fit(self, entries: int) -> None:
         lengths = [1, 1, 1, 2, 5, 1, 1, 1, 1, 3]
         tasks = made({str(i): [float(i)] * n for i, n in enumerate(lengths)})
-        chunks = list(tasks.chunks(cells))
+        chunks = list(tasks.chunks(entries))
         assert [t for chunk in chunks for t in chunk.task_ids] == list(tasks.task_ids)
         for chunk in chunks:
-            assert chunk.padded()[0].size <= cells or len(chunk.task_ids) == 1
-        assert len(chunks) == {1: 10, 4: 5, 6: 5, 10: 4}[cells]
+            assert chunk.padded()[0].size <= entries or len(chunk.task_ids) == 1
+        assert len(chunks) == {1: 10, 4: 5, 6: 5, 10: 4}[entries]
 
 
 class TestWriting:
