@@ -57,7 +57,8 @@ class Columns:
         return self.names[self.rewards[0]]
 
     def holds_lists(self, value_is_list: bool) -> bool:
-        """Whether the one column of rewards must hold lists; a user's own may do either."""
+        """Tell whether the one column of rewards must hold lists; one that the user named may do
+        either."""
         usual = self.reward.lower()
         if self.named and usual not in (*REWARD_NAMES, *LIST_NAMES):
             return value_is_list

@@ -1,7 +1,7 @@
 """Files of rollouts: read, checked, and written whole or not at all.
 
 - `.jsonl`: one task a line, `{"task_id": "a", "rewards": [0, 1, 1]}`, or one sample a line,
-  `{"task_id": "a", "reward": 1}`; a file is of one kind.
+  `{"task_id": "a", "reward": 1}`; a file does not mix them.
 - `.csv`: with a column `reward` in the header, one sample a line; without, one task a line, the
   samples in columns `s0`, `s1` and so on, an empty cell no sample.
 - `.npy`: a (tasks, samples) array; the task ids are "0", "1", …

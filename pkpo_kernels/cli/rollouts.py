@@ -52,7 +52,7 @@ class Rollouts:
         return len({len(task) for task in self.rewards}) > 1
 
     def by_task(self) -> dict[str, Floats]:
-        """Map task ids to rewards, the form that `evaluate` takes."""
+        """Map task ids to rewards, as `evaluate` takes them."""
         return dict(zip(self.task_ids, self.rewards, strict=True))
 
     def padded(self) -> tuple[Floats, NDArray[np.bool_]]:

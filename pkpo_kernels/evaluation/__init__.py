@@ -73,12 +73,12 @@ def evaluate(
             of 1-D sequences, one a task, of any lengths; or a mapping from task id to such a
             sequence. Computed in float64.
         k: at least 1, or a sequence of such.
-        where: bool, of the form and shape of `rewards`: the samples that count.
+        where: bool, given as `rewards` are and of their shape: True where a sample is valid.
         metric: "pass@k" (rewards are 0 or 1) or "max@k"; None chooses "pass@k" if every reward is 0
             or 1.
-        against: another run on the same tasks, in the same form: a mapping with the same keys in
-            any order, or an array or sequence with the tasks in the same order. The numbers of
-            samples may differ.
+        against: another run on the same tasks: for a mapping one with the same keys in any order,
+            else an array or sequence with the tasks in the same order. The numbers of samples may
+            differ.
         against_where: `where` for `against`.
         confidence: of the intervals, between 0 and 1.
         resamples: of the bootstrap, at least 1. 10000 of 100000 tasks with rewards all different
@@ -95,9 +95,9 @@ def evaluate(
     Raises:
         TypeError: an argument is of the wrong type: rewards that are no numbers, k not integral,
             and so on.
-        ValueError: k < 1; no tasks or no samples; a reward that is NaN or infinite (the task is
-            named); "pass@k" forced on other rewards than 0 and 1; `where` of another shape; runs
-            of different tasks.
+        ValueError: k < 1; no tasks or no valid samples; a valid reward that is NaN or infinite (the
+            task is named); "pass@k" forced on other rewards than 0 and 1; `where` of another shape;
+            runs of different tasks.
 
     Three tasks of four samples; the chance that at least one of two passes is 1/2, 0 and 5/6:
 

@@ -50,10 +50,10 @@ class Difference(AtK):
 def summarize(
     values: Floats, ks: Sequence[int], confidence: float, resamples: int, seed: int
 ) -> list[AtK]:
-    """Average tasks' values over tasks, with intervals: (tasks, columns) → an `AtK` a column.
+    """Average the tasks' estimates, with intervals: (tasks, columns) → an `AtK` a column.
 
     Args:
-        values: (tasks, columns) what each task has for each k; NaN where it has too few samples.
+        values: (tasks, columns) each task's estimate; NaN where it has fewer samples than k.
         ks: (columns,) the k of each column.
         confidence, resamples, seed: as for `evaluate`. All columns share the draws.
 

@@ -1,4 +1,4 @@
-"""A run's rewards, in whichever form they come, and what each task has at each k."""
+"""A run's rewards, however they are given, and the estimate of each task at each k."""
 
 from __future__ import annotations
 
