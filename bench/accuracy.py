@@ -50,7 +50,7 @@ from bench.records import (
 )
 from bench.shapes import MEASURED_N
 from pkpo_kernels.backends import registry
-from pkpo_kernels.selfcheck import as_given
+from pkpo_kernels.conversion import from_host, to_host
 from pkpo_kernels.typing import ImplementationName
 
 OFFSETS = (0.0, 1.0, 100.0, 10000.0)
@@ -139,8 +139,8 @@ def arms() -> dict[str, Callable[[NDArray[np.float32], int], NDArray[Any]]]:
         kind = registry.library_served(name)
 
         def call(rewards: NDArray[np.float32], k: int) -> NDArray[Any]:
-            out = pk.transform(as_given(rewards, kind), k, implementation=name)
-            return np.asarray(out.cpu() if kind == "torch" else out)
+            out = pk.transform(from_host(rewards, kind), k, implementation=name)
+            return to_host(out)
 
         return call
 

@@ -36,7 +36,7 @@ import pkpo_kernels as pk
 from bench import commit_id, listing
 from bench.scaling import temporary_memory
 from pkpo_kernels.backends.registry import library_served
-from pkpo_kernels.selfcheck import as_given
+from pkpo_kernels.conversion import from_host
 
 # (rows, n) of the comparison with the sort, and the most that the whole may cost in units of it.
 BARS_SHAPES = ((262144, 16), (4096, 1024))
@@ -79,7 +79,7 @@ def medians(functions: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[fl
 
 def memory_of(implementation: Any, rewards: np.ndarray[Any, Any]) -> float:
     """Peak bytes besides input and result, in units of the input."""
-    array = as_given(rewards, library_served(implementation))
+    array = from_host(rewards, library_served(implementation))
     return temporary_memory(lambda x: pk.transform(x, K, implementation=implementation), array)
 
 

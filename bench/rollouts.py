@@ -9,16 +9,17 @@ samples of hard tasks have; training lifts it, most where it was small.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 TASKS, SAMPLES = 400, 16
 
 
 def write(folder: Path, seed: int = 0) -> None:
-    """Write both files, the same ones for the same seed."""
+    """Write both files to an existing folder, the same ones for the same seed."""
     rng = np.random.default_rng(seed)
     chance = rng.beta(0.35, 1.2, TASKS)
     for name, chances in (("base", chance), ("trained", chance**0.7)):
@@ -30,7 +31,13 @@ def write(folder: Path, seed: int = 0) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def main(
+    folder: Annotated[Path, typer.Argument(help="It must exist.", exists=True, file_okay=False)],
+) -> None:
+    """Write base.jsonl and trained.jsonl: made-up rollouts of one policy before and after
+    training."""
+    write(folder)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit("usage: python -m bench.rollouts FOLDER (an existing folder)")
-    write(Path(sys.argv[1]))
+    typer.run(main)

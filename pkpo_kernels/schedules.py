@@ -30,6 +30,7 @@ from pkpo_kernels.validation import (
     checked_array,
     checked_integer,
     checked_integers,
+    is_integer,
     library_of,
     not_integral,
 )
@@ -51,6 +52,11 @@ class Schedule:
 
     Made by :func:`piecewise_constant`, :func:`linear` and :func:`cosine`. Hashable, hence a valid
     static argument of `jax.jit`.
+
+    Attributes:
+        description: the call that makes it.
+        values: the ks, one more than there are boundaries.
+        boundaries: the steps at which the next k takes over, strictly increasing.
     """
 
     description: str
@@ -68,7 +74,7 @@ class Schedule:
     def __call__(self, step: DeviceArray) -> DeviceArray: ...
 
     def __call__(self, step: Any) -> Any:
-        """The k of a step.
+        """Look up the k of steps: (...) → (...).
 
         Args:
             step: an integer, or an integer array of any shape. Under `torch.compile` pass a
@@ -76,13 +82,16 @@ class Schedule:
                 k would compile another.
 
         Returns:
-            An int for an integer; else an array of `step`'s shape, library and device: int64 in
-            NumPy and torch, int32 in JAX.
+            An int for an integer; else an array of the shape, library and device of `step`: int64
+            in NumPy and torch, int32 in JAX.
 
         Raises:
             TypeError: `step` is a bool, or anything but integers.
+
+        >>> linear(5, 1, 8)(np.arange(4))
+        array([5, 4, 4, 3])
         """
-        if isinstance(step, (int, np.integer)) and not isinstance(step, bool):
+        if is_integer(step):
             return self.values[bisect_right(self.boundaries, int(step))]
         if isinstance(step, np.ndarray) and step.dtype.kind in "iu":
             values = np.asarray(self.values, np.int64)
@@ -104,9 +113,9 @@ class Schedule:
             step.device, non_blocking=True
         )
         values = torch.tensor(self.values, dtype=torch.int64).to(step.device, non_blocking=True)
-        place = torch.bucketize(step.detach().to(torch.int64), boundaries, right=True)
-        # Not values[place], which reads a scalar place on the host.
-        return torch.take(values, place)
+        index = torch.bucketize(step.detach().to(torch.int64), boundaries, right=True)
+        # Not values[index], which reads a scalar index on the host.
+        return torch.take(values, index)
 
     def _in_jax(self, step: Any) -> Any:
         import jax.numpy as jnp
@@ -122,14 +131,14 @@ class Schedule:
 
 
 def piecewise_constant(values: Sequence[int], boundaries: Sequence[int]) -> Schedule:
-    """`values[0]` before step `boundaries[0]`, then `values[1]` before the next, and so on.
+    """Hold `values[0]` before step `boundaries[0]`, then `values[1]` before the next, and so on.
 
     Args:
         values: the ks, each at least 1; one more than there are boundaries.
         boundaries: the steps at which the next value takes over, strictly increasing.
 
     Raises:
-        TypeError, ValueError: an argument is not as described.
+        TypeError, ValueError: an argument is not as described; the message names it.
 
     >>> piecewise_constant([8, 4, 1], [100, 200])(np.array([99, 100, 199, 200]))
     array([8, 4, 4, 1])
@@ -147,7 +156,7 @@ def piecewise_constant(values: Sequence[int], boundaries: Sequence[int]) -> Sche
 
 
 def linear(start: int, end: int, steps: int) -> Schedule:
-    """On a straight line from `start` at step 0 to `end` at step `steps`.
+    """Move k on a straight line from `start` at step 0 to `end` at step `steps`.
 
     Rounded to the nearest integer. Before step 0 it is `start`, after step `steps` it is
     `end`; a half rounds towards `end`.
@@ -158,12 +167,12 @@ def linear(start: int, end: int, steps: int) -> Schedule:
         steps: the length of the way, at least 1.
 
     Raises:
-        TypeError, ValueError: an argument is not as described.
+        TypeError, ValueError: an argument is not as described; the message names it.
 
     >>> [linear(5, 1, 8)(step) for step in range(10)]
     [5, 4, 4, 3, 3, 2, 2, 1, 1, 1]
     """
-    start, end, steps = _way(start, end, steps)
+    start, end, steps = _checked(start, end, steps)
     distance = abs(end - start)
     # The j-th change is at the first step to have come j - 1/2 of the distance, in exact integers.
     changes = [-(-(2 * j - 1) * steps // (2 * distance)) for j in range(1, distance + 1)]
@@ -171,24 +180,18 @@ def linear(start: int, end: int, steps: int) -> Schedule:
 
 
 def cosine(start: int, end: int, steps: int) -> Schedule:
-    """On half a cosine wave from `start` at step 0 to `end` at step `steps`.
+    """Move k on half a cosine wave from `start` at step 0 to `end` at step `steps`.
 
     In between, at step t, it is `end + (start - end) * (1 + cos(pi * t / steps)) / 2`, rounded to
     the nearest integer: slow at both ends, fast in the middle. Before step 0 it is `start`, after
     step `steps` it is `end`; a half rounds towards `end`.
 
-    Args:
-        start: k at step 0, at least 1.
-        end: k at step `steps`, at least 1.
-        steps: the length of the way, at least 1.
-
-    Raises:
-        TypeError, ValueError: an argument is not as described.
+    Args and errors are those of :func:`linear`.
 
     >>> [cosine(5, 1, 8)(step) for step in range(10)]
     [5, 5, 4, 4, 3, 2, 2, 1, 1, 1]
     """
-    start, end, steps = _way(start, end, steps)
+    start, end, steps = _checked(start, end, steps)
     distance = abs(end - start)
     changes = [
         # The slack absorbs acos's rounding where the wave meets a half exactly, as it does at steps
@@ -200,13 +203,13 @@ def cosine(start: int, end: int, steps: int) -> Schedule:
 
 
 def _monotone(description: str, start: int, end: int, changes: Sequence[int]) -> Schedule:
-    """One unit nearer to `end` at each step in `changes`."""
+    """Move k one unit nearer to `end` at each step in `changes`."""
     direction = 1 if end > start else -1
     values = tuple(range(start, end + direction, direction))
     return Schedule(description, values, tuple(changes))
 
 
-def _way(start: int, end: int, steps: int) -> tuple[int, int, int]:
+def _checked(start: int, end: int, steps: int) -> tuple[int, int, int]:
     return (
         checked_integer("start", start, least=1, most=_LARGEST_K),
         checked_integer("end", end, least=1, most=_LARGEST_K),

@@ -27,21 +27,33 @@ _SHORT.maxother = _SHORT.maxstring = _SHORT.maxlong = 80
 
 
 def shown(value: Any) -> str:
-    """repr(value), of what is long only the ends."""
+    """Give repr(value), of what is long only the ends."""
     return _SHORT.repr(value)
 
 
+def listed(names: Sequence[str]) -> str:
+    """Join names with commas; of many only the ends.
+
+    >>> listed(["a", "b"]), listed([f"s{i}" for i in range(64)])
+    ('a, b', 's0, s1, s2, s3, …, s63 (64 in all)')
+    """
+    if len(names) <= 8:
+        return ", ".join(names)
+    return f"{', '.join(names[:4])}, …, {names[-1]} ({len(names)} in all)"
+
+
 def library_of(array: Any) -> str | None:
-    """ "numpy", "torch" or "jax", or None for anything else, without importing any of them."""
-    for kind, type_name in (("torch", "Tensor"), ("jax", "Array"), ("numpy", "ndarray")):
-        module = sys.modules.get(kind)
+    """Name the library of an array, "numpy", "torch" or "jax", without importing any of them; None
+    for anything else."""
+    for library, type_name in (("torch", "Tensor"), ("jax", "Array"), ("numpy", "ndarray")):
+        module = sys.modules.get(library)
         if module is not None and isinstance(array, getattr(module, type_name, ())):
-            return kind
+            return library
     return None
 
 
 def dtype_name(dtype: Any) -> str:
-    """'float32' for NumPy's, torch's and JAX's float32 alike."""
+    """Name a dtype: 'float32' for NumPy's, torch's and JAX's float32 alike."""
     return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
 
 
@@ -51,7 +63,12 @@ def dtype_name(dtype: Any) -> str:
 def checked_name(
     argument: str, name: Any, choices: Iterable[Name], *, or_none: bool = False
 ) -> Name:
-    """`name` where it is among `choices`; else an error that lists them and guesses."""
+    """Check that `name` is among `choices`; the error lists them and guesses.
+
+    >>> checked_name("scale", "means", ("sum", "mean"))
+    Traceback (most recent call last):
+    ValueError: scale must be one of sum, mean; got 'means'; did you mean 'mean'?
+    """
     names = tuple(choices)
     if isinstance(name, str) and name in names:
         return names[names.index(name)]
@@ -66,14 +83,14 @@ def checked_name(
 
 
 def is_integer(value: Any) -> bool:
-    """A Python or NumPy integer, no bool."""
+    """Tell whether a value is a Python or NumPy integer, and no bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
 
 
 def checked_integers(
     argument: str, values: Any, *, least: int | None = None, most: int | None = None
 ) -> tuple[int, ...]:
-    """`values` as a tuple of ints, or an error that names the entry."""
+    """Check a sequence of integers, each by itself: (n,) → a tuple of n ints."""
     if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)):
         raise TypeError(f"{argument} must be a sequence of integers; got {shown(values)}")
     return tuple(
@@ -85,7 +102,7 @@ def checked_integers(
 def checked_integer(
     argument: str, value: Any, *, least: int | None = None, most: int | None = None
 ) -> int:
-    """`value` as an int, or an error that names it."""
+    """Check one integer, no bool, within least..most: → an int."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(not_integral(argument, value))
     try:
@@ -100,7 +117,7 @@ def checked_integer(
 
 
 def host_integers(argument: str, value: Any) -> NDArray[Any]:
-    """`value` as a NumPy array of integers: as objects where they are too large for one."""
+    """Check integers of any shape: (...) → (...) NumPy's, as objects where they are too large."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{argument} must be plain integers; got a masked array: pass its data")
     if isinstance(value, (list, tuple)):
@@ -123,7 +140,7 @@ def host_integers(argument: str, value: Any) -> NDArray[Any]:
 
 
 def not_integral(argument: str, value: object, right: str = "an integer") -> str:
-    """What to say of a value that is not."""
+    """Say that a value is no integer, and what it is."""
     dtype = getattr(value, "dtype", None)
     got = f"{type(value).__name__} of dtype {dtype_name(dtype)}" if dtype else shown(value)
     return f"{argument} must be {right}; got {got}"
@@ -133,7 +150,8 @@ def not_integral(argument: str, value: object, right: str = "an integer") -> str
 
 
 def checked_array(argument: str, value: Any) -> tuple[Array, str]:
-    """→ `value` as an array that is dense and plain, and its library; of numbers of any dtype."""
+    """Check an array or a nested list: (...) → (...), dense and plain, of numbers of any dtype; and
+    its library."""
     library = library_of(value)
     if library == "torch":
         _check_plain_tensor(argument, value)
@@ -164,7 +182,7 @@ _PAD = "pad, and pass where= to leave the padding out"
 
 
 def _not_rows(argument: str, value: Any, why: str) -> str:
-    """What to say of a value that is no array, or of rows of many lengths."""
+    """Say that a value is no array, or has rows of many lengths."""
     return (
         f"{argument} must be an array or a nested list of equally long rows; got"
         f" {shown(value)}: {why}"
@@ -196,6 +214,7 @@ def _check_plain_tensor(argument: str, tensor: Any) -> None:
 
 
 def _check_dense(argument: str, value: Any) -> None:
+    """Raise for masked and for sparse arrays."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{argument} must be a plain array; got a masked array: pass its data, and where=~mask"
@@ -215,8 +234,8 @@ _PLAIN = {int, float, bool}
 def _check_entries(argument: str, path: str, rows: Sequence[Any]) -> None:
     """Raise for what NumPy would take apart or turn into objects; for each row its entries' types
     are looked at, not its numbers."""
-    for kind in set(map(type, rows)) - _PLAIN:
-        at = next(i for i, entry in enumerate(rows) if type(entry) is kind)
+    for entry_type in set(map(type, rows)) - _PLAIN:
+        at = next(i for i, entry in enumerate(rows) if type(entry) is entry_type)
         library = library_of(rows[at])
         if library in ("torch", "jax"):
             what, stack = {
@@ -232,17 +251,17 @@ def _check_entries(argument: str, path: str, rows: Sequence[Any]) -> None:
                 f"{argument} must be numbers; got None at {path}[{at}]: put any number there, and"
                 " pass where= to leave it out"
             )
-        if issubclass(kind, (list, tuple)):
+        if issubclass(entry_type, (list, tuple)):
             for i, row in enumerate(rows):
-                if type(row) is kind:
+                if type(row) is entry_type:
                     _check_entries(argument, f"{path}[{i}]", row)
         else:
             _check_dense(f"{path}[{at}]", rows[at])
 
 
 def inexact_integers(value: Any, array: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Which entries are integers beyond 2^53, where float64 does not tell neighbours apart; None
-    where there is none.
+    """Find integers beyond 2^53, where float64 does not tell neighbours apart: (...) → (...) bool,
+    or None where there is none.
 
     Args:
         value: as it was given: a list may hold integers that NumPy has made floats of.
@@ -266,7 +285,7 @@ def inexact_integers(value: Any, array: NDArray[Any]) -> NDArray[np.bool_] | Non
 
 
 def not_exact(argument: str, value: Any) -> str:
-    """What to say of an integer that is beyond 2^53."""
+    """Say that an integer is beyond 2^53."""
     return (
         f"{argument} must be integers of at most 2**53 in magnitude, beyond which float64 confuses"
         f" neighbours; got {value}: subtract what they have in common, or pass floats"
@@ -274,6 +293,7 @@ def not_exact(argument: str, value: Any) -> str:
 
 
 def _leaves(nested: Any) -> Iterator[Any]:
+    """Iterate over the numbers of nested lists."""
     for entry in nested:
         if isinstance(entry, (list, tuple, np.ndarray)):
             yield from _leaves(entry)
@@ -282,7 +302,7 @@ def _leaves(nested: Any) -> Iterator[Any]:
 
 
 def checked_axis(axis: Any, shape: Sequence[int]) -> int:
-    """`axis` counted from the front."""
+    """Count the axis of the samples from the front, and check that the shape has it."""
     if len(shape) == 0:
         raise ValueError("rewards must have an axis of samples; got a scalar")
     at = checked_integer("axis", axis)
@@ -295,7 +315,7 @@ def checked_axis(axis: Any, shape: Sequence[int]) -> int:
 
 
 def checked_mask(where: Any, rewards: Array, library: str) -> Array:
-    """`where` as a bool array like the rewards, which are of this library."""
+    """Check a mask against the rewards (...), which are of this library: → (...) bool."""
     where, where_library = checked_array("where", where)
     if where_library != library:
         raise TypeError(

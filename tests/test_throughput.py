@@ -43,7 +43,7 @@ from bench.throughput import (
     without_figures,
 )
 from pkpo_kernels.backends import registry
-from pkpo_kernels.selfcheck import as_given
+from pkpo_kernels.conversion import from_host
 
 PLAN = Plan((Shape(12, 8),), ("gaussian",), seconds=10, arm_seconds=0.001, call_seconds=1)
 
@@ -178,7 +178,7 @@ def test_every_length_that_is_measured_is_right_and_every_input(name: str, n: in
     for implementation, reason in pk.available_implementations().items():
         if reason is None and implementation not in throughput.ROW_BY_ROW:
             kind = registry.library_served(implementation)
-            got = pk.transform(as_given(rewards, kind), K, implementation=implementation)
+            got = pk.transform(from_host(rewards, kind), K, implementation=implementation)
             given = rewards.astype(np.float64)
             assert disagreement(np.asarray(got, np.float64), expected, given) is None
 
@@ -362,7 +362,7 @@ def test_kernels_to_warm_are_noted_once_and_launched_never(monkeypatch: pytest.M
 
     launches: list[bool] = []
     monkeypatch.setattr(
-        gpu_warm.verification, "verify", lambda names: map(launches.append, verify(names))
+        gpu_warm.selfcheck, "verify", lambda names: map(launches.append, verify(names))
     )
     found = gpu_warm.wanted()
     assert found == [(Kernel.module, Kernel.name, data) for data in ("n=8", "n=16")]

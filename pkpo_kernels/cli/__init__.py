@@ -1,5 +1,18 @@
-"""The command line `pkpo`."""
+"""The command line `pkpo`.
 
-from pkpo_kernels.cli.commands import main
+entry           where it begins; exit codes
+commands        info, transform, passk and verify, as typer sees them
+arguments       what typer leaves to be parsed and checked
+verification    what `verify` does, with or without typer and rich
+machine         the versions and devices that are here
+tables, plot    what is shown: by rich, by matplotlib
+number_text     numbers in tables and plots
+rollouts        the graded samples of a set of tasks
+rollout_files   read and write them, whatever the format; formats/ has a module for each
+columns, lines  what a file's columns and lines mean
+whole_files     files that are written whole or not at all
+"""
+
+from pkpo_kernels.cli.entry import main
 
 __all__ = ["main"]

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from pkpo_kernels.validation import listed
+
 __all__ = ["LIST_NAMES", "REWARD_NAMES", "Columns", "choose_columns", "describe_columns"]
 
 # The first of them wins over the others, two of which must be told apart by the user.
@@ -55,7 +57,8 @@ class Columns:
         return self.names[self.rewards[0]]
 
     def holds_lists(self, value_is_list: bool) -> bool:
-        """Whether the one column of rewards must hold lists; a user's own may do either."""
+        """Tell whether the one column of rewards must hold lists; one that the user named may do
+        either."""
         usual = self.reward.lower()
         if self.named and usual not in (*REWARD_NAMES, *LIST_NAMES):
             return value_is_list
@@ -131,6 +134,7 @@ def describe_columns(seen: Sequence[Columns], *, one_sample_a_line: bool) -> str
 
 
 def _task(names: tuple[str, ...], chosen: str | None, word: str) -> int:
+    """Find the column of task ids, which the user chose or which has a usual name."""
     if chosen is not None:
         return _position(names, chosen, "--task-column", word)
     found = [i for i, name in enumerate(names) if name.lower() in TASK_NAMES]
@@ -149,6 +153,7 @@ def _task(names: tuple[str, ...], chosen: str | None, word: str) -> int:
 
 
 def _position(names: tuple[str, ...], name: str, option: str, word: str) -> int:
+    """Find the column that the user has named."""
     found = [i for i, there in enumerate(names) if there == name]
     if len(found) == 1:
         return found[0]
@@ -160,7 +165,7 @@ def _position(names: tuple[str, ...], name: str, option: str, word: str) -> int:
 
 
 def _usual(names: tuple[str, ...], others: list[int], word: str) -> int | None:
-    """The column with a usual name of rewards; "reward" and "rewards" win over the others."""
+    """Find the column with a usual name of rewards; "reward" and "rewards" win over the others."""
     found = [i for i in others if names[i].lower() in (*REWARD_NAMES, *LIST_NAMES)]
     first = [i for i in found if names[i].lower() in (REWARD_NAMES[0], LIST_NAMES[0])]
     found = first or found
@@ -196,6 +201,7 @@ def _check_family(names: tuple[str, ...], others: list[int], word: str) -> None:
 
 
 def _reason(names: tuple[str, ...], i: int, members: Sequence[str], word: str) -> str:
+    """Say why column i is not taken for a sample beside the members of a family."""
     if not names[i]:
         return f"{word} {i + 1} has no name, and looks like an index that pandas wrote"
     if _INDEX.fullmatch(names[i]):
@@ -213,8 +219,4 @@ def _shown(name: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The names, or the first and the last of many."""
-    shown = [_shown(name) for name in names]
-    if len(shown) > 8:
-        shown = [*shown[:4], "…", f"{shown[-1]} ({len(shown)} in all)"]
-    return ", ".join(shown)
+    return listed([_shown(name) for name in names])

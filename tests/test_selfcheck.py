@@ -12,19 +12,28 @@ from hypothesis import strategies as st
 
 import pkpo_kernels as pk
 from pkpo_kernels import selfcheck
-from pkpo_kernels.selfcheck import EXACT_TOLERANCE, UNBIASED, Finding, best_of_k, fuzz, verify
+from pkpo_kernels.selfcheck import Finding, expectations, fuzz, subjects, verify
+from pkpo_kernels.selfcheck.definitions import against_reference
+from pkpo_kernels.selfcheck.expectations import EXACT_TOLERANCE, against_closed_form, best_of_k
+from pkpo_kernels.selfcheck.random_cases import (
+    drawn_case,
+    random_shapes_tally,
+    rows_not_finite,
+    spoiled_case,
+)
+from pkpo_kernels.selfcheck.subjects import UNBIASED
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, estimator: str, change: Any) -> None:
     """NumPy's results for the estimator go through `change`."""
-    honest = selfcheck.transform
+    honest = subjects.transform
 
     def transform(rewards: Any, k: Any, **options: Any) -> Any:
         out = honest(rewards, k, **options)
         ours = (options["implementation"], options["estimator"]) == ("numpy", estimator)
         return change(out, k) if ours else out
 
-    monkeypatch.setattr(selfcheck, "transform", transform)
+    monkeypatch.setattr(subjects, "transform", transform)
 
 
 def faults(found: list[Finding]) -> set[tuple[str, str]]:
@@ -66,10 +75,10 @@ def test_every_unbiased_estimator_has_the_exact_gradient(
 ) -> None:
     if pk.available_implementations()[name] is not None:
         pytest.skip(f"{name} is not available")
-    monkeypatch.setattr(selfcheck, "SAMPLED_N", (4,))
+    monkeypatch.setattr(expectations, "SAMPLED_N", (4,))
     assert set(UNBIASED) == {"sloo_minus_one", "sloo", "s", "centered"}
     for estimator in UNBIASED:
-        found = selfcheck._by_expectation(name, estimator, "exact gradient", 0)
+        found = against_closed_form(name, estimator, 0)
         assert found.ok and found.tolerance == EXACT_TOLERANCE == 1e-10
         assert found.cases >= 3 * 3 * 3**4  # three rewards, three ks, all of the outcomes
 
@@ -83,12 +92,12 @@ def test_what_is_right_passes() -> None:
 
 def test_another_seed_is_another_case() -> None:
     def errors(seed: int) -> list[float]:
-        tally = selfcheck._Tally("numpy", "s", "random shapes")
-        selfcheck._drawn_case.__wrapped__(seed, 0, "s").compare(tally)
+        tally = random_shapes_tally("numpy", "s")
+        drawn_case.__wrapped__(seed, 0, "s").compare(tally)
         return [
-            selfcheck._by_rows("numpy", "s", "reference", (9,), seed).worst_error,
-            selfcheck._by_expectation("numpy", "s", "exact gradient", seed).worst_error,
-            selfcheck._by_rule("numpy", "s", seed).worst_error,
+            against_reference("numpy", "s", seed, sizes=(9,)).worst_error,
+            against_closed_form("numpy", "s", seed).worst_error,
+            rows_not_finite("numpy", "s", seed).worst_error,
             tally.worst,
         ]
 
@@ -156,17 +165,17 @@ def another_sign(out: Any, k: Any) -> Any:
 def test_rows_that_are_not_finite_are_looked_at(
     monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
-    assert selfcheck._by_rule("numpy", "s", 0).ok
+    assert rows_not_finite("numpy", "s", 0).ok
     broken(monkeypatch, "s", change)
-    found = selfcheck._by_rule("numpy", "s", 0)
+    found = rows_not_finite("numpy", "s", 0)
     assert not found.ok, found
     # Ordinary rows tell nothing of it.
-    assert selfcheck._by_rows("numpy", "s", "reference", (9,), 0).ok
+    assert against_reference("numpy", "s", 0, sizes=(9,)).ok
 
 
-def test_every_fate_is_drawn() -> None:
-    fixed = selfcheck._spoiled_case(0, 9, "sum", "s")
-    drawn = [selfcheck._drawn_case(5, index, "s") for index in range(30)]
+def test_every_hazard_is_drawn() -> None:
+    fixed = spoiled_case(0, 9, "sum", "s")
+    drawn = [drawn_case(5, index, "s") for index in range(30)]
     spoiled = [case for case in drawn if case.spoiled is not None]
     assert 0 < len(spoiled) < len(drawn)
     for cases in ([fixed], spoiled):

@@ -1,0 +1,49 @@
+"""Numbers as text: pass@k in percent, max@k as it is."""
+
+from __future__ import annotations
+
+import math
+
+from pkpo_kernels.typing import Metric
+
+_NONE = "–"
+
+
+def figure(value: float, metric: Metric, *, signed: bool = False) -> str:
+    """Write an estimate with no more decimals than there are, and a dash for NaN.
+
+    >>> figure(0.3595, "pass@k"), figure(1.3125, "max@k"), figure(0.15, "pass@k", signed=True)
+    ('35.95 %', '1.3125', '+15 %')
+    """
+    if math.isnan(value):
+        return _NONE
+    sign = "+" if signed else ""
+    if metric == "max@k":
+        return f"{value:{sign}.6g}"
+    # Adding 0.0 takes the sign off a negative zero.
+    text = f"{round(100 * value, 6) + 0.0:{sign}.6f}"
+    return f"{text.rstrip('0').rstrip('.')} %"
+
+
+def interval(ends: tuple[float, float], metric: Metric, *, signed: bool = False) -> str:
+    """Write an interval, and a dash for NaN.
+
+    >>> interval((0.026, 0.7739), "pass@k")
+    '2.60 to 77.39 %'
+    """
+    low, high = ends
+    if math.isnan(low):
+        return _NONE
+    sign = "+" if signed else ""
+    if metric == "max@k":
+        return f"{low:{sign}.4g} to {high:{sign}.4g}"
+    return f"{100 * low:{sign}.2f} to {100 * high:{sign}.2f} %"
+
+
+def level(confidence: float) -> str:
+    """Write the confidence of an interval.
+
+    >>> level(0.95)
+    '95 %'
+    """
+    return f"{100 * confidence:g} %"

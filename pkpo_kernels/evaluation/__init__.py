@@ -1,0 +1,185 @@
+"""pass@k and max@k over a set of tasks, with intervals, and the difference of two runs.
+
+Each task has its own samples; the estimate for a task is unbiased (pass@k: Chen et al. 2021, arXiv
+2107.03374, and Eq 3 of arXiv 2505.15201; max@k: Eq 12-14 there), and a run's figure is the mean of
+its tasks. What the intervals speak of is the choice of tasks: how far the mean would move had other
+tasks of the same kind been drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from pkpo_kernels.evaluation.intervals import AtK, Difference, summarize
+from pkpo_kernels.evaluation.runs import Run, check_same_tasks
+from pkpo_kernels.typing import FlatHostIntegers, Metric
+from pkpo_kernels.validation import checked_integer, checked_integers, checked_name, shown
+
+__all__ = ["AtK", "Difference", "Evaluation", "Metric", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` finds.
+
+    Attributes:
+        metric: "pass@k" or "max@k".
+        confidence: of every interval.
+        tasks: how many tasks there are.
+        samples: the fewest and the most samples a task has.
+        rows: one :class:`AtK` for each k, in the order asked for.
+        difference: one :class:`Difference` for each k, or None without `against`.
+    """
+
+    metric: Metric
+    confidence: float
+    tasks: int
+    samples: tuple[int, int]
+    rows: tuple[AtK, ...]
+    difference: tuple[Difference, ...] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Convert to plain dicts, lists and numbers for `json.dumps`; None for NaN, which JSON
+        lacks.
+
+        >>> evaluate([[0, 1]], 1).as_dict()["rows"][0]["estimate"]
+        0.5
+        """
+        plain: dict[str, Any] = _without_nan(asdict(self))
+        return plain
+
+
+def evaluate(
+    rewards: Any,
+    k: FlatHostIntegers,
+    *,
+    where: Any = None,
+    metric: Metric | None = None,
+    against: Any = None,
+    against_where: Any = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Evaluation:
+    """Estimate pass@k or max@k over tasks, for one or many k at once.
+
+    Args:
+        rewards: numbers or bools, as a (tasks, samples) array of NumPy, torch or JAX; or a sequence
+            of 1-D sequences, one a task, of any lengths; or a mapping from task id to such a
+            sequence. Computed in float64.
+        k: at least 1, or a sequence of such.
+        where: bool, given as `rewards` are and of their shape: True where a sample is valid.
+        metric: "pass@k" (rewards are 0 or 1) or "max@k"; None chooses "pass@k" if every reward is 0
+            or 1.
+        against: another run on the same tasks: for a mapping one with the same keys in any order,
+            else an array or sequence with the tasks in the same order. The numbers of samples may
+            differ.
+        against_where: `where` for `against`.
+        confidence: of the intervals, between 0 and 1.
+        resamples: of the bootstrap, at least 1. 10000 of 100000 tasks with rewards all different
+            take seconds; with 0/1 rewards the number of tasks hardly matters.
+        seed: of the bootstrap, at least 0. The same seed and input give the same intervals.
+
+    Returns:
+        An :class:`Evaluation`. Every k has two intervals over tasks: the percentile bootstrap
+        (tasks are drawn with replacement; the draws are shared by all k and both runs), and the
+        normal one, estimate ± z·sd/√tasks with the standard deviation between tasks (ddof 1), which
+        may leave [0, 1]. In the paired difference the tasks' own difficulty cancels, hence it is
+        usually far narrower than the two runs' intervals suggest.
+
+    Raises:
+        TypeError: an argument is of the wrong type: rewards that are no numbers, k not integral,
+            and so on.
+        ValueError: k < 1; no tasks or no valid samples; a valid reward that is NaN or infinite (the
+            task is named); "pass@k" forced on other rewards than 0 and 1; `where` of another shape;
+            runs of different tasks.
+
+    Three tasks of four samples; the chance that at least one of two passes is 1/2, 0 and 5/6:
+
+    >>> result = evaluate([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], k=[1, 2, 5])
+    >>> for row in result.rows:
+    ...     print(row.k, round(row.estimate, 4), row.tasks, row.too_small)
+    1 0.25 3 0
+    2 0.4444 3 0
+    5 nan 0 3
+    """
+    ks = _checked_ks(k)
+    _check_settings(metric, confidence)
+    resamples = checked_integer("resamples", resamples, least=1)
+    seed = checked_integer("seed", seed, least=0)
+    runs = [Run.read("rewards", rewards, where)]
+    if against is not None:
+        check_same_tasks(rewards, against)
+        runs.append(Run.read("against", against, against_where, order=runs[0].task_ids))
+        if len(runs[1].lengths) != len(runs[0].lengths):
+            raise ValueError(
+                f"against must have as many tasks as rewards, {len(runs[0].lengths)};"
+                f" got {len(runs[1].lengths)}"
+            )
+    elif against_where is not None:
+        raise ValueError("against_where must come with against; got it alone")
+    metric = _resolved_metric(metric, runs)
+
+    values = [run.values(ks, metric) for run in runs]
+    if against is not None:
+        values[1] = values[0] - values[1]
+    # In one table, so that both runs share the draws.
+    table = np.concatenate(values, axis=1)
+    rows = summarize(table, ks * len(runs), confidence, resamples, seed)
+    differences = tuple(Difference(**vars(row)) for row in rows[len(ks) :])
+    lengths = runs[0].lengths
+    return Evaluation(
+        metric=metric,
+        confidence=float(confidence),
+        tasks=len(lengths),
+        samples=(int(lengths.min()), int(lengths.max())),
+        rows=tuple(rows[: len(ks)]),
+        difference=None if against is None else differences,
+    )
+
+
+def _checked_ks(k: Any) -> tuple[int, ...]:
+    """Check k, an integer or a sequence of integers: → (ks,)."""
+    if np.ndim(k) == 0:
+        return (checked_integer("k", k, least=1),)
+    ks = checked_integers("k", k, least=1)
+    if not ks:
+        raise ValueError("k must be an integer or a sequence of at least one; got none")
+    return ks
+
+
+def _check_settings(metric: Any, confidence: Any) -> None:
+    """Raise for a metric or a confidence that is none."""
+    if metric is not None:
+        checked_name("metric", metric, get_args(Metric), or_none=True)
+    if not isinstance(confidence, (int, float, np.floating)) or isinstance(confidence, bool):
+        raise TypeError(f"confidence must be a number; got {shown(confidence)}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1; got {confidence}")
+
+
+def _resolved_metric(metric: Metric | None, runs: Sequence[Run]) -> Metric:
+    """Choose the metric by what all runs hold, or check the one that was asked for."""
+    not_binary = [run.name for run in runs if not run.is_binary()]
+    if metric is None:
+        return "max@k" if not_binary else "pass@k"
+    if metric == "pass@k" and not_binary:
+        raise ValueError(
+            "metric must be 'max@k', or None to have it chosen, where rewards are not only 0 and 1"
+            f" (those of {not_binary[0]} are not); got 'pass@k'"
+        )
+    return metric
+
+
+def _without_nan(value: Any) -> Any:
+    """Copy nested dicts and sequences, with None for NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,209 @@
+"""A run's rewards, however they are given, and the estimate of each task at each k."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pkpo_kernels.api import max_at_k, pass_at_k
+from pkpo_kernels.conversion import to_host
+from pkpo_kernels.typing import Metric
+from pkpo_kernels.validation import (
+    checked_array,
+    inexact_integers,
+    listed,
+    not_exact,
+    shown,
+)
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The valid samples of all tasks one after the other.
+
+    Attributes:
+        name: what the caller calls the argument: "rewards" or "against".
+        flat: (samples,) the rewards.
+        lengths: (tasks,) how many samples each task has.
+        task_ids: the names of the tasks, or None where they have none.
+    """
+
+    name: str
+    flat: Floats
+    lengths: NDArray[np.int64]
+    task_ids: tuple[Any, ...] | None
+
+    @classmethod
+    def read(cls, name: str, rewards: Any, where: Any, order: tuple[Any, ...] | None = None) -> Run:
+        """Check and flatten rewards and their mask, as `evaluate` takes them.
+
+        Args:
+            name: of the argument, for messages; its mask is "where" or "against_where".
+            rewards, where: a (tasks, samples) array, a sequence of sequences, or a mapping.
+            order: the keys of a mapping, in the order of the tasks; None takes its own.
+
+        Raises:
+            TypeError, ValueError: as `evaluate` does.
+        """
+        where_name = "where" if name == "rewards" else f"{name}_where"
+        if isinstance(rewards, Mapping):
+            order = tuple(rewards) if order is None else order
+            if where is not None:
+                if not isinstance(where, Mapping) or where.keys() != rewards.keys():
+                    raise ValueError(
+                        f"{where_name} must be a mapping with the tasks of {name};"
+                        f" got {shown(where)}"
+                    )
+                where = [where[task] for task in order]
+            rewards = [rewards[task] for task in order]
+        flat, lengths, inexact = _flatten(name, rewards, order, "biuf")
+        if not len(lengths):
+            raise ValueError(f"{name} must hold at least one task; got none")
+        if where is not None:
+            mask, mask_lengths, _ = _flatten(where_name, where, order, "b")
+            if not np.array_equal(lengths, mask_lengths):
+                raise ValueError(
+                    f"{where_name} must have the shape of {name}, {_shape(lengths)};"
+                    f" got {_shape(mask_lengths)}"
+                )
+            valid = mask.astype(bool)
+            lengths = np.bincount(_task_indices(lengths)[valid], minlength=len(lengths))
+            flat, inexact = flat[valid], inexact[valid]
+        if not len(flat):
+            raise ValueError(f"{name} must hold at least one sample; got none in any task")
+
+        def task_of(entries: NDArray[np.bool_]) -> tuple[float, str]:
+            """The first of these entries, and its task."""
+            first = int(np.argmax(entries))
+            return flat[first], _task_name(int(_task_indices(lengths)[first]), order)
+
+        not_finite = ~np.isfinite(flat)
+        if not_finite.any():
+            reward, task = task_of(not_finite)
+            raise ValueError(f"{name} must be finite numbers; got {reward} in task {task}")
+        if inexact.any():
+            reward, task = task_of(inexact)
+            raise ValueError(not_exact(name, f"{reward:.0f} in task {task}"))
+        return cls(name, flat, lengths, order)
+
+    def is_binary(self) -> bool:
+        """Whether every reward is 0 or 1."""
+        return bool(((self.flat == 0) | (self.flat == 1)).all())
+
+    def values(self, ks: tuple[int, ...], metric: Metric) -> Floats:
+        """Estimate the metric of every task: → (tasks, ks), NaN where a task has fewer samples than
+        k."""
+        return self._pass_values(ks) if metric == "pass@k" else self._max_values(ks)
+
+    def _pass_values(self, ks: tuple[int, ...]) -> Floats:
+        correct = np.bincount(_task_indices(self.lengths), self.flat, len(self.lengths))
+        # Few pairs (n, c) are distinct, however many tasks there are.
+        pairs = np.stack([self.lengths, correct.astype(np.int64)], axis=1)
+        distinct, index = np.unique(pairs, axis=0, return_inverse=True)
+        n, c = distinct[:, :1], distinct[:, 1:]
+        # A k beyond all lengths has no value, however large it is.
+        capped = [min(k, int(self.lengths.max()) + 1) for k in ks]
+        values = np.where(n < capped, np.nan, pass_at_k(np.maximum(n, 1), c, capped))
+        return values[index.reshape(-1)]
+
+    def _max_values(self, ks: tuple[int, ...]) -> Floats:
+        values = np.full((len(self.lengths), len(ks)), np.nan)
+        starts = np.cumsum(self.lengths) - self.lengths
+        by_length = np.argsort(self.lengths, kind="stable")
+        changes = np.flatnonzero(np.diff(self.lengths[by_length])) + 1
+        for tasks in np.split(by_length, changes):
+            n = int(self.lengths[tasks[0]])
+            possible = [i for i, k in enumerate(ks) if k <= n]
+            if possible:
+                rows = self.flat[starts[tasks][:, None] + np.arange(n)]
+                values[tasks[:, None], possible] = max_at_k(rows, [ks[i] for i in possible])
+        return values
+
+
+def check_same_tasks(rewards: Any, against: Any) -> None:
+    """Raise unless two runs are both mappings, with the same keys, or neither is one."""
+    if not isinstance(rewards, Mapping) and not isinstance(against, Mapping):
+        return
+    if not isinstance(rewards, Mapping) or not isinstance(against, Mapping):
+        raise TypeError(
+            "against must be a mapping if and only if rewards is one;"
+            f" got {type(against).__name__} and {type(rewards).__name__}"
+        )
+    missing = [repr(task) for task in rewards if task not in against]
+    extra = [repr(task) for task in against if task not in rewards]
+    faults = [
+        f"{verb} {listed(tasks)}" for verb, tasks in (("lacks", missing), ("adds", extra)) if tasks
+    ]
+    if faults:
+        raise ValueError(f"against must have the tasks of rewards, but it {' and '.join(faults)}")
+
+
+def _flatten(
+    name: str, rewards: Any, task_ids: tuple[Any, ...] | None, kinds: str
+) -> tuple[Floats, NDArray[np.int64], NDArray[np.bool_]]:
+    """Put all samples one after the other: → (samples,) in float64, (tasks,) how many each task
+    has, and (samples,) whether a sample is an integer that float64 does not hold. `kinds` are the
+    kinds of dtypes that NumPy may find."""
+    right = "numbers" if "f" in kinds else "bool"
+    if hasattr(rewards, "ndim"):
+        array, inexact = _on_host(name, rewards)
+        if array.ndim != 2:
+            raise ValueError(f"{name} must be a (tasks, samples) array; got shape {array.shape}")
+        if array.dtype.kind not in kinds:
+            raise TypeError(f"{name} must be {right}; got dtype {array.dtype}")
+        lengths = np.full(len(array), array.shape[1], np.int64)
+        return array.astype(np.float64).ravel(), lengths, inexact.ravel()
+    if isinstance(rewards, (str, bytes)) or not isinstance(rewards, Sequence):
+        raise TypeError(
+            f"{name} must be a (tasks, samples) array, a sequence of sequences or a mapping of"
+            f" task ids to sequences; got {type(rewards).__name__}"
+        )
+    pieces = []
+    for number, task in enumerate(rewards):
+        called = _task_name(number, task_ids)
+        array, inexact = _on_host(f"{name} of task {called}", task)
+        if array.ndim != 1:
+            raise ValueError(
+                f"{name} must hold one sequence of samples a task; got shape {array.shape}"
+                f" for task {called}"
+            )
+        # An empty list has no dtype of its own.
+        if array.dtype.kind not in kinds and array.size:
+            raise TypeError(f"{name} must be {right}; got dtype {array.dtype} in task {called}")
+        pieces.append((array.astype(np.float64), inexact))
+    if not pieces:
+        return np.empty(0), np.empty(0, np.int64), np.empty(0, bool)
+    flat, beyond = map(np.concatenate, zip(*pieces, strict=True))
+    return flat, np.array([len(array) for array, _ in pieces], np.int64), beyond
+
+
+def _on_host(name: str, value: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Check an array or a nested list: (...) → (...) NumPy's, and (...) which of its entries are
+    integers that float64 does not hold."""
+    array = to_host(checked_array(name, value)[0])
+    inexact = inexact_integers(value, array)
+    # Integers beyond 64 bits are objects to NumPy.
+    if array.dtype == object and inexact is not None:
+        array = array.astype(np.float64)
+    return array, np.zeros(array.shape, bool) if inexact is None else inexact
+
+
+def _task_indices(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tell each sample's task: (tasks,) → (samples,)."""
+    return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def _task_name(index: int, task_ids: tuple[Any, ...] | None) -> str:
+    return repr(index if task_ids is None else task_ids[index])
+
+
+def _shape(lengths: NDArray[np.int64]) -> str:
+    if len(np.unique(lengths)) == 1:
+        return f"({len(lengths)}, {lengths[0]})"
+    return f"{len(lengths)} tasks, {lengths.sum()} samples"
