@@ -19,7 +19,7 @@ import pytest
 from conftest import PALLAS_INTERPRETED, interpret_with, rewards_of_every_kind
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from pkpo_pallas import networks, op, plan
+from pkpo_pallas import launch, networks, plan
 from races import Races
 
 import pkpo_kernels as pk
@@ -77,7 +77,8 @@ class TestNetworks:
         np.testing.assert_array_equal(rows, want)
 
     def test_groups_are_what_the_kernel_slices(self) -> None:
-        from pkpo_pallas.kernels import _Number, _places
+        from pkpo_pallas.loops import Index
+        from pkpo_pallas.undo import group_slices
 
         for p in networks.passes(256, plan.GROUP):
             for g in range(p.groups):
@@ -86,8 +87,8 @@ class TestNetworks:
                 if p.mirrored:
                     want += [2 * base + p.span - 1 - place for place in reversed(want)]
                 # By itself, and as one of the groups of a turn.
-                alone = _places(p, _Number(jnp.int32(g), 0))
-                slices = _places(p, _Number(jnp.int32(g - g % 4), g % 4, 4))
+                alone = group_slices(p, Index(jnp.int32(g), 0))
+                slices = group_slices(p, Index(jnp.int32(g - g % 4), g % 4, 4))
                 assert [int(s.start) for s in alone] == [int(s.start) for s in slices]
                 got = [int(s.start) + c * (s.stride or 1) for s in slices for c in range(s.size)]
                 assert got == want
@@ -127,7 +128,7 @@ def test_a_race_is_found() -> None:
 class TestRegimes:
     @pytest.mark.parametrize("n", [5, slow(24), release(40)])
     def test_chips_that_do_not_gather(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-        monkeypatch.setattr(op, "chip", lambda interpreted: plan.OLD)
+        monkeypatch.setattr(launch, "chip", lambda interpreted: plan.OLD)
         assert not plan.plan(n, 10, plan.OLD).run
         jax.clear_caches()
         rewards = rewards_of(n)
@@ -167,7 +168,9 @@ class TestRegimes:
         self, monkeypatch: pytest.MonkeyPatch, n: int, group: int, estimator: str
     ) -> None:
         """With the unrolled loops of the compiled kernel."""
-        monkeypatch.setattr(op, "plan", lambda n, rows, chip, interpreted: plan.plan(n, rows, chip))
+        monkeypatch.setattr(
+            launch, "plan", lambda n, rows, chip, interpreted: plan.plan(n, rows, chip)
+        )
         monkeypatch.setattr(plan, "GROUP", group)
         jax.clear_caches()
         rewards = rewards_of(n, rows=1)
@@ -202,7 +205,7 @@ class TestRegimes:
 
     @pytest.mark.slow
     def test_many_ks_are_several_launches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(op, "_TABLE_SIZE", 32)
+        monkeypatch.setattr(launch, "_WEIGHTS_SIZE", 32)
         rewards, ks = rewards_of(12), [1, 2, 5, 7, 12]
         same(fused_max(rewards, ks), pk.max_at_k(rewards, ks, implementation="xla"))
         where = rewards > -1

@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pkpo_pallas.op import shape_like
+from pkpo_pallas.varying import shape_like
 
 # Terms of a row that a grid step takes, and rows.
 BLOCK_TERMS = 256

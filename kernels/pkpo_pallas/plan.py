@@ -105,7 +105,7 @@ def chip(interpreted: bool = False) -> Chip:
 class Plan(NamedTuple):
     """Constants of a kernel for rows of n samples."""
 
-    samples: int  # P: what the network sorts
+    n_padded: int  # P: samples that the network sorts
     group: int  # samples that are in registers at one time
     unrolled: int  # samples that a turn of a scan takes
     chunked: bool
@@ -113,7 +113,7 @@ class Plan(NamedTuple):
     tiles: int  # of a grid step
     pack: tuple[int, ...]  # decisions in a word, in turn
     run: int  # samples whose values are looked up in one place; 0 where none are
-    abreast: int  # tiles that are worked on together
+    interleaved: int  # tiles that are worked on together
     vmem_bytes: int
 
     @property
@@ -122,9 +122,9 @@ class Plan(NamedTuple):
         return -(-self.run // SUBLANES)
 
     @property
-    def whole(self) -> bool:
+    def one_run(self) -> bool:
         """Whether a row is one run, and no comparator is undone."""
-        return self.run == self.samples
+        return self.run == self.n_padded
 
     def runs(self, n: int) -> int:
         """How many of them have samples of a row."""
@@ -137,29 +137,29 @@ def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan
     Interpreted, every access is a call, which has to be compiled and made: loops and small groups
     leave few of them to be compiled, large groups few to be made.
     """
-    whole = chip.gathers and n <= LONGEST_LOOKED_UP
+    one_run = chip.gathers and n <= LONGEST_LOOKED_UP
     chunked = n > LANES
     group = GROUP
-    if interpreted and not whole:
+    if interpreted and not one_run:
         group = GROUP // 2 if chip.gathers else GROUP // 4
-    samples = padded(n, group)
-    run = 0 if not chip.gathers else samples if whole else RUN_GROUPS * group
+    n_padded = padded(n, group)
+    run = 0 if not chip.gathers else n_padded if one_run else RUN_GROUPS * group
     elements = BLOCK_ELEMENTS
     while elements * BYTES_PER_ELEMENT > chip.vmem_bytes:
         elements //= 2
     tiles = max(1, min(elements // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
     tiles = 1 if n >= LANES else tiles
-    abreast = 2 if whole and samples <= GROUP and tiles > 1 else 1
+    interleaved = 2 if one_run and n_padded <= GROUP and tiles > 1 else 1
     return Plan(
-        samples=samples,
+        n_padded=n_padded,
         group=group,
         unrolled=1 if interpreted else UNROLLED,
         chunked=chunked,
         row_major=n % LANES == 0,
-        tiles=tiles - tiles % abreast,
+        tiles=tiles - tiles % interleaved,
         pack=MANY_DECISIONS if chunked else FEW_DECISIONS,
         run=run,
-        abreast=abreast,
+        interleaved=interleaved,
         vmem_bytes=chip.vmem_bytes,
     )
 

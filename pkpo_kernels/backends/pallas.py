@@ -17,12 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pkpo_pallas
 from jax import lax
-from pkpo_pallas import Table, Weights
 
 from pkpo_kernels.backends import _rows
 from pkpo_kernels.backends import xla as xla_backend
 from pkpo_kernels.backends.batched_rows import max_at_k_of_rows, transform_of_rows
-from pkpo_kernels.backends.fused_weights import kernel_weights
 from pkpo_kernels.maths.estimators import MAX_AT_K
 from pkpo_kernels.maths.weights import Estimator, GapWeights
 
@@ -180,16 +178,16 @@ def _launch_transform(
     given: Any = options.k if k is None else k
     if not pkpo_pallas.fits(n, options.interpret):
         return _transform_long(options, rewards, given, where)
-    table = None
+    weights = None
     if where is None and (isinstance(given, int) or given.ndim == 0):
-        table = _table(estimator, rewards, given, clip=options.undersized == "clip")
+        weights = _shared_weights(estimator, rewards, given, clip=options.undersized == "clip")
     return pkpo_pallas.transform(
         rewards,
-        None if table is not None else jnp.asarray(given),
+        None if weights is not None else jnp.asarray(given),
         where,
-        weights=kernel_weights(estimator, Weights),
-        table=table,
-        by_mean=options.scale == "mean",
+        estimator,
+        weights=weights,
+        scale=options.scale,
         undersized=options.undersized,
         dtype=options.dtype,
         interpret=options.interpret,
@@ -203,15 +201,15 @@ def _launch_max_at_k(
     if not pkpo_pallas.fits(rewards.shape[1], options.interpret):
         # One number a row: there is nothing to scan.
         return xla_backend.max_at_k_rows(rewards, ks, where, dtype=options.dtype)
-    tables = None
+    weights = None
     if where is None:
-        tables = [_table(MAX_AT_K, rewards, k) for k in ks]
+        weights = [_shared_weights(MAX_AT_K, rewards, k) for k in ks]
     return pkpo_pallas.max_at_k(
         rewards,
-        None if tables is not None else jnp.stack([jnp.asarray(k) for k in ks]),
+        None if weights is not None else jnp.stack([jnp.asarray(k) for k in ks]),
         where,
-        weights=kernel_weights(MAX_AT_K, Weights),
-        tables=tables,
+        MAX_AT_K,
+        weights=weights,
         dtype=options.dtype,
         interpret=options.interpret,
     )
@@ -257,21 +255,15 @@ def _weights(
     return known or xla_backend.traced_weights(estimator, keys, n, k, clip=clip)
 
 
-def _table(
+def _shared_weights(
     estimator: Estimator,
     rewards: jax.Array,
     k: int | jax.Array,
     *,
     clip: bool = False,
-) -> Table:
-    """What rows that share n and k have in common, in float32."""
+) -> GapWeights:
+    """Weigh what rows of rewards (rows, N) have in common that share n and k, in float32: arrays
+    (1, N−1) and (1,)."""
     keys = jnp.zeros((1, rewards.shape[1]), jnp.float32)
     n = xla_backend.group_sizes(keys, None)
-    weights = _weights(estimator, keys, n, k, None, clip=clip)
-    return Table(
-        gap=jnp.asarray(weights.gap[0]),
-        below=jnp.asarray(weights.offset[0]),
-        best=jnp.append(weights.best[0], weights.best_of_max[0]),
-        anchor=jnp.asarray(weights.max_coefficient[0], jnp.float32),
-        admitted=jnp.asarray(weights.k_is_valid[0]),
-    )
+    return _weights(estimator, keys, n, k, None, clip=clip)
