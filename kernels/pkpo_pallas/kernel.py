@@ -33,7 +33,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pkpo_pallas.block import Block, Operands, Ref, Scratch, Tile, Variant, tile_of
-from pkpo_pallas.estimate import in_work, max_at_k, to_work, weigh, weigh_segments
+from pkpo_pallas.estimator import in_work, max_at_k, to_work, weigh, weigh_segments
 from pkpo_pallas.layout import copy_in, copy_out, fill
 from pkpo_pallas.levels import find_levels, give_by_level, look_for_few_levels
 from pkpo_pallas.lookup import end_tables, look_up, look_up_runs

@@ -28,7 +28,7 @@ from pkpo_pallas.block import (
     tile_of,
     zeros,
 )
-from pkpo_pallas.estimate import max_at_k, outcome, weigh
+from pkpo_pallas.estimator import max_at_k, values_of, weigh
 from pkpo_pallas.layout import (
     each_slab,
     facts_of,
@@ -129,8 +129,8 @@ def give_by_level(tile: Tile) -> None:
 
     def of_rows(b: Any) -> None:
         fact = facts_of(tile, b)
-        of_lowest = outcome(tile.variant, zeros(), fact)
-        of_highest = outcome(tile.variant, fact(SUM_AT_HIGHEST), fact)
+        of_lowest = values_of(tile.variant, zeros(), fact)
+        of_highest = values_of(tile.variant, fact(SUM_AT_HIGHEST), fact)
 
         def put(slot: Any, x: jax.Array, carry: Any) -> Any:
             tile.block.values_ref[slot] = jnp.where(x > fact(LOWEST), of_highest, of_lowest)

@@ -43,7 +43,7 @@ def prefix_sums(terms: jax.Array, *, interpret: Any = False) -> jax.Array:
 
 def _kernel(terms_ref: Any, sums_ref: Any, carry_ref: Any) -> None:
     @pl.when(pl.program_id(1) == 0)
-    def _() -> None:
+    def start_sums() -> None:
         carry_ref[...] = jnp.zeros_like(carry_ref)
 
     def turn(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pkpo_pallas.block import Block, Tile, tile_of, zeros
-from pkpo_pallas.estimate import outcome
+from pkpo_pallas.estimator import values_of
 from pkpo_pallas.layout import (
     copy_rows_out,
     entry_of,
@@ -70,7 +70,7 @@ def look_up(tile: Tile, run: Any = 0) -> None:
             for c in tables[1:]:
                 beyond = x >= _taken(keys[c], entry)
                 found = jnp.where(beyond, _taken(sums[c], entry), found)
-            values = outcome(variant, found, fact)
+            values = values_of(variant, found, fact)
             if to_values:
                 block.values_ref[here] = values
             slabs.append(values)

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pkpo_pallas.block import Rows, Tile
-from pkpo_pallas.estimate import outcome
+from pkpo_pallas.estimator import values_of
 from pkpo_pallas.layout import read_sample, sample_of
 from pkpo_pallas.loops import Index, phase, without_carry
 from pkpo_pallas.networks import Pass, packed, passes, words_for
@@ -71,7 +71,7 @@ def undo_groups(tile: Tile, step: Step, groups: list[Index]) -> None:
         n_samples = step.network.samples
         for c, prefix_sum in enumerate(values):
             slot = sample_of(tile.index, Index(group.value * n_samples, c, n_samples))
-            value = outcome(tile.variant, prefix_sum, lambda name: tile.facts_ref[name])
+            value = values_of(tile.variant, prefix_sum, lambda name: tile.facts_ref[name])
             tile.block.values_ref[slot] = value
 
 

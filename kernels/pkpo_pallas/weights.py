@@ -130,8 +130,9 @@ class GivenWeights:
                 if self.gaps_count:
                     gaps_apart = gaps_apart + self.weights_ref[first + c] * gap
                 if destination is not None:
+                    prefix_sum = total + gaps_apart
                     destination.put_sample(i, sample)
-                    destination.put_sum(i, total + gaps_apart)
+                    destination.put_sum(i, prefix_sum)
             total, offset = total + gaps_apart, offset + offset_apart
         return Scanned(total, previous, offset, smallest)
 

@@ -86,11 +86,14 @@ def weigh_segments(tile: Tile, segments: Segments) -> None:
 def max_at_k(tile: Tile, row: SortedRow) -> None:
     """Give the mean of the best of each k of sorted rows: n samples (8, 128) → (n_ks, 8, 128)."""
     for q in range(tile.variant.n_ks):
+        row_offset, _ = weigh(tile, q, row)
         best_ref: Ref = tile.block.out_ref.at[q, pl.ds(tile.index * SUBLANES, SUBLANES), :]
-        best_ref[...], _ = weigh(tile, q, row)
+        best_ref[...] = row_offset
 
 
-def outcome(variant: Variant, prefix_sum: jax.Array, fact: Callable[[int], jax.Array]) -> jax.Array:
+def values_of(
+    variant: Variant, prefix_sum: jax.Array, fact: Callable[[int], jax.Array]
+) -> jax.Array:
     """Give samples their values: exclusive prefix sums (8, 128), facts of the same rows →
     (8, 128)."""
     values = prefix_sum + fact(ROW_OFFSET)
