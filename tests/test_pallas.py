@@ -236,7 +236,7 @@ def test_an_estimator_is_any_numbers() -> None:
         over_k=1, over_n_minus_k=1, over_n_minus_1=1, gap_1=2, gap_k=1, gap_n=3, gap_nn=1,
         offset_1=1, offset_k=2, slope_1=1, slope_n=2, max_1=1, max_k=-3,
     )  # fmt: skip
-    at_k_1 = Coefficients(gap_n=1, offset_1=2, max_1=2)
+    at_k_1 = numbers._replace(over_k=0, gap_1=0, offset_1=2, slope_n=0)
     estimator = Estimator("of one's own", "", "", "", numbers, at_k_1, requires_k_lt_n=True)
     n, ks = 6, [1, 2, 5, 6]
     rewards = np.random.default_rng(3).standard_normal((len(ks), n))
@@ -252,7 +252,7 @@ def test_an_estimator_is_any_numbers() -> None:
         interpret=pltpu.InterpretParams(),
     )
     assert np.isnan(got[3]).all()
-    for row, values, k in zip(rewards[:3], np.asarray(got), ks[:3], strict=True):
+    for row, values, k in zip(rewards[:3], np.asarray(got[:3]), ks[:3], strict=True):
         weights, order = estimator.weights(n, k), np.argsort(row)
         gaps = np.diff(row[order])
         offset = weights.max_coefficient * row.max() - weights.offset @ gaps
