@@ -18,10 +18,6 @@ and where the chip cannot gather:
               → the comparators undone, by the decisions → copied out
 
 Rows of two distinct values are not sorted but counted, where a whole block consists of them.
-
-The compiler takes whatever stands in one block of code as a whole: it would keep in registers what
-one phase stores and the next one loads, and spill it. Phases are therefore loops of their own, some
-of a single turn: see `pkpo_pallas.loops.phase`.
 """
 
 from __future__ import annotations
@@ -37,10 +33,10 @@ from pkpo_pallas.estimator import in_work, max_at_k, to_work, weigh, weigh_segme
 from pkpo_pallas.layout import copy_in, copy_out, fill
 from pkpo_pallas.levels import find_levels, give_by_level, look_for_few_levels
 from pkpo_pallas.lookup import end_tables, look_up, look_up_runs
-from pkpo_pallas.loops import Index, each_tile, phase, without_carry
+from pkpo_pallas.loops import Index, each_tile, isolated, without_carry
 from pkpo_pallas.plan import LANES, SUBLANES
 from pkpo_pallas.sort import sort_row, sort_runs, write_segments
-from pkpo_pallas.undo import sort_and_decide, steps_of, undo, undo_groups
+from pkpo_pallas.undo import sort_and_decide, steps_of, undo, undo_group
 
 # Rows of fewer samples are sorted as fast as they are looked at.
 _SHORTEST_COUNTED = 17
@@ -151,16 +147,12 @@ def sort_and_look_up(tiles: list[Tile]) -> None:
             compute = write_segments if n_ks else weigh_segments
             compute(sorted_tiles[t], segments)
 
-    def look_tiles_up() -> None:
-        for tile in tiles:
-            look_up(tile)
-
-    phase(block, sort)
-    if n_ks:
-        for tile in sorted_tiles:
+    isolated(block, sort)
+    for tile in sorted_tiles:
+        if n_ks:
             max_at_k(tile, in_work(tile))
-    else:
-        phase(block, look_tiles_up)
+        else:
+            look_up(tile)
 
 
 def sort_and_undo(tile: Tile) -> None:
@@ -179,9 +171,9 @@ def sort_and_undo(tile: Tile) -> None:
         weigh(tile, 0, in_work(tile), to_work(tile))
         if one_step:
             # Here what is in registers may stay there.
-            undo_groups(tile, steps[0], [Index(0, 0)])
+            undo_group(tile, steps[0], Index(0, 0))
 
-    phase(tile.block, weigh_row)
+    isolated(tile.block, weigh_row)
     if not one_step:
         undo(tile, steps)
     if several_runs:

@@ -1,4 +1,4 @@
-"""Loops over samples, and phases that the compiler keeps apart."""
+"""Loops over samples, and blocks of code that the compiler keeps apart."""
 
 from __future__ import annotations
 
@@ -42,15 +42,11 @@ class Index(NamedTuple):
         return divided(self.value, size), _remainder(self.value, size)
 
 
-def phase(block: Block, body: Callable[[], None]) -> None:
-    """Run a phase by itself: as a loop of one turn, which the compiler does not know to be one."""
+def isolated(block: Block, body: Callable[[], None]) -> None:
+    """Run a body as a block of code by itself: a loop of one turn, which the compiler does not know
+    to be one. LLO schedules a block of code as a whole, and would keep what one part of it stores
+    and the next one loads in registers, which it then spills."""
     lax.fori_loop(0, block.operands.integers_ref[ONE], without_carry(lambda _: body()), 0)
-
-
-def phase_with(block: Block, body: Callable[[Any], Any], carry: Any) -> Any:
-    """Run a phase by itself that makes something of what it is given."""
-    one = block.operands.integers_ref[ONE]
-    return lax.fori_loop(0, one, lambda _, carry: body(carry), carry)
 
 
 def each_tile(block: Block, body: Callable[[Any], None]) -> None:

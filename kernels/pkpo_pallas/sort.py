@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 
 from pkpo_pallas.block import NAN_OR_0, Ref, Rows, Tile, zeros
 from pkpo_pallas.layout import PADDING, entry_of, read_samples
-from pkpo_pallas.loops import Index, phase, without_carry
+from pkpo_pallas.loops import Index, isolated, without_carry
 from pkpo_pallas.networks import Comparators, halving, sorting
 from pkpo_pallas.plan import LANES, RUN_GROUPS, SUBLANES
 
@@ -70,7 +70,7 @@ def write_segments(tile: Tile, segments: Segments) -> None:
         write(0)
         return
     for number in range(len(segments)):
-        phase(tile.block, partial(write, number))
+        isolated(tile.block, partial(write, number))
 
 
 def sort_runs(tile: Tile) -> None:
@@ -96,7 +96,7 @@ def sort_runs(tile: Tile) -> None:
         unroll = RUN_GROUPS if chosen.unrolled > 1 else 1
         lax.fori_loop(0, RUN_GROUPS, without_carry(sort_group), 0, unroll=unroll)
         for start in range(0, chosen.run, width):
-            phase(tile.block, partial(merge, start))
+            isolated(tile.block, partial(merge, start))
 
     n_runs = chosen.runs(variant.n_samples)
     lax.fori_loop(0, n_runs, without_carry(sort_run), 0)

@@ -1,8 +1,6 @@
 """Sort rows by comparators whose decisions are kept, and undo these on what belongs to the samples.
 
-A pass takes its samples in groups that fit in registers: see `pkpo_pallas.networks`. The groups of
-a turn are loaded before one of them is stored: otherwise they wait for each other, as the compiler
-cannot tell that they have no sample in common.
+A pass takes its samples in groups that fit in registers: see `pkpo_pallas.networks`.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from jax.experimental import pallas as pl
 from pkpo_pallas.block import Rows, Tile
 from pkpo_pallas.estimator import values_of
 from pkpo_pallas.layout import read_sample, sample_of
-from pkpo_pallas.loops import Index, phase, without_carry
+from pkpo_pallas.loops import Index, isolated, without_carry
 from pkpo_pallas.networks import Pass, packed, passes, words_for
 from pkpo_pallas.plan import LANES, SUBLANES
 from pkpo_pallas.sort import note_not_finite
@@ -49,54 +47,51 @@ def sort_and_decide(tile: Tile, steps: list[Step]) -> None:
     """Sort rows: rewards or sorted runs → work (padded, 8, 128), and of a transform the decisions
     of all comparators."""
     for step in steps:
-        _each_group(tile, step, partial(_compare_groups, tile, step))
+        _each_group(tile, step, partial(_compare_group, tile, step))
 
 
 def undo(tile: Tile, steps: list[Step]) -> None:
     """Undo all comparators: what belongs to sorted samples, in work, → to the samples themselves,
     as values where the first step takes rewards."""
     for step in reversed(steps):
-        _each_group(tile, step, partial(undo_groups, tile, step))
+        _each_group(tile, step, partial(undo_group, tile, step))
 
 
-def undo_groups(tile: Tile, step: Step, groups: list[Index]) -> None:
-    """Undo the comparators of some groups of a step, in work."""
-    loaded = [_load(tile, step, group) for group in groups]
-    for group, values in zip(groups, loaded, strict=True):
-        _undo(tile, step, values, step.first_word + group.value * step.words)
-    for group, values in zip(groups, loaded, strict=True):
-        if not step.of_rewards:
-            _store(tile, step, group, values)
-            continue
-        n_samples = step.network.samples
-        for c, prefix_sum in enumerate(values):
-            slot = sample_of(tile.index, Index(group.value * n_samples, c, n_samples))
-            value = values_of(tile.variant, prefix_sum, lambda name: tile.facts_ref[name])
-            tile.block.values_ref[slot] = value
-
-
-def _compare_groups(tile: Tile, step: Step, groups: list[Index]) -> None:
-    loaded = [
-        _load_rewards(tile, step, group) if step.of_rewards else _load(tile, step, group)
-        for group in groups
-    ]
-    for group, values in zip(groups, loaded, strict=True):
-        _compare(tile, step, values, step.first_word + group.value * step.words)
-    for group, values in zip(groups, loaded, strict=True):
+def undo_group(tile: Tile, step: Step, group: Index) -> None:
+    """Undo the comparators of a group of a step: what is in work, (samples, 8, 128), → work, or
+    values."""
+    values = _load(tile, step, group)
+    _undo(tile, step, values, step.first_word + group.value * step.words)
+    if not step.of_rewards:
         _store(tile, step, group, values)
+        return
+    n_samples = step.network.samples
+    for c, prefix_sum in enumerate(values):
+        slot = sample_of(tile.index, Index(group.value * n_samples, c, n_samples))
+        value = values_of(tile.variant, prefix_sum, lambda name: tile.facts_ref[name])
+        tile.block.values_ref[slot] = value
 
 
-def _each_group(tile: Tile, step: Step, body: Callable[[list[Index]], None]) -> None:
+def _compare_group(tile: Tile, step: Step, group: Index) -> None:
+    load = _load_rewards if step.of_rewards else _load
+    values = load(tile, step, group)
+    _compare(tile, step, values, step.first_word + group.value * step.words)
+    _store(tile, step, group, values)
+
+
+def _each_group(tile: Tile, step: Step, body: Callable[[Index], None]) -> None:
     # A turn takes as many small groups as one large one has samples.
     n_groups = step.network.groups
     large = tile.variant.plan.group if tile.variant.plan.unrolled > 1 else 1
     together = min(max(1, large // step.network.samples), n_groups)
-    if together == n_groups:
-        phase(tile.block, lambda: body([Index(0, i) for i in range(together)]))
-        return
 
     def turn(first: Any) -> None:
-        body([Index(first * together, i, together) for i in range(together)])
+        for i in range(together):
+            body(Index(first * together, i, together))
+
+    if together == n_groups:
+        isolated(tile.block, lambda: turn(0))
+        return
 
     lax.fori_loop(0, n_groups // together, without_carry(turn), 0)
 

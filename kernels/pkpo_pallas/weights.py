@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pkpo_pallas.block import Rows, Tile, zeros
-from pkpo_pallas.loops import Index, each_sample, each_turn, phase_with
+from pkpo_pallas.loops import Index, each_sample, each_turn
 from pkpo_pallas.plan import LANES, SUBLANES
 from pkpo_pallas.sort import Segments
 
@@ -91,20 +91,18 @@ class GivenWeights:
 
     def scan_segments(self, segments: Segments, destination: Destination) -> Scanned:
         """Sum a sorted row's weighed gaps up while its segments are in registers."""
-
-        def turn(first: int, segment: Callable[[], list[Rows]], carry: Scanned) -> Scanned:
+        carry = Scanned(zeros(), zeros(), zeros(), zeros())
+        width = self.tile.variant.plan.n_padded // len(segments)
+        for first, segment in zip(range(0, self.n_samples, width), segments, strict=False):
             values = segment()
             if first == 0:
                 carry = carry._replace(smallest=values[0])
-            count = min(len(values), self.n_samples - first)
-            return self._add(lambda i: values[i.offset], first, count, carry, destination, None)
 
-        carry = Scanned(zeros(), zeros(), zeros(), zeros())
-        if len(segments) == 1:
-            return turn(0, segments[0], carry)
-        width = self.tile.variant.plan.n_padded // len(segments)
-        for first, segment in zip(range(0, self.n_samples, width), segments, strict=False):
-            carry = phase_with(self.tile.block, partial(turn, first, segment), carry)
+            def row(i: Index, values: list[Rows] = values) -> Rows:
+                return values[i.offset]
+
+            count = min(width, self.n_samples - first)
+            carry = self._add(row, first, count, carry, destination, None)
         return carry
 
     def _add(
@@ -194,7 +192,9 @@ class RunningWeights:
         """Sum a sorted row's weighed gaps up: n samples (8, 128)."""
         gap, offset, slope, _ = self.factors
         if scale is not None:
-            gap, offset, slope = (_dot((factor, scale)) for factor in (gap, offset, slope))
+            gap, offset, slope = (
+                _sum_of_products((factor, scale)) for factor in (gap, offset, slope)
+            )
         work_ref = self.tile.work_ref
 
         # Downward: the term of every gap goes to the sample at its lower end.
@@ -202,13 +202,13 @@ class RunningWeights:
             chance, chance_above, above, offsets, total = carry
             sample = row(i)
             term = (chance if self.index_shift else chance_above) * (above - sample)
-            weight = _dot((1, offset), (slope, self._distance(i)))
-            offsets = offsets + _dot((weight, term))
+            weight = _sum_of_products((1, offset), (slope, self._distance(i)))
+            offsets = offsets + _sum_of_products((weight, term))
             if destination is not None:
                 destination.put_sample(i, sample)
-                work_ref[i.value] = _dot((gap, term))
+                work_ref[i.value] = _sum_of_products((gap, term))
             elif not self.tile.variant.n_ks:
-                total = total + _dot((gap, term))
+                total = total + _sum_of_products((gap, term))
             return self.after(i, chance), chance, sample, offsets, total
 
         largest = row(Index(0, self.n_samples - 1))
@@ -260,16 +260,21 @@ def _factors(coefficients: Any, n: Rows, k: Rows) -> _Factors:
     ]
     times = 1 / math.prod(divisors[1:], start=divisors[0]) if divisors else 1
     return _Factors(
-        gap=_dot((_dot((c.gap_1, 1), (c.gap_k, k), (c.gap_n, n), (c.gap_nn, n * (n - 1))), times)),
-        offset=_dot((_dot((c.offset_1, 1), (c.offset_k, k)), times)),
-        slope=_dot((_dot((c.slope_1, 1), (c.slope_n, n)), times)),
-        max_coefficient=_dot(
+        gap=_sum_of_products(
+            (
+                _sum_of_products((c.gap_1, 1), (c.gap_k, k), (c.gap_n, n), (c.gap_nn, n * (n - 1))),
+                times,
+            )
+        ),
+        offset=_sum_of_products((_sum_of_products((c.offset_1, 1), (c.offset_k, k)), times)),
+        slope=_sum_of_products((_sum_of_products((c.slope_1, 1), (c.slope_n, n)), times)),
+        max_coefficient=_sum_of_products(
             (c.max_1, 1), (c.max_k, k / (n * n_minus_1 if c.over_n_minus_1 else n))
         ),
     )
 
 
-def _dot(*pairs: tuple[Any, Any]) -> Any:
+def _sum_of_products(*pairs: tuple[Any, Any]) -> Any:
     """Sum products up, numbers or (8, 128). The coefficients are constants of the kernel: a term
     that is 0 is left out, and a factor that is 1."""
     total: Any = 0.0
