@@ -25,8 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -68,23 +69,24 @@ DTYPES = ("float32", "bfloat16", "bool")
 PATHS = ("sorted", "two levels")
 # Of a matrix: smaller ones would lie in VMEM from the start.
 ELEMENTS = 1 << 27
-# Of the programs beside the kernel: "xla" takes larger matrices in turns.
-ARMS_ELEMENTS = 1 << 20
+# Of the baselines: "xla" takes larger matrices in turns.
+BASELINE_ELEMENTS = 1 << 20
 # Their sorts of longer rows take very long to compile.
-LONGEST_ARM = 1024
+LONGEST_BASELINE = 1024
 K = 4
 
-# How conditions fall out, by the names that the kernel gives them.
+# What of a kernel runs, by the names of its functions under `pl.when`: for some rows,
 _OF_ROWS = {
-    "sorted": {"perhaps two levels": False, "two levels": False, "many levels": True},
-    "two levels": {"perhaps two levels": True, "two levels": True, "many levels": False},
+    "sorted": {"sort_many_levels"},
+    "two levels": {"look_at_all_samples", "count_few_levels"},
 }
-# The grid steps that a tile of long rows takes: a chunk in, the tile itself, a chunk out.
+# and in the grid steps that a tile of long rows takes: a chunk in, the tile itself, a chunk out.
 _OF_STEPS = {
-    "in": {"copies in": True, "last chunk": False, "copies out": False},
-    "tile": {"copies in": True, "last chunk": True, "copies out": False},
-    "out": {"copies in": False, "last chunk": False, "copies out": True},
+    "in": {"copy_chunk_in"},
+    "tile": {"copy_chunk_in", "compute_tile"},
+    "out": {"copy_chunk_out"},
 }
+_CONDITIONAL = set[str]().union(*_OF_ROWS.values(), *_OF_STEPS.values())
 
 
 class Schedule(NamedTuple):
@@ -106,9 +108,9 @@ def schedule(text: str) -> Schedule:
     lines = re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+(LB)?[^{\n]*:[> ]*\{(.*)$", text, re.MULTILINE)
     times = [1.0] * len(lines)
     heads: list[int] = []
-    for place, (head, body) in enumerate(lines):
+    for number, (head, body) in enumerate(lines):
         if head:
-            heads.append(place)
+            heads.append(number)
         back = re.search(r"sbr\.rel \(!?(%p\w+)\) target = \$region(\d+)", body)
         if back is None or not heads:
             continue
@@ -119,9 +121,9 @@ def schedule(text: str) -> Schedule:
         if not heads:
             # Outside of the grid's loop nothing is done for a block.
             times[:start] = [0.0] * start
-            times[place + 1 :] = [0.0] * (len(lines) - place - 1)
+            times[number + 1 :] = [0.0] * (len(lines) - number - 1)
             break
-        loop = " ".join(body for _, body in lines[start : place + 1])
+        loop = " ".join(body for _, body in lines[start : number + 1])
         test = rf"{back[1]} = scmp\.ge\.s32\.totalorder [^;}}]*?(%s\w+), (\d+) /"
         until = re.search(test, loop)
         turns = 1.0
@@ -129,7 +131,7 @@ def schedule(text: str) -> Schedule:
             # A turn of an unrolled loop takes several steps.
             step = re.search(rf"{until[1]} = sadd\.s32 (\d+),", loop)
             turns = math.ceil(int(until[2]) / (int(step[1]) if step else 1))
-        for inside in range(start, place + 1):
+        for inside in range(start, number + 1):
             times[inside] *= turns
     spilled = (len(re.findall(r"vst \[vmem:\[#allocation\d+_spill", body)) for _, body in lines)
     spills = sum(count * often for count, often in zip(spilled, times, strict=True))
@@ -208,19 +210,37 @@ class Compiler:
         return schedule(final.read_text())._replace(vmem_bytes=vmem)
 
 
+@contextmanager
+def only(functions: set[str]) -> Iterator[None]:
+    """Trace kernels in which conditions let these functions run, and no others."""
+    import jax
+    from jax.experimental import pallas as pl
+
+    def when(condition: Any) -> Any:
+        del condition
+
+        def decide(body: Any) -> None:
+            assert body.__name__ in _CONDITIONAL, body.__name__
+            if body.__name__ in functions:
+                body()
+
+        return decide
+
+    real = pl.when
+    jax.clear_caches()  # type: ignore[no-untyped-call]
+    try:
+        pl.when = when
+        yield
+    finally:
+        pl.when = real
+
+
 def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
     import jax
     import jax.numpy as jnp
-    from pkpo_pallas import kernels
     from pkpo_pallas.plan import LANES, TILE_ROWS, chip, plan
 
     from pkpo_kernels import transform
-
-    decided: dict[str, bool] = {}
-
-    def when(condition: str, holds: Any) -> Any:
-        del holds
-        return (lambda body: body()) if decided[condition] else (lambda body: None)
 
     with jax.sharding.use_abstract_mesh(compiler.mesh):
         chosen = plan(n, ELEMENTS // n, chip())
@@ -241,19 +261,14 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
     beyond = compiled.cost_analysis()["bytes accessed"] - operand.size * 2 * item
 
     steps = {"tile": 1, "in": n // LANES - 1, "out": n // LANES} if chosen.chunked else {"tile": 1}
-    real, total, spills = kernels.when, 0.0, 0.0
-    try:
-        kernels.when = when
-        for step, times in steps.items():
-            decided = _OF_ROWS[path] | _OF_STEPS[step]
-            if times:
-                jax.clear_caches()  # type: ignore[no-untyped-call]
+    total, spills = 0.0, 0.0
+    for step, times in steps.items():
+        if times:
+            with only(_OF_ROWS[path] | _OF_STEPS[step]):
                 compiler.compile(program, operand)
-                found = compiler.schedules()
-                total += times * found.bundles / chosen.tiles
-                spills += times * found.spills / chosen.tiles
-    finally:
-        kernels.when = real
+            found = compiler.schedules()
+            total += times * found.bundles / chosen.tiles
+            spills += times * found.spills / chosen.tiles
     hbm = compiler.chip.cycles(TILE_ROWS * n * (item + result))
     return Row(
         n=n,
@@ -269,12 +284,12 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
     )
 
 
-def all_arms(chip_name: str, sizes: Sequence[int]) -> list[dict[str, Any]]:
+def all_baselines(chip_name: str, sizes: Sequence[int]) -> list[dict[str, Any]]:
     compiler = Compiler(chip_name)
-    return [arms(compiler, n) for n in sizes]
+    return [baselines(compiler, n) for n in sizes]
 
 
-def arms(compiler: Compiler, n: int) -> dict[str, Any]:
+def baselines(compiler: Compiler, n: int) -> dict[str, Any]:
     """XLA's own estimate of cycles for 1024 rows: of the argsort form, and of "xla"."""
     import jax.numpy as jnp
     from jax import lax
@@ -282,15 +297,15 @@ def arms(compiler: Compiler, n: int) -> dict[str, Any]:
     from pkpo_kernels import transform
     from pkpo_kernels.maths.estimators import ESTIMATORS
 
-    rows = ARMS_ELEMENTS // n
+    rows = BASELINE_ELEMENTS // n
     gap = jnp.asarray(ESTIMATORS["sloo_minus_one"].weights(n, K).gap, jnp.float32)
 
     def argsort_form(x: Any) -> Any:
-        places = lax.broadcasted_iota(jnp.int32, x.shape, 1)
-        ordered, places = lax.sort((x, places), dimension=1, is_stable=False, num_keys=1)
+        order = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+        ordered, order = lax.sort((x, order), dimension=1, is_stable=False, num_keys=1)
         sums = jnp.cumsum(gap * jnp.diff(ordered, axis=-1), axis=-1)
         sums = jnp.concatenate([jnp.zeros_like(sums[:, :1]), sums], -1)
-        return lax.sort((places, sums), dimension=1, is_stable=False, num_keys=1)[1]
+        return lax.sort((order, sums), dimension=1, is_stable=False, num_keys=1)[1]
 
     out: dict[str, Any] = {"n": n}
     for name, form in (
@@ -311,16 +326,16 @@ def arms(compiler: Compiler, n: int) -> dict[str, Any]:
 
 
 def measure_chip(
-    chip_name: str, sizes: Sequence[int], dtypes: Sequence[str], *, with_arms: bool
+    chip_name: str, sizes: Sequence[int], dtypes: Sequence[str], *, with_baselines: bool
 ) -> dict[str, Any]:
     import jax
 
     beside = []
-    if with_arms:
+    if with_baselines:
         # In a process that writes down no schedules: sorts have long ones.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             beside = pool.submit(
-                all_arms, chip_name, [n for n in sizes if n <= LONGEST_ARM]
+                all_baselines, chip_name, [n for n in sizes if n <= LONGEST_BASELINE]
             ).result()
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(chip_name, Path(folder))
@@ -358,9 +373,10 @@ def table(record: dict[str, Any]) -> Table:
     numbers = ("bundles", "HBM cycles", "roofline", "spills", "VMEM MiB", "compile s", "bytes")
     for column in (*numbers, "XLA, argsort", "xla"):
         out.add_column(column, justify="right")
-    beside = {arm["n"]: arm for arm in record["beside"]}
+    beside = {baseline["n"]: baseline for baseline in record["beside"]}
     for row in record["rows"]:
-        arm = beside.get(row["n"]) if (row["dtype"], row["path"]) == ("float32", "sorted") else None
+        has_baseline = (row["dtype"], row["path"]) == ("float32", "sorted")
+        baseline = beside.get(row["n"]) if has_baseline else None
         out.add_row(
             str(row["n"]),
             row["dtype"],
@@ -372,7 +388,7 @@ def table(record: dict[str, Any]) -> Table:
             f"{row['vmem_bytes'] / 2**20:.1f}",
             f"{row['compile_seconds']:.1f}",
             f"{row['bytes_over_floor']:.2f}",
-            *(f"{arm[name]:.0f} +" if arm else "" for name in ("argsort", "xla")),
+            *(f"{baseline[name]:.0f} +" if baseline else "" for name in ("argsort", "xla")),
         )
     return out
 
@@ -405,7 +421,7 @@ def main(
         return
     (name,) = chips
     sizes, dtypes = (QUICK_SIZES, DTYPES[:1]) if quick else (SIZES, DTYPES)
-    record = measure_chip(name, sizes, dtypes, with_arms=beside)
+    record = measure_chip(name, sizes, dtypes, with_baselines=beside)
     Console(width=150).print(table(record))
     if folder is not None:
         (folder / f"tpu-static-{name}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -15,15 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pkpo_pallas
 import pytest
 from conftest import PALLAS_INTERPRETED, interpret_with, rewards_of_every_kind
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from pkpo_pallas import networks, op, plan
+from pkpo_pallas import launch, networks, plan
 from races import Races
 
 import pkpo_kernels as pk
 from pkpo_kernels.backends import registry
+from pkpo_kernels.maths.weights import Coefficients, Estimator
 
 if not PALLAS_INTERPRETED:
     pytest.skip("needs PALLAS_INTERPRET=1", allow_module_level=True)
@@ -66,28 +68,29 @@ class TestNetworks:
             seen: list[int] = []
             for g in range(p.groups):
                 base = g // p.starts * p.span
-                places = [base + g % p.starts + c * p.stride for c in range(p.each)]
+                samples = [base + g % p.starts + c * p.stride for c in range(p.each)]
                 if p.mirrored:
-                    places += [2 * base + p.span - 1 - place for place in reversed(places)]
-                seen += places
+                    samples += [2 * base + p.span - 1 - i for i in reversed(samples)]
+                seen += samples
                 for a, b in p.comparators:
-                    pair = rows[:, [places[a], places[b]]]
-                    rows[:, places[a]], rows[:, places[b]] = pair.min(1), pair.max(1)
+                    pair = rows[:, [samples[a], samples[b]]]
+                    rows[:, samples[a]], rows[:, samples[b]] = pair.min(1), pair.max(1)
             assert sorted(seen) == list(range(size))
         np.testing.assert_array_equal(rows, want)
 
     def test_groups_are_what_the_kernel_slices(self) -> None:
-        from pkpo_pallas.kernels import _Number, _places
+        from pkpo_pallas.loops import Index
+        from pkpo_pallas.undo import group_slices
 
         for p in networks.passes(256, plan.GROUP):
             for g in range(p.groups):
                 base = g // p.starts * p.span
                 want = [base + g % p.starts + c * p.stride for c in range(p.each)]
                 if p.mirrored:
-                    want += [2 * base + p.span - 1 - place for place in reversed(want)]
+                    want += [2 * base + p.span - 1 - i for i in reversed(want)]
                 # By itself, and as one of the groups of a turn.
-                alone = _places(p, _Number(jnp.int32(g), 0))
-                slices = _places(p, _Number(jnp.int32(g - g % 4), g % 4, 4))
+                alone = group_slices(p, Index(jnp.int32(g), 0))
+                slices = group_slices(p, Index(jnp.int32(g - g % 4), g % 4, 4))
                 assert [int(s.start) for s in alone] == [int(s.start) for s in slices]
                 got = [int(s.start) + c * (s.stride or 1) for s in slices for c in range(s.size)]
                 assert got == want
@@ -127,7 +130,7 @@ def test_a_race_is_found() -> None:
 class TestRegimes:
     @pytest.mark.parametrize("n", [5, slow(24), release(40)])
     def test_chips_that_do_not_gather(self, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-        monkeypatch.setattr(op, "chip", lambda interpreted: plan.OLD)
+        monkeypatch.setattr(launch, "chip", lambda interpreted: plan.OLD)
         assert not plan.plan(n, 10, plan.OLD).run
         jax.clear_caches()
         rewards = rewards_of(n)
@@ -167,7 +170,9 @@ class TestRegimes:
         self, monkeypatch: pytest.MonkeyPatch, n: int, group: int, estimator: str
     ) -> None:
         """With the unrolled loops of the compiled kernel."""
-        monkeypatch.setattr(op, "plan", lambda n, rows, chip, interpreted: plan.plan(n, rows, chip))
+        monkeypatch.setattr(
+            launch, "plan", lambda n, rows, chip, interpreted: plan.plan(n, rows, chip)
+        )
         monkeypatch.setattr(plan, "GROUP", group)
         jax.clear_caches()
         rewards = rewards_of(n, rows=1)
@@ -186,7 +191,7 @@ class TestRegimes:
         same(fused_max(rewards, 2), pk.max_at_k(rewards, 2, implementation="xla"))
 
     def test_blocks_that_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Rows of many levels, and rows of two, of which one has an infinity or a NaN."""
+        """Rows of many distinct values, and of two, of which one has an infinity or a NaN."""
         monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1)
         rng = np.random.default_rng(1)
         values = rng.standard_normal((3000, 20)).astype(np.float32)
@@ -202,7 +207,7 @@ class TestRegimes:
 
     @pytest.mark.slow
     def test_many_ks_are_several_launches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(op, "_TABLE_SIZE", 32)
+        monkeypatch.setattr(launch, "_WEIGHTS_SIZE", 32)
         rewards, ks = rewards_of(12), [1, 2, 5, 7, 12]
         same(fused_max(rewards, ks), pk.max_at_k(rewards, ks, implementation="xla"))
         where = rewards > -1
@@ -223,6 +228,36 @@ class TestRegimes:
         rewards = rewards_of(n, rows=1, dtype=jnp.dtype(dtype))
         want = pk.transform(rewards, 3, implementation="xla")
         same(fused(rewards, 3), want, 1e-2 if dtype == "bfloat16" else 5e-6)
+
+
+def test_an_estimator_is_any_numbers() -> None:
+    """Coefficients other than those that ship, which are 0 and 1, for a k of each row."""
+    numbers = Coefficients(
+        over_k=1, over_n_minus_k=1, over_n_minus_1=1, gap_1=2, gap_k=1, gap_n=3, gap_nn=1,
+        offset_1=1, offset_k=2, slope_1=1, slope_n=2, max_1=1, max_k=-3,
+    )  # fmt: skip
+    at_k_1 = numbers._replace(over_k=0, gap_1=0, offset_1=2, slope_n=0)
+    estimator = Estimator("of one's own", "", "", "", numbers, at_k_1, requires_k_lt_n=True)
+    n, ks = 6, [1, 2, 5, 6]
+    rewards = np.random.default_rng(3).standard_normal((len(ks), n))
+    got = pkpo_pallas.transform(
+        jnp.asarray(rewards, jnp.float32),
+        jnp.asarray(ks),
+        None,
+        estimator,
+        weights=None,
+        scale="sum",
+        undersized="nan",
+        dtype=jnp.float32,
+        interpret=pltpu.InterpretParams(),
+    )
+    assert np.isnan(got[3]).all()
+    for row, values, k in zip(rewards[:3], np.asarray(got[:3]), ks[:3], strict=True):
+        weights, order = estimator.weights(n, k), np.argsort(row)
+        gaps = np.diff(row[order])
+        offset = weights.max_coefficient * row.max() - weights.offset @ gaps
+        want = offset + np.append(0, np.cumsum(weights.gap * gaps))
+        np.testing.assert_allclose(values[order], want, rtol=1e-5, atol=1e-6)
 
 
 LARGEST = float(np.finfo(np.float32).max)

@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pkpo_pallas.op import shape_like
+from pkpo_pallas.varying import shape_like
 
 # Terms of a row that a grid step takes, and rows.
 BLOCK_TERMS = 256
@@ -43,7 +43,7 @@ def prefix_sums(terms: jax.Array, *, interpret: Any = False) -> jax.Array:
 
 def _kernel(terms_ref: Any, sums_ref: Any, carry_ref: Any) -> None:
     @pl.when(pl.program_id(1) == 0)
-    def _() -> None:
+    def start_sums() -> None:
         carry_ref[...] = jnp.zeros_like(carry_ref)
 
     def turn(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -11,7 +11,12 @@
 Chips that cannot gather from sublanes undo all comparators, of short rows too.
 
 XLA lays (rows, n) out in the way that pads less: with n on sublanes, in eights, or on lanes, where
-a whole number of 128 fits. The kernel takes what is there, and turns the latter in VMEM.
+a whole number of 128 fits. The kernel takes what is there, and transposes the latter in VMEM.
+
+Whatever their length, blocks of rows of at most two distinct values are not sorted.
+
+What bundles, spills and seconds of compilation a choice costs is, here and in the other files, from
+schedules of the compiler for v5e (libtpu 0.0.42), for 1024 rows of float32: `bench/tpu_static.py`.
 
 VMEM for a tile of 1024 rows, with P = padded(n) and 4 KiB a sample, in MiB; decisions are packed 32
 in a word, and each group of a pass ends with a word that is not full:
@@ -41,7 +46,8 @@ LONGEST_LOOKED_UP = 128
 # the least operations.
 RUN_GROUPS = 2
 # Sublanes from one row block to the next in a table: where it is a multiple of 8, what is stored or
-# loaded at once lies in one bank, and takes two turns.
+# loaded at once lies in one bank, and takes two turns (8 for 9: 10 % more bundles at n = 8, 7 % at
+# 32, 3 % at 128).
 PITCH = 9
 
 # Samples that registers hold with room to work: there are 64.
@@ -105,7 +111,7 @@ def chip(interpreted: bool = False) -> Chip:
 class Plan(NamedTuple):
     """Constants of a kernel for rows of n samples."""
 
-    samples: int  # P: what the network sorts
+    n_padded: int  # P: samples that the network sorts
     group: int  # samples that are in registers at one time
     unrolled: int  # samples that a turn of a scan takes
     chunked: bool
@@ -113,7 +119,7 @@ class Plan(NamedTuple):
     tiles: int  # of a grid step
     pack: tuple[int, ...]  # decisions in a word, in turn
     run: int  # samples whose values are looked up in one place; 0 where none are
-    abreast: int  # tiles that are worked on together
+    interleaved: int  # tiles that are worked on together
     vmem_bytes: int
 
     @property
@@ -122,9 +128,9 @@ class Plan(NamedTuple):
         return -(-self.run // SUBLANES)
 
     @property
-    def whole(self) -> bool:
+    def one_run(self) -> bool:
         """Whether a row is one run, and no comparator is undone."""
-        return self.run == self.samples
+        return self.run == self.n_padded
 
     def runs(self, n: int) -> int:
         """How many of them have samples of a row."""
@@ -137,29 +143,29 @@ def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan
     Interpreted, every access is a call, which has to be compiled and made: loops and small groups
     leave few of them to be compiled, large groups few to be made.
     """
-    whole = chip.gathers and n <= LONGEST_LOOKED_UP
+    one_run = chip.gathers and n <= LONGEST_LOOKED_UP
     chunked = n > LANES
     group = GROUP
-    if interpreted and not whole:
+    if interpreted and not one_run:
         group = GROUP // 2 if chip.gathers else GROUP // 4
-    samples = padded(n, group)
-    run = 0 if not chip.gathers else samples if whole else RUN_GROUPS * group
+    n_padded = padded(n, group)
+    run = 0 if not chip.gathers else n_padded if one_run else RUN_GROUPS * group
     elements = BLOCK_ELEMENTS
     while elements * BYTES_PER_ELEMENT > chip.vmem_bytes:
         elements //= 2
     tiles = max(1, min(elements // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
     tiles = 1 if n >= LANES else tiles
-    abreast = 2 if whole and samples <= GROUP and tiles > 1 else 1
+    interleaved = 2 if one_run and n_padded <= GROUP and tiles > 1 else 1
     return Plan(
-        samples=samples,
+        n_padded=n_padded,
         group=group,
         unrolled=1 if interpreted else UNROLLED,
         chunked=chunked,
         row_major=n % LANES == 0,
-        tiles=tiles - tiles % abreast,
+        tiles=tiles - tiles % interleaved,
         pack=MANY_DECISIONS if chunked else FEW_DECISIONS,
         run=run,
-        abreast=abreast,
+        interleaved=interleaved,
         vmem_bytes=chip.vmem_bytes,
     )
 

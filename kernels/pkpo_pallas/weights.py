@@ -1,56 +1,292 @@
-"""What the kernels are told: an estimator as plain numbers, or its weights ready made."""
+"""Weigh the gaps of a sorted row and sum them up: with weights that come ready, or that are made
+here from the row's own n and k.
+
+What an estimator gives the i-th smallest of a row's rewards g_(1) ≤ … ≤ g_(n), with gaps
+d_j = g_(j+1) − g_(j) and r_j = C(j − index_shift, k−1)/C(n, k), is
+
+    max · g_(n) − Σ_j offset_j · d_j + Σ_{j<i} gap_j · d_j
+
+    gap_j    = r_j · (gap_1 + gap_k·k + gap_n·n + gap_nn·n(n−1)) / D
+    offset_j = r_j · (offset_1 + offset_k·k + (slope_1 + slope_n·n) · distance_j) / D
+    max      = max_1 + max_k · k / (n · (n−1)^over_n_minus_1)
+    D        = k^over_k · (n−k)^over_n_minus_k · (n−1)^over_n_minus_1
+
+distance_j is n−1−j where the estimator is counted from the top, else j. Both kinds of weights have
+the same methods. Where rows are scaled, their weights are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pkpo_pallas.block import Rows, Tile, zeros
+from pkpo_pallas.loops import Index, each_sample, each_turn
+from pkpo_pallas.plan import LANES, SUBLANES
+from pkpo_pallas.sort import Segments
+
+# Beyond any row, and exact in float32: what a k may be cut to.
+LARGEST_K = 1 << 24
+# Partial sums of a scan are this long, so that one need not wait for all before it.
+_SUMMED_APART = 8
+
+# A sorted row: the sample of an index, (8, 128).
+SortedRow = Callable[[Index], Rows]
 
 
-class Weights(NamedTuple):
-    """An estimator, as far as a kernel knows it: out_(i) = anchor · g_(n) − Σ_j below_j d_j +
-    Σ_{j<i} gap_j d_j over a sorted row's gaps d_j, with weights of r_j = C(j−lag, k−1)/C(n, k):
+class Destination(NamedTuple):
+    """Where a scan puts the samples of a sorted row, and their exclusive prefix sums."""
 
-        gap_j   = r_j · (gap_1 + gap_k·k + gap_n·n + gap_nn·n(n−1)) / D
-        below_j = r_j · (below_1 + below_k·k + (slope_1 + slope_n·n) · |j − mirror·(n−1)|) / D
-        anchor  = anchor_1 + anchor_k · k / (n · (n−1)^over_others)
-        D       = k^over_k · (n−k)^over_rest · (n−1)^over_others
+    put_sample: Callable[[Index, Rows], None]
+    put_sum: Callable[[Index, Rows], None]
 
-    Attributes:
-        form: over_k, over_rest, over_others, gap_1, gap_k, gap_n, gap_nn, below_1, below_k,
-          slope_1, slope_n, anchor_1, anchor_k, for k ≥ 2.
-        form_at_1: the same for k = 1.
-        lag, mirror: 0 or 1.
-        spared: a row of n samples admits 1 ≤ k ≤ n − spared.
-        standardised: the outcome is divided by the deviation of the best of k.
+
+class Scanned(NamedTuple):
+    """What a scan finds: (8, 128) each."""
+
+    total: Rows  # Σ gap_j d_j
+    largest: Rows
+    offset: Rows  # Σ offset_j d_j
+    smallest: Rows
+
+
+class GivenWeights:
+    """Weights of a table, for rows that share n and k."""
+
+    # The state that `chance` takes, which a table has no use for.
+    start = None
+
+    def __init__(self, tile: Tile, q: int):
+        refs, self.tile = tile.block.operands, tile
+        self.n_samples = tile.variant.n_samples
+        self.max_coefficient = refs.scalars_ref[2 * q]
+        self.otherwise = refs.scalars_ref[2 * q + 1]
+        self.weights_ref = refs.weights_ref
+        self.gaps_count = not tile.variant.n_ks
+        self.first_offset = self.n_samples if self.gaps_count else q * self.n_samples
+
+    def chance(self, i: Index, state: None) -> Rows:
+        """Read sample i's chance to be the best of k: (8, 128)."""
+        return jnp.full((SUBLANES, LANES), self.weights_ref[2 * self.n_samples + i.value])
+
+    def after(self, i: Index, state: None) -> None:
+        """Go on to the sample below."""
+        return None
+
+    def scan(self, row: SortedRow, destination: Destination | None, scale: Rows | None) -> Scanned:
+        """Sum a sorted row's weighed gaps up: n samples (8, 128)."""
+
+        def turn(first: Any, count: int, carry: Scanned) -> Scanned:
+            return self._add(row, first, count, carry, destination, scale)
+
+        # Below the smallest there is no gap: its weights are 0.
+        start = Scanned(zeros(), zeros(), zeros(), row(Index(0, 0)))
+        scanned: Scanned = each_turn(self.tile.variant.plan.unrolled, self.n_samples, turn, start)
+        return scanned
+
+    def scan_segments(self, segments: Segments, destination: Destination) -> Scanned:
+        """Sum a sorted row's weighed gaps up while its segments are in registers."""
+        carry = Scanned(zeros(), zeros(), zeros(), zeros())
+        width = self.tile.variant.plan.n_padded // len(segments)
+        for first, segment in zip(range(0, self.n_samples, width), segments, strict=False):
+            values = segment()
+            if first == 0:
+                carry = carry._replace(smallest=values[0])
+
+            def row(i: Index, values: list[Rows] = values) -> Rows:
+                return values[i.offset]
+
+            count = min(width, self.n_samples - first)
+            carry = self._add(row, first, count, carry, destination, None)
+        return carry
+
+    def _add(
+        self,
+        row: SortedRow,
+        first: Any,
+        count: int,
+        carry: Scanned,
+        destination: Destination | None,
+        scale: Rows | None,
+    ) -> Scanned:
+        """Add the gaps below samples first, first + 1, …"""
+        total, previous, offset, smallest = carry
+        for start in range(0, count, _SUMMED_APART):
+            gaps_apart, offset_apart = zeros(), zeros()
+            for c in range(start, min(start + _SUMMED_APART, count)):
+                i = Index(first, c, self.tile.variant.plan.unrolled)
+                sample = row(i)
+                gap, previous = sample - previous, sample
+                if scale is not None:
+                    gap = gap * scale
+                offset_apart = offset_apart + self.weights_ref[self.first_offset + first + c] * gap
+                if self.gaps_count:
+                    gaps_apart = gaps_apart + self.weights_ref[first + c] * gap
+                if destination is not None:
+                    prefix_sum = total + gaps_apart
+                    destination.put_sample(i, sample)
+                    destination.put_sum(i, prefix_sum)
+            total, offset = total + gaps_apart, offset + offset_apart
+        return Scanned(total, previous, offset, smallest)
+
+
+class RunningWeights:
+    """Weights from a running product, for the n and the k of each row.
+
+    The chance of sample i, from 0, to be the best of k is C(i, k−1)/C(n, k); from the last one
+    downward each is the one above times (i−k+1)/i.
     """
 
-    form: Sequence[int]
-    form_at_1: Sequence[int]
-    lag: int
-    mirror: int
-    spared: int
-    standardised: bool
+    def __init__(self, tile: Tile, q: int):
+        variant, refs = tile.variant, tile.block.operands
+        estimator = variant.estimator
+        self.tile, self.n_samples, self.inverses_ref = tile, variant.n_samples, refs.inverses_ref
+        self.index_shift, self.counted_from_top = estimator.index_shift, estimator.counted_from_top
+        self.group_size = tile.group_size
+        if variant.k == "per_row":
+            k = refs.k_ref[pl.ds(tile.index * SUBLANES, SUBLANES), :]
+            k = jnp.clip(k, 0, LARGEST_K).astype(jnp.float32)
+        else:
+            k = jnp.full((SUBLANES, LANES), refs.k_ref[q])
+        largest_k = self.group_size - int(estimator.requires_k_lt_n)
+        if variant.undersized == "clip":
+            k = jnp.minimum(k, largest_k)
+        k_is_valid = (k >= 1) & (k <= largest_k)
+        # Where no k is valid the formulas see two samples and k=1, all weights times 0.
+        n, k = jnp.where(k_is_valid, self.group_size, 2.0), jnp.where(k_is_valid, k, 1.0)
+        valid = jnp.where(k_is_valid, 1.0, 0.0)
+        self.n, self.k, self.k_is_1 = n, k, k == 1
+        factors = _factors(estimator.coefficients, n, k)
+        if estimator.coefficients_at_k_1 is not None:
+            at_k_1 = _factors(estimator.coefficients_at_k_1, n, k)
+            factors = _Factors(*map(partial(jnp.where, self.k_is_1), at_k_1, factors))
+        self.factors = factors
+        self.max_coefficient = factors.max_coefficient * valid
+        self.start = valid * (k / n)
+        self.otherwise = (
+            jnp.where(k_is_valid, 0.0, jnp.nan) if variant.undersized == "nan" else zeros()
+        )
 
-    @property
-    def row_offset(self) -> bool:
-        """Whether what a row's smallest reward gets is other than 0, for k ≥ 2."""
-        return any(self.form[7:])
+    def chance(self, i: Index, chance: Rows) -> Rows:
+        """Tell sample i's chance to be the best of k: (8, 128)."""
+        if not self.tile.variant.masked:
+            return chance
+        return jnp.where(i.as_float < self.group_size, chance, 0.0)
+
+    def after(self, i: Index, chance: Rows) -> Rows:
+        """Go on to the sample below i: its chance, (8, 128)."""
+        index = i.as_float
+        ratio = jnp.maximum(index + 1 - self.k, 0.0) * self.inverses_ref[i.value]
+        below = jnp.where(self.k_is_1, chance, chance * ratio)
+        if not self.tile.variant.masked:
+            return below
+        # Above a row's valid samples nothing changes yet.
+        return jnp.where(index < self.group_size, below, chance)
+
+    def scan(self, row: SortedRow, destination: Destination | None, scale: Rows | None) -> Scanned:
+        """Sum a sorted row's weighed gaps up: n samples (8, 128)."""
+        gap, offset, slope, _ = self.factors
+        if scale is not None:
+            gap, offset, slope = (
+                _sum_of_products((factor, scale)) for factor in (gap, offset, slope)
+            )
+        work_ref = self.tile.work_ref
+
+        # Downward: the term of every gap goes to the sample at its lower end.
+        def weigh(i: Index, carry: Any) -> Any:
+            chance, chance_above, above, offsets, total = carry
+            sample = row(i)
+            term = (chance if self.index_shift else chance_above) * (above - sample)
+            weight = _sum_of_products((1, offset), (slope, self._distance(i)))
+            offsets = offsets + _sum_of_products((weight, term))
+            if destination is not None:
+                destination.put_sample(i, sample)
+                work_ref[i.value] = _sum_of_products((gap, term))
+            elif not self.tile.variant.n_ks:
+                total = total + _sum_of_products((gap, term))
+            return self.after(i, chance), chance, sample, offsets, total
+
+        largest = row(Index(0, self.n_samples - 1))
+        carry = (self.start, self.start, largest, zeros(), zeros())
+        _, _, smallest, offsets, total = self._each_sample(weigh, carry, down=True)
+        if destination is not None:
+            put_sum = destination.put_sum
+
+            def add(i: Index, total: Rows) -> Rows:
+                term = work_ref[i.value]
+                put_sum(i, total)
+                return total + term
+
+            total = self._each_sample(add, zeros())
+        return Scanned(total, largest, offsets, smallest)
+
+    def _distance(self, i: Index) -> Any:
+        # Above a row's valid samples it is negative, and times a gap of 0.
+        j = i.as_float + 1
+        return self.n - 1 - j if self.counted_from_top else j
+
+    def _each_sample(
+        self, body: Callable[[Index, Any], Any], carry: Any, down: bool = False
+    ) -> Any:
+        unrolled = self.tile.variant.plan.unrolled
+        return each_sample(unrolled, self.n_samples, body, carry, down=down)
 
 
-class Table(NamedTuple):
-    """The weights of rows that all have n samples and the same k, in float32.
+class _Factors(NamedTuple):
+    """What a row's weights share: numbers, or (8, 128) each."""
 
-    Attributes:
-        gap, below: (n−1,) of each gap.
-        best: (n,) the chance of each place to be the best of k.
-        anchor: () of the largest reward.
-        admitted: () bool: the rows admit this k; where they do not, all weights are 0.
-    """
+    gap: Any  # times r_j
+    offset: Any  # times r_j
+    slope: Any  # times r_j and the distance
+    max_coefficient: Any
 
-    gap: jax.Array
-    below: jax.Array
-    best: jax.Array
-    anchor: jax.Array
-    admitted: jax.Array
+
+def _factors(coefficients: Any, n: Rows, k: Rows) -> _Factors:
+    c = coefficients
+    n_minus_1, n_minus_k = jnp.maximum(n - 1, 1.0), jnp.maximum(n - k, 1.0)
+    divisors = [
+        divisor
+        for applies, divisor in (
+            (c.over_k, k),
+            (c.over_n_minus_k, n_minus_k),
+            (c.over_n_minus_1, n_minus_1),
+        )
+        if applies
+    ]
+    times = 1 / math.prod(divisors[1:], start=divisors[0]) if divisors else 1
+    return _Factors(
+        gap=_sum_of_products(
+            (
+                _sum_of_products((c.gap_1, 1), (c.gap_k, k), (c.gap_n, n), (c.gap_nn, n * (n - 1))),
+                times,
+            )
+        ),
+        offset=_sum_of_products((_sum_of_products((c.offset_1, 1), (c.offset_k, k)), times)),
+        slope=_sum_of_products((_sum_of_products((c.slope_1, 1), (c.slope_n, n)), times)),
+        max_coefficient=_sum_of_products(
+            (c.max_1, 1), (c.max_k, k / (n * n_minus_1 if c.over_n_minus_1 else n))
+        ),
+    )
+
+
+def _sum_of_products(*pairs: tuple[Any, Any]) -> Any:
+    """Sum products up, numbers or (8, 128). The coefficients are constants of the kernel: a term
+    that is 0 is left out, and a factor that is 1."""
+    total: Any = 0.0
+    for pair in pairs:
+        if any(_is(x, 0) for x in pair):
+            continue
+        product: Any = 1.0
+        for x in pair:
+            product = product if _is(x, 1) else x if _is(product, 1) else product * x
+        total = product if _is(total, 0) else total + product
+    return total
+
+
+def _is(x: Any, number: int) -> bool:
+    return isinstance(x, (int, float)) and x == number

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import pkpo_pallas
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
-from pkpo_pallas import Table, Weights
 
 from pkpo_kernels.backends import _jax_rows, _rows
-from pkpo_kernels.backends.fused_weights import kernel_weights
 from pkpo_kernels.maths.estimators import MAX_AT_K
 from pkpo_kernels.maths.weights import Estimator, GapWeights
 
@@ -50,9 +48,9 @@ class Kernels(NamedTuple):
                 rewards,
                 None if weights is not None else k,
                 where,
-                weights=kernel_weights(estimator, Weights),
-                table=None if weights is None else _table(weights),
-                by_mean=scale == "mean",
+                estimator,
+                weights=weights,
+                scale=scale,
                 undersized=undersized,
                 dtype=dtype,
                 interpret=self.interpret,
@@ -92,8 +90,8 @@ class Kernels(NamedTuple):
                 rewards,
                 None if all_weights is not None else jnp.stack(arrays),
                 where,
-                weights=kernel_weights(MAX_AT_K, Weights),
-                tables=None if all_weights is None else [_table(one) for one in all_weights],
+                MAX_AT_K,
+                weights=all_weights,
                 dtype=dtype,
                 interpret=self.interpret,
             )
@@ -128,16 +126,3 @@ def _weights(
     """Weigh rows (rows, N) that share n and k, in float32: (1, N−1)."""
     n = jnp.full((1,), rewards.shape[1], jnp.float32)
     return _jax_rows.weights_of(estimator, rewards.shape[1], n, k, clip=clip)
-
-
-def _table(weights: GapWeights) -> Table:
-    """What rows that share n and k have in common, in float32."""
-    f32 = [jnp.asarray(weight, jnp.float32) for weight in weights[1:]]
-    anchor, offset, gap, best, best_of_max, _ = f32
-    return Table(
-        gap=gap[0],
-        below=offset[0],
-        best=jnp.append(best[0], best_of_max[0]),
-        anchor=anchor[0],
-        admitted=jnp.asarray(weights.k_is_valid[0]),
-    )

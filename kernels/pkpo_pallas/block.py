@@ -1,0 +1,180 @@
+"""What a kernel is compiled for, what it is given, and what it works on: a block, tile by tile."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pkpo_pallas.plan import LANES, SUBLANES, Plan
+
+# A reference to memory on the chip, for which JAX has no public type; None where there is none.
+Ref = Any
+# A number a row: (8, 128), row 128 · sublane + lane of its tile.
+Rows = jax.Array
+
+# What is known of a tile's rows, by its index in `Scratch.facts_ref`: what the smallest reward
+# gets; what values are multiplied with; how many samples are valid; 0, or NaN where one is not
+# finite; and of rows of two distinct values, the exclusive prefix sum at the larger one, the two,
+# and how many samples have the smaller one.
+ROW_OFFSET, FACTOR, GROUP_SIZE, NAN_OR_0, SUM_AT_HIGHEST, LOWEST, HIGHEST, N_LOWEST = range(8)
+N_FACTS = 8
+
+# Of the integers that come with a launch.
+ONE, N_ROWS = range(2)
+
+
+class Variant(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        n_samples: of a row; n.
+        plan: see `pkpo_pallas.plan`.
+        native_layout: blocks are (n / 8, 64 · tiles, 128), as float32 (n, rows) lies in memory
+          where n is a multiple of 8: see `Scratch.staging_ref`.
+        n_ks: 0 for a transform; for max@k, how many ks.
+        masked: samples may be left out.
+        boolean: the rewards are bool, and no row is sorted.
+        k: "in_weights", all rows share n and k, and the weights come ready; "scalar", all rows
+          share k; "per_row", each has its own.
+        estimator: see `pkpo_pallas.launch.transform`; None where its weights come ready.
+        normalized: values are divided by the std of the best of k.
+        range_scaled: large rows are scaled, since what is added to the row offset may exceed the
+          value, or 1 / std be below the smallest float. The best of k does neither.
+        scale: "sum" or "mean", which is times the size of the row's group.
+        undersized: "zero", "nan" or "clip".
+    """
+
+    n_samples: int
+    plan: Plan
+    native_layout: bool
+    n_ks: int
+    masked: bool
+    boolean: bool
+    k: Literal["in_weights", "scalar", "per_row"]
+    estimator: Any
+    normalized: bool
+    range_scaled: bool
+    scale: str
+    undersized: str
+
+    @property
+    def has_factor(self) -> bool:
+        """Whether values are multiplied with something."""
+        return self.range_scaled or self.scale == "mean"
+
+
+class Operands(NamedTuple):
+    """What a kernel reads; None where its variant has no use for it.
+
+    Attributes:
+        rewards_ref, where_ref: (n, rows) blocks, samples major, or (rows, n) ones.
+        integers_ref: (2,) the number 1, which the compiler does not know, and the number of rows.
+        k_ref: (n_ks or 1,) whole numbers in float32; or (8 · tiles, 128) in int32, one a row.
+        weights_ref: gap, offset, best, n numbers each; for max@k the offset of each k.
+        scalars_ref: the max coefficient, and what is added to every value, 0 or NaN; for each k of
+          max@k.
+        inverses_ref: (n,) 0, then 1/j.
+    """
+
+    rewards_ref: Ref
+    where_ref: Ref
+    integers_ref: Ref
+    k_ref: Ref
+    weights_ref: Ref
+    scalars_ref: Ref
+    inverses_ref: Ref
+
+
+class Scratch(NamedTuple):
+    """Memory of a kernel.
+
+    Attributes:
+        staging_ref: (samples / 8, tiles · 64, 128): slab of 8 samples, tile, 128 rows, sample of
+          the slab; the rewards, and in the end the values, but where these go out as they are
+          found. None where the blocks have the native layout, which is this one.
+        work_ref: (interleaved tiles, samples, 8, 128): what is sorted and scanned.
+        ping_pong_ref: (samples of a run, 8, 128), for merges that go to and fro.
+        keys_ref, sums_ref: (interleaved tiles, tables, 8 · PITCH, 128): the sorted runs, and the
+          exclusive prefix sums of one run; None where none is looked up.
+        decisions_ref: (words, 8, 128) int32, None where none are kept.
+        facts_ref: (tiles, N_FACTS, 8, 128).
+        n_between_ref: (8, 128): how many samples are none of two distinct values of their row.
+        flags_ref: (1,) int32: whether all rows of the block have at most two distinct values.
+    """
+
+    staging_ref: Ref
+    work_ref: Ref
+    ping_pong_ref: Ref
+    keys_ref: Ref
+    sums_ref: Ref
+    decisions_ref: Ref
+    facts_ref: Ref
+    n_between_ref: Ref
+    flags_ref: Ref
+
+
+class Block(NamedTuple):
+    """A grid step's rows: tiles of 1024, worked on one after the other."""
+
+    variant: Variant
+    operands: Operands
+    out_ref: Ref
+    scratch: Scratch
+
+    @property
+    def rewards_ref(self) -> Ref:
+        """The rewards as `Scratch.staging_ref` says: blocks of that layout need no copy."""
+        native = self.variant.native_layout
+        return self.operands.rewards_ref if native else self.scratch.staging_ref
+
+    @property
+    def values_ref(self) -> Ref:
+        """Where values go, in the same layout."""
+        return self.out_ref if self.variant.native_layout else self.scratch.staging_ref
+
+
+class Tile(NamedTuple):
+    """1024 rows: number `index` of their block, and its memory among tiles that are interleaved."""
+
+    block: Block
+    index: Any
+    work_ref: Ref
+    ping_pong_ref: Ref
+    keys_ref: Ref
+    sums_ref: Ref
+    facts_ref: Ref
+
+    @property
+    def variant(self) -> Variant:
+        """What the kernel is compiled for."""
+        return self.block.variant
+
+    @property
+    def group_size(self) -> Rows:
+        """How many samples of a row are valid."""
+        if self.variant.masked:
+            sizes: Rows = self.facts_ref[GROUP_SIZE]  # (8, 128)
+            return sizes
+        return zeros() + float(self.variant.n_samples)
+
+
+def tile_of(block: Block, index: Any, t: int = 0) -> Tile:
+    """Take tile number `index` of a block, with the memory of number t of interleaved tiles."""
+    scratch = block.scratch
+    looks_up = scratch.keys_ref is not None
+    return Tile(
+        block=block,
+        index=index,
+        work_ref=scratch.work_ref.at[t],
+        ping_pong_ref=scratch.ping_pong_ref,
+        keys_ref=scratch.keys_ref.at[t] if looks_up else None,
+        sums_ref=scratch.sums_ref.at[t] if looks_up else None,
+        facts_ref=scratch.facts_ref.at[index],
+    )
+
+
+def zeros() -> Rows:
+    """Make a register of zeros: (8, 128)."""
+    return jnp.zeros((SUBLANES, LANES), jnp.float32)

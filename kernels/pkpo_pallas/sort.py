@@ -1,0 +1,150 @@
+"""Sort rows in VMEM by their values alone: groups in registers, and merges of sorted runs.
+
+What a merge does first is computed for the samples of one segment alone, from the halves that it
+merges, so that the sorted row need not lie anywhere: whoever scans it computes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pkpo_pallas.block import NAN_OR_0, Ref, Rows, Tile, zeros
+from pkpo_pallas.layout import PADDING, entry_of, read_samples
+from pkpo_pallas.loops import Index, isolated, without_carry
+from pkpo_pallas.networks import Comparators, halving, sorting
+from pkpo_pallas.plan import LANES, RUN_GROUPS, SUBLANES
+
+# A sorted row, as what computes its segments, which are of one size; behind its samples comes what
+# is larger than all.
+Segments = Sequence[Callable[[], list[Rows]]]
+
+# Products that are formed side by side, so that one need not wait for the other.
+_N_PRODUCTS = 4
+
+
+def sort_row(tile: Tile) -> tuple[Segments, Tile]:
+    """Sort rows of one run: rewards (padded, 1024) → their segments, and the tile with memory for
+    more, which these are not computed from."""
+    chosen = tile.variant.plan
+    size, width = chosen.n_padded, min(chosen.n_padded, chosen.group)
+    if size == width:
+        return [lambda: _sorted_group(tile, 0, width)], tile
+    source = tile.work_ref
+
+    def sort_group(group: Any) -> None:
+        here = pl.ds(group * width, width)
+        source[here] = jnp.stack(_sorted_group(tile, group * width, width))
+
+    # Two groups a turn, of which one goes on where the other waits.
+    unroll = 2 if chosen.unrolled > 1 else 1
+    lax.fori_loop(0, size // width, without_carry(sort_group), 0, unroll=unroll)
+
+    def merged(source: Ref, span: int, first: int) -> list[Rows]:
+        return _merged(source[pl.ds(first // span * span, span)], first % span, width)
+
+    span = 2 * width
+    tile = tile._replace(work_ref=tile.ping_pong_ref)
+    while span < size:
+        write_segments(tile, [partial(merged, source, span, i) for i in range(0, size, width)])
+        source, tile = tile.work_ref, tile._replace(work_ref=source)
+        span *= 2
+    return [partial(merged, source, span, first) for first in range(0, size, width)], tile
+
+
+def write_segments(tile: Tile, segments: Segments) -> None:
+    """Compute a sorted row and write it to work: segments → (padded, 8, 128)."""
+
+    def write(number: int) -> None:
+        values = segments[number]()
+        tile.work_ref[pl.ds(number * len(values), len(values))] = jnp.stack(values)
+
+    if len(segments) == 1:
+        write(0)
+        return
+    for number in range(len(segments)):
+        isolated(tile.block, partial(write, number))
+
+
+def sort_runs(tile: Tile) -> None:
+    """Sort the runs of longer rows: rewards (padded, 1024) → work, and of a transform the tables of
+    all runs."""
+    variant, chosen = tile.variant, tile.variant.plan
+    width, run_ref = chosen.group, tile.ping_pong_ref
+
+    def sort_run(run: Any) -> None:
+        first = run * chosen.run
+
+        def sort_group(group: Any) -> None:
+            values = _sorted_group(tile, first + group * width, width)
+            run_ref[pl.ds(group * width, width)] = jnp.stack(values)
+
+        def merge(start: int) -> None:
+            merged = _merged(run_ref[...], start, width)
+            tile.work_ref[pl.ds(first + start, width)] = jnp.stack(merged)
+            if not variant.n_ks:
+                for c, value in enumerate(merged):
+                    tile.keys_ref[entry_of(tile, Index(0, start + c), run)] = value
+
+        unroll = RUN_GROUPS if chosen.unrolled > 1 else 1
+        lax.fori_loop(0, RUN_GROUPS, without_carry(sort_group), 0, unroll=unroll)
+        for start in range(0, chosen.run, width):
+            isolated(tile.block, partial(merge, start))
+
+    n_runs = chosen.runs(variant.n_samples)
+    lax.fori_loop(0, n_runs, without_carry(sort_run), 0)
+    behind = chosen.n_padded - n_runs * chosen.run
+    if behind:
+        padding = jnp.full((behind, SUBLANES, LANES), PADDING)
+        tile.work_ref[pl.ds(n_runs * chosen.run, behind)] = padding
+    if not variant.n_ks:
+        # As behind a row's last sample, so that the largest float is not looked up there.
+        for i in range(variant.n_samples - (n_runs - 1) * chosen.run, chosen.run):
+            tile.keys_ref[entry_of(tile, Index(0, i), n_runs - 1)] = zeros() + jnp.inf
+
+
+def note_not_finite(tile: Tile, values: list[Rows]) -> None:
+    """Look for what is not finite among values of (8, 128): 0 times all of them is then NaN.
+    NAN_OR_0 ← NaN."""
+    products = [x * 0.0 for x in values[:_N_PRODUCTS]]
+    for i, x in enumerate(values[_N_PRODUCTS:]):
+        products[i % _N_PRODUCTS] *= x
+    tile.facts_ref[NAN_OR_0] = math.prod(products, start=tile.facts_ref[NAN_OR_0])
+
+
+def _sorted_group(tile: Tile, first: Any, width: int) -> list[Rows]:
+    rewards = read_samples(tile, first, width)
+    note_not_finite(tile, rewards)
+    return _sorted(sorting(width), rewards)
+
+
+def _sorted(comparators: Comparators, values: list[Rows]) -> list[Rows]:
+    values = list(values)
+    for a, b in comparators:
+        values[a], values[b] = jnp.minimum(values[a], values[b]), jnp.maximum(values[a], values[b])
+    return values
+
+
+def _merged(halves: jax.Array, first: int, width: int) -> list[Rows]:
+    """Merge sorted halves, but only `width` samples from `first` on: (span, 8, 128) → (8, 128)
+    each. What the first steps make of these is computed for them alone, and the rest is a matter
+    of their own."""
+    span = halves.shape[0]
+    # First a sample meets its mirror image, then what lies so far apart.
+    distances = [span - 1, *(span >> i for i in range(2, (span // width).bit_length()))]
+
+    def after(steps: int, i: int) -> Rows:
+        if not steps:
+            return halves[i]
+        other = i ^ distances[steps - 1]
+        pair = after(steps - 1, i), after(steps - 1, other)
+        return jnp.minimum(*pair) if i < other else jnp.maximum(*pair)
+
+    return _sorted(tuple(halving(width)), [after(len(distances), first + c) for c in range(width)])
