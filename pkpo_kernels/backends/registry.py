@@ -85,6 +85,15 @@ def _no_gpu() -> str | None:
 
 
 def _triton_refuses(rewards: Any) -> str | None:
+    import torch
+
+    # Of integers and bools the result is of torch's default dtype.
+    result = rewards.dtype if rewards.dtype.is_floating_point else torch.get_default_dtype()
+    if result == torch.float64:
+        return (
+            "its kernels compute in float32 and the rewards or their results are float64; take"
+            " 'torch', or convert them with .float()"
+        )
     if _interpreted():
         return _interpreter_fails()
     if rewards.device.type == "cuda":
