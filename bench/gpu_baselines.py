@@ -11,10 +11,10 @@ import torch
 import triton
 import triton.language as tl
 from pkpo_triton.plan import OPTIONS
-from pkpo_triton.variants import Variant
 from torch._inductor.runtime import triton_helpers
 
 from bench.shapes import MEASURED_N
+from bench.variants import Variant
 
 SORT_N = tuple(n for n in MEASURED_N if n <= 4096)
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import triton
 from pkpo_triton.plan import OPTIONS
-from pkpo_triton.variants import Variant
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.sass import nvidia_tool
+from bench.variants import Variant
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

@@ -33,18 +33,18 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from pkpo_triton import kernels, variants
-from pkpo_triton.variants import Variant
+from pkpo_triton import kernel as kernels
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import pkpo_kernels as pk
-from bench import commit_id, gpu_baselines
+from bench import commit_id, gpu_baselines, variants
 from bench.gpu_compile import TARGETS, Compiled, compile_variant, compiled_cold
 from bench.ptx.driver import Device
 from bench.sass import counted
+from bench.variants import Variant
 from pkpo_kernels.maths.estimators import ESTIMATORS
 
 RESULTS = Path(__file__).parent / "results"
@@ -126,7 +126,6 @@ TORCH = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
-    "fp64": torch.float64,
     "u8": torch.bool,
 }
 
@@ -153,8 +152,8 @@ def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "trito
     name = next(
         name
         for name, estimator in ESTIMATORS.items()
-        if estimator.index_shift == constants["LAG"]
-        and estimator.normalized == constants["STANDARDISED"]
+        if estimator.index_shift == constants["INDEX_SHIFT"]
+        and estimator.normalized == constants["NORMALIZED"]
     )
     k: dict[str, Any] = {
         "int": K,

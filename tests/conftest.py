@@ -168,6 +168,8 @@ class Subject:
     simulated: bool = False
     # JAX allowed to promote nothing, and with its own checks
     strict: bool = False
+    # computes float64 rewards in float64; otherwise refuses them
+    serves_float64: bool = True
 
     def array(self, values: Any, dtype: str | None = None) -> Any:
         values = np.asarray(values)
@@ -234,8 +236,14 @@ class Subject:
 
 
 _TRITON = (
-    Subject("ptx" if ON_PTX else "triton", "triton", "torch"),
-    Subject("ptx-hidden-k" if ON_PTX else "triton-hidden-k", "triton", "torch", hidden_k=True),
+    Subject("ptx" if ON_PTX else "triton", "triton", "torch", serves_float64=False),
+    Subject(
+        "ptx-hidden-k" if ON_PTX else "triton-hidden-k",
+        "triton",
+        "torch",
+        hidden_k=True,
+        serves_float64=False,
+    ),
 )
 _PORTABLE = (
     Subject("reference", "reference", "numpy"),
@@ -246,7 +254,16 @@ _PORTABLE = (
     Subject("xla-traced", "xla", "jax", hidden_k=True),
     Subject("xla-strict", "xla", "jax", strict=True),
 )
-_PALLAS = (Subject("pallas", "pallas_interpret", "jax", interpreted=True, simulated=True),)
+_PALLAS = (
+    Subject(
+        "pallas",
+        "pallas_interpret",
+        "jax",
+        interpreted=True,
+        simulated=True,
+        serves_float64=False,
+    ),
+)
 SUBJECTS = _TRITON if TRITON_RUNS else _PALLAS if PALLAS_INTERPRETED else _PORTABLE
 
 

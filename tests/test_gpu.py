@@ -192,14 +192,14 @@ def test_a_graph_replays_with_fresh_inputs(n: int) -> None:
 
 
 def test_a_graph_keeps_the_tables_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pkpo_triton import tables
+    from pkpo_triton import table_cache
 
     rewards = torch.randn(300, 128, device="cuda")
     pk.transform(rewards, 4)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = pk.transform(rewards, 4)
-    monkeypatch.setattr(tables, "MOST_TABLES", 1)
+    monkeypatch.setattr(table_cache, "MOST_TABLES", 1)
     for k in range(1, 40):
         pk.transform(rewards, k)
     want = pk.transform(rewards, 4)
@@ -216,12 +216,12 @@ def test_every_run_gives_the_same_bits(n: int) -> None:
 
 
 def test_a_side_stream_sees_finished_tables() -> None:
-    from pkpo_triton import tables
+    from pkpo_triton import table_cache
 
     rewards = torch.randn(64, 256, device="cuda")
     want = pk.transform(rewards, 4)
     for _ in range(5):
-        tables._tables.clear()
+        table_cache._tables.clear()
         torch.cuda.synchronize()
         pk.transform(rewards, 4)
         stream = torch.cuda.Stream()

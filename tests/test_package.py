@@ -24,10 +24,10 @@ PACKAGES = ("pkpo_kernels", "pkpo_triton", "pkpo_pallas")
 USERS_CODE = """\
 import pkpo_kernels as pk
 from pkpo_pallas import plan
-from pkpo_triton import weights
+from pkpo_triton import tables
 
 pk.transform([[0.0, 1.0]], k=1)
-size: int = weights.factorials_size(plan.words(4, plan.plan(4, 1)))
+size: int = tables.factorials_size(plan.words(4, plan.plan(4, 1)))
 wrong: int = pk.__version__
 """
 

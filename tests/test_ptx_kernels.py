@@ -6,7 +6,10 @@ tests/test_triton.py, which run there too.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
+import pkgutil
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ torch = pytest.importorskip("torch")
 if not ON_PTX:
     pytest.skip("needs TEST_DEVICE=ptx", allow_module_level=True)
 
-from pkpo_triton import kernels  # noqa: E402
+import pkpo_triton  # noqa: E402
 from pkpo_triton.plan import plan  # noqa: E402
 from triton.runtime import JITFunction  # noqa: E402
 
@@ -85,10 +88,9 @@ def test_rows_beyond_two_to_the_31_elements(
     case: Case, device: Device, rng: np.random.Generator
 ) -> None:
     """Programs whose numbers are so large run on pointers that lie as far in front of a tensor."""
-    wide = case.dtype == "float64"
     itemsize = torch.empty(0, dtype=getattr(torch, case.dtype)).element_size()
     uniform = not (case.masked or case.k_a_row or case.max_at_k)
-    chosen = plan(case.n, itemsize, wide=wide, masked=case.masked, uniform=uniform)
+    chosen = plan(case.n, itemsize, masked=case.masked, uniform=uniform)
     block_rows = 1 if chosen is None else chosen.block_rows
     first = (2**30 - 4096) // block_rows
     for launch in launched(case, device, rng):
@@ -143,13 +145,13 @@ def mutants(ptx: str) -> Iterator[Mutant]:
 def matrices(n: int, rng: np.random.Generator) -> list[Any]:
     """Rows that take every way through a kernel and show the whole of its sort: a full block, and
     a row more, so that every guard holds back most of its lanes."""
-    chosen = plan(n, 4, wide=False, masked=False, uniform=True)
+    chosen = plan(n, 4, masked=False, uniform=True)
     assert chosen is not None
     rows = chosen.block_rows + 1
     normal = rng.standard_normal((rows, n))
     kinds = [normal, np.sort(normal), np.sort(normal)[:, ::-1], np.round(normal), normal + 1e3]
     mixed = np.choose(np.arange(rows)[:, None] % len(kinds), kinds)
-    # What makes a row NaN is known to one lane alone, and so is one of the two levels.
+    # What makes a row NaN is known to one thread alone, and so is one of two values.
     infinite, irregular, wide = mixed.copy(), mixed.copy(), mixed.copy()
     infinite[::2, 0], infinite[1::2, n - 1] = np.inf, -np.inf
     irregular[:, 0] = np.nan
@@ -159,10 +161,10 @@ def matrices(n: int, rng: np.random.Generator) -> list[Any]:
     pattern = np.arange(rows) // 4 % 3
     levels[pattern == 0], levels[pattern == 1] = np.arange(n) == n - 1, np.arange(n) != 0
     out = [mixed, infinite, irregular, wide, levels, 1 - levels]
-    # Blocks of two levels, but for one thread: the last lane of a warp, and so the last to be heard
+    # Blocks of two values, but for one thread: the last lane of a warp, and so the last to be heard
     # of, in its first samples or in its last.
-    rows_of_warp = 32 // chosen.lanes if chosen.lanes < 32 else 1
-    first = (chosen.lanes - 1) * chosen.vector
+    rows_of_warp = max(1, 32 // chosen.threads_per_row)
+    first = (chosen.threads_per_row - 1) * chosen.vector
     for row in (rows_of_warp - 1, chosen.block_rows - 1):
         for samples in (slice(first, first + 3), slice(n - 3, n)):
             almost = levels.astype(float)
@@ -175,27 +177,38 @@ def matrices(n: int, rng: np.random.Generator) -> list[Any]:
 # Kind and function of what may go unnoticed, and how often, because it changes nothing. For a
 # barrier the machine itself shows it: without it no order of two warps' accesses matters.
 HARMLESS = {
-    # It spares blocks the question whether they have two levels, which then has the last word.
-    ("shuffle", "_may_have_two_levels"): 1,
-    # Of a row's last lane the sum is not used: with two lanes there is nothing to add.
-    ("shuffle", "_sums"): 1,
+    # It spares blocks the question whether they have two values, which then has the last word.
+    ("shuffle", "may_have_two_values"): 1,
+    # Of a row's last thread the sum is not used: with two threads there is nothing to add.
+    ("shuffle", "prefix_sums"): 1,
     # A thread writes first where it itself has read last.
-    ("barrier", "_from_vectors"): 1,
+    ("barrier", "to_tile"): 1,
     # The keys that are searched for the next bit are stored again, the same as before.
-    ("barrier", "_find"): 10,
+    ("barrier", "find"): 10,
 }
+
+
+@functools.cache
+def functions() -> dict[str, list[tuple[range, str]]]:
+    """Every function of the kernels, by the file it stands in: its lines and its name."""
+    out: dict[str, list[tuple[range, str]]] = {}
+    for module in pkgutil.iter_modules(pkpo_triton.__path__, "pkpo_triton."):
+        for name, function in vars(importlib.import_module(module.name)).items():
+            if isinstance(function, JITFunction) and function.fn.__module__ == module.name:
+                source, first = inspect.getsourcelines(function.fn)
+                file = module.name.split(".")[1] + ".py"
+                out.setdefault(file, []).append((range(first, first + len(source)), name))
+    return out
 
 
 def functions_at(where: str) -> set[str]:
     """The functions of the kernels that an instruction was inlined through."""
-    lines = [int(line) for line in re.findall(r"kernels\.py:(\d+)", where)]
-    out = set()
-    for name, function in vars(kernels).items():
-        if isinstance(function, JITFunction):
-            source, first = inspect.getsourcelines(function.fn)
-            if any(first <= line < first + len(source) for line in lines):
-                out.add(name)
-    return out
+    return {
+        name
+        for file, line in re.findall(r"(\w+\.py):(\d+)", where)
+        for lines, name in functions().get(file, ())
+        if int(line) in lines
+    }
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ def test_kernels_to_warm_are_noted_once_and_launched_never(monkeypatch: pytest.M
     from bench import gpu_warm
 
     class Kernel:
-        module, name = "pkpo_triton.kernels", "transform_kernel"
+        module, name = "pkpo_triton.kernel", "transform_kernel"
 
     def verify(names: Sequence[str]) -> Any:
         assert names == ["triton"]

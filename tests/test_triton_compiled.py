@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("triton")
 
-from pkpo_triton.variants import Variant, long_row_variants, shipped, transform_variant
 from triton.backends.compiler import GPUTarget
 
 from bench import gpu_compile, gpu_static
 from bench.shapes import MEASURED_N
+from bench.variants import Variant, long_row_variants, shipped, transform_variant
 
 SM_90 = GPUTarget("cuda", 90, 32)
 # Shared memory that a program may use.
@@ -35,18 +35,18 @@ BUDGETED_N = tuple(n for n in MEASURED_N if n <= 1024)
 # What runs when: on one processor everything for sm_90 takes six minutes, and for all targets more
 # than twenty. In `make test` the budgets of rows in one thread and in two, and these:
 IN_EVERY_RUN = {
-    "sm_80": "n=8 float32, where, lag 1",
-    "sm_90": "n=16 float32, where, lag 1",
+    "sm_80": "n=8 float32, where, index shift 1",
+    "sm_90": "n=16 float32, where, index shift 1",
     "gfx942": "max@k n=32 float32, where",
 }
 # For sm_90 these wait for `make test-release`, as all else does for other targets: others of the
 # same regime take their part in `make test-all`.
 LIKE_OTHERS = (
-    "n=100 float32, where, lag 1",
+    "n=100 float32, where, index shift 1",
     "n=128 bfloat16",
     "n=128 float16",
     "n=128 float32, k scalar",
-    "n=4096 float32, where, lag 1",
+    "n=4096 float32, where, index shift 1",
 )
 
 

@@ -1,16 +1,17 @@
 """Sorting networks, as data that a kernel unrolls.
 
-A row lies in LANES threads, CHUNK samples in each. It is sorted in four kinds of step:
+A row lies in one thread or several, as many samples in each. It is sorted in four kinds of step:
 
     COMPARE, distance  samples of every thread that far apart: the smaller to the front
-    ACROSS, bit        every sample, and the same one of the lane whose number differs in that bit
-    ACROSS_WARPS, bit  the same where the other lane lies in another warp, which no shuffle reaches
+    ACROSS, bit        every sample, and the same one of the thread whose number in the row differs
+                       in that bit
+    ACROSS_WARPS, bit  the same where that thread lies in another warp, which no shuffle reaches
     TURN, bit, other   threads where these two bits differ change the sign of their samples
 
 Every thread first sorts its own samples, by a short list of comparators (a, b); then sorted runs
 are merged pair by pair, all samples in one step (bitonic merges). A bitonic merge wants one run of
 the two descending: with the sign of its samples changed, every comparison is an ascending one.
-Between two lanes the lower keeps the smaller sample; with the sign of the upper changed, both do.
+Of two threads the lower keeps the smaller sample; with the sign of the upper changed, both do.
 
 Where decisions are kept, what a comparator found ("swapped" or not) is a bit; bits are packed into
 words, newest lowest.
@@ -24,10 +25,10 @@ import triton
 
 COMPARE, ACROSS, ACROSS_WARPS, TURN = 0, 1, 2, 3
 
-# A bit that is 0 in every lane's number.
+# A bit that is 0 in every thread's number.
 NO_BIT = 30
 
-# Decisions in a word: ptxas moves up to 24 bits of a register into predicates, 7 at a time.
+# Decisions in a word: ptxas moves up to 24 bits of a register into predicates, 7 at a time (12.8).
 WORD_BITS = 24
 
 # Triton calls these while it compiles; Python calls them as they are.
@@ -35,7 +36,7 @@ WORD_BITS = 24
 
 @triton.constexpr_function  # type: ignore[untyped-decorator]
 def sort_sixteen() -> Any:
-    """The best network known for 16: 60 comparators (after Green 1969), where Batcher's has 63."""
+    """List the best network known for 16: 60 comparators (Green 1969), where Batcher's has 63."""
     layers = (
         ((0, 13), (1, 12), (2, 15), (3, 14), (4, 8), (5, 6), (7, 11), (9, 10)),
         ((0, 5), (1, 7), (2, 9), (3, 4), (6, 13), (8, 14), (10, 15), (11, 12)),
@@ -53,7 +54,8 @@ def sort_sixteen() -> Any:
 
 @triton.constexpr_function  # type: ignore[untyped-decorator]
 def odd_even_merges(n: Any, run: Any) -> Any:
-    """Batcher's odd-even merges of sorted runs of `run`, a power of two: comparators (a, b)."""
+    """List Batcher's odd-even merges of sorted runs of `run`, a power of two: comparators (a,
+    b)."""
     pairs = []
     while run < n:
         distance = run
@@ -68,8 +70,8 @@ def odd_even_merges(n: Any, run: Any) -> Any:
 
 
 @triton.constexpr_function  # type: ignore[untyped-decorator]
-def sort_chunk(n: Any) -> Any:
-    """A network for any n, the shorter of two: comparators (a, b) with a < b.
+def thread_network(n: Any) -> Any:
+    """List a network for any n, the shorter of two: comparators (a, b) with a < b.
 
     Comparators beyond n fall away: what is not there would be larger than all that is.
     """
@@ -83,11 +85,11 @@ def sort_chunk(n: Any) -> Any:
 
 
 @triton.constexpr_function  # type: ignore[untyped-decorator]
-def chunk_steps(n: Any) -> Any:
-    """`sort_chunk` with what the kernel needs to keep its decisions: a tuple of (a, b, word, mask,
-    closes): the word and the bit of the comparator's decision, and whether it is the word's last.
+def thread_steps(n: Any) -> Any:
+    """List `thread_network` with what keeps its decisions: a tuple of (a, b, word, mask, closes):
+    the word and the bit of the comparator's decision, and whether it is the word's last.
     """
-    pairs = sort_chunk(n)
+    pairs = thread_network(n)
     steps = []
     for number, pair in enumerate(pairs):
         word = number // WORD_BITS
@@ -97,24 +99,24 @@ def chunk_steps(n: Any) -> Any:
 
 
 @triton.constexpr_function  # type: ignore[untyped-decorator]
-def merge_steps(chunk: Any, lanes: Any, warp: Any) -> Any:
-    """What merges `lanes` sorted chunks: sample c of lane p ends as number p · chunk + c.
+def merge_steps(samples_per_thread: Any, threads_per_row: Any, warp: Any) -> Any:
+    """List what merges a row's sorted threads: sample c of thread p ends as number
+    p · samples_per_thread + c.
 
     Args:
-        chunk: samples in a thread, a power of two.
-        lanes: threads for a row, a power of two.
+        samples_per_thread, threads_per_row: powers of two.
         warp: neighbouring threads that run in step, a power of two.
 
     Returns:
         A tuple of (kind, a, b).
     """
     steps: list[tuple[int, int, int]] = []
-    for level in range(lanes.bit_length() - 1):
+    for level in range(threads_per_row.bit_length() - 1):
         steps.append((TURN, level + 1, NO_BIT))
         for bit in range(level, -1, -1):
             steps.append((ACROSS if 1 << bit < warp else ACROSS_WARPS, bit, 0))
             steps.append((TURN, bit, bit - 1 if bit else NO_BIT))
-        distance = chunk // 2
+        distance = samples_per_thread // 2
         while distance >= 1:
             steps.append((COMPARE, distance, 0))
             distance //= 2
@@ -123,5 +125,5 @@ def merge_steps(chunk: Any, lanes: Any, warp: Any) -> Any:
 
 @triton.constexpr_function  # type: ignore[untyped-decorator]
 def padded(n: Any) -> Any:
-    """The power of two that n fits in."""
+    """Round n up to a power of two."""
     return 1 << (n - 1).bit_length()

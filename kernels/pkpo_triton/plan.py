@@ -7,7 +7,7 @@ from typing import NamedTuple
 # Rows longer than this are sorted by the library: see `long_rows`. A program of 512 threads has no
 # registers left for 32 samples in each.
 LONGEST_ON_CHIP = 8192
-LONGEST_WIDE_ON_CHIP = 2048
+MOST_THREADS_PER_ROW = 256
 
 # How every kernel is compiled. a·b + c is one instruction with one rounding: a third of what the
 # kernels compute, and in no place does exactness hang on its absence. Triton's own default changes.
@@ -17,8 +17,8 @@ OPTIONS = {"enable_fp_fusion": True}
 class Plan(NamedTuple):
     """Constants of a kernel for rows of n samples."""
 
-    chunk: int  # samples in a thread
-    lanes: int  # threads for a row
+    samples_per_thread: int
+    threads_per_row: int
     block_rows: int
     num_warps: int
     vector: int  # neighbours that a thread reads at a time; divides n
@@ -27,19 +27,21 @@ class Plan(NamedTuple):
     # from one to the next.
     weights: str
 
+    @property
+    def samples(self) -> int:
+        """How many samples a row's threads hold, n or more."""
+        return self.samples_per_thread * self.threads_per_row
 
-def plan(
-    n: int, itemsize: int, *, wide: bool, masked: bool, uniform: bool, warp: int = 32
-) -> Plan | None:
-    """The plan for rows of n samples, None for those that the library sorts.
+
+def plan(n: int, itemsize: int, *, masked: bool, uniform: bool, warp: int = 32) -> Plan | None:
+    """Plan a kernel for rows of n samples, None for those that the library sorts.
 
     Args:
         n: samples in a row.
         itemsize: bytes of a reward in memory, or of a result if that has more.
-        wide: float64 inside, with twice the registers a sample.
         masked: some samples may be left out.
-        uniform: all rows share weights known to the host, and no deviation is asked for; the
-            opposite takes registers for every row.
+        uniform: all rows share weights known to the host, and no std is asked for; the opposite
+            takes registers for every row.
         warp: threads that run in step: 32, on some of AMD's GPUs 64.
 
     | n       | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
@@ -50,27 +52,25 @@ def plan(
     | to 8192 | 2 … 256       | 32               | 66 at 64, 166 at 1024; 16 a thread: 80, 198
     | others  |               |                  | the library's sort, then one fused kernel
 
-    float64: to 8 samples on one thread, then 8 on each of 2 to 256, then the library's sort.
     Rows on several threads are filled up to a power of two. They exchange through shared memory,
     which Triton's gather uses where a program has two warps or more.
     """
-    if n <= (8 if wide else 16 if masked else 32):
+    if n <= (16 if masked else 32):
         warps = 1 if 8 < n <= 16 else 2
         rows_a_thread = 1
         if uniform and n <= 16:
             rows_a_thread = 8 if n <= 8 else 2
             if n & (n - 1):  # such rows are filled up in a tile, which takes registers
                 rows_a_thread //= 2
-            if wide:
-                rows_a_thread = max(1, rows_a_thread // 4)
         return Plan(n, 1, warp * warps * rows_a_thread, warps, 1, warp, "chain")
-    if n > (LONGEST_WIDE_ON_CHIP if wide else LONGEST_ON_CHIP):
+    if n > LONGEST_ON_CHIP:
         return None
-    chunk = 8 if wide else 16 if n <= 32 else 32
-    lanes = (1 << (n - 1).bit_length()) // chunk
-    block_rows = max(1, 2 * warp // lanes)
-    vector = min(chunk, 16 // itemsize)
+    samples_per_thread = 16 if n <= 32 else 32
+    threads_per_row = (1 << (n - 1).bit_length()) // samples_per_thread
+    block_rows = max(1, 2 * warp // threads_per_row)
+    vector = min(samples_per_thread, 16 // itemsize)
     while n % vector:
         vector //= 2
+    num_warps = block_rows * threads_per_row // warp
     weights = "ready" if uniform else "chain"
-    return Plan(chunk, lanes, block_rows, block_rows * lanes // warp, vector, warp, weights)
+    return Plan(samples_per_thread, threads_per_row, block_rows, num_warps, vector, warp, weights)

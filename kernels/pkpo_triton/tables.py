@@ -1,145 +1,74 @@
-"""Numbers that kernels read and that depend on no reward: made once a device.
+"""The numbers of the tables that kernels read, made on the host.
 
-Tables are copied to the device from pinned memory, without waiting; a stream that uses one waits on
-the device for the copy, not on the host.
+Without torch or JAX, so that the glue for either can be built on it.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pkpo_triton.plan import MOST_THREADS_PER_ROW
 
-import torch
-import triton
-from torch.utils._python_dispatch import _disable_current_modes
-
-from pkpo_triton import weights
-from pkpo_triton.plan import Plan
-
-# A table for every k that a run anneals through would be a leak: so many are kept, the latest used.
-MOST_TABLES = 256
-
-_T = TypeVar("_T")
-_Key = tuple[str, torch.device, torch.dtype, tuple[Any, ...]]
+_RADIX_BITS = 16
+_PRECISION_BITS = 100
+_RATIO_BITS = 1074 + _PRECISION_BITS
 
 
-@dataclass
-class _Table:
-    values: torch.Tensor
-    source: torch.Tensor | None  # pinned memory must outlive the copy
-    copied: torch.cuda.Event | None = None  # None once it is known to be there
-    streams: set[int] = field(default_factory=set)  # that use it
-    captured: bool = False
+def factorials_size(largest: int) -> int:
+    """Choose how many factorials a table holds that must reach `largest`: few tables serve all."""
+    return max(1024, 1 << largest.bit_length())
 
 
-_tables: OrderedDict[_Key, _Table] = OrderedDict()  # the latest used last
-_captured: list[torch.Tensor] = []  # what replays of graphs read
+def factorials(size: int) -> list[list[float]]:
+    """List 0!, 1!, … as mantissa · 65536^exponent: (2, size), the mantissas in [1, 65536), and the
+    exponents."""
+    mantissas, exponents = [], []
+    # n! in fixed point: a hundred bits lose 2^−100 of it in a step.
+    mantissa, exponent = 1 << _PRECISION_BITS, 0
+    for n in range(size):
+        mantissa *= max(n, 1)
+        while mantissa >> (_PRECISION_BITS + _RADIX_BITS):
+            mantissa >>= _RADIX_BITS
+            exponent += 1
+        mantissas.append(mantissa / (1 << _PRECISION_BITS))
+        exponents.append(float(exponent))
+    return [mantissas, exponents]
 
 
-def factorials(largest: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """0!, 1!, … as mantissa · 65536^exponent, for every number up to at least `largest`.
-
-    Returns:
-        (2, size): the mantissas, in [1, 65536), and the exponents.
-    """
-    return _on_device("factorials", device, dtype, (weights.factorials_size(largest),))
-
-
-def inverses(chunk: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """1/(j − lag) for sample j of a row, 0 where j ≤ lag: see `weights.inverses`."""
-    return _on_device("inverses", device, dtype, (chunk,))
+def inverses(samples_per_thread: int) -> list[list[float]]:
+    """List 1/(j − index_shift) for sample j of a row, 0 where j ≤ index_shift: (2,
+    MOST_THREADS_PER_ROW · samples_per_thread), for an index shift of 0 and of 1, each in slots."""
+    js = range(MOST_THREADS_PER_ROW * samples_per_thread)
+    return [
+        in_slots(
+            [1 / (j - index_shift) if j > index_shift else 0.0 for j in js],
+            samples_per_thread,
+            MOST_THREADS_PER_ROW,
+        )
+        for index_shift in (0, 1)
+    ]
 
 
 def ratios(
-    n: int, k: int, lag: int, chosen: Plan, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """r_j for sample j of a row: see `weights.ratios`. Only the latest are kept."""
-    return _on_device("ratios", device, dtype, (n, k, lag, chosen.chunk, chosen.lanes))
+    n: int, k: int, index_shift: int, samples_per_thread: int, threads_per_row: int
+) -> list[float]:
+    """List r_j = C(j − index_shift, k−1)/C(n, k) for sample j of a row, in slots; 0 for j=0 and
+    beyond the row."""
+    numbers = [0.0] * (threads_per_row * samples_per_thread)
+    # In fixed point, finer than the smallest of float64: what is lost on the way is lost anyway.
+    r = (k << _RATIO_BITS) // n
+    if index_shift:
+        r = r * (n - k) // max(n - 1, 1)
+    for j in range(n - 1, 0, -1):
+        numbers[j] = r / (1 << _RATIO_BITS)
+        r = r * (j - index_shift - k + 1) // max(j - index_shift, 1)
+    return in_slots(numbers, samples_per_thread, threads_per_row)
 
 
-def forms(
-    numbers: tuple[tuple[int, ...], ...], device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """An estimator's form for k ≥ 2 and for k = 1, as `pkpo_triton.Weights` orders it: (2, 13)."""
-    return _on_device("forms", device, dtype, numbers)
-
-
-def _on_device(
-    what: str, device: torch.device, dtype: torch.dtype, arguments: tuple[Any, ...]
-) -> torch.Tensor:
-    key = (what, device, dtype, arguments)
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    table = _tables.pop(key, None)
-    if table is None:
-        if capturing:
-            # It is the graph's, and holds nothing before a replay, which copies from here again.
-            # Made here: while a stream is being captured no other thread may ask for pinned memory.
-            source = _numbers(key)
-            _captured.append(source)
-            return source.to(device, non_blocking=True)
-        table = _aside(_made, key)
-    if capturing and not table.captured:
-        table.captured = True
-        _captured.append(table.values)
-    elif device.type == "cuda" and not capturing:
-        # A graph being captured may neither ask nor wait for what is not part of it. It need not:
-        # torch.cuda.graph waits for the device before it begins.
-        _follow(table)
-    _tables[key] = table
-    if len(_tables) > MOST_TABLES:
-        _tables.popitem(last=False)
-    return table.values
-
-
-def _follow(table: _Table) -> None:
-    """Have the current stream wait for the copy, and the memory, once freed, for the stream."""
-    device = table.values.device
-    if table.copied is not None:
-        if table.copied.query():  # type: ignore[no-untyped-call]
-            table.copied = None
-        else:
-            torch.cuda.current_stream(device).wait_event(table.copied)
-    stream = triton.runtime.driver.active.get_current_stream(device.index)
-    if stream not in table.streams:
-        table.streams.add(stream)
-        with _disable_current_modes():  # tables are real, whatever the tensors around them are
-            table.values.record_stream(torch.cuda.current_stream(device))
-
-
-def _aside(make: Callable[[_Key], _T], key: _Key) -> _T:
-    """What a thread of its own makes of that: it is in no mode of torch's, such as a default device
-    or fake tensors, and its memory is in no graph's pool, which torch.compile sets up for a first
-    run and which may hold nothing that outlives the graph's."""
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        try:
-            made = thread.submit(make, key)
-        except RuntimeError:  # the interpreter is about to end, and starts no more threads
-            return make(key)
-        return made.result()
-
-
-def _made(key: _Key) -> _Table:
-    device = key[1]
-    if device.type != "cuda":
-        return _Table(_numbers(key), None)
-    with torch.cuda.device(device):
-        source = _numbers(key)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        table = _Table(source.to(device, non_blocking=True), source, copied)
-        copied.record()
-    return table
-
-
-def _numbers(key: _Key) -> torch.Tensor:
-    what, device, dtype, arguments = key
-    makers: dict[str, Callable[..., Any]] = {
-        "factorials": weights.factorials,
-        "inverses": weights.inverses,
-        "ratios": weights.ratios,
-        "forms": lambda *forms: forms,
-    }
-    numbers = torch.tensor(makers[what](*arguments), dtype=torch.float64).to(dtype)
-    return numbers.pin_memory() if device.type == "cuda" else numbers
+def in_slots(numbers: list[float], samples_per_thread: int, threads_per_row: int) -> list[float]:
+    """Sort numbers for the samples j = thread · samples_per_thread + 4 · block + neighbour of a row
+    by block, then thread, then neighbour, as kernels read them."""
+    return [
+        numbers[thread * samples_per_thread + 4 * block + neighbour]
+        for block in range(samples_per_thread // 4)
+        for thread in range(threads_per_row)
+        for neighbour in range(4)
+    ]

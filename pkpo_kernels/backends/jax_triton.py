@@ -21,12 +21,10 @@ import numpy as np
 import triton
 import triton.language as tl
 from jax import lax
-from pkpo_triton import weights as tables
-from pkpo_triton.kernels import max_at_k_kernel, transform_kernel
+from pkpo_triton import coefficients, tables
+from pkpo_triton.kernel import max_at_k_kernel, transform_kernel
 from pkpo_triton.plan import OPTIONS, Plan, plan
-from pkpo_triton.weights import Weights
 
-from pkpo_kernels.backends.fused_weights import kernel_weights
 from pkpo_kernels.maths.weights import Estimator, GapWeights
 
 # Larger than any row: what a k may be cut to before it becomes an int32.
@@ -55,54 +53,56 @@ def _bytes(pointer):
 
 @triton.jit
 def _transform_in_order(
-    rewards_ptr, where_ptr, k_ptr, form_ptr, table_ptr, sample_ptr, rows_plus_1, k_plus_2,
-    spared_plus_2, undersized_plus_2, by_mean_plus_2, has_constant_plus_2, mirror_plus_2,
-    minus_first, anchor, minus_gap, minus_below, minus_slope, out_ptr,
-    N: tl.constexpr, TABLE_SIZE: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
-    WEIGHTS: tl.constexpr, LAG: tl.constexpr, SCALED: tl.constexpr, STANDARDISED: tl.constexpr,
-    COUNT_ONLY: tl.constexpr, CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr,
-    CHUNK: tl.constexpr, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
-    WARP: tl.constexpr,
+    rewards_ptr, where_ptr, k_ptr, coefficients_ptr, factorials_ptr, samples_ptr, rows_plus_1,
+    k_plus_2, requires_k_lt_n_plus_2, undersized_plus_2, by_mean_plus_2, has_offset_plus_2,
+    counted_from_top_plus_2, minus_first_ratio, max_coefficient, minus_gap, minus_offset,
+    minus_slope, out_ptr,
+    N: tl.constexpr, FACTORIALS_SIZE: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
+    WEIGHTS: tl.constexpr, INDEX_SHIFT: tl.constexpr, RANGE_SCALED: tl.constexpr,
+    NORMALIZED: tl.constexpr, IS_BOOL: tl.constexpr, CONTIGUOUS: tl.constexpr,
+    PADDED: tl.constexpr, SAMPLES_PER_THREAD: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr, WARP: tl.constexpr,
 ):  # fmt: skip
+    """Call `transform_kernel`."""
     transform_kernel(
         rewards_ptr=_bytes(rewards_ptr),
         where_ptr=_bytes(where_ptr),
         k_ptr=k_ptr,
         out_ptr=out_ptr,
-        form_ptr=form_ptr,
-        table_ptr=table_ptr,
-        sample_ptr=sample_ptr,
-        table_size=TABLE_SIZE,
+        coefficients_ptr=coefficients_ptr,
+        factorials_ptr=factorials_ptr,
+        samples_ptr=samples_ptr,
+        factorials_size=FACTORIALS_SIZE,
         n_rows=rows_plus_1 - 1,
         n_samples=N,
         k=k_plus_2 - 2,
-        spared=spared_plus_2 - 2,
+        requires_k_lt_n=requires_k_lt_n_plus_2 - 2,
         undersized=undersized_plus_2 - 2,
         by_mean=by_mean_plus_2 - 2,
-        has_constant=has_constant_plus_2 - 2,
-        mirror=mirror_plus_2 - 2,
-        rewards_row=N,
-        rewards_sample=1,
-        where_row=N,
-        where_sample=1,
-        out_row=N,
-        out_sample=1,
-        first=-minus_first,
-        anchor=anchor,
+        has_offset=has_offset_plus_2 - 2,
+        counted_from_top=counted_from_top_plus_2 - 2,
+        rewards_stride_row=N,
+        rewards_stride_sample=1,
+        where_stride_row=N,
+        where_stride_sample=1,
+        out_stride_row=N,
+        out_stride_sample=1,
+        first_ratio=-minus_first_ratio,
+        max_coefficient=max_coefficient,
         gap=-minus_gap,
-        below=-minus_below,
+        offset=-minus_offset,
         slope=-minus_slope,
         K=K,
         MASKED=MASKED,
         WEIGHTS=WEIGHTS,
-        LAG=LAG,
-        SCALED=SCALED,
-        STANDARDISED=STANDARDISED,
-        COUNT_ONLY=COUNT_ONLY,
+        INDEX_SHIFT=INDEX_SHIFT,
+        RANGE_SCALED=RANGE_SCALED,
+        NORMALIZED=NORMALIZED,
+        IS_BOOL=IS_BOOL,
         CONTIGUOUS=CONTIGUOUS,
         PADDED=PADDED,
-        CHUNK=CHUNK,
-        LANES=LANES,
+        SAMPLES_PER_THREAD=SAMPLES_PER_THREAD,
+        THREADS_PER_ROW=THREADS_PER_ROW,
         BLOCK_ROWS=BLOCK_ROWS,
         VECTOR=VECTOR,
         WARP=WARP,
@@ -111,32 +111,34 @@ def _transform_in_order(
 
 @triton.jit
 def _max_at_k_in_order(
-    rewards_ptr, where_ptr, ks_ptr, table_ptr, sample_ptr, rows_plus_1, n_ks_plus_1, out_ptr,
-    N: tl.constexpr, TABLE_SIZE: tl.constexpr, MASKED: tl.constexpr, COUNT_ONLY: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr, WARP: tl.constexpr,
+    rewards_ptr, where_ptr, ks_ptr, factorials_ptr, samples_ptr, rows_plus_1, n_ks_plus_1, out_ptr,
+    N: tl.constexpr, FACTORIALS_SIZE: tl.constexpr, MASKED: tl.constexpr, IS_BOOL: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr, SAMPLES_PER_THREAD: tl.constexpr,
+    THREADS_PER_ROW: tl.constexpr, BLOCK_ROWS: tl.constexpr, VECTOR: tl.constexpr,
+    WARP: tl.constexpr,
 ):  # fmt: skip
+    """Call `max_at_k_kernel`."""
     max_at_k_kernel(
         rewards_ptr=_bytes(rewards_ptr),
         where_ptr=_bytes(where_ptr),
         ks_ptr=ks_ptr,
         out_ptr=out_ptr,
-        table_ptr=table_ptr,
-        sample_ptr=sample_ptr,
-        table_size=TABLE_SIZE,
+        factorials_ptr=factorials_ptr,
+        samples_ptr=samples_ptr,
+        factorials_size=FACTORIALS_SIZE,
         n_rows=rows_plus_1 - 1,
         n_samples=N,
         n_ks=n_ks_plus_1 - 1,
-        rewards_row=N,
-        rewards_sample=1,
-        where_row=N,
-        where_sample=1,
+        rewards_stride_row=N,
+        rewards_stride_sample=1,
+        where_stride_row=N,
+        where_stride_sample=1,
         MASKED=MASKED,
-        COUNT_ONLY=COUNT_ONLY,
+        IS_BOOL=IS_BOOL,
         CONTIGUOUS=CONTIGUOUS,
         PADDED=PADDED,
-        CHUNK=CHUNK,
-        LANES=LANES,
+        SAMPLES_PER_THREAD=SAMPLES_PER_THREAD,
+        THREADS_PER_ROW=THREADS_PER_ROW,
         BLOCK_ROWS=BLOCK_ROWS,
         VECTOR=VECTOR,
         WARP=WARP,
@@ -157,54 +159,49 @@ def transform_rows(
     """Transform rows: rewards (rows, N), k an integer, () or (rows,), where (rows, N) or None →
     (rows, N) of dtype. The kernels have weights of their own."""
     rows, n = rewards.shape
-    numbers = kernel_weights(estimator, Weights)
-    by_mean = scale == "mean"
-    compute = _compute_dtype(rewards, dtype)
-    static_k = k if isinstance(k, int) else None
+    static_k, dynamic_k = (k, None) if isinstance(k, int) else (None, k)
     uniform = static_k is not None and where is None
-    chosen = _plan(rewards, where, dtype, uniform=uniform and not numbers.standardised)
+    chosen = _plan(rewards, where, dtype, uniform=uniform and not estimator.normalized)
     assert chosen is not None
-    table = _table(chosen, compute)
+    table = _table(chosen)
     if chosen.weights == "ready":
         assert static_k is not None
-        of_samples = jnp.asarray(_ratios(n, static_k, numbers.lag, chosen, compute))
+        of_samples = jnp.asarray(_ratios(n, static_k, estimator.index_shift, chosen))
     else:
         of_samples = _of_samples(chosen, table)
-    kind = "int" if isinstance(k, int) else "row" if k.ndim else "scalar"
-    known_k = None if undersized == "clip" else static_k
-    anchor, gap, below, slope, first = 0.0, 0.0, 0.0, 0.0, 0.0
+    kind = "int" if dynamic_k is None else "row" if dynamic_k.ndim else "scalar"
+    numbers = coefficients.HostWeights(0.0, 0.0, 0.0, 0.0, 0.0)
     if static_k is not None and where is None:
-        times = n if by_mean else 1
-        anchor, gap, below, slope = (times * x for x in numbers.scalars(n, static_k))
-        first = static_k / n * ((n - static_k) / max(n - 1, 1) if numbers.lag else 1.0)
+        numbers = coefficients.host_weights(estimator, n, static_k, scale=scale)
+    has_offset = coefficients.has_offset(estimator, None if undersized == "clip" else static_k)
     return _varying_as(
-        (rewards, None if isinstance(k, int) else k, where),
+        (rewards, dynamic_k, where),
         jax_triton.triton_call(
             rewards,
             rewards if where is None else where,
-            rewards if isinstance(k, int) else k,
-            jnp.asarray(np.array([numbers.form, numbers.form_at_1], compute)),
+            rewards if dynamic_k is None else dynamic_k,
+            jnp.asarray(np.array(coefficients.both_coefficients(estimator), np.float32)),
             table,
             of_samples,
             rows + 1,
             (static_k or 0) + 2,
-            numbers.spared + 2,
-            tables.UNDERSIZED.index(undersized) + 2,
-            by_mean + 2,
-            numbers.has_constant(known_k) + 2,
-            numbers.mirror + 2,
-            -first,
-            anchor,
-            -gap,
-            -below,
-            -slope,
+            estimator.requires_k_lt_n + 2,
+            coefficients.UNDERSIZED.index(undersized) + 2,
+            (scale == "mean") + 2,
+            has_offset + 2,
+            estimator.counted_from_top + 2,
+            -numbers.first_ratio,
+            numbers.max_coefficient,
+            -numbers.gap,
+            -numbers.offset,
+            -numbers.slope,
             kernel=_transform_in_order,
             out_shape=jax.ShapeDtypeStruct((rows, n), dtype),
             K=kind,
             WEIGHTS=chosen.weights,
-            LAG=numbers.lag,
-            SCALED=numbers.needs_range_scale(by_mean=by_mean),
-            STANDARDISED=numbers.standardised,
+            INDEX_SHIFT=estimator.index_shift,
+            RANGE_SCALED=coefficients.needs_range_scale(estimator, scale=scale),
+            NORMALIZED=estimator.normalized,
             **_constants(rewards, where, table, chosen),
         ),
     )
@@ -221,10 +218,9 @@ def max_at_k_rows(
     """Estimate the best of each k: rewards (rows, N), each k an integer or (), where (rows, N) or
     None → (rows, len(ks)) of dtype."""
     rows = rewards.shape[0]
-    compute = _compute_dtype(rewards, dtype)
     chosen = _plan(rewards, where, dtype, uniform=False)
     assert chosen is not None
-    table = _table(chosen, compute)
+    table = _table(chosen)
     every = [jnp.int32(k) if isinstance(k, int) else _int32(k) for k in ks]
     return _varying_as(
         (rewards, every, where),
@@ -250,38 +246,38 @@ def _int32(k: jax.Array) -> jax.Array:
     return k.astype(jnp.int32)
 
 
-def _compute_dtype(rewards: jax.Array, dtype: Any) -> np.dtype[Any]:
-    return np.dtype(np.float64 if np.float64 in (dtype, rewards.dtype) else np.float32)
-
-
 def _plan(rewards: jax.Array, where: jax.Array | None, dtype: Any, *, uniform: bool) -> Plan | None:
-    wide = _compute_dtype(rewards, dtype) == np.float64
+    if np.float64 in (dtype, rewards.dtype):  # the kernels compute in float32
+        return None
     itemsize = max(rewards.dtype.itemsize, np.dtype(dtype).itemsize)
-    return plan(rewards.shape[1], itemsize, wide=wide, masked=where is not None, uniform=uniform)
+    return plan(rewards.shape[1], itemsize, masked=where is not None, uniform=uniform)
 
 
-def _table(chosen: Plan, compute: np.dtype[Any]) -> jax.Array:
-    return jnp.asarray(_factorials(tables.factorials_size(chosen.chunk * chosen.lanes), compute))
+def _table(chosen: Plan) -> jax.Array:
+    return jnp.asarray(_factorials(tables.factorials_size(chosen.samples)))
 
 
 def _of_samples(chosen: Plan, table: jax.Array) -> jax.Array:
     """What the chain reads for each sample; anything where it reads nothing."""
-    return jnp.asarray(_inverses(chosen.chunk, table.dtype)) if chosen.lanes > 1 else table
+    if chosen.threads_per_row == 1:
+        return table
+    return jnp.asarray(_inverses(chosen.samples_per_thread))
 
 
 @lru_cache
-def _factorials(size: int, compute: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    return np.array(tables.factorials(size), compute)
+def _factorials(size: int) -> np.ndarray[Any, Any]:
+    return np.array(tables.factorials(size), np.float32)
 
 
 @lru_cache
-def _inverses(chunk: int, compute: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    return np.array(tables.inverses(chunk), compute)
+def _inverses(samples_per_thread: int) -> np.ndarray[Any, Any]:
+    return np.array(tables.inverses(samples_per_thread), np.float32)
 
 
 @lru_cache
-def _ratios(n: int, k: int, lag: int, chosen: Plan, compute: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    return np.array(tables.ratios(n, k, lag, chosen.chunk, chosen.lanes), compute)
+def _ratios(n: int, k: int, index_shift: int, chosen: Plan) -> np.ndarray[Any, Any]:
+    numbers = tables.ratios(n, k, index_shift, chosen.samples_per_thread, chosen.threads_per_row)
+    return np.array(numbers, np.float32)
 
 
 def _constants(
@@ -290,13 +286,13 @@ def _constants(
     rows, n = rewards.shape
     return {
         "N": n,
-        "TABLE_SIZE": table.shape[1],
+        "FACTORIALS_SIZE": table.shape[1],
         "MASKED": where is not None,
-        "COUNT_ONLY": rewards.dtype == np.bool_,
-        "CONTIGUOUS": chosen.lanes == 1,
-        "PADDED": chosen.chunk * chosen.lanes > n,
-        "CHUNK": chosen.chunk,
-        "LANES": chosen.lanes,
+        "IS_BOOL": rewards.dtype == np.bool_,
+        "CONTIGUOUS": chosen.threads_per_row == 1,
+        "PADDED": chosen.samples > n,
+        "SAMPLES_PER_THREAD": chosen.samples_per_thread,
+        "THREADS_PER_ROW": chosen.threads_per_row,
         "BLOCK_ROWS": chosen.block_rows,
         "VECTOR": chosen.vector,
         "WARP": chosen.warp,

@@ -87,6 +87,15 @@ def _available() -> None:
 
 
 def _triton_unsupported(rewards: Any) -> str | None:
+    import torch
+
+    # Of integers and bools the result is of torch's default dtype.
+    result = rewards.dtype if rewards.dtype.is_floating_point else torch.get_default_dtype()
+    if result == torch.float64:
+        return (
+            "its kernels compute in float32 and the rewards or their results are float64; take"
+            " 'torch', or convert them with .float()"
+        )
     if _devices.interprets_triton():
         return _devices.no_triton_interpreter()
     if rewards.device.type == "cuda":

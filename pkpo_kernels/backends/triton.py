@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pkpo_triton
 import torch
-from pkpo_triton import Weights, op
 
-from pkpo_kernels.backends.fused_weights import kernel_weights
 from pkpo_kernels.maths.weights import Estimator
 
 
@@ -21,13 +20,14 @@ def transform_rows(
     undersized: str,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N), detached."""
-    return op.transform(
+    """Transform rows: rewards (rows, N), k an integer, () or (rows,), where (rows, N) → (rows, N),
+    detached."""
+    return pkpo_triton.transform(
         rewards,
         k if isinstance(k, int) else k.to(rewards.device),
         where,
-        kernel_weights(estimator, Weights),
-        by_mean=scale == "mean",
+        estimator,
+        scale=scale,
         undersized=undersized,
         dtype=dtype,
     )
@@ -40,5 +40,6 @@ def max_at_k_rows(
     *,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """rewards (rows, N), each k an integer or (), where (rows, N) → (rows, len(ks)), detached."""
-    return op.max_at_k(rewards, ks, where, dtype=dtype)
+    """Compute max@k of rows: rewards (rows, N), each k an integer or (), where (rows, N) → (rows,
+    len(ks)), detached."""
+    return pkpo_triton.max_at_k(rewards, ks, where, dtype=dtype)
