@@ -10,15 +10,17 @@ With --check nothing is written, and the exit code is 1 where README and the fil
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bench import accuracy, scaling, throughput
-from bench.records import RESULTS, Lines, Row, number, read_table
+from bench.records import RESULTS, Lines, Row, number, pivot, read_table
 
 README = RESULTS.parent / "README.md"
 _BLOCK = re.compile(r"(<!-- results: (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -103,6 +105,32 @@ def gpu_static(results: Path) -> str:
     return f"{about}; nothing was measured (`results/{path.name}`).\n\n{table}"
 
 
+def beside_model(results: Path) -> str:
+    """What the model above allows on an H200, and what was measured there."""
+    path = results / "throughput-nvidia-h200.csv"
+    static = {row["kernel"]: row for row in read_table(results / "gpu-static-sm_90.csv")}
+    rates: dict[tuple[str, int], dict[str, float]] = {}
+    for row in read_table(path):
+        of = rates.setdefault((row["input"], int(row["n"])), {})
+        of[row["candidate"]] = number(row, "gb_per_s") or math.nan
+    cells = []
+    for (name, size), of in sorted(rates.items(), key=lambda item: item[0][1]):
+        allowed = static[f"n={size} float32"][
+            "of_copy" if name == "gaussian" else "two_levels_of_copy"
+        ]
+        ours, copy = of["pk triton"], max(of["torch copy"], of["jax copy"])
+        for label, ratio in (
+            ("of a copy, at most (a model)", float(allowed)),
+            ("of the faster copy (measured)", ours / copy),
+            ("times torch.compile's speed (measured)", ours / of["torch.compile, sort form"]),
+        ):
+            cells.append({"line": f"{name}: {label}", "n": str(size), "value": f"{ratio:.2f}"})
+    cells.sort(key=lambda it: it["line"].startswith("0/1"))
+    line, n, value = map(itemgetter, ("line", "n", "value"))
+    table = pivot(cells, line, n, value, "samples in a row")
+    return f"The kernels of `results/{path.name}` beside that model.\n\n{markdown(table)}"
+
+
 def tpu_static(results: Path) -> str:
     """Bundles that the Pallas kernels take on a v5e, and the cycles of its memory."""
     path = results / "tpu-static-v5e.csv"
@@ -135,6 +163,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "accuracy": measured("accuracy", lambda rows: [accuracy.lines_of(rows)]),
     "scaling": measured("scaling", lambda rows: [scaling.growth(rows), scaling.annealing(rows)]),
     "gpu static": gpu_static,
+    "beside the model": beside_model,
     "tpu static": tpu_static,
 }
 

@@ -12,9 +12,11 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -91,10 +93,10 @@ def _machine(device: str) -> tuple[str, str]:
         import torch
 
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-        return torch.cuda.get_device_name(
-            0
-        ), f"driver {' '.join(driver[:1])}, CUDA {torch.version.cuda}"
+        driver = ["unknown"]
+        with suppress(OSError, subprocess.SubprocessError):
+            driver = subprocess.check_output(query, text=True, timeout=30).split()
+        return torch.cuda.get_device_name(0), f"driver {driver[0]}, CUDA {torch.version.cuda}"
     if device == "tpu":
         import jax
 
@@ -233,5 +235,8 @@ def report(path: Path, title: str, tables: Mapping[str, Lines], panels: Sequence
         for line in lines:
             table.add_row(*line)
         console.print(table)
-    plot(path.with_suffix(".png"), title, panels)
-    console.print(f"{path}, {path.stem}.png", soft_wrap=True)
+    if find_spec("matplotlib") is None:
+        console.print("no plot: matplotlib is not installed")
+    else:
+        plot(path.with_suffix(".png"), title, panels)
+    console.print(f"in {path}", soft_wrap=True)
