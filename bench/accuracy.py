@@ -3,18 +3,16 @@
     python -m bench.accuracy [--device auto|cpu|cuda|tpu] [--quick] [--out FOLDER]
 
 Rewards are gaussian, at a distance from 0 (the offset), and rounded to float32 before anything
-else: what that rounding loses is nobody's error. What is right is taken from these very numbers
-with Python's integers, from Eq 33 and not from the form that the implementations use, and rounded
-once, to float64. Candidates are every implementation of pkpo_kernels that can be used here, given
-float32, and the two-scan form of bench/listing.py in float32, whose weights are right to the last
-digit.
+else. What is right is taken from these very numbers with Python's integers, from Eq 33 and not from
+the form that the implementations use, and rounded once, to float64. Candidates are every
+implementation of pkpo_kernels that serves the device, given float32, and the two-scan form of
+bench/listing.py in float32, whose weights are right to the last digit.
 
 Errors are relative to the right result of the very sample: the worst, and the median; and, kinder
-to forms that cancel, the worst relative to the largest result of its row. k=1 stands by itself:
-there a result is a reward less the mean of the others, which cancels whatever the form where the
-two are near each other, and only the last of these figures is small. Results below 1e-30 are left
-out: float32 has no full numbers below 1.2e-38, and terms of these are. Where the right result
-is 0, as for the smallest reward of a row, it is counted how often something else came out.
+to forms that cancel, the worst relative to the largest result of its row. k=1 stands by itself: a
+result there is a reward less the mean of the others, which cancels whatever the form. Results below
+1e-30 are left out: float32 has no full numbers below 1.2e-38, and terms of these are. Where the
+right result is 0, as for the smallest reward of a row, what else came out is counted.
 """
 
 from __future__ import annotations
@@ -190,15 +188,14 @@ def panels_of(cases: Sequence[Row]) -> list[records.Panel]:
     panels = []
     for offset in dict.fromkeys(case["offset"] for case in cases):
         mine = [case for case in cases if case["offset"] == offset and case["k"] > 1]
-        worst = {
-            name: [(n, max(y for x, y in points if x == n)) for n in {x for x, _ in points}]
+        curves: dict[str, records.Points] = {
+            # Points in order: the last of each n is its worst.
+            name: list(dict(sorted(points)).items())
             for name, points in records.curves(mine, "n", "worst").items()
         }
-        promised = {"what is promised": [(case["n"], PROMISED) for case in mine]}
-        title = f"rewards near {figure(offset)}"
-        panels.append(
-            records.Panel(title, "n, samples per task", "worst relative error", worst | promised)
-        )
+        curves["what is promised"] = [(case["n"], PROMISED) for case in mine]
+        near = f"rewards near {figure(offset)}"
+        panels.append(records.Panel(near, "n, samples per task", "worst relative error", curves))
     return panels
 
 

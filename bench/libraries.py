@@ -75,6 +75,8 @@ class Library:
 
 
 class Torch(Library):
+    """torch on the CPU or on a GPU."""
+
     name = "torch"
     implementations: ClassVar = {"cpu": ("torch",), "cuda": ("triton", "torch")}
 
@@ -130,6 +132,8 @@ class Torch(Library):
 
 
 class Jax(Library):
+    """JAX on the device that it takes by itself."""
+
     name = "jax"
     implementations: ClassVar = {
         "cpu": ("xla",),

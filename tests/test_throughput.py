@@ -174,15 +174,13 @@ def test_a_table_is_flat_and_says_where_it_is_from(tmp_path: Path) -> None:
     assert list(lines[0]) == ["n", "normal_alu", "alone", *ORIGIN]
     assert [number(line, "normal_alu") for line in lines] == [0.1, None]
     assert {line["commit"] for line in lines} == {"6e12345"}
-    with pytest.raises(ValueError, match="at most 100 rows, got 101"):
-        write_table(path, [{"n": 1}] * 101, ORIGIN)
-    assert read_table(path) == lines and len(list(path.parent.iterdir())) == 1
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_plans_fill_one_table() -> None:
+def test_a_plan_fills_a_small_table() -> None:
     libraries = opened("cpu", print)
     every = [it for library in libraries for it in candidates_of(library, 2, 8)]
-    assert len(every) * sum(len(inputs) for _, inputs in throughput.PLAN) <= records.MOST_ROWS
+    assert len(every) * sum(len(inputs) for _, inputs in throughput.PLAN) <= 100
     assert set(throughput.BOTH) == set(INPUTS)
 
 
