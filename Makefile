@@ -93,12 +93,12 @@ gpu-static: .venv/installed  ## without a GPU: execute the compiled kernels' PTX
 tpu-static: .venv/installed  ## without a TPU: count the bundles of the compiled kernels
 	$(BIN)/python -m bench.tpu_static
 
-bench: .venv/installed  ## throughput, accuracy and scaling on this machine, with files and plots in bench/results
+bench: .venv/installed  ## throughput, accuracy and scaling on this machine, tables and plots in bench/results
 	$(BIN)/python -m bench.throughput --quick
 	$(BIN)/python -m bench.accuracy
 	$(BIN)/python -m bench.scaling
 
-readme-tables: .venv/installed  ## README's tables from bench/results
+readme-tables: .venv/installed  ## the tables of bench/README.md from bench/results
 	$(BIN)/python -m bench.readme_tables
 
 clean:  ## remove everything that was made

@@ -1,13 +1,15 @@
 """Everything that measures."""
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def commit_id() -> str:
     """The commit that is measured, marked where the tree has changes beyond it."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    found = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
+    options: Any = {"cwd": Path(__file__).parent, "stderr": subprocess.DEVNULL, "text": True}
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(command, **options).strip()
+    return "unknown"

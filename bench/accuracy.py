@@ -1,31 +1,26 @@
 """How exact the default estimator is, beside exact arithmetic and beside the form that subtracts.
 
-    python -m bench.accuracy [--quick] [--out FOLDER]
+    python -m bench.accuracy [--device auto|cpu|cuda|tpu] [--quick] [--out FOLDER]
 
 Rewards are gaussian, at a distance from 0 (the offset), and rounded to float32 before anything
-else: what that rounding loses is nobody's error. What is right is taken from these very numbers
-with Python's integers, from Eq 33 and not from the form that the implementations use, and rounded
-once, to float64. The arms are every implementation of pkpo_kernels that can be used here, given
-float32, and the two-scan form of bench/listing.py in float32, whose weights are right to the last
-digit.
+else. What is right is taken from these very numbers with Python's integers, from Eq 33 and not from
+the form that the implementations use, and rounded once, to float64. Candidates are every
+implementation of pkpo_kernels that serves the device, given float32, and the two-scan form of
+bench/listing.py in float32, whose weights are right to the last digit.
 
 Errors are relative to the right result of the very sample: the worst, and the median; and, kinder
-to forms that cancel, the worst relative to the largest result of its row. k=1 stands by itself:
-there a result is a reward less the mean of the others, which cancels whatever the form where the
-two are near each other, and only the last of these figures is small. Results below 1e-30 are left
-out: float32 has no full numbers below 1.2e-38, and terms of these are. Where the right result
-is 0, as for the smallest reward of a row, it is counted how often something else came out.
+to forms that cancel, the worst relative to the largest result of its row. k=1 stands by itself: a
+result there is a reward less the mean of the others, which cancels whatever the form. Results below
+1e-30 are left out: float32 has no full numbers below 1.2e-38, and terms of these are. Where the
+right result is 0, as for the smallest reward of a row, what else came out is counted.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -34,24 +29,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-import pkpo_kernels as pk
-from bench import listing
-from bench.records import (
-    RESULTS,
-    Device,
-    as_json,
-    as_table,
-    figure,
-    machine,
-    origin,
-    present,
-    stem_of,
-    write,
-)
+from bench import listing, records
+from bench.libraries import Library, opened
+from bench.records import CommitOption, Device, DeviceOption, OutOption, Row, figure, number
 from bench.shapes import MEASURED_N
-from pkpo_kernels.backends import registry
-from pkpo_kernels.conversion import from_host, to_host
-from pkpo_kernels.typing import ImplementationName
 
 OFFSETS = (0.0, 1.0, 100.0, 10000.0)
 QUICK_N = 256
@@ -62,25 +43,8 @@ SMALLEST = 1e-30
 PROMISED, PROMISED_AT_1 = 5e-6, 1e-5
 TWO_SCANS = "two scans, subtracted"
 
-
-@dataclass(frozen=True)
-class Accuracy:
-    """The relative errors of an arm over all results for n rewards at an offset.
-
-    `worst`, `median` and `of_largest` are None where a result is NaN or infinite, and where the arm
-    failed, for the reason given.
-    """
-
-    arm: str
-    n: int
-    k: int
-    offset: float
-    results: int
-    worst: float | None
-    median: float | None
-    of_largest: float | None
-    zeros_missed: int = 0
-    reason: str = ""
+# (rewards (rows, n), k) → result (rows, n) on the host
+Call = Callable[[NDArray[np.float32], int], NDArray[Any]]
 
 
 def exact(row: NDArray[np.float32], k: int) -> NDArray[np.float64]:
@@ -132,147 +96,107 @@ def ks_of(n: int) -> tuple[int, ...]:
     return tuple(sorted({1, 2, min(8, n), n // 2, n}))
 
 
-def arms() -> dict[str, Callable[[NDArray[np.float32], int], NDArray[Any]]]:
-    """name → (rewards, k) → results on the host, in the arm's own precision."""
+def candidates_of(libraries: Sequence[Library]) -> dict[str, Call]:
+    """Name what is compared, each in its own precision."""
 
-    def ours(name: ImplementationName) -> Callable[[NDArray[np.float32], int], NDArray[Any]]:
-        kind = registry.library_served(name)
+    def call(library: Library, name: str, rewards: NDArray[np.float32], k: int) -> NDArray[Any]:
+        out = library.transform(name, k)(library.matrix(rewards, len(rewards)))
+        return library.rows(out, range(len(rewards)))
 
-        def call(rewards: NDArray[np.float32], k: int) -> NDArray[Any]:
-            out = pk.transform(from_host(rewards, kind), k, implementation=name)
-            return to_host(out)
+    found = {
+        f"pk {name}": partial(call, library, name)
+        for library in libraries
+        for name in [*library.served(), *(["reference"] if library.name == "numpy" else [])]
+    }
+    return found | {TWO_SCANS: lambda rewards, k: listing.transform(rewards, k, np.float32)}
 
-        return call
 
-    there = [
-        name
-        for name, reason in pk.available_implementations().items()
-        if reason is None and not registry.IMPLEMENTATIONS[name].is_interpreter
-    ]
-    return {f"pk {name}": ours(name) for name in there} | {
-        TWO_SCANS: lambda rewards, k: listing.transform(rewards, k, np.float32)
+def errors_of(got: NDArray[Any], right: NDArray[np.float64]) -> dict[str, Any]:
+    """Compare results (rows, n); ValueError where one is not finite."""
+    if not np.isfinite(got).all():
+        raise ValueError("not finite")
+    error = np.abs(got - right)
+    counted = np.abs(right) >= SMALLEST
+    relative = error[counted] / np.abs(right[counted])
+    return {
+        "results": relative.size,
+        "worst": float(relative.max()),
+        "median": float(np.median(relative)),
+        "of_largest": float((error / np.abs(right).max(axis=1, keepdims=True)).max()),
+        "zeros_missed": int(np.sum((right == 0) & (got != 0))),
     }
 
 
-def compared(
-    arm: str, n: int, k: int, offset: float, got: NDArray[Any], right: NDArray[np.float64]
-) -> Accuracy:
-    """The errors of (rows, n) results."""
-    got = got.astype(np.float64)
-    counted = np.abs(right) >= SMALLEST
-    if not np.isfinite(got).all():
-        return failed(arm, n, k, offset, "not finite")
-    error = np.abs(got - right)
-    relative = error[counted] / np.abs(right[counted])
-    return Accuracy(
-        arm,
-        n,
-        k,
-        offset,
-        results=relative.size,
-        worst=float(relative.max()),
-        median=float(np.median(relative)),
-        of_largest=float((error / np.abs(right).max(axis=1, keepdims=True)).max()),
-        zeros_missed=int(np.sum((right == 0) & (got != 0))),
-    )
-
-
-def failed(arm: str, n: int, k: int, offset: float, reason: str) -> Accuracy:
-    """An arm without figures."""
-    return Accuracy(arm, n, k, offset, 0, None, None, None, reason=reason)
-
-
-def measure(ns: Sequence[int], *, track_cases: Callable[[list[Any]], Any] = iter) -> list[Accuracy]:
-    """Every arm at every n, k and offset."""
+def measure(
+    ns: Sequence[int], candidates: Mapping[str, Call], offsets: Sequence[float] = OFFSETS
+) -> Iterator[list[dict[str, Any]]]:
+    """Compare every candidate at every n, k and offset."""
     rng = np.random.default_rng(0)
-    found: list[Accuracy] = []
-    cases = [(n, k, offset) for n in ns for k in ks_of(n) for offset in OFFSETS]
-    chosen = arms()
-    for n, k, offset in track_cases(cases):
+    cases = [(n, k, offset) for n in ns for k in ks_of(n) for offset in offsets]
+    for n, k, offset in cases:
         rows = max(1, min(MOST_ROWS, REWARDS // n))
         rewards = (rng.standard_normal((rows, n)) + offset).astype(np.float32)
         right = np.array([exact(row, k) for row in rewards])
-        for arm, call in chosen.items():
-            if k == 1 and arm == TWO_SCANS:  # Eq 33 has no k=1
+        found = []
+        for name, call in candidates.items():
+            if k == 1 and name == TWO_SCANS:  # Eq 33 has no k=1
                 continue
+            found.append({"candidate": name, "n": n, "k": k, "offset": offset, "reason": ""})
             try:
-                got = call(rewards, k)
+                found[-1] |= errors_of(call(rewards, k), right)
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                found.append(failed(arm, n, k, offset, reason))
-            else:
-                found.append(compared(arm, n, k, offset, got, right))
-    return found
+                found[-1]["reason"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        yield found
 
 
-def worst_of(
-    found: Sequence[Accuracy], arm: str, offset: float, name: str
-) -> list[tuple[int, float]]:
-    """(n, the largest over every k) of a figure of an arm at an offset: "worst", say."""
-    values = [
-        (a.n, getattr(a, name))
-        for a in found
-        if (a.arm, a.offset) == (arm, offset) and getattr(a, name) is not None
-    ]
-    return [(n, max(v for m, v in values if m == n)) for n in dict.fromkeys(n for n, _ in values)]
+def summarize(cases: Sequence[Row]) -> list[dict[str, Any]]:
+    """Take the largest of every figure over n and k: a row a candidate and offset, k=1 apart."""
+    groups: dict[tuple[str, str, float], list[Row]] = {}
+    for case in sorted(cases, key=lambda case: case["k"] == 1):
+        ks = "1" if case["k"] == 1 else "2 to n"
+        groups.setdefault((case["candidate"], ks, case["offset"]), []).append(case)
+    rows = []
+    for (name, ks, offset), found in groups.items():
+        ns = [case["n"] for case in found]
+        row = {"candidate": name, "k": ks, "offset": offset, "n": f"{min(ns)} to {max(ns)}"}
+        row["reason"] = next((case["reason"] for case in found if case["reason"]), "")
+        if not row["reason"]:
+            row |= {it: max(case[it] for case in found) for it in ("worst", "median", "of_largest")}
+            row |= {it: sum(case[it] for case in found) for it in ("results", "zeros_missed")}
+        rows.append(row)
+    return rows
 
 
-def by_k(found: Sequence[Accuracy]) -> dict[str, list[Accuracy]]:
-    """What was found for k ≥ 2, and for k=1 where that was measured, by what is added to an arm."""
-    parts = {"": [a for a in found if a.k > 1], ", k=1": [a for a in found if a.k == 1]}
-    return {name: part for name, part in parts.items() if part}
+def lines_of(rows: Sequence[Row]) -> list[list[str]]:
+    """Lay out worst / median / of the row's largest: a candidate a line, an offset a column."""
+
+    def cell(row: Row) -> str:
+        figures = (number(row, name) for name in ("worst", "median", "of_largest"))
+        return row["reason"] or " / ".join("–" if it is None else f"{it:.0e}" for it in figures)
+
+    return records.pivot(
+        rows,
+        lambda row: row["candidate"] + (", k=1" if row["k"] == "1" else ""),
+        lambda row: f"rewards near {figure(float(row['offset']))}",
+        cell,
+        "candidate",
+    )
 
 
-def summary(found: Sequence[Accuracy]) -> list[list[str]]:
-    """A heading, and a line an arm, then one an arm at k=1: at every offset the worst, the largest
-    median, and the worst of its row's largest, over every n and k."""
-    lines = [["arm", *(f"rewards near {figure(offset)}" for offset in OFFSETS)]]
-    for suffix, part in by_k(found).items():
-        for arm in dict.fromkeys(a.arm for a in part):
-            cells = []
-            for offset in OFFSETS:
-                mine = [a for a in part if (a.arm, a.offset) == (arm, offset)]
-                reasons = [a.reason for a in mine if a.reason]
-                figures = [
-                    max(value for _, value in worst_of(part, arm, offset, name))
-                    for name in ("worst", "median", "of_largest")
-                    if not reasons
-                ]
-                cells.append(reasons[0] if reasons else " / ".join(f"{v:.0e}" for v in figures))
-            lines.append([arm + suffix, *cells])
-    return lines
-
-
-def plot(found: Sequence[Accuracy], title: str) -> bytes:
-    """A PNG: the worst error at k ≥ 2 against n, and of the row's largest at every k, a panel an
-    offset."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(14, 4.6), layout="constrained")
-    panels = canvas.subplots(1, len(OFFSETS), sharex=True, sharey=True)
-    for axes, offset in zip(panels, OFFSETS, strict=True):
-        for arm in dict.fromkeys(a.arm for a in found):
-            errors = worst_of(by_k(found).get("", []), arm, offset, "worst")
-            if not errors:
-                continue
-            (line,) = axes.plot(*zip(*errors, strict=True), marker=".", label=arm)
-            line.set_linewidth(2.5 if arm == TWO_SCANS else 1.2)
-            kinder = worst_of(found, arm, offset, "of_largest")
-            axes.plot(*zip(*kinder, strict=True), ":", color=line.get_color())
-        axes.axhline(
-            PROMISED, color="black", lw=0.8, ls="--", label=f"what is promised, {PROMISED:g}"
-        )
-        axes.set(title=f"rewards near {figure(offset)}", xlabel="n, samples per task")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("worst relative error; of the row's largest, k=1 too (dotted)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    canvas.suptitle(title)
-    content = io.BytesIO()
-    canvas.savefig(content, format="png", dpi=130)
-    return content.getvalue()
+def panels_of(cases: Sequence[Row]) -> list[records.Panel]:
+    """Draw the worst error at k ≥ 2 of every candidate over n, a panel an offset."""
+    panels = []
+    for offset in dict.fromkeys(case["offset"] for case in cases):
+        mine = [case for case in cases if case["offset"] == offset and case["k"] > 1]
+        curves: dict[str, records.Points] = {
+            # Points in order: the last of each n is its worst.
+            name: list(dict(sorted(points)).items())
+            for name, points in records.curves(mine, "n", "worst").items()
+        }
+        curves["what is promised"] = [(case["n"], PROMISED) for case in mine]
+        near = f"rewards near {figure(offset)}"
+        panels.append(records.Panel(near, "n, samples per task", "worst relative error", curves))
+    return panels
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -280,35 +204,26 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
+    device: DeviceOption = Device.auto,
     quick: Annotated[bool, typer.Option("--quick", help=f"n up to {QUICK_N} only.")] = False,
-    out: Annotated[Path, typer.Option(help="The folder of the results.")] = RESULTS,
-    commit: Annotated[
-        str | None, typer.Option(help="What is measured, where git is not there to ask.")
-    ] = None,
+    out: OutOption = records.RESULTS,
+    commit: CommitOption = None,
 ) -> None:
     """Measure the error of every implementation against exact arithmetic."""
-    out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    errors = Console(stderr=True)
-    found = measure(
-        [n for n in MEASURED_N if n <= QUICK_N or not quick],
-        track_cases=lambda cases: track(cases, "accuracy", console=errors, transient=True),
-    )
-    where = machine(present(Device.auto))
-    record = {
-        "what": "relative errors, measured",
-        "estimator": "sloo_minus_one",
-        **origin(where, commit),
-        "seconds": round(time.perf_counter() - start, 1),
-        "results_at_least": SMALLEST,
-        "results": list(map(asdict, found)),
-    }
-    stem = stem_of("accuracy", record)
-    write(out / f"{stem}.json", as_json(record))
+    chosen, errors = records.present(device), Console(stderr=True)
+    where = records.origin(chosen, commit)
+    ns = [n for n in MEASURED_N if n <= QUICK_N or not quick]
+    total = len(OFFSETS) * sum(len(ks_of(n)) for n in ns)
+    todo = measure(ns, candidates_of(opened(chosen, errors.print)))
+    shown = track(todo, "accuracy", total, console=errors, transient=True)
+    cases = [case for found in shown for case in found]
+    rows = summarize(cases)
+    path = out / records.file_name("accuracy", where["device"])
+    records.write_table(path, rows, where)
     title = "relative error: worst / median / worst of its row's largest"
-    Console(width=None if Console().is_terminal else 140).print(as_table(title, summary(found)))
-    write(out / f"{stem}.png", plot(found, f"sloo_minus_one in float32, {where['name']}"))
-    typer.echo(f"{record['seconds']:.0f} s; in {out}: {stem}.json, {stem}.png")
+    records.report(
+        path, f"sloo_minus_one, {where['device']}", {title: lines_of(rows)}, panels_of(cases)
+    )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@
 # wrong it stops at once; any other step may fail, and the next runs. Each has a limit of its own, and
 # all together end within 560 s. The exit code is 0 where every step's was.
 #
-# In FOLDER, as far as the session came: session.log, verify.json, gpu.xml, contract.xml, and the files
-# of bench.throughput, whose records are whole after every shape. Eight files, no folders.
+# In FOLDER, as far as the session came: session.log, verify.json, gpu.xml, contract.xml, and the table
+# and the plot of bench.throughput; the table is whole after every matrix. Six files, no folders.
 #
 # Variables: GPU_PYTHON, the Python (python3). GPU_SESSION_DEVICE=cpu tries the session itself on a
 # machine without a GPU: the same steps, of fewer tests and small shapes, which say nothing of kernels.
@@ -148,59 +148,11 @@ step verify 90 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
 step gpu-tests 110 "${tests[@]}" --junitxml="$OUT/gpu.xml" tests/test_gpu.py
 step contract 130 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
   tests/test_contract.py tests/test_triton.py
-# All that is left but for the last step; what is being compiled when its time is over needs longer.
-RESERVED=30
-left=$((TOTAL - 10 - RESERVED - SECONDS))
+# All that is left; what is being compiled when its time is over needs longer.
+RESERVED=0
+left=$((TOTAL - 10 - SECONDS))
 step throughput "$left" "$PYTHON" -m bench.throughput --device "$DEVICE" --commit "$COMMIT" \
   --out "$OUT" --seconds $((left * 2 / 3)) "${measured[@]}"
-
-# What the host does for one call, beside what it does for the same transform in operations of torch.
-# So few calls in a row that the device's queue never makes the host wait.
-RESERVED=0
-step host 30 "$PYTHON" - <<'P'
-import json
-import os
-import statistics
-import time
-
-import torch
-
-import pkpo_kernels as pk
-
-device = os.environ["DEVICE"]
-rewards = torch.randn(1024, 16, device=device)
-weights = torch.rand(15, device=device)
-
-
-def sort_form():
-    ordered, order = torch.sort(rewards, dim=-1)
-    sums = torch.cumsum(weights * torch.diff(ordered, dim=-1), dim=-1)
-    return torch.zeros_like(ordered).scatter_(-1, order[:, 1:], sums)
-
-
-def microseconds(call):
-    start = time.perf_counter()
-    for _ in range(50):
-        call()
-    spent = time.perf_counter() - start
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return spent / 50 * 1e6
-
-
-calls = {"pk.transform": lambda: pk.transform(rewards, 4), "torch's sort form": sort_form}
-for call in calls.values():
-    microseconds(call)
-samples = {name: [] for name in calls}
-end = time.perf_counter() + 5
-while len(samples["pk.transform"]) < 40 and time.perf_counter() < end:
-    for name, call in calls.items():
-        samples[name].append(microseconds(call))
-medians = {name: statistics.median(found) for name, found in samples.items()}
-ours, theirs = medians.values()
-rounded = {name: round(median, 1) for name, median in medians.items()}
-print("host, µs a call on 1024 x 16:", json.dumps(rounded | {"ratio": round(ours / theirs, 2)}))
-P
 
 gpus
 finish

@@ -1,28 +1,37 @@
-"""What results are kept as: where they were taken, and the files and tables they go to."""
+"""What results are kept as: a small CSV a device that says where it is from; tables, and plots.
+
+A row has one figure or several of one candidate, and in its last columns the device, what it was
+doing, the date, the commit and the versions. Everything else is made from these files.
+"""
 
 from __future__ import annotations
 
-import json
+import csv
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
+import typer
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
-import pkpo_kernels as pk
 from bench import commit_id
-from pkpo_kernels.cli.whole_files import written_whole
 
 RESULTS = Path(__file__).parent / "results"
+
+Row = Mapping[str, Any]  # column → value: text where it was read from a file
+Lines = Sequence[Sequence[str]]  # of a table, the heading first
+Points = Sequence[tuple[float, float]]
 
 
 class Device(StrEnum):
@@ -34,135 +43,115 @@ class Device(StrEnum):
     tpu = "tpu"
 
 
+DeviceOption = Annotated[Device, typer.Option(help="Where to measure.")]
+OutOption = Annotated[Path, typer.Option(help="The folder of the results.")]
+CommitOption = Annotated[
+    str | None, typer.Option(help="What is measured, where git is not there to ask.")
+]
+
+
 def present(device: Device) -> str:
-    """The device asked for; "auto" is the fastest there is. ValueError where it is not there."""
-    cuda = False
-    if find_spec("torch") is not None and device in (Device.auto, Device.cuda):
+    """Resolve "auto" to a GPU where torch sees one, and else the CPU."""
+    if device in (Device.auto, Device.cuda):
         import torch
 
-        cuda = torch.cuda.is_available()
-    if device is Device.cuda and not cuda:
-        raise ValueError("--device cuda needs a torch that sees a GPU")
-    if device is not Device.auto:
-        return device.value
-    # libtpu without a TPU searches for one at length: look before asking it.
-    tpu = Path("/dev/accel0").exists() or "tpu" in os.environ.get("JAX_PLATFORMS", "")
-    return "cuda" if cuda else "tpu" if tpu else "cpu"
+        if torch.cuda.is_available():
+            return "cuda"
+        if device is Device.cuda:
+            raise typer.BadParameter("--device cuda needs a torch that sees a GPU")
+        return "cpu"
+    return device.value
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What is measured on: the names and the versions that figures hang on."""
-    found: dict[str, Any] = {
-        "kind": device,
-        "name": _cpu_name(),
-        "cpus": os.cpu_count(),
-        # Others at work on the same processors spoil figures, those of threaded calls most.
-        "load_before": os.getloadavg()[0],
-        # What threads and compilers have been told.
-        "environment": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(("OMP_", "GOMP_", "MKL_", "TRITON_", "XLA_FLAGS"))
-        },
+def origin(device: str, commit: str | None = None) -> dict[str, str]:
+    """Tell where figures are from: the last columns of their file. Git is asked for the commit."""
+    name, conditions = _machine(device)
+    return {
+        "device": name,
+        "conditions": conditions,
+        "date": date.today().isoformat(),
+        "commit": commit or commit_id(),
+        "versions": versions("pkpo-kernels", "numpy", "torch", "triton", "jax"),
     }
+
+
+def versions(*packages: str) -> str:
+    """List Python's version and those of packages."""
+    found = [f"python {platform.python_version()}"]
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    return ", ".join(found)
+
+
+def _machine(device: str) -> tuple[str, str]:
+    """Name a device, and what its figures hang on."""
     if device == "cuda":
         import torch
 
-        properties = torch.cuda.get_device_properties(0)
-        found |= {
-            "name": properties.name,
-            "memory_bytes": properties.total_memory,
-            "l2_bytes": properties.L2_cache_size,
-            "multiprocessors": properties.multi_processor_count,
-            "driver": _driver(),
-            "cuda": torch.version.cuda,
-        }
-    elif device == "tpu":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = ["unknown"]
+        with suppress(OSError, subprocess.SubprocessError):
+            driver = subprocess.check_output(query, text=True, timeout=30).split()
+        return torch.cuda.get_device_name(0), f"driver {driver[0]}, CUDA {torch.version.cuda}"
+    if device == "tpu":
         import jax
 
-        found["name"] = jax.devices()[0].device_kind
-        found["driver"] = jax.devices()[0].client.platform_version
-    return found
+        return jax.devices()[0].device_kind, jax.devices()[0].client.platform_version
+    names = Path("/proc/cpuinfo")
+    found = names.exists() and re.search(r"^model name\s*:\s*(.+)$", names.read_text(), re.M)
+    # Others at work on the same processors spoil figures, those of threaded calls most.
+    conditions = f"{os.cpu_count()} processors at a load of {os.getloadavg()[0]:.1f} before the run"
+    threads = (f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "MKL_")))
+    return f"CPU {found[1] if found else platform.machine()}", ", ".join([conditions, *threads])
 
 
-def _cpu_name() -> str:
-    """ "CPU", with its model where the system tells."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return f"CPU {model[1] if model else platform.machine()}"
+def file_name(kind: str, device_name: str) -> str:
+    """Name the file of a device's results.
 
-
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.split("\n")[0].strip()
-
-
-def slug(name: str) -> str:
-    """A device's name as part of a file's.
-
-    >>> slug("NVIDIA H100 80GB HBM3")
-    'nvidia-h100-80gb-hbm3'
+    >>> file_name("throughput", "NVIDIA H100 80GB HBM3")
+    'throughput-nvidia-h100-80gb-hbm3.csv'
     """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"{kind}-{re.sub(r'[^a-z0-9]+', '-', device_name.lower()).strip('-')}.csv"
 
 
-def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that matter; None for one that is not installed."""
+def write_table(path: Path, rows: Sequence[Row], origin: Row) -> None:
+    """Write a CSV, whole or not at all: a line a row, then the columns of the origin.
 
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    names = ("numpy", "torch", "triton", "jax", "jaxlib")
-    return {
-        "python": platform.python_version(),
-        "pkpo-kernels": pk.__version__,
-        **{name: installed(name) for name in names},
-    }
-
-
-def origin(where: dict[str, Any], commit: str | None) -> dict[str, Any]:
-    """What every record begins with: when, of what, and on what figures were taken. The commit is
-    asked of git where it is None."""
-    try:
-        commit = commit or commit_id()
-    except OSError:
-        commit = "unknown"
-    return {
-        "date": date.today().isoformat(),
-        "commit": commit,
-        "device": where,
-        "versions": versions(),
-    }
+    A value that is itself a mapping becomes a column for each of its own: normal_shuffles, say.
+    """
+    flat: list[dict[str, Any]] = []
+    for row in rows:
+        flat.append({})
+        for name, value in row.items():
+            inner = value if isinstance(value, Mapping) else {}
+            flat[-1] |= {f"{name}_{part}": of for part, of in inner.items()} or {name: value}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        columns = dict.fromkeys([name for row in flat for name in row] + list(origin))
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dict(origin) | row for row in flat)
+    part.replace(path)
 
 
-def stem_of(kind: str, record: dict[str, Any]) -> str:
-    """The names of a record's files, without what tells them apart."""
-    return f"{kind}-{slug(record['device']['name'])}-{record['date']}"
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read a CSV as it is written above; values are text, "" for none."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def as_json(record: dict[str, Any]) -> bytes:
-    """The whole record; strictly JSON, without NaN."""
-    return json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
-
-
-def write(path: Path, content: bytes) -> None:
-    """The file, whole or not at all."""
-    with written_whole(path) as file:
-        file.write(content)
+def number(row: Row, name: str) -> float | None:
+    """A figure of a row, None where it has none."""
+    value = row.get(name)
+    return None if value in ("", None) else float(value)
 
 
 def figure(value: float) -> str:
-    """Three digits, and never an exponent where one can do without.
+    """Write three digits, and never an exponent where one can do without.
 
     >>> [figure(value) for value in (4312.3, 87.65, 0.0123)]
     ['4312', '87.7', '0.0123']
@@ -170,11 +159,81 @@ def figure(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def as_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
-    """The first line is the heading."""
-    table = Table(title=title, box=box.SIMPLE)
-    for column in lines[0]:
-        table.add_column(column)
-    for line in lines[1:]:
-        table.add_row(*line)
-    return table
+def pivot(
+    rows: Iterable[Row],
+    line: Callable[[Row], str],
+    column: Callable[[Row], str],
+    cell: Callable[[Row], str],
+    corner: str,
+) -> list[list[str]]:
+    """Lay out rows as a table, lines and columns in the order of the rows; "–" where none is."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault(line(row), {})[column(row)] = cell(row)
+    columns = list(dict.fromkeys(name for found in cells.values() for name in found))
+    lines = [[name, *(found.get(it, "–") for it in columns)] for name, found in cells.items()]
+    return [[corner, *columns], *lines]
+
+
+def curves(rows: Iterable[Row], x: str, y: str) -> dict[str, Points]:
+    """Collect candidate → (x, y) of its rows, for those that have both."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        point = number(row, x), number(row, y)
+        if point[0] is not None and point[1] is not None:
+            found.setdefault(row["candidate"], []).append((point[0], point[1]))
+    return dict(found)
+
+
+class Panel(NamedTuple):
+    """One panel of a plot: label → its points, on an x axis of powers of two."""
+
+    title: str
+    x: str
+    y: str
+    curves: Mapping[str, Points]
+    logarithmic: bool = True
+
+
+def plot(path: Path, title: str, panels: Sequence[Panel]) -> None:
+    """Draw panels in a row to a PNG; a label has one colour in all of them, a copy is dashed."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    # A Figure made without pyplot needs no display and leaves no state behind.
+    canvas = Figure(figsize=(2 + 3.4 * len(panels), 4.8), layout="constrained")
+    shared = len({panel.y for panel in panels}) == 1
+    every = canvas.subplots(1, len(panels), sharey=shared, squeeze=False)[0]
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
+    handles = {}
+    for axes, panel in zip(every, panels, strict=True):
+        for label, points in panel.curves.items():
+            style = "--" if label.endswith(" copy") else "-"
+            color = colormaps["tab20"](2 * labels.index(label) % 19)
+            data = zip(*sorted(points), strict=True)
+            (handles[label],) = axes.plot(*data, style, marker=".", color=color)
+        axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+        axes.set_xscale("log", base=2)
+        if panel.logarithmic:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    canvas.legend(handles.values(), handles, loc="outside lower center", ncols=5)
+    canvas.suptitle(title)
+    canvas.savefig(path, format="png", dpi=110)
+
+
+def report(path: Path, title: str, tables: Mapping[str, Lines], panels: Sequence[Panel]) -> None:
+    """Print a bench's tables, title → lines, and draw its panels beside its CSV."""
+    console = Console(width=None if Console().is_terminal else 200)
+    for name, (head, *lines) in tables.items():
+        table = Table(*head, title=name, box=box.SIMPLE)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    if find_spec("matplotlib") is None:
+        console.print("no plot: matplotlib is not installed")
+    else:
+        plot(path.with_suffix(".png"), title, panels)
+    console.print(f"in {path}", soft_wrap=True)

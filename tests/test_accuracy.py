@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bench import accuracy
-from bench.accuracy import (
-    PROMISED,
-    PROMISED_AT_1,
-    TWO_SCANS,
-    by_k,
-    compared,
-    exact,
-    measure,
-    summary,
-    worst_of,
-)
+from bench.accuracy import PROMISED, PROMISED_AT_1, TWO_SCANS, errors_of, exact, lines_of, summarize
+from bench.libraries import opened
+from bench.records import read_table
 from pkpo_kernels.maths import reference
 
 REWARDS = st.floats(-100, 100, width=32, allow_subnormal=False)
@@ -50,67 +41,63 @@ def test_exact_stays_exact_far_from_0() -> None:
     assert near[1] == 0
 
 
-def test_compared() -> None:
+def test_errors_of() -> None:
     right = np.array([[0.0, -1.0, 2.0, 1e-31], [0.0, 0.0, -4.0, 1.0]])
     got = np.array([[0.0, -1.1, 2.0, 5e-31], [0.1, 0.0, -4.0, 1.0]])
-    found = compared("arm", 4, 2, 0.0, got, right)
-    assert found.results == 4
-    assert found.worst == pytest.approx(0.1)
-    assert found.median == 0
-    assert found.of_largest == pytest.approx(0.05)
-    assert found.zeros_missed == 1
-    unknown = compared("arm", 4, 2, 0.0, np.full_like(got, np.nan), right)
-    assert (unknown.worst, unknown.median, unknown.reason) == (None, None, "not finite")
+    found = errors_of(got, right)
+    assert found["worst"] == pytest.approx(0.1) and found["of_largest"] == pytest.approx(0.05)
+    assert (found["results"], found["median"], found["zeros_missed"]) == (4, 0, 1)
+    with pytest.raises(ValueError, match="not finite"):
+        errors_of(np.full_like(got, np.nan), right)
 
 
-def test_two_scans_break_down_where_ours_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    offsets = (0.0, 10000.0)
-    monkeypatch.setattr(accuracy, "OFFSETS", offsets)
-    found = measure([256])
-    parts = by_k(found)
-    for offset in offsets:
-        for arm in accuracy.arms():
-            ((n, worst),) = worst_of(parts[""], arm, offset, "worst")
-            assert n == 256
-            assert (worst > 0.1) if arm == TWO_SCANS else (worst < PROMISED)
-            # What cancels at k=1 is small only beside the rest of its row.
-            kinder = worst_of(parts[", k=1"], arm, offset, "of_largest")
-            assert kinder == [] if arm == TWO_SCANS else kinder[0][1] < PROMISED_AT_1
-    losses = [worst_of(found, TWO_SCANS, offset, "of_largest")[0][1] for offset in offsets]
+def test_two_scans_break_down_where_ours_does_not() -> None:
+    candidates = accuracy.candidates_of(opened("cpu", print))
+    cases = [case for found in accuracy.measure([256], candidates, (0.0, 1e4)) for case in found]
+    found = {(row["candidate"], row["k"], row["offset"]): row for row in summarize(cases)}
+    for (name, ks, _), row in found.items():
+        assert row["reason"] == "" and row["n"] == "256 to 256"
+        if ks == "1":  # what cancels there is small only beside the rest of its row
+            assert name != TWO_SCANS and row["of_largest"] < PROMISED_AT_1
+        else:
+            assert (row["worst"] > 0.1) if name == TWO_SCANS else (row["worst"] < PROMISED)
+    losses = [found[TWO_SCANS, "2 to n", offset]["of_largest"] for offset in (0.0, 1e4)]
     assert losses[1] > 1e-3 > losses[0]
+    assert len(found) == 4 * len(candidates) - 2
 
 
-def test_a_summary_has_k_1_by_itself() -> None:
-    errors = [
-        compared("arm", 4, k, offset, np.array([[0.0, 1.0 + error]]), np.array([[0.0, 1.0]]))
-        for offset in accuracy.OFFSETS
-        for k, error in ((1, 0.25), (2, 0.125), (4, 0.0625))
+def test_a_summary_has_the_largest_of_all_and_k_1_by_itself() -> None:
+    cases = [
+        {"candidate": "ours", "n": n, "k": k, "offset": 1.0, "reason": ""}
+        | errors_of(np.array([[0.0, 1.0 + error]]), np.array([[0.0, 1.0]]))
+        for n, k, error in ((4, 1, 0.25), (4, 2, 0.125), (8, 4, 0.0625))
     ]
-    cells = ["1e-01 / 1e-01 / 1e-01"] * 4
-    assert summary(errors)[1:] == [
-        ["arm", *cells],
-        ["arm, k=1", *(["2e-01 / 2e-01 / 2e-01"] * 4)],
+    rows = summarize(cases)
+    assert lines_of(rows) == [
+        ["candidate", "rewards near 1"],
+        ["ours", "1e-01 / 1e-01 / 1e-01"],
+        ["ours, k=1", "2e-01 / 2e-01 / 2e-01"],
     ]
-    assert [line[0] for line in summary([e for e in errors if e.k > 1])] == ["arm", "arm"]
+    assert [(row["n"], row["results"]) for row in rows] == [("4 to 8", 2), ("4 to 4", 1)]
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def out_of_order(rewards: Any, k: int) -> Any:
         raise RuntimeError("out of order")
 
-    mine = {"broken": out_of_order, TWO_SCANS: accuracy.arms()[TWO_SCANS]}
-    monkeypatch.setattr(accuracy, "arms", lambda: mine)
+    mine = {"broken": out_of_order, TWO_SCANS: accuracy.candidates_of([])[TWO_SCANS]}
+    monkeypatch.setattr(accuracy, "candidates_of", lambda libraries: mine)
     monkeypatch.setattr(accuracy, "QUICK_N", 8)
-    result = CliRunner().invoke(
-        accuracy.app, ["--quick", "--out", str(tmp_path), "--commit", "abc"]
-    )
+    options = ["--device", "cpu", "--quick", "--out", str(tmp_path), "--commit", "abc"]
+    result = CliRunner().invoke(accuracy.app, options)
     assert result.exit_code == 0, result.output
     assert "RuntimeError: out of order" in " ".join(result.output.split())
     written = {path.suffix: path for path in tmp_path.iterdir()}
-    record = json.loads(written[".json"].read_text())
-    assert record["commit"] == "abc"
-    assert {(r["arm"], r["n"], r["worst"] is None) for r in record["results"]} == {
-        ("broken", 8, True),
-        (TWO_SCANS, 8, False),
+    rows = read_table(written[".csv"])
+    assert {row["commit"] for row in rows} == {"abc"}
+    assert {(row["candidate"], row["k"], row["worst"] == "") for row in rows} == {
+        ("broken", "1", True),
+        ("broken", "2 to n", True),
+        (TWO_SCANS, "2 to n", False),
     }
     assert written[".png"].read_bytes().startswith(b"\x89PNG")

@@ -1,11 +1,10 @@
-"""README's tables are what bench/results/ says, and the newest files are what counts."""
+"""The tables of bench/README.md are what bench/results/ says."""
 
 from __future__ import annotations
 
-import json
+import csv
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,8 @@ pytest.importorskip("rich")
 from typer.testing import CliRunner
 
 from bench import readme_tables
-from bench.readme_tables import README, RESULTS, TABLES, filled, newest
+from bench.readme_tables import README, TABLES, filled
+from bench.records import RESULTS, read_table
 
 
 @pytest.fixture
@@ -30,44 +30,64 @@ def test_readme_and_the_results_agree() -> None:
     assert {f"<!-- results: {name} -->" in text for name in TABLES} == {True}
 
 
-@pytest.mark.parametrize("kind", ["throughput", "accuracy", "scaling"])
-def test_a_changed_figure_shows(results: Path, kind: str) -> None:
-    text = README.read_text()
-    ((path, record), *_) = newest(kind, results)
-
-    def changed(value: Any) -> Any:
-        """Every measured figure, three times as large."""
-        if isinstance(value, dict):
-            return {k: v if k == "offset" else changed(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [changed(inner) for inner in value]
-        return 3 * value if isinstance(value, float) else value
-
-    keys = ("results", "points", "annealing")
-    path.write_text(json.dumps(record | {k: changed(record[k]) for k in keys if k in record}))
-    assert filled(text, results) != text
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.stem)
+def test_results_are_small_and_say_where_they_are_from(path: Path) -> None:
+    rows = read_table(path)
+    assert 0 < len(rows) <= 100
+    static = "static" in path.name
+    origin = ("commit", "versions") if static else ("device", "date", "commit", "versions")
+    assert all(row[name] for row in rows for name in origin)
 
 
-def test_the_newest_file_of_each_device_counts(tmp_path: Path) -> None:
-    for name in ("a-2026-01-09", "a-2026-01-10", "b-2025-12-31"):
-        (tmp_path / f"scaling-{name}.json").write_text(json.dumps({"name": name}))
-    found = [record["name"] for _, record in newest("scaling", tmp_path)]
-    assert found == ["a-2026-01-10", "b-2025-12-31"]
-    with pytest.raises(ValueError, match="no accuracy-DEVICE-DATE"):
-        newest("accuracy", tmp_path)
+# a column of every block
+COLUMNS = {
+    "throughput": ("throughput-*.csv", "gb_per_s"),
+    "accuracy": ("accuracy-*.csv", "worst"),
+    "scaling": ("scaling-*.csv", "ms"),
+    "gpu static": ("gpu-static-sm_90.csv", "normal_shuffles"),
+    "beside the model": ("throughput-nvidia-h200.csv", "gb_per_s"),
+    "tpu static": ("tpu-static-v5e.csv", "bundles"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_changed_figure_shows(results: Path, name: str) -> None:
+    pattern, column = COLUMNS[name]
+    before = TABLES[name](results)
+    for path in results.glob(pattern):
+        rows = read_table(path)
+        for row in rows[::2]:
+            row[column] = row[column] and str(3 * float(row[column]))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    assert TABLES[name](results) != before
 
 
 def test_every_table_says_what_it_is() -> None:
-    told = {"gpu static": "Executed on the CPU", "tpu static": "A static count"}
+    told = {
+        "gpu static": "Executed on the CPU",
+        "tpu static": "A static count",
+        "beside the model": "The kernels of",
+    }
     for name, table in TABLES.items():
-        head = table(RESULTS).split("\n")[0]
-        assert head.startswith(told.get(name, "Measured on")), name
+        assert table(RESULTS).startswith(told.get(name, "Measured on")), name
+
+
+def test_every_device_has_its_tables(results: Path) -> None:
+    (path,) = results.glob("scaling-*.csv")
+    shutil.copy(path, path.with_name("scaling-another.csv"))
+    block = TABLES["scaling"](results)
+    assert block.count("Measured on") == 2 and block.count("![") == 1
+    assert block.index("scaling-another.csv") < block.index(path.name)
 
 
 def test_plots_are_there() -> None:
-    for line in README.read_text().splitlines():
-        if line.startswith("!["):
-            assert (README.parent / line.split("](")[1].rstrip(")")).is_file()
+    plots = [line for line in README.read_text().splitlines() if line.startswith("![")]
+    assert len(plots) >= 4
+    for line in plots:
+        assert (README.parent / line.split("](")[1].rstrip(")")).is_file()
 
 
 def test_only_known_tables() -> None:

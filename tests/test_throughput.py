@@ -1,16 +1,13 @@
-"""The throughput bench: its figures, that a wrong arm gets none, that its files are whole."""
+"""The harness and the throughput bench: no figure for what is wrong, ratios within a run."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,113 +20,72 @@ pytest.importorskip("rich")
 from typer.testing import CliRunner
 
 import pkpo_kernels as pk
-from bench import throughput
-from bench.shapes import INPUTS, MEASURED_N, PLANS, K, Plan, Shape
-from bench.throughput import (
-    Arm,
-    Bench,
-    HostCost,
-    Measurement,
-    Numpy,
-    Oracle,
-    Outcome,
-    Runner,
-    Stopwatch,
-    Summary,
-    disagreement,
-    in_turns,
-    places_to_prove,
-    takes_part,
-    without_figures,
-)
-from pkpo_kernels.backends import registry
-from pkpo_kernels.conversion import from_host
+from bench import harness, records, throughput
+from bench.candidates import candidates_of
+from bench.harness import Candidate, Timed, buffers_of, error_of, measure
+from bench.libraries import Library, opened
+from bench.records import number, read_table, write_table
+from bench.shapes import INPUTS, MEASURED_N, K, Shape
 
-PLAN = Plan((Shape(12, 8),), ("gaussian",), seconds=10, arm_seconds=0.001, call_seconds=1)
+NUMPY = Library("cpu")
+BLOCK = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)
+ORIGIN = {"device": "a device", "date": "2026-01-01", "commit": "6e12345"}
 
 
-def bench_of(monkeypatch: pytest.MonkeyPatch, calls: dict[str, Callable[[Any], Any]]) -> Bench:
-    """A bench of NumPy alone, with these arms beside the plain copy."""
-    arms = Numpy.arms
-
-    def with_calls(self: Numpy, like: Any) -> list[Arm]:
-        copy = arms(self, like)[0]
-        return [copy, *(Arm(name, "numpy", call) for name, call in calls.items())]
-
-    monkeypatch.setattr(Numpy, "arms", with_calls)
-    return Bench("cpu", [Numpy("cpu")], PLAN, say=lambda _: None)
+def copy(rewards: Any) -> Any:
+    return rewards.copy()
 
 
-def test_summary_is_of_the_middle() -> None:
-    summary = Summary.of([5.0, 1.0, 2.0, 3.0, 100.0, 4.0])
-    assert (summary.p20, summary.median, summary.p80) == (2.0, 3.5, 5.0)
-    assert Summary.of([7.0]) == Summary(7.0, 7.0, 7.0)
+def measured(calls: dict[str, Callable[[Any], Any]]) -> dict[str, Timed]:
+    """Every candidate by its name, in NumPy, beside a plain copy."""
+    candidates = [Candidate("numpy copy", NUMPY, copy, "copy")]
+    candidates += [Candidate(name, NUMPY, call) for name, call in calls.items()]
+    every = measure([(candidate, [BLOCK, BLOCK]) for candidate in candidates], BLOCK)
+    return {timed.candidate.name: timed for timed in every}
 
 
-@pytest.mark.parametrize(("turns", "repetitions"), [(5, 5), (40, 5), (7, 3), (1, 1)])
-def test_every_arm_gets_its_repetitions(turns: int, repetitions: int) -> None:
-    parts = [takes_part(turn, turns, repetitions) for turn in range(turns)]
-    assert sum(parts) == repetitions
+# ---- The harness ---------------------------------------------------------------------------------
 
 
-def test_arms_take_turns_and_a_failing_one_leaves() -> None:
+@pytest.fixture
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "ROUNDS", 5)
+    monkeypatch.setattr(harness, "SAMPLE_SECONDS", 1e-4)
+
+
+def test_quantiles_hold_the_middle() -> None:
+    timed = Timed(Candidate("ours", NUMPY, copy), samples=[5.0, 1.0, 2.0, 3.0, 100.0, 4.0])
+    assert timed.quantiles("s", 1.0) == {"s_p20": 2.0, "s": 3.5, "s_p80": 5.0}
+    assert timed.row()["ms"] == 3500
+    timed.give_up("wrong", "because")
+    assert timed.quantiles("s", 1.0) == {"s_p20": None, "s": None, "s_p80": None}
+
+
+def test_candidates_take_turns_and_a_failing_one_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "ROUNDS", 4)
     order: list[str] = []
 
-    def runner(name: str, repetitions: int, fails_at: int | None = None) -> Runner:
-        def run(units: int) -> float:
-            order.append(name)
-            if order.count(name) == fails_at:
-                raise RuntimeError("broken\nin two lines")
-            return 2.0 * units
+    def seconds(call: Any, buffers: Any, calls: int, library: Any, host: bool) -> float:
+        order.append(call(None))
+        if order[-1] == "c" and order.count("c") == 2:
+            raise RuntimeError("broken\nin two lines")
+        return 2.0
 
-        outcome = Outcome(arm=name, library="numpy")
-        return Runner(outcome, Stopwatch("clock", run), 1, repetitions)
+    def prepare(timed: Timed, call: Any, buffers: Any, host: bool) -> None:
+        timed.every = 2 if timed.candidate.name == "b" else 1
 
-    runners = [runner("a", 4), runner("b", 2), runner("c", 4, fails_at=2)]
-    times = {outcome.arm: summary for outcome, summary in in_turns(runners)}
-    assert order == ["a", "c", "a", "b", "c", "a", "a", "b"]
-    assert times == {name: Summary(2.0, 2.0, 2.0) for name in "ab"}
-    assert [(r.outcome.outcome, r.outcome.samples) for r in runners[:2]] == [
-        ("measured", 4),
-        ("measured", 2),
-    ]
-    assert (runners[2].outcome.outcome, runners[2].outcome.reason) == (
-        "failed",
-        "RuntimeError: broken",
-    )
-
-
-def test_disagreement() -> None:
-    rewards = np.array([[1.0, 2.0], [3.0, 3.0]])
-    expected = np.array([[0.0, 1.0], [0.0, 0.0]])
-
-    def off(*errors: float) -> Any:
-        return expected + np.reshape(errors, (2, 2))
-
-    assert disagreement(expected, expected, rewards) is None
-    assert disagreement(expected, expected, None) is None
-    # relative to the row's largest, and where that is 0 nothing but what float64 rounds
-    assert disagreement(off(2e-6, 0, 1e-13, 0), expected, rewards) is None
-    assert disagreement(off(1e-5, 0, 0, 0), expected, rewards) == pytest.approx(1e-5)
-    assert disagreement(off(0, 0, 1e-8, 0), expected, rewards) == pytest.approx(1e-8)
-    assert disagreement(off(1e-16, 0, 0, 0), expected, None) is not None
-    assert math.isnan(disagreement(expected * math.nan, expected, rewards) or 0)
-    assert disagreement(expected[:1], expected, rewards) is not None
-
-
-def test_oracle_knows_the_repeated_block(rng: np.random.Generator) -> None:
-    block = rng.standard_normal((5, 8)).astype(np.float32)
-    places = places_to_prove(12)
-    matrix = Numpy("cpu").matrix(block, 12)
-    oracle = Oracle(block)
-    np.testing.assert_array_equal(oracle.expected(places, "copy"), matrix[places])
-    np.testing.assert_array_equal(oracle.expected(places, "sort"), np.sort(matrix[places], axis=1))
-    expected = pk.transform(matrix[places].astype(np.float64), K, implementation="reference")
-    np.testing.assert_array_equal(oracle.expected(places, "transform"), expected)
+    monkeypatch.setattr(harness, "seconds", seconds)
+    monkeypatch.setattr(harness, "_prepare", prepare)
+    monkeypatch.setattr(harness, "error_of", lambda *_: None)
+    calls = [Candidate(name, NUMPY, lambda _, name=name: name) for name in "abc"]
+    a, b, c = measure([(it, [BLOCK]) for it in calls], BLOCK)
+    assert "".join(order) == "abcacaba"
+    assert (a.samples, b.samples) == ([2.0] * 4, [2.0] * 2)
+    assert (c.outcome, c.reason, c.samples) == ("failed", "RuntimeError: broken", [])
 
 
 @pytest.mark.parametrize("row", [0, 6, 11])
-def test_a_wrong_arm_gets_no_figure(monkeypatch: pytest.MonkeyPatch, row: int) -> None:
+def test_a_wrong_candidate_gets_no_figure(few_rounds: None, row: int) -> None:
     def right(rewards: Any) -> Any:
         return pk.transform(rewards, K)
 
@@ -141,26 +97,91 @@ def test_a_wrong_arm_gets_no_figure(monkeypatch: pytest.MonkeyPatch, row: int) -
     def broken(rewards: Any) -> Any:
         raise MemoryError("not today")
 
-    calls = {"right": right, "wrong": wrong, "broken": broken}
-    bench = bench_of(monkeypatch, calls)
-    found = {m.arm: m for m in bench.matrix(PLAN.shapes[0], "gaussian")}
-    assert [found[name].outcome for name in ("numpy copy", *calls)] == [
-        "measured",
-        "measured",
-        "disagrees",
-        "failed",
-    ]
-    assert found["numpy copy"].of_copy == 1
-    rate = found["right"].gb_per_s
-    assert rate is not None
-    assert rate == pytest.approx(12 * 8 * 8 / 1e6 / (found["right"].milliseconds or 0))
-    for name in ("wrong", "broken"):
-        m = found[name]
-        assert [m.milliseconds, m.milliseconds_p20, m.gb_per_s, m.gb_per_s_p80, m.of_copy] == (
-            [None] * 5
-        )
-    assert "1.0e-04" in found["wrong"].reason
-    assert [remark.split(": ")[1] for remark in bench.remarks] == ["disagrees", "failed"]
+    found = measured({"right": right, "wrong": wrong, "broken": broken})
+    assert [it.outcome for it in found.values()] == ["measured", "measured", "wrong", "failed"]
+    assert "1.0e-04" in found["wrong"].reason and found["broken"].reason == "MemoryError: not today"
+    rows = throughput.rows_of(Shape(12, 8), "gaussian", list(found.values()), {})
+    figures = ("ms_p20", "ms", "ms_p80", "gb_per_s", "of_copy")
+    for row_of in rows:
+        there = row_of["outcome"] == "measured"
+        assert [row_of[name] is not None for name in figures] == [there] * 5, row_of
+
+
+def test_ratios_are_to_the_copy_of_the_same_run() -> None:
+    def row_of(seconds: float, of_copy: float) -> list[dict[str, Any]]:
+        every = [
+            Timed(Candidate("numpy copy", NUMPY, copy, "copy"), 12, samples=[of_copy]),
+            Timed(Candidate("ours", NUMPY, copy), 6, samples=[seconds]),  # on half of the rows
+        ]
+        return throughput.rows_of(Shape(12, 8), "0/1", every, {"ours": {"host_us": 7.0}})
+
+    first, second = row_of(2.0, 1.0), row_of(2.0, 4.0)
+    assert [row["of_copy"] for row in first] == [1, 0.25]
+    assert [row["of_copy"] for row in second] == [1, 1]
+    assert first[1]["gb_per_s"] == 6 * 8 * 8 / 2.0 / 1e9 and first[1]["host_us"] == 7
+
+
+def test_error_of() -> None:
+    rewards = np.array([[1.0, 2.0, 2.0, 2.0]])
+    right = pk.transform(rewards, K)  # of which all but one are 0
+
+    def off(*errors: float) -> float | None:
+        return error_of(NUMPY, right + np.array([errors]), rewards)
+
+    assert off(0, 0, 0, 0) is None
+    assert error_of(NUMPY, rewards, rewards, result="copy") is None
+    assert error_of(NUMPY, rewards[:, ::-1], rewards, result="sort") is not None
+    far = np.array([[1.0, 2.0, 3.0, 4.0]])
+    largest = np.abs(pk.transform(far, K)).max()
+    out = pk.transform(far, K)
+    out[0, 0] += 1e-5 * largest
+    assert error_of(NUMPY, out, far) == pytest.approx(1e-5)
+    out[0, 0] -= 0.9e-5 * largest
+    assert error_of(NUMPY, out, far) is None
+    assert error_of(NUMPY, far + 1e-16, far + 1e-15, result="copy") is not None
+    assert math.isnan(error_of(NUMPY, out * math.nan, far) or 0)
+    assert error_of(NUMPY, out[:, :3], far) == math.inf
+
+
+def test_a_matrix_repeats_its_block() -> None:
+    ks = 1 + np.arange(5) % 3
+    matrix = NUMPY.matrix(BLOCK[:5], 12)
+    out = pk.transform(matrix, ks[np.arange(12) % 5])
+    assert error_of(NUMPY, out, BLOCK[:5], ks) is None
+    assert error_of(NUMPY, np.sort(matrix, axis=1), BLOCK[:5], result="sort") is None
+    assert error_of(NUMPY, out, BLOCK[:5], ks[::-1]) is not None
+
+
+def test_buffers_exceed_the_cache() -> None:
+    size = BLOCK.nbytes
+    assert len(buffers_of(NUMPY, BLOCK, 12, 0)) == 2
+    assert len(buffers_of(NUMPY, BLOCK, 12, 5 * size)) == 20
+    assert len(buffers_of(NUMPY, BLOCK, 12, 10**9)) == harness.MOST_BUFFERS
+
+
+def test_a_slow_candidate_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "SLOW_SECONDS", 0.0)
+    assert {it.outcome for it in measured({"ours": copy}).values()} == {"slow"}
+
+
+# ---- Its table -----------------------------------------------------------------------------------
+
+
+def test_a_table_is_flat_and_says_where_it_is_from(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.csv"
+    write_table(path, [{"n": 8, "normal": {"alu": 0.1}}, {"n": 9, "alone": None}], ORIGIN)
+    lines = read_table(path)
+    assert list(lines[0]) == ["n", "normal_alu", "alone", *ORIGIN]
+    assert [number(line, "normal_alu") for line in lines] == [0.1, None]
+    assert {line["commit"] for line in lines} == {"6e12345"}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_plan_fills_a_small_table() -> None:
+    libraries = opened("cpu", print)
+    every = [it for library in libraries for it in candidates_of(library, 2, 8)]
+    assert len(every) * sum(len(inputs) for _, inputs in throughput.PLAN) <= 100
+    assert set(throughput.BOTH) == set(INPUTS)
 
 
 @pytest.mark.parametrize(
@@ -168,148 +189,80 @@ def test_a_wrong_arm_gets_no_figure(monkeypatch: pytest.MonkeyPatch, row: int) -
     [
         ("gaussian", 16),
         *(pytest.param("gaussian", n, marks=pytest.mark.slow) for n in MEASURED_N if n != 16),
-        *(pytest.param(name, 64, marks=pytest.mark.slow) for name in INPUTS),
+        pytest.param("0/1", 64, marks=pytest.mark.slow),
     ],
 )
-def test_every_length_that_is_measured_is_right_and_every_input(name: str, n: int) -> None:
-    rewards = INPUTS[name](np.random.default_rng(n), Shape(2, n))
-    places = [0, 1]
-    expected = Oracle(rewards).expected(places, "transform")
-    for implementation, reason in pk.available_implementations().items():
-        if reason is None and implementation not in throughput.ROW_BY_ROW:
-            kind = registry.library_served(implementation)
-            got = pk.transform(from_host(rewards, kind), K, implementation=implementation)
-            given = rewards.astype(np.float64)
-            assert disagreement(np.asarray(got, np.float64), expected, given) is None
+def test_every_length_that_is_measured_is_right(name: str, n: int) -> None:
+    block = INPUTS[name](np.random.default_rng(n), Shape(2, n))
+    for library in opened("cpu", print):
+        for candidate in candidates_of(library, 2, n):
+            if candidate.name.startswith("torch.compile") and n != 16:
+                continue  # takes minutes to compile
+            out = candidate.call(library.matrix(block, 2))
+            assert error_of(library, out, block, K, candidate.result) is None, candidate.name
 
 
-def test_a_slow_arm_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = bench_of(monkeypatch, {"ours": lambda rewards: pk.transform(rewards, K)})
-    bench.plan = Plan((Shape(12, 8),), ("gaussian",), 10, 0.001, call_seconds=0)
-    assert {m.outcome for m in bench.matrix(Shape(12, 8), "gaussian")} == {"skipped"}
+# ---- The command ---------------------------------------------------------------------------------
 
 
-def test_every_input_has_its_shape_and_type(rng: np.random.Generator) -> None:
-    for name, make in INPUTS.items():
-        rewards = make(rng, Shape(6, 8))
-        assert rewards.shape == (6, 8)
-        assert rewards.dtype == (np.bool_ if name == "bool" else np.float32)
-    assert not np.ptp(INPUTS["all equal"](rng, Shape(6, 8)), axis=1).any()
-
-
-def test_plans_are_for_matrices_of_one_size() -> None:
-    for (device, _), plan in PLANS.items():
-        assert len({shape.elements for shape in plan.shapes}) == 1
-        if device == "cuda":
-            assert plan.shapes[0].elements * 4 >= 1e9
-
-
-def run(arguments: Sequence[object]) -> Any:
-    return CliRunner().invoke(throughput.app, list(map(str, arguments)))
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(throughput.app, ["--device", "cpu", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_command_writes_whole_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything: bool
+def test_command_writes_a_table_and_a_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_rounds: None, everything: bool
 ) -> None:
     if not everything:
-        monkeypatch.setattr(throughput, "opened", lambda device, say: [Numpy(device)])
-    monkeypatch.setitem(PLANS, ("cpu", True), replace(PLANS["cpu", True], arm_seconds=0.01))
-    monkeypatch.setattr(throughput, "HOST_SPAN", 0.002)
-    shapes = ["--shape", "16x8", "--shape", "4x32"]
-    arms = ["--arm", "pk ", "--arm", "torch.sort"]
-    options = ["--device", "cpu", "--quick", "--out", tmp_path, "--commit", "abc"]
-    result = run([*options, *shapes, *arms])
+        monkeypatch.setattr(throughput, "opened", lambda device, say: [NUMPY])
+    result = run("--shape", "16x8", "--shape", "4x32", "--out", tmp_path, "--commit", "abc")
     assert result.exit_code == 0, result.output
-    files = {path.name.removeprefix("throughput-cpu-"): path for path in tmp_path.iterdir()}
-    assert len(files) == (4 if throughput.find_spec("matplotlib") else 2)
-    (json_file,) = (path for path in files.values() if path.suffix == ".json")
-    record = json.loads(json_file.read_text())
-    assert record["complete"] and record["commit"] == "abc"
-    assert record["plan"]["shapes"] == ["16x8", "4x32"]
-    assert record["versions"]["numpy"] == np.__version__
-
-    results = record["results"]
-    names = {m["arm"] for m in results}
-    assert {"numpy copy", "pk numpy", "pk reference"} <= names
-    assert {cost["arm"] for cost in record["host"]} == names
-    assert record["default"] in names
-    assert {(m["input"], m["n"]) for m in results} == {
-        (name, n) for name in ("gaussian", "0/1") for n in (8, 32)
+    files = {path.suffix: path for path in tmp_path.iterdir()}
+    assert set(files) == {".csv", ".png"} and files[".csv"].name.startswith("throughput-cpu-")
+    assert files[".png"].read_bytes().startswith(b"\x89PNG")
+    rows = read_table(files[".csv"])
+    names = {row["candidate"] for row in rows}
+    assert {"numpy copy", "pk numpy", "numpy row by row"} <= names
+    assert not everything or {"pk torch", "torch.compile, sort form", "pk xla"} <= names
+    assert {(row["input"], row["n"]) for row in rows} == {
+        (name, n) for name in INPUTS for n in ("8", "32")
     }
-    for m in results:
-        assert m["outcome"] == "measured", m
-        assert m["gb_per_s_p20"] <= m["gb_per_s"] <= m["gb_per_s_p80"]
-        assert m["of_copy"] > 0 and m["samples"] >= throughput.FEWEST_SAMPLES
-
-    with json_file.with_suffix(".csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert len(lines) == len(results)
-    for line, m in zip(lines, results, strict=True):
-        assert list(line)[: len(m)] == list(m)
-        assert (line["commit"], line["device"]) == ("abc", record["device"]["name"])
-        assert line["numpy version"] == np.__version__
-        assert float(line["gb_per_s"]) == m["gb_per_s"]
-    for path in files.values():
-        assert path.suffix != ".png" or path.read_bytes().startswith(b"\x89PNG")
-    for name in names:
-        assert name in result.output
-
-
-def test_without_figures_are_the_defaults_that_were_asked_for() -> None:
-    def cost(arm: str) -> HostCost:
-        return HostCost(arm=arm, library="numpy")
-
-    def measurement(arm: str, outcome: str = "measured") -> Measurement:
-        m = Measurement(
-            arm=arm, library="numpy", input="0/1", rows=3, n=8, rows_timed=3, bytes_per_element=8
-        )
-        m.give_up(outcome, "because")
-        return m
-
-    right = measurement("pk a")
-    assert without_figures(["pk a", "pk b"], [cost("pk a")], [right]) == []
-    assert without_figures(["pk a"], [cost("pk a")], [measurement("c", "failed"), right]) == []
-    for outcome in ("failed", "disagrees", "skipped"):
-        found = without_figures(["pk a"], [], [right, measurement("pk a", outcome)])
-        assert found == [f"3x8 0/1, pk a: {outcome}: because"]
-    assert without_figures(["pk a"], [cost("pk a")], []) == ["pk a: no matrix was reached"]
+    for row in rows:
+        assert (row["outcome"], row["commit"]) == ("measured", "abc"), row
+        assert float(row["ms_p20"]) <= float(row["ms"]) <= float(row["ms_p80"])
+        assert float(row["of_copy"]) > 0 and float(row["host_us"]) > 0
+        assert f"numpy {np.__version__}" in row["versions"] and row["device"] and row["date"]
+        assert row["candidate"] in result.output
 
 
 @pytest.mark.parametrize(("name", "code"), [("pk numpy", 1), ("something else", 0)])
 def test_command_fails_where_a_default_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_rounds: None, name: str, code: int
 ) -> None:
     def broken(rewards: Any) -> Any:
         raise RuntimeError("no kernel today")
 
-    monkeypatch.setattr(throughput, "opened", lambda device, say: [Numpy(device)])
-    monkeypatch.setattr(
-        throughput, "implementation_arms", lambda library, like: [Arm(name, library, broken)]
-    )
-    monkeypatch.setattr(throughput, "HOST_SPAN", 0.0)
-    monkeypatch.setattr(throughput, "find_spec", lambda name: None)  # no plots
-    options = ["--device", "cpu", "--quick", "--shape", "16x8", "--out", tmp_path]
-    result = run([*options, "--arm", name])
+    def candidates(library: Library, rows: int, n: int) -> list[Candidate]:
+        return [Candidate("numpy copy", library, copy, "copy"), Candidate(name, library, broken)]
+
+    monkeypatch.setattr(throughput, "opened", lambda device, say: [NUMPY])
+    monkeypatch.setattr(throughput, "candidates_of", candidates)
+    monkeypatch.setattr(records, "find_spec", lambda name: None)
+    result = run("--shape", "16x8", "--out", tmp_path, "--seconds", 0)
     assert result.exit_code == code, result.output
-    complaint = "has no figure: 16x8 gaussian, pk numpy: failed: RuntimeError: no kernel today"
-    assert (complaint in result.output) == bool(code)
-    # What there is to know is kept.
-    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
-    assert record["complete"] and {m["arm"] for m in record["results"]} == {"numpy copy", name}
+    assert f"{name} has no figure: failed: RuntimeError: no kernel today" in result.output
+    # What there is to know is kept, and what time there was is said; plots are for who has them.
+    (path,) = tmp_path.iterdir()
+    assert [row["input"] for row in read_table(path)] == ["gaussian"] * 2
+    assert "0 s are used up after 16x8 gaussian" in result.output
 
 
-def test_a_run_without_time_leaves_what_the_host_does_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(throughput, "opened", lambda device, say: [Numpy(device)])
-    monkeypatch.setattr(throughput, "HOST_SPAN", 0.0)
-    options = ["--device", "cpu", "--quick", "--shape", "16x8", "--out", tmp_path]
-    result = run([*options, "--arm", "pk numpy", "--seconds", 0])
-    assert result.exit_code == 1, result.output
-    assert "pk numpy: no matrix was reached" in result.output
-    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
-    assert record["host"] and not record["results"]
+def test_command_refuses_in_words(tmp_path: Path) -> None:
+    for shape in ("8", "8x", "0x8", f"8x{K - 1}", "8 x 8"):
+        result = run("--shape", shape, "--out", tmp_path / "none")
+        assert result.exit_code == 2
+        assert "ROWSxN" in result.output
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow
@@ -318,14 +271,13 @@ def test_make_gpu_bench_measures_what_it_is_for(tmp_path: Path) -> None:
     """Its very command line, but for the device: the kernels can be imported, nothing keeps JAX
     from the GPU, and what serves torch is measured."""
     root = Path(throughput.__file__).parents[1]
-    python = tmp_path / "python"
+    python, results = tmp_path / "python", tmp_path / "results"
     python.write_text(f"""#!/bin/sh
 env >{tmp_path}/environment
 exec {sys.executable} "$@"
 """)
     python.chmod(0o755)
-    results = tmp_path / "results"
-    options = f"--quick --shape 16x8 --arm 'pk torch' --out {results} --commit abc"
+    options = f"--shape 16x8 --out {results} --commit abc --seconds 0"
     settings = {"GPU_PYTHON": python, "GPU_DEVICE": "cpu", "GPU_BENCH": options}
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -341,10 +293,9 @@ exec {sys.executable} "$@"
     environment = dict(line.split("=", 1) for line in lines if "=" in line)
     assert environment["PYTHONPATH"] == f"{root}:{root}/kernels"
     assert not {"JAX_PLATFORMS", "TRITON_INTERPRET", "PALLAS_INTERPRET"} & set(environment)
-    (record,) = (json.loads(path.read_text()) for path in results.glob("*.json"))
-    assert record["default"] == "pk torch"
-    assert {m["outcome"] for m in record["results"] if m["arm"] == "pk torch"} == {"measured"}
-    assert {m["library"] for m in record["results"]} == {"torch", "jax", "numpy"}
+    rows = read_table(next(results.glob("*.csv")))
+    assert {row["outcome"] for row in rows if row["candidate"] == "pk torch"} == {"measured"}
+    assert {row["library"] for row in rows} == {"torch", "jax", "numpy"}
 
 
 def test_kernels_to_warm_are_noted_once_and_launched_never(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,41 +305,17 @@ def test_kernels_to_warm_are_noted_once_and_launched_never(monkeypatch: pytest.M
     class Kernel:
         module, name = "pkpo_triton.kernel", "transform_kernel"
 
-    def verify(names: Sequence[str]) -> Any:
+    launches: list[bool] = []
+
+    def verify(names: Any) -> Any:
         assert names == ["triton"]
         for data in ("n=8", "n=16", "n=8"):
             hook = triton.knobs.runtime.jit_cache_hook
-            yield hook(fn=Kernel, compile={"specialization_data": data}, key=None)
+            launches.append(hook(fn=Kernel, compile={"specialization_data": data}, key=None))
+            yield
 
-    launches: list[bool] = []
-    monkeypatch.setattr(
-        gpu_warm.selfcheck, "verify", lambda names: map(launches.append, verify(names))
-    )
+    monkeypatch.setattr(gpu_warm.selfcheck, "verify", verify)
     found = gpu_warm.wanted()
     assert found == [(Kernel.module, Kernel.name, data) for data in ("n=8", "n=16")]
     assert launches == [True] * 3  # a true answer means that Triton need not go on
     assert triton.knobs.runtime.jit_cache_hook is None
-
-
-def test_command_refuses_in_words(tmp_path: Path) -> None:
-    for shape in ("8", "8x", "0x8", f"8x{K - 1}", "8 x 8"):
-        result = run(["--device", "cpu", "--shape", shape, "--out", tmp_path / "none"])
-        assert result.exit_code == 2
-        assert "ROWSxN" in result.output
-    assert not (tmp_path / "none").exists()
-
-
-def test_a_shape_keeps_to_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = bench_of(monkeypatch, {})
-    bench.plan = replace(PLAN, shapes=(Shape(12, 8), Shape(6, 16)), inputs=("gaussian", "0/1"))
-    clock = iter(range(0, 10_000, 3))  # every look at the clock takes 3 of the 10 seconds
-    monkeypatch.setattr(bench, "matrix", lambda shape, name: [f"{shape} {name}"])
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(clock)))
-    bench.start = 0
-    found = [str(m) for of_shape in bench.matrices(lambda _: None) for m in of_shape]
-    assert found == ["12x8 gaussian"]
-    assert [remark.split(": ")[0] for remark in bench.remarks] == [
-        "12x8 0/1",
-        "6x16 gaussian",
-        "6x16 0/1",
-    ]

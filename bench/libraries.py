@@ -1,0 +1,194 @@
+"""The array libraries that are measured: how each makes a matrix, waits and holds memory."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+import pkpo_kernels as pk
+
+Array = Any  # of the library
+Call = Callable[[Array], Array]  # (rows, n) → (rows, n)
+# A transform compiled once, (rewards, k) → result; ks as it takes them; how often it was compiled.
+Step = tuple[Callable[[Array, Any], Array], Sequence[Any], Callable[[], int]]
+
+
+class Library:
+    """NumPy on the CPU, and what the other libraries do in their own ways on their devices."""
+
+    name = "numpy"
+    # device → the implementations that may serve it, the default first
+    implementations: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("numpy",)}
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def served(self) -> list[str]:
+        """Name the implementations of pkpo_kernels that can be used here, the default first."""
+        reasons: dict[Any, str | None] = pk.available_implementations()
+        return [name for name in self.implementations[self.device] if reasons[name] is None]
+
+    def transform(self, implementation: Any, k: int | NDArray[np.integer[Any]]) -> Call:
+        """Bind pk.transform to an implementation and to k: one, or one a row."""
+        k = k if isinstance(k, int) else self.array(k)
+        return partial(pk.transform, k=k, implementation=implementation)
+
+    def jitted(self, call: Call) -> Call:
+        """Compile a call, where the library's users do."""
+        return call
+
+    def array(self, values: NDArray[Any]) -> Array:
+        """Copy an array to the device."""
+        return values.copy()
+
+    def matrix(self, block: NDArray[Any], rows: int) -> Array:
+        """Repeat a block of rows (some, n) to a matrix (rows, n) in new memory."""
+        return np.resize(block, (rows, block.shape[1]))
+
+    def rows(self, result: Array, indices: Sequence[int]) -> NDArray[np.float64]:
+        """Fetch some rows (len(indices), n) of a result."""
+        return np.asarray(result[np.array(indices)], np.float64)
+
+    def wait(self, result: Array) -> None:
+        """Return when the result is there."""
+
+    def temporary_memory(self, call: Call, rewards: Array) -> float:
+        """Find the peak of bytes besides input and result, in multiples of the input (rows, n)."""
+        tracemalloc.start()
+        out = call(rewards)
+        peak = tracemalloc.get_traced_memory()[1] - out.nbytes
+        tracemalloc.stop()
+        return float(peak / rewards.nbytes)
+
+    def step(self, implementation: Any, ks: Sequence[int]) -> Step | None:
+        """Make a step that is compiled; None where nothing is."""
+        return None
+
+    def release(self) -> None:
+        """Give back cached memory and compiled programs."""
+
+
+class Torch(Library):
+    """torch on the CPU or on a GPU."""
+
+    name = "torch"
+    implementations: ClassVar = {"cpu": ("torch",), "cuda": ("triton", "torch")}
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        super().__init__(device)
+        self.torch = torch
+
+    def array(self, values: NDArray[Any]) -> Array:
+        return self.torch.tensor(values, device=self.device)
+
+    def matrix(self, block: NDArray[Any], rows: int) -> Array:
+        return self.array(block).repeat(-(-rows // len(block)), 1)[:rows]
+
+    def rows(self, result: Array, indices: Sequence[int]) -> NDArray[np.float64]:
+        return np.asarray(result[list(indices)].double().cpu())
+
+    def wait(self, result: Array) -> None:
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def temporary_memory(self, call: Call, rewards: Array) -> float:
+        torch, cuda = self.torch, self.torch.cuda
+        if self.device == "cuda":
+            cuda.synchronize()
+            cuda.reset_peak_memory_stats()
+            before = cuda.memory_allocated()
+            out = call(rewards)
+            cuda.synchronize()
+            return float((cuda.max_memory_allocated() - before - out.nbytes) / rewards.nbytes)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            call(rewards)
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        changes = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+        return float(changes.max() / rewards.nbytes - 1)
+
+    def step(self, implementation: Any, ks: Sequence[int]) -> Step:
+        from torch._dynamo.utils import counters
+
+        self.torch.compiler.reset()
+        counters.clear()
+        transform = partial(pk.transform, implementation=implementation)
+        given = [self.torch.tensor(k, device=self.device) for k in ks]
+        compiled = self.torch.compile(transform, fullgraph=True)
+        return compiled, given, lambda: counters["stats"]["unique_graphs"]
+
+    def release(self) -> None:
+        self.torch.compiler.reset()
+        if self.device == "cuda":
+            self.torch.cuda.empty_cache()
+
+
+class Jax(Library):
+    """JAX on the device that it takes by itself."""
+
+    name = "jax"
+    implementations: ClassVar = {
+        "cpu": ("xla",),
+        "cuda": ("triton_jax", "xla"),
+        "tpu": ("pallas", "xla"),
+    }
+
+    def __init__(self, device: str) -> None:
+        import jax
+
+        super().__init__(device)
+        self.jax: Any = jax
+        found = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+        if found != device:
+            raise RuntimeError(f"JAX runs on {found} here")
+
+    def jitted(self, call: Call) -> Call:
+        return self.jax.jit(call)
+
+    def array(self, values: NDArray[Any]) -> Array:
+        # A copy of JAX's own: on CPUs it may take in a NumPy array without one.
+        return self.jax.numpy.array(values, copy=True)
+
+    def matrix(self, block: NDArray[Any], rows: int) -> Array:
+        return self.jax.numpy.tile(self.array(block), (-(-rows // len(block)), 1))[:rows]
+
+    def wait(self, result: Array) -> None:
+        result.block_until_ready()
+
+    def temporary_memory(self, call: Call, rewards: Array) -> float:
+        # The compiler's own figure.
+        memory = self.jax.jit(call).lower(rewards).compile().memory_analysis()
+        return float(memory.temp_size_in_bytes / rewards.nbytes)
+
+    def step(self, implementation: Any, ks: Sequence[int]) -> Step:
+        call = self.jax.jit(partial(pk.transform, implementation=implementation))
+        # NumPy's scalars: to make JAX's would be compiled too.
+        return call, [np.int32(k) for k in ks], call._cache_size
+
+    def release(self) -> None:
+        self.jax.clear_caches()
+
+
+def opened(device: str, say: Callable[[str], None]) -> list[Library]:
+    """Open the libraries that can be used with a device, and say which cannot, and why."""
+    if device == "cpu":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # torch and JAX share the GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
+    libraries: list[Library] = []
+    for library in (Torch, Jax, Library):
+        if device in library.implementations:
+            try:
+                libraries.append(library(device))
+            except (ImportError, RuntimeError) as error:
+                say(f"{library.name} is left out: {error}")
+    return libraries
