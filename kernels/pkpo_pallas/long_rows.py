@@ -28,7 +28,7 @@ def prefix_sums(terms: jax.Array, *, interpret: Any = False) -> jax.Array:
     rows, m = terms.shape
     terms = terms.T
     block = pl.BlockSpec((BLOCK_TERMS, BLOCK_ROWS), lambda i, j: (j, i))
-    sums = pl.pallas_call(
+    call = pl.pallas_call(
         _kernel,
         out_shape=shape_like(terms.shape, terms.dtype, terms),
         grid=(-(-rows // BLOCK_ROWS), -(-m // BLOCK_TERMS)),
@@ -37,8 +37,10 @@ def prefix_sums(terms: jax.Array, *, interpret: Any = False) -> jax.Array:
         scratch_shapes=[pltpu.VMEM((2, BLOCK_ROWS), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
-    )(terms)
-    return sums.T
+    )
+    # With 64 bits Python's numbers would be int64 and float64, which Mosaic does not lower.
+    with jax.enable_x64(False):
+        return call(terms).T
 
 
 def _kernel(terms_ref: Any, sums_ref: Any, carry_ref: Any) -> None:
