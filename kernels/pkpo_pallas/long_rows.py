@@ -20,7 +20,7 @@ _UNROLLED = 32
 
 
 def prefix_sums(terms: jax.Array, *, interpret: Any = False) -> jax.Array:
-    """(rows, m) terms ≥ 0 in float32 → (rows, m), the sum of each row's terms up to each.
+    """Sum each row's terms up to each: terms ≥ 0 (rows, m) in float32 → (rows, m).
 
     What the additions of a row lose to rounding is added up beside them, so that the error does not
     grow along the row. A term of 0 leaves the sum as it is, to the bit.
