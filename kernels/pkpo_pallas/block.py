@@ -125,7 +125,7 @@ class Block(NamedTuple):
 
     @property
     def rewards_ref(self) -> Ref:
-        """Tell where rewards are, as `Scratch.staging_ref` says: blocks so laid out need no copy."""
+        """Tell where rewards are, laid out as in staging: such blocks need no copy."""
         native = self.variant.native_layout
         return self.operands.rewards_ref if native else self.scratch.staging_ref
 
