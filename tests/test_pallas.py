@@ -372,6 +372,14 @@ class TestInsideJax:
         advantages = pk.transform(rewards, 3, implementation="xla")
         same(grads[0], -(advantages - advantages.sum(-1, keepdims=True) / 6))
 
+    @pytest.mark.parametrize("n, k", [(6, [2, 3]), (6, 2), (5000, 2)])
+    def test_programs_of_64_bits(self, n: int, k: Any) -> None:
+        # Not interpreted: what Mosaic lowers is the question.
+        with jax.enable_x64(True):
+            step = jax.jit(lambda x, k: pk.transform(x, k))
+            traced = step.trace(jnp.zeros((2, n), jnp.float32), jnp.asarray(k))
+            assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
     def test_remat(self) -> None:
         # The interpreter calls back to the host, which cannot be done twice: so without it.
         def loss(logits: jax.Array, x: jax.Array) -> jax.Array:

@@ -61,7 +61,7 @@ class Variant(NamedTuple):
 
     @property
     def has_factor(self) -> bool:
-        """Whether values are multiplied with something."""
+        """Tell whether values are multiplied with something."""
         return self.range_scaled or self.scale == "mean"
 
 
@@ -125,13 +125,13 @@ class Block(NamedTuple):
 
     @property
     def rewards_ref(self) -> Ref:
-        """The rewards as `Scratch.staging_ref` says: blocks of that layout need no copy."""
+        """Tell where rewards are, laid out as in staging: such blocks need no copy."""
         native = self.variant.native_layout
         return self.operands.rewards_ref if native else self.scratch.staging_ref
 
     @property
     def values_ref(self) -> Ref:
-        """Where values go, in the same layout."""
+        """Tell where values go, in the same layout."""
         return self.out_ref if self.variant.native_layout else self.scratch.staging_ref
 
 
@@ -148,12 +148,12 @@ class Tile(NamedTuple):
 
     @property
     def variant(self) -> Variant:
-        """What the kernel is compiled for."""
+        """Tell what the kernel is compiled for."""
         return self.block.variant
 
     @property
     def group_size(self) -> Rows:
-        """How many samples of a row are valid."""
+        """Count the valid samples of every row: (8, 128)."""
         if self.variant.masked:
             sizes: Rows = self.facts_ref[GROUP_SIZE]  # (8, 128)
             return sizes

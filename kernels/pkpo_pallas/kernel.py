@@ -44,7 +44,8 @@ _SHORTEST_COUNTED = 17
 
 def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch) -> None:
     """Transform a block of rows, or give the best of each k: rewards (n, BLOCK_ROWS), or
-    (BLOCK_ROWS, n), → values of the same shape, or (n_ks, BLOCK_ROWS / 128, 128).
+    (BLOCK_ROWS, n), → values of the same shape, or (n_ks, BLOCK_ROWS / 128, 128), where BLOCK_ROWS
+    is 1024 · tiles.
 
     A grid step is a block of short rows, which is copied in, computed and copied out. Of long ones
     it is a chunk of 128 samples of a tile, of grid (tiles, 2, chunks): in phase 0 chunks are copied

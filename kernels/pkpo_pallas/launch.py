@@ -229,7 +229,7 @@ def _launch(
         k_block = pl.BlockSpec((chosen.tiles * SUBLANES, LANES), lambda i, *_: (i, 0))
         specs = specs._replace(k_ref=k_block)
     semantics: Any = ("parallel", "arbitrary", "arbitrary") if chosen.chunked else ("parallel",)
-    out = pl.pallas_call(
+    call = pl.pallas_call(
         partial(kernel, variant),
         out_shape=shape_like(blocks.out_shape, result_dtype, operands.rewards_ref),
         grid=blocks.grid,
@@ -241,7 +241,10 @@ def _launch(
             vmem_limit_bytes=chosen.vmem_bytes,
         ),
         interpret=interpret,
-    )(operands)
+    )
+    # With 64 bits Python's numbers would be int64 and float64, which Mosaic does not lower.
+    with jax.enable_x64(False):
+        out = call(operands)
     return _from_layout(variant, out, rows).astype(dtype)
 
 

@@ -20,7 +20,7 @@ _UNROLLED = 32
 
 
 def prefix_sums(terms: jax.Array, *, interpret: Any = False) -> jax.Array:
-    """(rows, m) terms ≥ 0 in float32 → (rows, m), the sum of each row's terms up to each.
+    """Sum each row's terms up to each: terms ≥ 0 (rows, m) in float32 → (rows, m).
 
     What the additions of a row lose to rounding is added up beside them, so that the error does not
     grow along the row. A term of 0 leaves the sum as it is, to the bit.
@@ -28,7 +28,7 @@ def prefix_sums(terms: jax.Array, *, interpret: Any = False) -> jax.Array:
     rows, m = terms.shape
     terms = terms.T
     block = pl.BlockSpec((BLOCK_TERMS, BLOCK_ROWS), lambda i, j: (j, i))
-    sums = pl.pallas_call(
+    call = pl.pallas_call(
         _kernel,
         out_shape=shape_like(terms.shape, terms.dtype, terms),
         grid=(-(-rows // BLOCK_ROWS), -(-m // BLOCK_TERMS)),
@@ -37,8 +37,10 @@ def prefix_sums(terms: jax.Array, *, interpret: Any = False) -> jax.Array:
         scratch_shapes=[pltpu.VMEM((2, BLOCK_ROWS), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
-    )(terms)
-    return sums.T
+    )
+    # With 64 bits Python's numbers would be int64 and float64, which Mosaic does not lower.
+    with jax.enable_x64(False):
+        return call(terms).T
 
 
 def _kernel(terms_ref: Any, sums_ref: Any, carry_ref: Any) -> None:

@@ -21,12 +21,12 @@ class Index(NamedTuple):
 
     @property
     def value(self) -> Any:
-        """The index itself."""
+        """Add up the index itself."""
         return self.first + self.offset
 
     @property
     def as_float(self) -> Any:
-        """The index as a number, or once for each row: (8, 128)."""
+        """Give the index as a number, or once for each row: (8, 128)."""
         if isinstance(self.first, int):
             return float(self.value)
         return jnp.full((SUBLANES, LANES), self.value).astype(jnp.float32)

@@ -51,7 +51,7 @@ class Pass(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """Samples of a group."""
+        """Count the samples of a group."""
         return self.each * (2 if self.mirrored else 1)
 
 
@@ -64,7 +64,7 @@ class Bit(NamedTuple):
 
 
 def packed(count: int, sizes: tuple[int, ...]) -> list[Bit]:
-    """Where `count` decisions are kept in words that hold, in turn, so many."""
+    """Place `count` decisions in words that hold, in turn, so many."""
     bits: list[Bit] = []
     word = 0
     while len(bits) < count:
@@ -75,12 +75,13 @@ def packed(count: int, sizes: tuple[int, ...]) -> list[Bit]:
 
 
 def words_for(count: int, sizes: tuple[int, ...]) -> int:
+    """Count the words that `count` decisions take."""
     return sum(bit.closes for bit in packed(count, sizes))
 
 
 def passes(n: int, group: int, run: int = 0) -> tuple[Pass, ...]:
-    """What sorts rows of padded(n, group) samples in groups of up to `group`, a power of two; the
-    rest of it, where runs of `run` samples are sorted."""
+    """List what sorts rows of padded(n, group) samples in groups of up to `group`, a power of two;
+    the rest of it, where runs of `run` samples are sorted."""
     size = padded(n, group)
     width = min(size, group)
     found = [] if run else [Pass(size // width, width, 1, 1, width, False, sorting(width))]
@@ -92,13 +93,13 @@ def passes(n: int, group: int, run: int = 0) -> tuple[Pass, ...]:
 
 
 def padded(n: int, group: int) -> int:
-    """How many samples the network for rows of n samples takes."""
+    """Count the samples that the network for rows of n samples takes."""
     return n if n <= group else 1 << (n - 1).bit_length()
 
 
 def sorting(n: int) -> Comparators:
-    """A network for n samples, the shorter of two. Comparators beyond n fall away: what is not
-    there would be larger than all that is."""
+    """Build a network for n samples, the shorter of two. Comparators beyond n fall away: what is
+    not there would be larger than all that is."""
     runs = [
         (first + a, first + b) for first in range(0, n, 16) for a, b in _SIXTEEN if first + b < n
     ]
@@ -141,7 +142,7 @@ def _merge(size: int, span: int, group: int) -> Iterator[Pass]:
 
 
 def halving(n: int) -> Iterator[tuple[int, int]]:
-    """Sorts what first falls and then rises, or the other way round, of n, a power of two."""
+    """Sort what first falls and then rises, or the other way round, of n, a power of two."""
     distance = n // 2
     while distance:
         for a in range(n):

@@ -95,7 +95,7 @@ _CHIPS = {
 
 
 def chip(interpreted: bool = False) -> Chip:
-    """The chip that a program is traced for: that of the abstract mesh in force
+    """Tell the chip that a program is traced for: that of the abstract mesh in force
     (`jax.sharding.use_abstract_mesh`), else the first at hand; where there is none, what all have
     since v5."""
     meant = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
@@ -124,21 +124,21 @@ class Plan(NamedTuple):
 
     @property
     def tables(self) -> int:
-        """How many a run is kept in."""
+        """Count the tables that a run is kept in."""
         return -(-self.run // SUBLANES)
 
     @property
     def one_run(self) -> bool:
-        """Whether a row is one run, and no comparator is undone."""
+        """Tell whether a row is one run, and no comparator is undone."""
         return self.run == self.n_padded
 
     def runs(self, n: int) -> int:
-        """How many of them have samples of a row."""
+        """Count the runs that have samples of rows of n."""
         return -(-n // self.run)
 
 
 def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan:
-    """The plan for `rows` rows of n ≤ chip.longest samples.
+    """Plan a kernel for `rows` rows of n ≤ chip.longest samples.
 
     Interpreted, every access is a call, which has to be compiled and made: loops and small groups
     leave few of them to be compiled, large groups few to be made.
@@ -171,6 +171,6 @@ def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan
 
 
 def words(n: int, chosen: Plan) -> int:
-    """How many words the decisions of a tile take."""
+    """Count the words that the decisions of a tile take, for rows of n samples."""
     every = passes(n, chosen.group, chosen.run)
     return sum(p.groups * words_for(len(p.comparators), chosen.pack) for p in every)
