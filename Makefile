@@ -48,9 +48,9 @@ define pytest
 	PALLAS_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PALLAS_TESTS)
 	TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PTX_TESTS)
 endef
-TRITON_TESTS := tests/test_contract.py tests/test_triton.py tests/test_jax_triton.py
-PALLAS_TESTS := tests/test_contract.py tests/test_pallas.py
-PTX_TESTS := tests/test_contract.py tests/test_triton.py tests/test_ptx_kernels.py
+TRITON_TESTS := tests/contract tests/kernels/test_triton.py tests/backends/test_jax_triton.py
+PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py
+PTX_TESTS := tests/contract tests/kernels/test_triton.py tests/kernels/test_ptx_kernels.py
 # The ends of the range of Tritons that pyproject.toml allows.
 TRITONS := 3.5.0 3.9.0
 
@@ -59,7 +59,7 @@ define ptx_with_triton
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target build/triton-$(1) triton==$(1)
 	PYTHONPATH=build/triton-$(1) TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) \
-		tests/test_contract.py tests/test_triton.py
+		tests/contract tests/kernels/test_triton.py
 
 endef
 
@@ -78,7 +78,7 @@ test-release: .venv/installed  ## what both leave out: all GPUs, every variant, 
 
 gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that the kernels promise
 	$(GPU_ENV) TEST_DEVICE=$(GPU_DEVICE) $(GPU_PYTHON) -m pytest -m 'not release' \
-		tests/test_gpu.py tests/test_contract.py tests/test_triton.py
+		tests/kernels/test_gpu.py tests/contract tests/kernels/test_triton.py
 
 gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile and torch.sort
 	$(GPU_ENV) $(GPU_PYTHON) -m bench.throughput --device $(GPU_DEVICE) $(GPU_BENCH)

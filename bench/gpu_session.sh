@@ -145,9 +145,9 @@ if [ "$DEVICE" = cuda ]; then step warm 90 "$PYTHON" -m bench.gpu_warm; fi
 step verify 90 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
   "${implementations[@]/#/--implementation=}"
 
-step gpu-tests 110 "${tests[@]}" --junitxml="$OUT/gpu.xml" tests/test_gpu.py
+step gpu-tests 110 "${tests[@]}" --junitxml="$OUT/gpu.xml" tests/kernels/test_gpu.py
 step contract 130 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
-  tests/test_contract.py tests/test_triton.py
+  tests/contract tests/kernels/test_triton.py
 # All that is left; what is being compiled when its time is over needs longer.
 RESERVED=0
 left=$((TOTAL - 10 - SECONDS))

@@ -1,7 +1,7 @@
 """The kernels as they ship, on the machine that executes PTX: what only it can show.
 
 Run with TEST_DEVICE=ptx. Their results are the business of the contract and of
-tests/test_triton.py, which run there too.
+test_triton.py, which run there too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import ON_PTX
+from subjects import ON_PTX
 
 import pkpo_kernels as pk
 

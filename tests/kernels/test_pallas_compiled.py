@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("libtpu")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 
 # Every regime, dtype, and kind of mask and k, on one line each: a shape, and what is asked of it.

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pkpo_pallas
 import pytest
-from conftest import PALLAS_INTERPRETED, interpret_with, rewards_of_every_kind
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from pkpo_pallas import launch, networks, plan
 from races import Races
+from subjects import PALLAS_INTERPRETED, interpret_with, rewards_of_every_kind
 
 import pkpo_kernels as pk
 from pkpo_kernels.backends import registry

@@ -1,6 +1,6 @@
 """What only a GPU can show: no waiting, graphs, devices, huge matrices, the same bits every time.
 
-`make gpu-test` runs this, the contract and tests/test_triton.py with TEST_DEVICE=cuda;
+`make gpu-test` runs this, the contract and test_triton.py with TEST_DEVICE=cuda;
 `make gpu-session` what of it is not slow, so the most telling stands first.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DEVICE
+from subjects import DEVICE
 
 import pkpo_kernels as pk
 
@@ -60,7 +60,7 @@ def test_one_launch_beyond_two_to_the_31_elements(n: int, layout: str, masked: b
 
 def in_a_fresh_process(code: str) -> None:
     """Run the code where no table is made yet and no kernel loaded."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", code],

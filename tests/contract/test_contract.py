@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import INTERPRETED, Subject, rewards_of_every_kind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from subjects import INTERPRETED, Subject, rewards_of_every_kind
 
 import pkpo_kernels as pk
 from bench.shapes import ENUMERATED_N, REFERENCE, ks_for

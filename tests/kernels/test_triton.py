@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DEVICE, INTERPRETED, TRITON_RUNS, rewards_of_every_kind
+from subjects import DEVICE, INTERPRETED, TRITON_RUNS, rewards_of_every_kind
 
 import pkpo_kernels as pk
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import strictly
+from subjects import strictly
 
 import pkpo_kernels as pk
 from pkpo_kernels.backends import xla as xla_backend

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import INTERPRETED, rewards_of_every_kind
 from jax import lax
+from subjects import INTERPRETED, rewards_of_every_kind
 
 import pkpo_kernels as pk
 from pkpo_kernels import backends
