@@ -134,7 +134,7 @@ def _variant(
         elif argument in pointers:
             signature[argument] = pointers[argument]
         else:
-            signature[argument] = "fp32" if argument in HostWeights._fields else "i32"
+            signature[argument] = "fp64" if argument in HostWeights._fields else "i32"
     of_rows = ["rewards_stride_row", "where_stride_row", "out_stride_row"]
     strides = ["n_samples", *of_rows] if n % 16 == 0 else []
     if not masked:  # then 0, a multiple too

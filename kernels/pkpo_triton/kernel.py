@@ -211,7 +211,7 @@ def transform_kernel(
     factorials_size, n_rows, n_samples, k, requires_k_lt_n, undersized, by_mean, has_offset,
     counted_from_top, rewards_stride_row, rewards_stride_sample, where_stride_row,
     where_stride_sample, out_stride_row, out_stride_sample,
-    first_ratio, max_coefficient, gap, offset, slope,
+    first_ratio: "fp64", max_coefficient: "fp64", gap: "fp64", offset: "fp64", slope: "fp64",
     K: tl.constexpr, MASKED: tl.constexpr, WEIGHTS: tl.constexpr, INDEX_SHIFT: tl.constexpr,
     RANGE_SCALED: tl.constexpr, NORMALIZED: tl.constexpr, IS_BOOL: tl.constexpr,
     CONTIGUOUS: tl.constexpr, PADDED: tl.constexpr, SAMPLES_PER_THREAD: tl.constexpr,
@@ -225,6 +225,7 @@ def transform_kernel(
     (`first_ratio`); otherwise every row has its own, from coefficients (2, 13).
     WEIGHTS says what samples_ptr holds for each of a row's samples: "ready", its r_j; "chain",
     1/(j − INDEX_SHIFT), where that differs from thread to thread.
+    The weights come in float64: read as float32, ptxas (12.8) spills 2 words at 4096 samples.
     undersized: an index into `coefficients.UNDERSIZED`. CONTIGUOUS: rows of exactly S samples, one
     after the other. The other constants: `layout.Layout`, `binomial.Traits`.
     """

@@ -233,12 +233,12 @@ def row_kernel(
             if NORMALIZED:
                 value = value / divisor  # (BLOCK,)
             value = value * unscale  # (BLOCK,)
-            offset = tl.load(offsets_ptr + i, mask=inside, other=0)  # (BLOCK,)
+            offsets = tl.load(offsets_ptr + i, mask=inside, other=0)  # (BLOCK,)
             if MASKED:
                 where_row_ptr = where_ptr + row_number * where_stride_row
-                valid = tl.load(where_row_ptr + offset * where_stride_sample, mask=inside)
+                valid = tl.load(where_row_ptr + offsets * where_stride_sample, mask=inside)
                 value = tl.where(valid != 0, value, 0.0)  # (BLOCK,)
-            tl.store(out_ptr + offset, value, mask=inside)
+            tl.store(out_ptr + offsets, value, mask=inside)
 
 
 def transform_long(

@@ -138,8 +138,8 @@ def _is_inside(block, layout: tl.constexpr):
 def _load_whole(pointers, block, layout: tl.constexpr):
     """Load a tile of rows in one thread each. Every block but the last is full, and needs no masks.
 
-    One of two loops runs, once: with pointers that a loop carries, the compiler does not walk the
-    whole network for this access.
+    One of two loops runs, once: see `lookup.look_up`. With branches in their place rows of 32
+    samples compile in 11 s for sm_90 instead of 8 s (Triton 3.6).
     """
     STEP: tl.constexpr = layout.BLOCK_ROWS * layout.SAMPLES_PER_THREAD
     x = tl.zeros(pointers.shape, pointers.dtype.element_ty)
