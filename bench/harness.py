@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import cycle, islice
 from typing import Any, Literal, NamedTuple
 
@@ -72,7 +73,7 @@ def error_of(
         right = np.sort(rewards, axis=1)
     if result == "transform":
         ks = np.broadcast_to(k, len(block))[sources]
-        right = pk.transform(rewards, ks, implementation="reference")
+        right = np.stack([_right(*it) for it in zip(map(bytes, rewards), ks.tolist(), strict=True)])
         allowed = RELATIVE * np.abs(right) + OF_LARGEST * np.abs(right).max(axis=1, keepdims=True)
         allowed += OF_REWARDS * np.abs(rewards).max(axis=1, keepdims=True)
     if got.shape != right.shape:
@@ -82,6 +83,13 @@ def error_of(
         return None
     largest = np.abs(right).max(axis=1, keepdims=True)
     return float(np.max(error / np.where(largest > 0, largest, 1.0)))
+
+
+@lru_cache(maxsize=64)
+def _right(row: bytes, k: int) -> NDArray[np.float64]:
+    """Transform one row of float64 by the definitions, once for all candidates: it is slow."""
+    (out,) = pk.transform(np.frombuffer(row)[None], k, implementation="reference")
+    return np.asarray(out)
 
 
 @dataclass
