@@ -232,11 +232,23 @@ def transform_kernel(
     # The plan.
     UNIFORM: tl.constexpr = K == "int" and not MASKED
     layout: tl.constexpr = Layout(
-        SAMPLES_PER_THREAD, THREADS_PER_ROW, BLOCK_ROWS, BLOCK_ROWS * THREADS_PER_ROW, VECTOR,
-        WARP, CONTIGUOUS and padded(SAMPLES_PER_THREAD) == SAMPLES_PER_THREAD, PADDED, MASKED,
-        MASKED or PADDED,
-    )  # fmt: skip
-    traits: tl.constexpr = Traits(WEIGHTS == "ready", INDEX_SHIFT, RANGE_SCALED, NORMALIZED)
+        SAMPLES_PER_THREAD=SAMPLES_PER_THREAD,
+        THREADS_PER_ROW=THREADS_PER_ROW,
+        BLOCK_ROWS=BLOCK_ROWS,
+        THREADS=BLOCK_ROWS * THREADS_PER_ROW,
+        VECTOR=VECTOR,
+        WARP=WARP,
+        FLAT=CONTIGUOUS and padded(SAMPLES_PER_THREAD) == SAMPLES_PER_THREAD,
+        PADDED=PADDED,
+        MASKED=MASKED,
+        PARTIAL=MASKED or PADDED,
+    )
+    traits: tl.constexpr = Traits(
+        READY=WEIGHTS == "ready",
+        INDEX_SHIFT=INDEX_SHIFT,
+        RANGE_SCALED=RANGE_SCALED,
+        NORMALIZED=NORMALIZED,
+    )
     # The compiler does not know that there are rows: see `lookup.look_up`.
     tables = Tables(factorials_ptr, factorials_size, samples_ptr, (n_rows > 0).to(tl.int32))
     block = block_of_rows(n_rows, n_samples, layout)
@@ -265,9 +277,8 @@ def transform_kernel(
         k = load_k(k, k_ptr, block, K, layout)  # () or (T,)
         k = tl.where(undersized == 2, tl.minimum(k, rows.n - requires_k_lt_n), k)  # () or (T,)
         sizes = valid_sizes(rows.n, k, requires_k_lt_n)  # () or (T,)
-        max_coefficient, gap, offset, slope = estimator_weights(
-            coefficients_ptr, sizes.n, sizes.k
-        )  # () or (T,)
+        # each () or (T,)
+        max_coefficient, gap, offset, slope = estimator_weights(coefficients_ptr, sizes.n, sizes.k)
         is_zero = (sizes.k_is_valid > 0) | (undersized != 1)  # () or (T,)
         if_invalid = tl.where(is_zero, 0.0, float("nan")).to(tl.float32)  # () or (T,)
         factor = sizes.k_is_valid * tl.where(by_mean != 0, rows.n, 1).to(tl.float32)  # () or (T,)
@@ -288,9 +299,8 @@ def transform_kernel(
         )
     elif SAMPLES_PER_THREAD > 8:
         never = block.rows_left < 0  # ()
-        counted, low, high = find_two_values(
-            rows.samples, rows.irregular, never, layout
-        )  # (), (T,), (T,)
+        # (), (T,), (T,)
+        counted, low, high = find_two_values(rows.samples, rows.irregular, never, layout)
         if counted:
             transform_by_counting(
                 rows, low, high, sizes, start, weights, tables, out, block, traits, layout
@@ -338,12 +348,19 @@ def max_at_k_kernel(
     where a row has fewer than k samples. The regimes: `pkpo_triton.plan.plan`."""
     # The plan.
     layout: tl.constexpr = Layout(
-        SAMPLES_PER_THREAD, THREADS_PER_ROW, BLOCK_ROWS, BLOCK_ROWS * THREADS_PER_ROW, VECTOR,
-        WARP, CONTIGUOUS and padded(SAMPLES_PER_THREAD) == SAMPLES_PER_THREAD, PADDED, MASKED,
-        MASKED or PADDED,
-    )  # fmt: skip
+        SAMPLES_PER_THREAD=SAMPLES_PER_THREAD,
+        THREADS_PER_ROW=THREADS_PER_ROW,
+        BLOCK_ROWS=BLOCK_ROWS,
+        THREADS=BLOCK_ROWS * THREADS_PER_ROW,
+        VECTOR=VECTOR,
+        WARP=WARP,
+        FLAT=CONTIGUOUS and padded(SAMPLES_PER_THREAD) == SAMPLES_PER_THREAD,
+        PADDED=PADDED,
+        MASKED=MASKED,
+        PARTIAL=MASKED or PADDED,
+    )
     # Weights max_coefficient 1 and slope 1/k, with r_j of an index shift of 1.
-    traits: tl.constexpr = Traits(False, 1, False, False)
+    traits: tl.constexpr = Traits(READY=False, INDEX_SHIFT=1, RANGE_SCALED=False, NORMALIZED=False)
     # The compiler does not know that there are rows: see `lookup.look_up`.
     tables = Tables(factorials_ptr, factorials_size, samples_ptr, (n_rows > 0).to(tl.int32))
     block = block_of_rows(n_rows, n_samples, layout)
@@ -358,9 +375,8 @@ def max_at_k_kernel(
 
     rows = load_rows(rewards, where, block, layout)  # samples S × (T,), n () or (T,)
     ordered = order(rows, block.rows_left < 0, IS_BOOL, layout)  # S × (T,)
-    _, largest = ends(
-        ordered[0], ordered[SAMPLES_PER_THREAD - 1], rows.irregular, layout
-    )  # (T,), (T,)
+    # (T,), (T,)
+    _, largest = ends(ordered[0], ordered[SAMPLES_PER_THREAD - 1], rows.irregular, layout)
 
     zero = tl.zeros([layout.THREADS], tl.float32)  # (T,)
     thread = tl.arange(0, layout.THREADS)  # (T,)
