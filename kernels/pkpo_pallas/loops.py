@@ -44,8 +44,13 @@ class Index(NamedTuple):
 
 def isolated(block: Block, body: Callable[[], None]) -> None:
     """Run a body as a block of code by itself: a loop of one turn, which the compiler does not know
-    to be one. LLO schedules a block of code as a whole, and would keep what one part of it stores
-    and the next one loads in registers, which it then spills."""
+    to be one.
+
+    LLO schedules a block of code as a whole, and would keep what one part of it stores and the next
+    one loads in registers, which it then spills. Sorting so takes 4 % fewer bundles at n = 32 and
+    64 (9 of 73 more at n = 8); on v4, 5 % fewer at 32; merging so, 1 % and half of the spills at
+    128.
+    """
     lax.fori_loop(0, block.operands.integers_ref[ONE], without_carry(lambda _: body()), 0)
 
 
