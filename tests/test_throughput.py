@@ -362,7 +362,7 @@ def test_kernels_to_warm_are_noted_once_and_launched_never(monkeypatch: pytest.M
 
     launches: list[bool] = []
     monkeypatch.setattr(
-        gpu_warm.verification, "verify", lambda names: map(launches.append, verify(names))
+        gpu_warm.selfcheck, "verify", lambda names: map(launches.append, verify(names))
     )
     found = gpu_warm.wanted()
     assert found == [(Kernel.module, Kernel.name, data) for data in ("n=8", "n=16")]
