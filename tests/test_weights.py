@@ -13,7 +13,13 @@ import pytest
 
 import pkpo_kernels as pk
 from pkpo_kernels.maths.estimators import MAX_AT_K
-from pkpo_kernels.maths.weights import Estimator, GapWeights, host_weights, row_weights
+from pkpo_kernels.maths.weights import (
+    Coefficients,
+    Estimator,
+    GapWeights,
+    host_weights,
+    row_weights,
+)
 
 
 def as_published(estimator: str, n: int, k: int) -> tuple[list[Fraction], list[Fraction]]:
@@ -210,6 +216,17 @@ def test_traced_weights_stay_at_a_few_roundings(library: str, allowed: float, na
                     - 1
                 )
                 assert error[normal].max(initial=0) <= allowed, (n, k, field)
+
+
+def test_coefficients_at_k_1_are_all_taken_there() -> None:
+    plain, at_1 = Coefficients(gap_1=1, max_1=2), Coefficients(gap_1=3, offset_1=4, max_1=5)
+    mixed = Estimator("mixed", "", "", "", coefficients=plain, coefficients_at_k_1=at_1)
+    alone = Estimator("alone", "", "", "", coefficients=at_1)
+    weights = host_weights(mixed, 4, np.array([4, 4]), np.array([1, 2]))
+    want = host_weights(alone, 4, 4, 1)
+    assert weights.max_coefficient.tolist() == [5, 2]
+    np.testing.assert_array_equal(weights.gap[0], want.gap)
+    np.testing.assert_array_equal(weights.offset[0], want.offset)
 
 
 def test_estimators_offer_their_weights() -> None:

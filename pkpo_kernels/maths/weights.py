@@ -206,7 +206,7 @@ def gap_weights(
     # Rows whose k is not valid go through the formulas as n=2, k=1, so that nothing is divided by
     # 0, and are cleared after.
     n, k = xp.where(k_is_valid, n, 2), xp.where(k_is_valid, k, 1)
-    max_coefficient = xp.where(k_is_valid, estimator.coefficients.max_coefficient(n, k), 0)
+    max_coefficient = xp.where(k_is_valid, _max_coefficient(estimator, n, k, xp), 0)
     best_of_max = xp.where(k_is_valid, k / n, 0)
     n, k = n[..., None], k[..., None]
 
@@ -236,6 +236,13 @@ def gap_weights(
         # Σ_{i≤j} C(i−1, k−1) = C(j, k) = C(j−1, k−1) · j/k.
         best_offset=over_gaps(a * j / k),
     )
+
+
+def _max_coefficient(estimator: Estimator, n: Array, k: Array, xp: Any) -> Array:
+    coefficient = estimator.coefficients.max_coefficient(n, k)
+    if estimator.coefficients_at_k_1 is None:
+        return coefficient
+    return xp.where(k == 1, estimator.coefficients_at_k_1.max_coefficient(n, k), coefficient)
 
 
 def row_weights(
