@@ -1,6 +1,6 @@
 """What the compiler makes of the Pallas kernels for TPUs, without a TPU: a count of its schedule.
 
-    python -m bench.tpu_static            # every chip, to bench/results/tpu-static-CHIP.json
+    python -m bench.tpu_static            # every chip, to bench/results/tpu-static-CHIP.csv
     python -m bench.tpu_static --quick    # v5e, few n, float32, no file
 
 libtpu compiles for a chip that is not there, and writes down the bundles (instruction words) that
@@ -16,7 +16,6 @@ Nothing here is a measured speed.
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
@@ -29,7 +28,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -37,10 +35,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import commit_id
+from bench import commit_id, records
+from bench.records import RESULTS, versions, write_table
 from bench.shapes import MEASURED_N
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class Chip(NamedTuple):
@@ -327,56 +324,48 @@ def baselines(compiler: Compiler, n: int) -> dict[str, Any]:
 
 def measure_chip(
     chip_name: str, sizes: Sequence[int], dtypes: Sequence[str], *, with_baselines: bool
-) -> dict[str, Any]:
+) -> list[records.Row]:
+    """Count what a chip's schedules take: a row for every length, dtype and kind of rows."""
     import jax
 
-    beside = []
+    baselines: dict[int, dict[str, Any]] = {}
     if with_baselines:
         # In a process that writes down no schedules: sorts have long ones.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            beside = pool.submit(
+            found = pool.submit(
                 all_baselines, chip_name, [n for n in sizes if n <= LONGEST_BASELINE]
             ).result()
+        baselines = {baseline.pop("n"): baseline for baseline in found}
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(chip_name, Path(folder))
         from pkpo_pallas.plan import chip
 
         with jax.sharding.use_abstract_mesh(compiler.mesh):
             longest = chip().longest
-        sizes = [n for n in sizes if n <= longest]
-        rows = [
+        return [
             asdict(measure(compiler, n, dtype, path))
+            | (baselines.get(n, {}) if (path, dtype) == ("sorted", "float32") else {})
             for n in sizes
+            if n <= longest
             for dtype in dtypes
             for path in PATHS
             if (path, dtype) != ("sorted", "bool")
             and (path == "sorted" or n > 16 or dtype == "bool")
         ]
-        return {
-            "what": "static schedules of compiled code; nothing was run",
-            "chip": chip_name,
-            "commit": commit_id(),
-            "versions": {"jax": jax.__version__, "libtpu": version("libtpu")},
-            "rows": rows,
-            "beside": beside,
-        }
 
 
-def table(record: dict[str, Any]) -> Table:
+def table(chip_name: str, rows: Sequence[records.Row]) -> Table:
     caption = (
         "A static count, for 1024 rows; nothing was run. roofline: HBM cycles by bundles, at most"
         " 1. XLA: its estimate of cycles, + what it has no estimate of."
     )
-    out = Table(title=f"Pallas kernels for {record['chip']}", caption=caption)
+    out = Table(title=f"Pallas kernels for {chip_name}", caption=caption)
     for column in ("n", "dtype", "rows"):
         out.add_column(column)
     numbers = ("bundles", "HBM cycles", "roofline", "spills", "VMEM MiB", "compile s", "bytes")
     for column in (*numbers, "XLA, argsort", "xla"):
         out.add_column(column, justify="right")
-    beside = {baseline["n"]: baseline for baseline in record["beside"]}
-    for row in record["rows"]:
-        has_baseline = (row["dtype"], row["path"]) == ("float32", "sorted")
-        baseline = beside.get(row["n"]) if has_baseline else None
+    for row in rows:
         out.add_row(
             str(row["n"]),
             row["dtype"],
@@ -388,7 +377,7 @@ def table(record: dict[str, Any]) -> Table:
             f"{row['vmem_bytes'] / 2**20:.1f}",
             f"{row['compile_seconds']:.1f}",
             f"{row['bytes_over_floor']:.2f}",
-            *(f"{baseline[name]:.0f} +" if baseline else "" for name in ("argsort", "xla")),
+            *(f"{row[name]:.0f} +" if name in row else "" for name in ("argsort", "xla")),
         )
     return out
 
@@ -421,10 +410,11 @@ def main(
         return
     (name,) = chips
     sizes, dtypes = (QUICK_SIZES, DTYPES[:1]) if quick else (SIZES, DTYPES)
-    record = measure_chip(name, sizes, dtypes, with_baselines=beside)
-    Console(width=150).print(table(record))
+    rows = measure_chip(name, sizes, dtypes, with_baselines=beside)
+    Console(width=150).print(table(name, rows))
     if folder is not None:
-        (folder / f"tpu-static-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        origin = {"chip": name, "commit": commit_id(), "versions": versions("jax", "libtpu")}
+        write_table(folder / f"tpu-static-{name}.csv", rows, origin)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The street: every module imports from floors below its own, and from nowhere else."""
+"""The layers: every module imports from layers below its own, and from nowhere else."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PACKAGES = {
     "pkpo_pallas": ROOT / "kernels" / "pkpo_pallas",
 }
 
-# From the ground up. What stands on one floor does not know each other: no backend is called by
-# another. A room that ends in a dot is a package whose modules do.
-FLOORS = (
+# From the bottom up. Modules of one layer do not import each other: no backend is called by another.
+# A name that ends in a dot is a package whose modules may.
+LAYERS = (
     ("typing", "validation", "backends._installed"),
     ("maths.weights", "backends._devices"),
     ("maths.estimators",),
@@ -37,14 +37,14 @@ FLOORS = (
     ("cli.",),
     ("__main__",),
 )
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 
 
-def room_of(name: str) -> str:
-    """Which room of FLOORS a module of the library belongs to."""
+def unit_of(name: str) -> str:
+    """The name in LAYERS that a module of the library belongs to."""
     module = name.removeprefix("pkpo_kernels").lstrip(".")
     package = module.partition(".")[0] + "."
-    return package if package in FLOOR else module
+    return package if package in LAYER else module
 
 
 # The backend of a kernel package alone imports it.
@@ -84,16 +84,16 @@ def imported(name: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", sorted(modules("pkpo_kernels")))
 def test_modules_import_from_below(name: str) -> None:
-    here = room_of(name)
-    assert here in FLOOR, f"say in FLOORS where {name} belongs"
+    here = unit_of(name)
+    assert here in LAYER, f"say in LAYERS where {name} belongs"
     for other in imported(name):
         package = other.partition(".")[0]
         if package != "pkpo_kernels":
             assert package in MAY_IMPORT_KERNELS.get(name, ()), f"{name} imports {other}"
         else:
-            there = room_of(other)
+            there = unit_of(other)
             inside = here == there and here.endswith(".")
-            assert inside or FLOOR[there] < FLOOR[here], f"{name} imports {other}: not below it"
+            assert inside or LAYER[there] < LAYER[here], f"{name} imports {other}: not below it"
 
 
 def test_no_circle() -> None:
@@ -109,7 +109,7 @@ def test_kernels_know_neither_the_library_nor_each_other(package: str) -> None:
         assert not strangers, f"{name} imports {strangers}"
 
 
-def test_an_import_that_breaks_the_floors_is_seen() -> None:
+def test_an_import_that_breaks_the_layers_is_seen() -> None:
     assert "pkpo_kernels.backends.registry" in set(imported("pkpo_kernels.api"))
     deferred = set(imported("pkpo_kernels.backends.registry"))
     assert {"pkpo_kernels.backends.jax", "pkpo_kernels.maths.reference"} <= deferred

@@ -1,5 +1,5 @@
-"""The one door to JAX: which backend a program has for which platform, and what becomes of jit,
-vmap and arrays that lie on several devices.
+"""The one way from JAX arrays to a backend: which one a program runs on which platform, and how that
+goes with jit, vmap and arrays that lie on several devices.
 
 Where a program runs is known when it is lowered, not when it is traced: until then it has a branch
 for every platform of PLATFORMS.
@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,39 @@ PLATFORMS: dict[str, dict[str, str]] = {
 }
 
 
-def _backend(name: str) -> Any:
+class Backend(Protocol):
+    """What computes on a platform; the other arguments are those of `registry.Backend`."""
+
+    def fits(self, rewards: jax.Array, where: jax.Array | None, dtype: Any) -> bool:
+        """Tell whether it takes rewards (rows, N), where (rows, N) or None."""
+
+    def transform_rows(
+        self,
+        rewards: jax.Array,
+        k: int | jax.Array,
+        where: jax.Array | None,
+        *,
+        weights: GapWeights | None,
+        estimator: Estimator,
+        scale: str,
+        undersized: str,
+        dtype: Any,
+    ) -> jax.Array:
+        """Transform rows → (rows, N) of dtype; weights (1, N−1) where the host knows them."""
+
+    def max_at_k_rows(
+        self,
+        rewards: jax.Array,
+        ks: Sequence[int | jax.Array],
+        where: jax.Array | None,
+        *,
+        weights: Sequence[GapWeights | None],
+        dtype: Any,
+    ) -> jax.Array:
+        """Estimate the best of each k → (rows, len(ks)) of dtype."""
+
+
+def _backend(name: str) -> Backend:
     """Import a backend; a broken jax-triton is an ImportError."""
     if name == "pallas":
         from pkpo_kernels.backends import pallas
@@ -54,12 +86,12 @@ def _backend(name: str) -> Any:
     return xla
 
 
-def _backends(program: _Program, rewards: jax.Array, where: jax.Array | None) -> dict[str, Any]:
-    """platform → what computes for these rows there."""
+def _backends(program: _Program, rewards: jax.Array, where: jax.Array | None) -> dict[str, Backend]:
+    """List what computes for these rows: platform → backend."""
     # An export's symbolic sizes are no integers, and a kernel's grid is made of integers.
     if not all(isinstance(size, int) and size > 0 for size in rewards.shape):
         return {"default": xla}
-    found = {}
+    found: dict[str, Backend] = {}
     for platform, name in PLATFORMS[program.implementation].items():
         try:
             backend = _backend(name)
@@ -74,7 +106,7 @@ def _backends(program: _Program, rewards: jax.Array, where: jax.Array | None) ->
                     stacklevel=2,
                 )
             continue
-        if backend is xla or backend.fits(rewards, where, program.dtype):
+        if backend.fits(rewards, where, program.dtype):
             found[platform] = backend
     return found if "default" in found else {**found, "default": xla}
 
@@ -93,14 +125,14 @@ class _Program(NamedTuple):
     ks: tuple[int | None, ...]  # the static ones; None stands for the next of the dynamic ones
 
 
-class Door(NamedTuple):
-    """JAX's implementation of a name, as `registry.Backend` has it."""
+class JaxBackend(NamedTuple):
+    """One of JAX's implementations, as `registry.Backend` has it."""
 
     implementation: str
 
     @classmethod
-    def to(cls, implementation: str) -> Door:
-        """Open the door, importing what this implementation is named for.
+    def load(cls, implementation: str) -> JaxBackend:
+        """Import what an implementation is named for.
 
         Raises:
             ImportError: it is installed and cannot be imported.
@@ -198,7 +230,7 @@ _run_in_one_program = jax.jit(_run, static_argnames=("program",))
 
 
 def _call(
-    backend: Any,
+    backend: Backend,
     program: _Program,
     rewards: jax.Array,
     dynamic: Sequence[jax.Array],
@@ -267,7 +299,7 @@ def _batching(compute: Callable[..., jax.Array], program: _Program) -> Callable[
 # Of an array on a mesh with Explicit axes, which `jax.make_mesh` makes, the type says how it lies,
 # inside jit too; a concrete array says it itself, on Auto axes as well. There the computation goes
 # inside `jax.shard_map`: no group moves, and a kernel sees whole rows. What a program does along
-# Auto axes is the compiler's affair, and along Manual axes its author's: those are left alone.
+# Auto axes is left to the compiler, and along Manual axes to its author.
 
 
 class Layout(NamedTuple):
@@ -279,7 +311,7 @@ class Layout(NamedTuple):
 
 def layout_of(rewards: jax.Array, k: Any, where: jax.Array | None, axis: int) -> Layout | None:
     """How rewards (..., n) lie, or what goes with them if they lie nowhere in particular; None
-    where that is nobody's affair here.
+    where that is not handled here.
 
     Raises:
         ValueError: the samples of a group lie on several devices.
@@ -306,7 +338,7 @@ def layout_of(rewards: jax.Array, k: Any, where: jax.Array | None, axis: int) ->
 
 
 def _sharding(array: Any) -> NamedSharding | None:
-    """How an array lies, as far as that is known, and not the affair of others."""
+    """How an array lies, as far as that is known, and where this module handles it."""
     if not isinstance(array, jax.Array):
         return None
     is_known = not isinstance(array, jax.core.Tracer) and len(array.devices()) > 1

@@ -73,7 +73,7 @@ def _jax(name: ImplementationName) -> Callable[[], Backend]:
     def load() -> Backend:
         from pkpo_kernels.backends import jax
 
-        return jax.Door.to(name)
+        return jax.JaxBackend.load(name)
 
     return load
 
@@ -86,16 +86,19 @@ def _available() -> None:
     return None
 
 
+_COMPUTES_FLOAT32 = (
+    "its kernels compute in float32 and the rewards or their results are float64; take {}, or"
+    " convert them with {}"
+)
+
+
 def _triton_unsupported(rewards: Any) -> str | None:
     import torch
 
     # Of integers and bools the result is of torch's default dtype.
     result = rewards.dtype if rewards.dtype.is_floating_point else torch.get_default_dtype()
     if result == torch.float64:
-        return (
-            "its kernels compute in float32 and the rewards or their results are float64; take"
-            " 'torch', or convert them with .float()"
-        )
+        return _COMPUTES_FLOAT32.format("'torch'", ".float()")
     if _devices.interprets_triton():
         return _devices.no_triton_interpreter()
     if rewards.device.type == "cuda":
@@ -109,6 +112,8 @@ def _triton_unsupported(rewards: Any) -> str | None:
 def _jax_triton_unsupported(rewards: Any) -> str | None:
     import jax
 
+    if rewards.dtype == np.float64:
+        return _COMPUTES_FLOAT32.format("'xla'", ".astype('float32')")
     # Of a tracer nobody knows yet where it will run: the program has both ways.
     if isinstance(rewards, jax.core.Tracer):
         return _no_jax_triton()
@@ -149,10 +154,7 @@ def _pallas_unsupported(rewards: Any) -> str | None:
 
 def _pallas_interpret_unsupported(rewards: Any) -> str | None:
     if rewards.dtype == np.float64:
-        return (
-            "its kernels compute in float32 and the rewards are float64; take 'xla', or convert"
-            " them with .astype('float32')"
-        )
+        return _COMPUTES_FLOAT32.format("'xla'", ".astype('float32')")
     return None
 
 

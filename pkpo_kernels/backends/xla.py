@@ -17,6 +17,11 @@ from pkpo_kernels.maths.weights import Estimator, GapWeights
 BLOCK_ELEMENTS = 1 << 20
 
 
+def fits(rewards: jax.Array, where: jax.Array | None, dtype: Any) -> bool:
+    """Tell whether rewards (rows, N) are served: all are."""
+    return True
+
+
 def transform_rows(
     rewards: jax.Array,
     k: int | jax.Array,
@@ -84,10 +89,11 @@ def _in_blocks(
     k: jax.Array | None,
     where: jax.Array | None,
 ) -> jax.Array:
-    """Large matrices in turns, so that temporaries stay small beside the input.
+    """Compute large matrices (rows, N) block by block, so that temporaries stay small beside the
+    input.
 
-    A turn takes every blocks-th row, not a run of them: where rows are sharded over devices, each
-    device has its share of every turn, and nothing moves between them.
+    A block has every blocks-th row, not neighbours: where rows are sharded over devices, each
+    device has its share of every block, and nothing moves between them.
     """
     rows, n_columns = rewards.shape
     blocks = 1
