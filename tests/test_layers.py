@@ -16,8 +16,8 @@ PACKAGES = {
     "pkpo_pallas": ROOT / "kernels" / "pkpo_pallas",
 }
 
-# From the bottom up. Modules of one layer do not import each other: no backend is called by another.
-# A name that ends in a dot is a package whose modules may.
+# From the bottom up. Modules of one layer do not import each other: no backend is called by
+# another. A name that ends in a dot is a package whose modules may.
 LAYERS = (
     ("typing", "validation", "backends._installed"),
     ("maths.weights", "backends._devices"),

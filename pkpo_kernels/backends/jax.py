@@ -1,5 +1,5 @@
-"""The one way from JAX arrays to a backend: which one a program runs on which platform, and how that
-goes with jit, vmap and arrays that lie on several devices.
+"""The one way from JAX arrays to a backend: which one a program runs on which platform, and what
+that makes of jit, vmap and arrays that lie on several devices.
 
 Where a program runs is known when it is lowered, not when it is traced: until then it has a branch
 for every platform of PLATFORMS.
