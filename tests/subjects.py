@@ -6,9 +6,9 @@ Which ones, the environment says: see `SUBJECTS`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -37,65 +37,139 @@ ON_PTX = _TESTED == "ptx"
 DEVICE = "cpu" if ON_PTX else _TESTED
 TRITON_RUNS = INTERPRETED or ON_PTX or DEVICE == "cuda"
 
-_SIMULATED_ROWS = 32
 
+class Numpy:
+    """Arrays of NumPy, and what is special about them."""
 
-@dataclass(frozen=True)
-class Subject:
-    """One implementation as a user meets it: arrays of its library in and out."""
+    default_float = "float64"
+    # an allocated array holds whatever lay there, until it is written
+    leaves_memory_unwritten = True
+    # numbers below the normal ones of float64 are no zeros
+    keeps_subnormals = True
 
-    id: str
-    implementation: str
-    kind: str
-    # k given as an array of the library's, whose value nobody may read
-    hidden_k: bool = False
-    # torch as it runs where data must not be looked at: on a GPU, or under torch.compile
-    branchless: bool = False
-    # kernels that are interpreted, or executed instruction by instruction: small matrices
-    interpreted: bool = INTERPRETED or ON_PTX
-    # and of those the ones that are first compiled step by step: few different programs
-    simulated: bool = False
-    # JAX allowed to promote nothing, and with its own checks
-    strict: bool = False
-    # computes float64 rewards in float64; otherwise refuses them
-    serves_float64: bool = True
-
-    def array(self, values: Any, dtype: str | None = None) -> Any:
-        values = np.asarray(values)
-        if self.kind == "torch":
-            import torch
-
-            tensor = torch.from_numpy(np.array(values)).to(DEVICE)
-            return tensor if dtype is None else tensor.to(getattr(torch, dtype))
-        if self.kind == "jax":
-            import jax.numpy as jnp
-
-            if dtype == "int64":  # what JAX makes of it is its own affair
-                return jnp.asarray(values.astype(dtype))
-            return jnp.asarray(values, dtype)
+    def array(self, values: np.ndarray[Any, Any], dtype: str | None) -> Any:
         if dtype == "bfloat16":
             import ml_dtypes
 
             return values.astype(ml_dtypes.bfloat16)
         return values if dtype is None else values.astype(dtype)
 
+    def float64(self, array: Any) -> np.ndarray[Any, Any]:
+        assert isinstance(array, np.ndarray | np.generic)
+        return np.asarray(array).astype(np.float64)
+
+    def strided(self, values: np.ndarray[Any, Any]) -> Any:
+        """Every other row of values (6, 24), every third sample: a view where there are any."""
+        values.flags.writeable = False
+        return values[::2, ::-3]
+
+
+class Torch:
+    """Tensors."""
+
+    default_float = "torch.float32"
+    leaves_memory_unwritten = True
+    keeps_subnormals = True
+
+    def array(self, values: np.ndarray[Any, Any], dtype: str | None) -> Any:
+        import torch
+
+        tensor = torch.from_numpy(np.array(values)).to(DEVICE)
+        return tensor if dtype is None else tensor.to(getattr(torch, dtype))
+
+    def float64(self, array: Any) -> np.ndarray[Any, Any]:
+        import torch
+
+        assert isinstance(array, torch.Tensor)
+        return array.to(torch.float64).cpu().numpy()
+
+    def strided(self, values: np.ndarray[Any, Any]) -> Any:
+        return self.array(values, None)[::2].T[::3].T
+
+
+class Jax:
+    """Arrays of JAX."""
+
+    default_float = "float32"
+    leaves_memory_unwritten = False
+    keeps_subnormals = False
+
+    def array(self, values: np.ndarray[Any, Any], dtype: str | None) -> Any:
+        import jax.numpy as jnp
+
+        if dtype == "int64":  # what JAX makes of it is its own affair
+            return jnp.asarray(values.astype(dtype))
+        return jnp.asarray(values, dtype)
+
+    def float64(self, array: Any) -> np.ndarray[Any, Any]:
+        import jax
+
+        assert isinstance(array, jax.Array)
+        return np.asarray(array).astype(np.float64)
+
+    def strided(self, values: np.ndarray[Any, Any]) -> Any:
+        import jax
+        from jax.experimental.layout import Format, Layout
+
+        # JAX has no views, but samples may lie in memory before rows.
+        array = self.array(values[::2, ::3], None)
+        return jax.device_put(array, Format(Layout(major_to_minor=(1, 0)), array.sharding))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One implementation as a user meets it, and what may be asked of it."""
+
+    id: str
+    implementation: str
+    library: Numpy | Torch | Jax
+
+    # ---- How it is called ----
+    # k is an array of the library's, whose value nobody may read
+    dynamic_k: bool = False
+    # torch as it runs where data must not be looked at: on a GPU, or under torch.compile
+    branchless: bool = False
+    # JAX allowed to promote nothing, and with its own checks
+    strict: bool = False
+
+    # ---- What it promises ----
+    # what the others are compared with
+    is_oracle: bool = False
+    # last bits depend on where in a row a sample stands
+    adds_in_order_of_samples: bool = False
+    # computes float64 rewards in float64; otherwise refuses them
+    serves_float64: bool = True
+    # the weights of one k for all rows are of float64, of a k a row of float32: last bits differ
+    weighs_each_row_in_float32: bool = False
+    # rounds results to bfloat16 towards 0
+    cuts_off_bfloat16: bool = False
+
+    # ---- What it does within seconds ----
+    # every shape and every set of options is a program to compile …
+    compiles_programs: bool = False
+    # … operation by operation: few of them
+    compiles_step_by_step: bool = False
+    # (rows, samples) of a matrix of ordinary size
+    matrix: tuple[int, int] = (700, 300)
+    # (rows, samples) beyond what it takes in one block; None of one that goes row by row
+    several_blocks: tuple[int, int] | None = (220, 64)
+    # for how many samples, over all ks, it is asked for a row of
+    samples_of_a_row: int = 1 << 20
+
+    def array(self, values: Any, dtype: str | None = None) -> Any:
+        return self.library.array(np.asarray(values), dtype)
+
     def k(self, k: Any) -> Any:
-        return self.array(np.asarray(k)) if self.hidden_k else k
+        return self.array(np.asarray(k)) if self.dynamic_k else k
 
     def numpy(self, array: Any) -> np.ndarray[Any, Any]:
         """A result as float64, after checking its library."""
-        if self.kind == "torch":
-            import torch
+        return self.library.float64(array)
 
-            assert isinstance(array, torch.Tensor)
-            return array.to(torch.float64).cpu().numpy()
-        if self.kind == "jax":
-            import jax
-
-            assert isinstance(array, jax.Array)
-        else:
-            assert isinstance(array, np.ndarray | np.generic)
-        return np.asarray(array).astype(np.float64)
+    def some(self, ks: Sequence[int], n: int) -> Sequence[int]:
+        """Those of ks that rows of n samples are asked for: evenly, the middle one among them."""
+        step = -(-len(ks) // max(1, self.samples_of_a_row // n))
+        return ks[len(ks) // 2 % step :: step] if step > 1 else ks
 
     def transform(self, rewards: Any, k: Any, **options: Any) -> np.ndarray[Any, Any]:
         import pkpo_kernels as pk
@@ -113,10 +187,10 @@ class Subject:
 
     def _repeated(self, rewards: Any, k: Any, options: dict[str, Any]) -> Any:
         """The rows again and again, so that few different matrices have to be compiled for."""
-        rows = rewards.shape[0] if self.simulated and rewards.ndim == 2 else 0
-        if not 0 < rows < _SIMULATED_ROWS or "axis" in options:
+        rows = rewards.shape[0] if self.compiles_step_by_step and rewards.ndim == 2 else 0
+        if not 0 < rows < _REPEATED_ROWS or "axis" in options:
             return None, rewards, k, options
-        again = np.arange(_SIMULATED_ROWS) % rows
+        again = np.arange(_REPEATED_ROWS) % rows
         if np.ndim(k) == 1:
             k = np.asarray(k)[again]
         if "where" in options:
@@ -124,35 +198,54 @@ class Subject:
         return rows, self.array(np.asarray(rewards)[again]), k, options
 
 
+_REPEATED_ROWS = 32
+
+_KERNELS_OF_TRITON = Subject(
+    "ptx" if ON_PTX else "triton",
+    "triton",
+    Torch(),
+    serves_float64=False,
+    cuts_off_bfloat16=INTERPRETED,
+    matrix=(700, 300) if DEVICE == "cuda" else (20, 300),
+    several_blocks=(2200, 512) if DEVICE == "cuda" else (41, 512),
+    samples_of_a_row=1 << 20 if DEVICE == "cuda" else 4000,
+)
 _TRITON = (
-    Subject("ptx" if ON_PTX else "triton", "triton", "torch", serves_float64=False),
-    Subject(
-        "ptx-hidden-k" if ON_PTX else "triton-hidden-k",
-        "triton",
-        "torch",
-        hidden_k=True,
-        serves_float64=False,
-    ),
+    _KERNELS_OF_TRITON,
+    replace(_KERNELS_OF_TRITON, id=f"{_KERNELS_OF_TRITON.id}-hidden-k", dynamic_k=True),
 )
 _PORTABLE = (
-    Subject("reference", "reference", "numpy"),
-    Subject("numpy", "numpy", "numpy"),
-    Subject("torch", "torch", "torch"),
-    Subject("torch-branchless", "torch", "torch", hidden_k=True, branchless=True),
-    Subject("xla", "xla", "jax"),
-    Subject("xla-traced", "xla", "jax", hidden_k=True),
-    Subject("xla-strict", "xla", "jax", strict=True),
+    Subject(
+        "reference",
+        "reference",
+        Numpy(),
+        is_oracle=True,
+        adds_in_order_of_samples=True,
+        matrix=(2, 300),
+        several_blocks=None,
+    ),
+    Subject("numpy", "numpy", Numpy()),
+    Subject("torch", "torch", Torch()),
+    Subject("torch-branchless", "torch", Torch(), dynamic_k=True, branchless=True),
+    Subject("xla", "xla", Jax(), compiles_programs=True),
+    Subject("xla-traced", "xla", Jax(), compiles_programs=True, dynamic_k=True),
+    Subject("xla-strict", "xla", Jax(), compiles_programs=True, strict=True),
 )
 _PALLAS = (
     Subject(
         "pallas",
         "pallas_interpret",
-        "jax",
-        interpreted=True,
-        simulated=True,
+        Jax(),
         serves_float64=False,
+        weighs_each_row_in_float32=True,
+        compiles_programs=True,
+        compiles_step_by_step=True,
+        matrix=(20, 40),
+        several_blocks=(2200, 20),
+        samples_of_a_row=500,
     ),
 )
+# Those that this process is about.
 SUBJECTS = _TRITON if TRITON_RUNS else _PALLAS if PALLAS_INTERPRETED else _PORTABLE
 
 

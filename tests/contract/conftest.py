@@ -1,0 +1,102 @@
+"""What of the contract is slow, where every test is programs to compile or kernels to interpret.
+
+Patterns find names of tests without their subject: the_reference[2-257-sloo], not
+the_reference[pallas-2-257-sloo].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from subjects import DEVICE, Subject
+
+
+def _names(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns))
+
+
+# A k that is an operand: the subjects with a static one are asked for it with a k a row.
+_QUICK_OF_DYNAMIC_K = _names(
+    r"enumeration\[6",
+    r"the_reference\[3-8-",
+    r"equal_bits\[16-s",
+    r"test_k_",
+    r"no_rows",
+    r"beyond_all",
+    r"default_float\[bool\]",
+    r"becomes_nan\[s",
+    r"max_at_k_with",
+    r"max_at_k_of",
+    r"only_results",
+)
+# `make test` leaves to `make test-all` all but these …
+_QUICK = {
+    "pallas": _names(
+        r"enumeration\[6(-(sloo_minus_one|sloo|passk_training))?\]",
+        r"equal_bits\[16-sloo_minus_one\]",
+        r"exactly_zero\[3e-39-sloo_minus_one\]",
+        r"test_k_",
+        r"judged",
+        r"no_rows",
+        r"as_large\w+\[(sloo-sum|s-mean)\]",
+        r"every_row\[(sloo_minus_one-zero-mean|sloo-nan-sum)\]",
+        r"default_float\[bool\]",
+        r"becomes_nan\[(sloo_minus_one|sloo|passk_training)\]",
+        r"left_out_of\w+\[zero\]",
+        r"max_at_k_of_rows_that",
+    ),
+    "xla-traced": _QUICK_OF_DYNAMIC_K,
+    "triton-hidden-k": _QUICK_OF_DYNAMIC_K,
+    "ptx-hidden-k": _QUICK_OF_DYNAMIC_K,
+}
+# … or these: more numbers and shapes for the same code.
+_SLOW = {
+    "xla": _names(
+        r"the_reference\[2-\d+-(?!sloo_minus_one)",
+        r"every_row\[(?!sloo-)\w+-(nan|clip)",
+    ),
+    "triton": _names(
+        r"enumeration\[[1-4]",
+        r"the_reference\[(17|2)-\d+-(?!sloo_minus_one)",
+        r"every_row\[(?!sloo-)\w+-(nan|clip)",
+        r"1025",
+        r"any_rewards",
+        r"large_matrices",
+        r"nan_stays",
+        r"permuting",
+        r"repeats",
+        r"scaling",
+    ),
+}
+# And of what is slow these are for a release: rows of hundreds of samples in Pallas's interpreter,
+# and more numbers for a kernel that has been asked already.
+_RELEASE = {
+    "pallas": _names(
+        r"1024|1025|16384",
+        r"-257-(?!sloo_minus_one)",
+        r"\[(17-33|[1-4])-(s|centered)\]",
+        r"any_rewards",
+        r"every_row\[(s|cent)",
+        r"that_vanish",
+        r"\[-nan-",
+    ),
+    "ptx-hidden-k": _names(r""),  # all of it
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    if DEVICE == "cuda":
+        return
+    for item in items:
+        if item.path.parent != Path(__file__).parent:
+            continue
+        subject: Subject = item.callspec.params["subject"]  # type: ignore[attr-defined]
+        name = re.sub(rf"\[{subject.id}(-|\])", "[", item.name)
+        quick, slow = _QUICK.get(subject.id), _SLOW.get(subject.id)
+        if (quick and not quick.search(name)) or (slow and slow.search(name)):
+            release = _RELEASE.get(subject.id)
+            item.add_marker("release" if release and release.search(name) else "slow")

@@ -1,0 +1,83 @@
+"""What every implementation computes is what the definitions say, whatever n and k."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from expected import ESTIMATORS, admitted_ks, expected
+from subjects import Subject, rewards_of_every_kind
+
+from bench.shapes import ENUMERATED_N, REFERENCE, ks_for
+from pkpo_kernels.maths import reference
+
+
+class TestAgainstTheDefinitions:
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    @pytest.mark.parametrize("n", ENUMERATED_N)
+    def test_transform_is_the_enumeration(
+        self, subject: Subject, rng: np.random.Generator, estimator: str, n: int
+    ) -> None:
+        rewards = rewards_of_every_kind(rng, n)
+        for k in admitted_ks(estimator, range(1, n + 1), n):
+            want = [reference.ENUMERATIONS[estimator](row, k) for row in rewards]
+            got = subject.transform(subject.array(rewards, "float32"), k, estimator=estimator)
+            # Rewards near 100 leave "s" and "sloo" with results of that size.
+            np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6 if n > 1 else 0)
+
+    @pytest.mark.parametrize("n", ENUMERATED_N)
+    def test_max_at_k_is_the_enumeration(
+        self, subject: Subject, rng: np.random.Generator, n: int
+    ) -> None:
+        rewards = rewards_of_every_kind(rng, n)
+        ks = list(range(1, n + 1))
+        want = [[reference.enumerate_max_at_k(row, k) for k in ks] for row in rewards]
+        got = subject.max_at_k(subject.array(rewards, "float32"), ks)
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    @pytest.mark.parametrize("rows, n", REFERENCE)
+    def test_transform_is_the_reference(
+        self, subject: Subject, rng: np.random.Generator, estimator: str, rows: int, n: int
+    ) -> None:
+        if subject.is_oracle:
+            pytest.skip("is what this compares with")
+        rewards = rng.standard_normal((rows, n)).astype(np.float32)
+        is_chosen = estimator in ("sloo_minus_one", "passk_training")
+        if subject.compiles_step_by_step and n > 1000 and not is_chosen:
+            pytest.skip("the same kernel, and other numbers: see 257")
+        for k in admitted_ks(estimator, subject.some(ks_for(n), n), n):
+            want = expected(rewards.astype(np.float64), k, estimator=estimator)
+            got = subject.transform(subject.array(rewards), k, estimator=estimator)
+            np.testing.assert_allclose(got, want, rtol=5e-6, atol=2e-6 * np.abs(want).max())
+
+    @pytest.mark.parametrize("estimator", ESTIMATORS)
+    def test_float64_is_computed_in_float64(
+        self, subject: Subject, rng: np.random.Generator, estimator: str
+    ) -> None:
+        import jax
+
+        rewards = rewards_of_every_kind(rng, 9)
+        with jax.enable_x64(True):
+            if not subject.serves_float64:
+                with pytest.raises(ValueError, match=r"compute in float32 .* float64; take '"):
+                    subject.transform(subject.array(rewards), 1, estimator=estimator)
+                return
+            for k in (1, 4, 8):
+                got = subject.transform(subject.array(rewards), k, estimator=estimator)
+                want = expected(rewards, k, estimator=estimator)
+                np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-13)
+
+    @pytest.mark.parametrize("n", [1000, pytest.param(16384, marks=pytest.mark.slow)])
+    def test_sloo_minus_one_is_accurate_component_by_component(
+        self, subject: Subject, rng: np.random.Generator, n: int
+    ) -> None:
+        if subject.is_oracle:
+            pytest.skip("is what this compares with")
+        # The second row far from 0: what it has lost is lost in the input, not here.
+        offset = np.array([[0.0], [1e4]])
+        rewards = (rng.standard_normal((2, n)) + offset).astype(np.float32)
+        for k in subject.some((2, 8, n // 2, n), n):
+            want = expected(rewards.astype(np.float64), k)
+            got = subject.transform(subject.array(rewards), k)
+            # Below float32's normal numbers there are no 24 bits left to be right in.
+            np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-37)
