@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pkpo_pallas.block import GROUP_SIZE, N_ROWS, NAN_OR_0, Block, Rows, Tile, zeros
-from pkpo_pallas.loops import Index, divided, each_row_block, each_sample, each_turn
+from pkpo_pallas.loops import Index, divided, each_iteration, each_row_block, each_sample
 from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS
 
 _LEFT_OUT = 0x7FC0DEAD
@@ -145,7 +145,7 @@ def each_slab(tile: Tile, b: Any, body: Callable[[Any, jax.Array, Any], Any], ca
             carry = body(where, x, carry)
         return carry
 
-    return each_turn(tile.variant.plan.unrolled, -(-n // SUBLANES), some, carry)
+    return each_iteration(tile.variant.plan.unrolled, -(-n // SUBLANES), some, carry)
 
 
 def rows_inside(block: Block, g: Any) -> jax.Array:

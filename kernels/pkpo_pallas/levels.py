@@ -142,7 +142,7 @@ def give_by_level(tile: Tile) -> None:
 
 
 def _row_blocks_at_once(n_samples: int) -> int:
-    """Choose how many a turn takes that goes over slabs. All 8 would save 24 % of the bundles of
+    """Choose how many an iteration over slabs takes. All 8 would save 24 % of the bundles of
     rows of 128, 12 % of 256 and 1 % of 1024; long blocks of code take LLO long to schedule: the
     compiler takes 10.0, 12.3 and 15.4 s then, of 7.8, 9.6 and 13.1."""
     return 8 if n_samples <= 64 else 2 if n_samples <= 256 else 1

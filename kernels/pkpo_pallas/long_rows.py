@@ -15,7 +15,7 @@ from pkpo_pallas.varying import shape_like
 # Terms of a row that a grid step takes, and rows.
 BLOCK_TERMS = 256
 BLOCK_ROWS = 1024
-# Terms that a turn of the loop takes.
+# Terms that an iteration takes.
 _UNROLLED = 32
 
 
@@ -48,7 +48,7 @@ def _kernel(terms_ref: Any, sums_ref: Any, carry_ref: Any) -> None:
     def start_sums() -> None:
         carry_ref[...] = jnp.zeros_like(carry_ref)
 
-    def turn(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def iteration(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         total, lost = carry
         terms = terms_ref[pl.ds(i * _UNROLLED, _UNROLLED), :]
         sums = []
@@ -64,5 +64,5 @@ def _kernel(terms_ref: Any, sums_ref: Any, carry_ref: Any) -> None:
         return total, lost
 
     start = (carry_ref[pl.ds(0, 1), :], carry_ref[pl.ds(1, 1), :])
-    total, lost = lax.fori_loop(0, BLOCK_TERMS // _UNROLLED, turn, start)
+    total, lost = lax.fori_loop(0, BLOCK_TERMS // _UNROLLED, iteration, start)
     carry_ref[pl.ds(0, 1), :], carry_ref[pl.ds(1, 1), :] = total, lost

@@ -43,7 +43,8 @@ class Index(NamedTuple):
 
 
 def isolated(block: Block, body: Callable[[], None]) -> None:
-    """Run a body as a block of code by itself: a loop of one turn, which the compiler does not know
+    """Run a body as a block of code by itself: a loop of one iteration, which the compiler does not
+    know
     to be one.
 
     LLO schedules a block of code as a whole, and would keep what one part of it stores and the next
@@ -69,7 +70,7 @@ def each_row_block(block: Block, body: Callable[[Any], None], unroll: int = SUBL
     lax.fori_loop(0, SUBLANES, without_carry(body), 0, unroll=unroll)
 
 
-def each_turn(
+def each_iteration(
     unrolled: int,
     n: int,
     body: Callable[[Any, int, Any], Any],
@@ -80,7 +81,7 @@ def each_turn(
     """Run body(first, count, carry) for up to `unrolled` of n at a time."""
     full, rest = divmod(n, unrolled)
 
-    def turn(i: Any, carry: Any) -> Any:
+    def iteration(i: Any, carry: Any) -> Any:
         return body((full - 1 - i if down else i) * unrolled, unrolled, carry)
 
     if rest and down:
@@ -88,7 +89,7 @@ def each_turn(
     if full == 1:
         carry = body(0, unrolled, carry)
     elif full:
-        carry = lax.fori_loop(0, full, turn, carry)
+        carry = lax.fori_loop(0, full, iteration, carry)
     if rest and not down:
         carry = body(full * unrolled, rest, carry)
     return carry
@@ -97,28 +98,28 @@ def each_turn(
 def each_sample(
     unrolled: int, n: int, body: Callable[[Index, Any], Any], carry: Any, *, down: bool = False
 ) -> Any:
-    """Run body(index, carry) for one of n samples after the other, `unrolled` of them a turn."""
+    """Run body(index, carry) for n samples one by one, `unrolled` of them an iteration."""
 
-    def turn(first: Any, count: int, carry: Any) -> Any:
+    def iteration(first: Any, count: int, carry: Any) -> Any:
         for c in range(count - 1, -1, -1) if down else range(count):
             carry = body(Index(first, c, unrolled), carry)
         return carry
 
-    return each_turn(unrolled, n, turn, carry, down=down)
+    return each_iteration(unrolled, n, iteration, carry, down=down)
 
 
 def without_carry(body: Callable[[Any], None]) -> Callable[[Any, Any], Any]:
-    """Make a loop's turn of a body that hands nothing on."""
+    """Make a loop's iteration of a body that hands nothing on."""
 
-    def turn(i: Any, carry: Any) -> Any:
+    def iteration(i: Any, carry: Any) -> Any:
         body(i)
         return carry
 
-    return turn
+    return iteration
 
 
 def divided(x: Any, size: int) -> Any:
-    """Divide x ≥ 0 by a size, rounding down: JAX's own // would mind negative numbers."""
+    """Divide x ≥ 0 by a size, rounding down: JAX's own // handles negative ones, at a cost."""
     if isinstance(x, int):
         return x // size
     if size & (size - 1):

@@ -142,7 +142,7 @@ def _merge(size: int, span: int, group: int) -> Iterator[Pass]:
 
 
 def halving(n: int) -> Iterator[tuple[int, int]]:
-    """Sort what first falls and then rises, or the other way round, of n, a power of two."""
+    """Sort a bitonic sequence of n, a power of two."""
     distance = n // 2
     while distance:
         for a in range(n):

@@ -113,7 +113,7 @@ class Plan(NamedTuple):
 
     n_padded: int  # P: samples that the network sorts
     group: int  # samples that are in registers at one time
-    unrolled: int  # samples that a turn of a scan takes
+    unrolled: int  # samples that an iteration of a scan takes
     chunked: bool
     row_major: bool
     tiles: int  # of a grid step

@@ -43,7 +43,8 @@ def sort_row(tile: Tile) -> tuple[Segments, Tile]:
         here = pl.ds(group * width, width)
         source[here] = jnp.stack(_sorted_group(tile, group * width, width))
 
-    # Two groups a turn, of which one goes on where the other waits: 2 % fewer bundles at n = 64.
+    # Two groups an iteration, of which one goes on where the other waits: 2 % fewer bundles at n =
+    # 64.
     unroll = 2 if chosen.unrolled > 1 else 1
     lax.fori_loop(0, size // width, without_carry(sort_group), 0, unroll=unroll)
 

@@ -80,21 +80,21 @@ def _compare_group(tile: Tile, step: Step, group: Index) -> None:
 
 
 def _each_group(tile: Tile, step: Step, body: Callable[[Index], None]) -> None:
-    # A turn takes as many small groups as one large one has samples: 6 % fewer bundles at n = 1024
-    # than a group each.
+    # An iteration takes as many small groups as one large one has samples: 6 % fewer bundles at n =
+    # 1024 than a group each.
     n_groups = step.network.groups
     large = tile.variant.plan.group if tile.variant.plan.unrolled > 1 else 1
     together = min(max(1, large // step.network.samples), n_groups)
 
-    def turn(first: Any) -> None:
+    def iteration(first: Any) -> None:
         for i in range(together):
             body(Index(first * together, i, together))
 
     if together == n_groups:
-        isolated(tile.block, lambda: turn(0))
+        isolated(tile.block, lambda: iteration(0))
         return
 
-    lax.fori_loop(0, n_groups // together, without_carry(turn), 0)
+    lax.fori_loop(0, n_groups // together, without_carry(iteration), 0)
 
 
 def _load_rewards(tile: Tile, step: Step, group: Index) -> list[Rows]:

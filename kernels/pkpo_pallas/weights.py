@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pkpo_pallas.block import Rows, Tile, zeros
-from pkpo_pallas.loops import Index, each_sample, each_turn
+from pkpo_pallas.loops import Index, each_iteration, each_sample
 from pkpo_pallas.plan import LANES, SUBLANES
 from pkpo_pallas.sort import Segments
 
@@ -81,12 +81,14 @@ class GivenWeights:
     def scan(self, row: SortedRow, destination: Destination | None, scale: Rows | None) -> Scanned:
         """Sum a sorted row's weighed gaps up: n samples (8, 128)."""
 
-        def turn(first: Any, count: int, carry: Scanned) -> Scanned:
+        def iteration(first: Any, count: int, carry: Scanned) -> Scanned:
             return self._add(row, first, count, carry, destination, scale)
 
         # Below the smallest there is no gap: its weights are 0.
         start = Scanned(zeros(), zeros(), zeros(), row(Index(0, 0)))
-        scanned: Scanned = each_turn(self.tile.variant.plan.unrolled, self.n_samples, turn, start)
+        scanned: Scanned = each_iteration(
+            self.tile.variant.plan.unrolled, self.n_samples, iteration, start
+        )
         return scanned
 
     def scan_segments(self, segments: Segments, destination: Destination) -> Scanned:

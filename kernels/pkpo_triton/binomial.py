@@ -5,7 +5,7 @@ are a running product downward from j = n−1: r_{j−1} = r_j · (j−INDEX_SHI
 Single ones come from a table of factorials. What tables hold: `pkpo_triton.tables`.
 """
 
-# Triton compiles these functions; to a type checker they are no Python.
+# Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
 from typing import Any, NamedTuple

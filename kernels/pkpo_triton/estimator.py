@@ -5,7 +5,7 @@ infinity, or whose range overflows, becomes NaN through what is added to its lar
 of its rewards, and 0·(largest − smallest).
 """
 
-# Triton compiles these functions; to a type checker they are no Python.
+# Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
 from typing import Any, NamedTuple
@@ -141,7 +141,7 @@ def std(ordered, largest, sizes, thread, tables, layout: tl.constexpr):
     mean = tl.zeros([layout.THREADS], tl.float32)
     unit = tl.zeros([layout.THREADS], tl.float32)
     variance = tl.zeros([layout.THREADS], tl.float32)
-    for turn in tl.static_range(3):
+    for scan in tl.static_range(3):
         chance = top
         for back in tl.static_range(S):
             valid = chance > 0
@@ -150,9 +150,9 @@ def std(ordered, largest, sizes, thread, tables, layout: tl.constexpr):
                 valid = valid & (number < sizes.n)
             below = largest - ordered[S - 1 - back]
             deviation = tl.where(valid, mean - below, 0.0)
-            if turn == 0:
+            if scan == 0:
                 mean += tl.where(valid, chance * below, 0.0)
-            elif turn == 1:
+            elif scan == 1:
                 unit = tl.maximum(unit, tl.abs(deviation))
             else:
                 # Relative to the largest, squares neither overflow nor vanish.
@@ -160,9 +160,9 @@ def std(ordered, largest, sizes, thread, tables, layout: tl.constexpr):
                 variance += chance * (deviation * deviation)
             if back < S - 1:
                 chance = chain_next(chance, S - 1 - back, sizes, thread, inverse, 0, layout)
-        if turn == 0:
+        if scan == 0:
             mean = over_threads(mean, False, layout)
-        elif turn == 1:
+        elif scan == 1:
             unit = over_threads(unit, True, layout)
     return unit * tl.sqrt(over_threads(variance, False, layout))
 

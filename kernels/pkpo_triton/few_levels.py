@@ -1,6 +1,6 @@
 """Rows of two distinct values: not sorted but counted, where a whole block consists of them."""
 
-# Triton compiles these functions; to a type checker they are no Python.
+# Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
 import triton

@@ -13,7 +13,7 @@ the value of the row's largest, so that the gaps above are 0. On the way NaN may
 rewards a row seems to have, but no index leaves its row.
 """
 
-# Triton compiles these functions; to a type checker they are no Python.
+# Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
 from typing import Any, NamedTuple
@@ -291,7 +291,7 @@ def transform_kernel(
         start = chain_start(sizes, rows.thread, tables, INDEX_SHIFT, layout)  # () or (T,)
         start = sizes.k_is_valid * start  # () or (T,)
 
-    # By the one way or by the other.
+    # Count, or sort.
     if IS_BOOL:
         low, high = row_ends(rows.samples, rows.irregular, layout)  # (T,)
         transform_by_counting(

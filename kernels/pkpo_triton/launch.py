@@ -122,7 +122,7 @@ def _transform(
         is_bool = rewards.dtype == torch.bool
         rewards, where = _readable(rewards, where, chosen)
         weights = HostWeights(0.0, 0.0, 0.0, 0.0, 0.0)
-        coefficients = factorials  # which nobody reads
+        coefficients = factorials  # a placeholder, never read
         if uniform:
             assert static_k is not None
             weights = host_weights(estimator, n, static_k, scale=scale)
@@ -216,7 +216,7 @@ def _plan(
 
 
 def _chain_table(chosen: Plan, unread: torch.Tensor) -> torch.Tensor:
-    """Get what a running product reads for each sample; anything where it reads nothing."""
+    """Get what a running product reads for each sample; a placeholder where it reads nothing."""
     if chosen.threads_per_row == 1:
         return unread
     return table_cache.inverses(chosen.samples_per_thread, unread.device)
@@ -275,7 +275,7 @@ def _vector(matrices: Sequence[torch.Tensor], chosen: Plan) -> int:
 def _strides(x: torch.Tensor | None) -> tuple[int, int]:
     if x is None:
         return 0, 0
-    # The stride of a single row is anyone's guess, and would mean another kernel.
+    # The stride of a single row is arbitrary, and would mean another kernel.
     return (x.stride(0) if x.shape[0] > 1 else x.shape[1]), x.stride(1)
 
 

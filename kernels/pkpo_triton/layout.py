@@ -11,7 +11,7 @@ here and in all of the kernels
 A tile is a block of rows as it lies in memory: see `pkpo_triton.memory`.
 """
 
-# Triton compiles these functions; to a type checker they are no Python.
+# Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
 from typing import Any, NamedTuple
@@ -104,7 +104,7 @@ def for_threads(tile, layout: tl.constexpr):
 @triton.jit
 def thread_numbers(layout: tl.constexpr):
     """Number the threads, row · THREADS_PER_ROW + thread of the row: (T,); 0 where a thread has a
-    row of its own, and nobody asks."""
+    row of its own, where it is not used."""
     if layout.THREADS_PER_ROW == 1:
         return tl.zeros([layout.BLOCK_ROWS], tl.int32)
     else:

@@ -1,6 +1,6 @@
-"""Numbers found by what a sample is: its own reward in the sorted row, its entry in a table."""
+"""Look-ups by a sample's value: its own reward in the sorted row, its entry in a table."""
 
-# Triton compiles these functions; to a type checker they are no Python.
+# Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
 import triton
@@ -54,7 +54,7 @@ def _flatten(vectors, layout: tl.constexpr):
 def look_up(pointers, once):
     """Load a tensor of pointers: (…) → (…).
 
-    Pointers that a loop carries, and be it once, Triton's pass TritonGPUCoalesce takes as they are;
+    Pointers that a loop carries, even one that runs once, Triton's pass TritonGPUCoalesce takes as they are;
     for computed ones it walks all that hangs together with them, which is the network. Rows of 1024
     samples compile in 12 s for sm_90, without this loop in 18 s (Triton 3.6).
     """

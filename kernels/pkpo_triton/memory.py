@@ -9,7 +9,7 @@ A tile's shape is
 the last so that every thread reads VECTOR neighbours at a time, and what it reads is what it sorts.
 """
 
-# Triton compiles these functions; to a type checker they are no Python.
+# Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ class Matrix(NamedTuple):
 def block_of_rows(n_rows, n_samples, layout: tl.constexpr):
     """Find this program's rows: a `Block`."""
     if layout.THREADS_PER_ROW > 1:
-        # As it is, but so that the compiler sees it.
+        # No change: it tells the compiler that VECTOR divides it.
         n_samples = n_samples // layout.VECTOR * layout.VECTOR
     first_row = tl.program_id(0).to(tl.int64) * layout.BLOCK_ROWS
     rows_left = tl.minimum(n_rows - first_row, layout.BLOCK_ROWS).to(tl.int32)
@@ -56,7 +56,7 @@ def matrix_from_block(
     if CONTIGUOUS:
         stride_row, stride_sample = layout.SAMPLES_PER_THREAD, 1
     elif layout.THREADS_PER_ROW > 1:
-        # As it is, but so that the compiler sees it.
+        # No change: it tells the compiler that VECTOR divides it.
         stride_row = stride_row // layout.VECTOR * layout.VECTOR
     return Matrix(ptr + block.first_row * stride_row, stride_row, stride_sample)
 

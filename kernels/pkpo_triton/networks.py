@@ -6,7 +6,7 @@ A row lies in one thread or several, as many samples in each. It is sorted in fo
     ACROSS, bit        every sample, and the same one of the thread whose number in the row differs
                        in that bit
     ACROSS_WARPS, bit  the same where that thread lies in another warp, which no shuffle reaches
-    TURN, bit, other   threads where these two bits differ change the sign of their samples
+    NEGATE, bit, other threads where these two bits differ change the sign of their samples
 
 Every thread first sorts its own samples, by a short list of comparators (a, b); then sorted runs
 are merged pair by pair, all samples in one step (bitonic merges). A bitonic merge wants one run of
@@ -23,7 +23,7 @@ from typing import Any
 
 import triton
 
-COMPARE, ACROSS, ACROSS_WARPS, TURN = 0, 1, 2, 3
+COMPARE, ACROSS, ACROSS_WARPS, NEGATE = 0, 1, 2, 3
 
 # A bit that is 0 in every thread's number.
 NO_BIT = 30
@@ -112,10 +112,10 @@ def merge_steps(samples_per_thread: Any, threads_per_row: Any, warp: Any) -> Any
     """
     steps: list[tuple[int, int, int]] = []
     for level in range(threads_per_row.bit_length() - 1):
-        steps.append((TURN, level + 1, NO_BIT))
+        steps.append((NEGATE, level + 1, NO_BIT))
         for bit in range(level, -1, -1):
             steps.append((ACROSS if 1 << bit < warp else ACROSS_WARPS, bit, 0))
-            steps.append((TURN, bit, bit - 1 if bit else NO_BIT))
+            steps.append((NEGATE, bit, bit - 1 if bit else NO_BIT))
         distance = samples_per_thread // 2
         while distance >= 1:
             steps.append((COMPARE, distance, 0))

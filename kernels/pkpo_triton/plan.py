@@ -10,7 +10,7 @@ LONGEST_ON_CHIP = 8192
 MOST_THREADS_PER_ROW = 256
 
 # How every kernel is compiled. a·b + c is one instruction with one rounding: a third of what the
-# kernels compute, and in no place does exactness hang on its absence. Triton's own default changes.
+# kernels compute, and no result relies on its absence. Triton's own default changes.
 OPTIONS = {"enable_fp_fusion": True}
 
 

@@ -1,11 +1,11 @@
-"""Rows sorted in registers, and what belongs to sorted samples led back to their own offsets.
+"""Rows sorted in registers, and what belongs to sorted samples back at their own offsets.
 
 A row in one thread is sorted by a network that keeps its decisions, and goes back by taking them
 in reverse. A row in several threads is sorted without keeping anything; its samples are looked up:
 see `pkpo_triton.lookup`. The networks: `pkpo_triton.networks`.
 """
 
-# Triton compiles these functions; to a type checker they are no Python.
+# Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
 import triton
@@ -23,11 +23,11 @@ def sort(samples, thread, layout: tl.constexpr):
         return ordered
     else:
         sign = (1 - 2 * (thread & 1)).to(samples[0].dtype)
-        turned = ()
+        negated = ()
         for c in tl.static_range(layout.SAMPLES_PER_THREAD):
-            turned = turned + (samples[c] * sign,)
-        turned, _ = sort_in_threads(turned, False, layout)
-        merged = _merge(stack(turned, layout.SAMPLES_PER_THREAD, layout.THREADS), thread, layout)
+            negated = negated + (samples[c] * sign,)
+        negated, _ = sort_in_threads(negated, False, layout)
+        merged = _merge(stack(negated, layout.SAMPLES_PER_THREAD, layout.THREADS), thread, layout)
         return unstack(merged, layout.SAMPLES_PER_THREAD, layout.THREADS)
 
 
@@ -77,7 +77,7 @@ def unsort_in_threads(values, words, layout: tl.constexpr):
 
 @triton.jit
 def _merge(x, thread, layout: tl.constexpr):
-    """Merge sorted threads, every other one turned: (S, T) → sorted rows (S, T)."""
+    """Merge sorted threads, every other one negated: (S, T) → sorted rows (S, T)."""
     COMPARE: tl.constexpr = 0
     ACROSS: tl.constexpr = 1
     ACROSS_WARPS: tl.constexpr = 2
@@ -95,12 +95,12 @@ def _merge(x, thread, layout: tl.constexpr):
         elif STEPS[i][0] == ACROSS_WARPS:
             x = tl.minimum(x, -_from_partner_in_another_warp(x, thread, STEPS[i][1]))
         else:
-            x = _turn(x, thread_of_row, STEPS[i][1], STEPS[i][2])
+            x = _negate(x, thread_of_row, STEPS[i][1], STEPS[i][2])
     return x
 
 
 @triton.jit
-def _turn(x, thread_of_row, BIT: tl.constexpr, OTHER: tl.constexpr):
+def _negate(x, thread_of_row, BIT: tl.constexpr, OTHER: tl.constexpr):
     """Change the sign in threads where two bits differ: (S, T) → (S, T)."""
     sign = 1 - 2 * (((thread_of_row >> BIT) ^ (thread_of_row >> OTHER)) & 1)
     return x * sign.to(x.dtype)[None, :]

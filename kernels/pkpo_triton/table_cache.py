@@ -75,7 +75,7 @@ def _on_device(what: str, device: torch.device, arguments: tuple[Any, ...]) -> t
             source = _numbers(key)
             _captured.append(source)
             return source.to(device, non_blocking=True)
-        table = _aside(_made, key)
+        table = _in_worker_thread(_made, key)
     if capturing and not table.captured:
         table.captured = True
         _captured.append(table.values)
@@ -104,8 +104,8 @@ def _follow(table: _Table) -> None:
             table.values.record_stream(torch.cuda.current_stream(device))
 
 
-def _aside(make: Callable[[_Key], _T], key: _Key) -> _T:
-    """What a thread of its own makes of that: it is in no mode of torch's, such as a default device
+def _in_worker_thread(make: Callable[[_Key], _T], key: _Key) -> _T:
+    """Run make(key) in a fresh thread: it is in no mode of torch's, such as a default device
     or fake tensors, and its memory is in no graph's pool, which torch.compile sets up for a first
     run and which may hold nothing that outlives the graph's."""
     with ThreadPoolExecutor(max_workers=1) as thread:

@@ -258,7 +258,7 @@ def _table(chosen: Plan) -> jax.Array:
 
 
 def _of_samples(chosen: Plan, table: jax.Array) -> jax.Array:
-    """What the chain reads for each sample; anything where it reads nothing."""
+    """Get what a running product reads for each sample; a placeholder where it reads nothing."""
     if chosen.threads_per_row == 1:
         return table
     return jnp.asarray(_inverses(chosen.samples_per_thread))

@@ -242,12 +242,12 @@ def test_as_large_as_it_gets(rewards: torch.Tensor, dtype: torch.dtype, estimato
     rewards = rewards.clamp(-0.99, 0.99).to(dtype)
     rewards[1] += 0.99
     large = 2.0 ** (127 if dtype == torch.float32 else 1023)
-    standardised = pk.ESTIMATORS[estimator].normalized
-    for scale in ("sum",) if standardised else ("sum", "mean"):
+    normalized = pk.ESTIMATORS[estimator].normalized
+    for scale in ("sum",) if normalized else ("sum", "mean"):
         for k in (1, 2, 15):
             got = pk.transform(rewards * large, k, estimator=estimator, scale=scale)
             want = pk.transform(rewards, k, estimator=estimator, scale=scale)
-            want = want if standardised else want * large
+            want = want if normalized else want * large
             torch.testing.assert_close(got, want, rtol=0, atol=0)
     best = pk.max_at_k(rewards * large, [1, 16])
     torch.testing.assert_close(best, pk.max_at_k(rewards, [1, 16]) * large, rtol=0, atol=0)

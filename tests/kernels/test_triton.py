@@ -26,7 +26,7 @@ from pkpo_triton import plan as plans  # noqa: E402
 from pkpo_triton.networks import (  # noqa: E402
     ACROSS_WARPS,
     COMPARE,
-    TURN,
+    NEGATE,
     merge_steps,
     thread_network,
     thread_steps,
@@ -100,7 +100,7 @@ class TestNetworks:
             if kind == COMPARE:
                 pairs = x.reshape(-1, 2, a, threads)
                 x = np.stack([pairs.min(1), pairs.max(1)], 1).reshape(samples, threads)
-            elif kind == TURN:
+            elif kind == NEGATE:
                 x = x * (1 - 2 * (((thread >> a) ^ (thread >> b)) & 1))
             else:
                 partner = thread ^ (1 << a)
