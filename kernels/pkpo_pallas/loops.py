@@ -44,8 +44,7 @@ class Index(NamedTuple):
 
 def isolated(block: Block, body: Callable[[], None]) -> None:
     """Run a body as a block of code by itself: a loop of one iteration, which the compiler does not
-    know
-    to be one.
+    know to be one.
 
     LLO schedules a block of code as a whole, and would keep what one part of it stores and the next
     one loads in registers, which it then spills. Sorting so takes 4 % fewer bundles at n = 32 and
