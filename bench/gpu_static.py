@@ -1,6 +1,6 @@
 """What the Triton kernels do for an element, executed and counted without a GPU.
 
-    python -m bench.gpu_static [--quick] [--json FILE] [--target sm_90]
+    python -m bench.gpu_static [--quick] [--out FILE] [--target sm_90]
 
 Every kernel that pkpo_triton ships is compiled, beside two others that sort the same rows, and then
 launched through the library on a machine that executes PTX on the CPU (`bench.ptx`), as two whole
@@ -20,14 +20,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import multiprocessing
-import os
-import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,18 +39,18 @@ import pkpo_kernels as pk
 from bench import commit_id, gpu_baselines, variants
 from bench.gpu_compile import TARGETS, Compiled, compile_variant, compiled_cold
 from bench.ptx.driver import Device
+from bench.records import RESULTS, versions, write_table
 from bench.sass import counted
 from bench.variants import Variant
 from pkpo_kernels.maths.estimators import ESTIMATORS
 
-RESULTS = Path(__file__).parent / "results"
 H200 = "sm_90"
 QUICK_N = 32
 WORKERS = 2
 
 # ---- What an H200 has while it copies ----------------------------------------------------------
 
-COPY_BYTES_PER_SECOND = 4.3e12  # measured, device to device, reads and writes together
+COPY_BYTES_PER_SECOND = 4.05e12  # the fastest of bench/results/throughput-nvidia-h200.csv
 SMS, CLOCK = 132, 1.98e9
 SCHEDULERS, LANES = 4, 32  # a scheduler issues one instruction of 32 lanes a cycle
 ALU_LANES = 64  # an SM's: half of what is issued
@@ -313,42 +309,28 @@ def table(rows: Sequence[Row], target_name: str) -> Table:
     return out
 
 
-def record(rows: Sequence[Row], target_name: str) -> dict[str, Any]:
-    """What the JSON file holds."""
-
-    def plain(row: Row) -> dict[str, Any]:
-        kinds = {"normal": row.normal, "two_levels": row.two_levels}
-        return asdict(row) | {name: kind and kind._asdict() for name, kind in kinds.items()}
-
-    return {
-        "what": "PTX executed on the CPU; SASS counted by executed lines; what they leave of a"
-        " copy is a model; nothing was measured",
-        "target": target_name,
-        "programs": PROGRAMS,
-        "k": K,
-        "compiled_on": f"{os.cpu_count()} cores, {platform.machine()}, {WORKERS} at a time",
-        "commit": commit_id(),
-        "versions": {name: version(name) for name in ("triton", "torch")}
-        | {"ptxas": triton.knobs.nvidia.ptxas.version},
-        "budget_float32": Budget.of(8)._asdict(),
-        "rows": [plain(row) for row in rows],
-    }
+def plain(row: Row) -> dict[str, Any]:
+    """A row of the file: figures of both kinds of rewards, None where only compiled."""
+    kinds = {"normal": row.normal, "two_levels": row.two_levels}
+    return asdict(row) | {name: kind and kind._asdict() for name, kind in kinds.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"only n up to {QUICK_N}; no file")
-    parser.add_argument("--json", type=Path, help="the file of figures, instead of bench/results/…")
+    parser.add_argument("--out", type=Path, help="the file of figures, instead of bench/results/…")
     parser.add_argument("--target", choices=TARGETS, default=H200)
     arguments = parser.parse_args()
     target: str = arguments.target
     rows = measure_all(target, QUICK_N if arguments.quick else None)
     Console(width=200).print(table(rows, target))
-    file: Path | None = arguments.json
+    file: Path | None = arguments.out
     if file is None and not arguments.quick:
-        file = RESULTS / f"gpu-static-{target}.json"
+        file = RESULTS / f"gpu-static-{target}.csv"
     if file is not None:
-        file.write_text(json.dumps(record(rows, target), indent=1) + "\n")
+        compilers = f"{versions('triton', 'torch')}, ptxas {triton.knobs.nvidia.ptxas.version}"
+        origin = {"target": target, "commit": commit_id(), "versions": compilers}
+        write_table(file, [plain(row) for row in rows], origin)
 
 
 if __name__ == "__main__":

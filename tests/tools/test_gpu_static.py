@@ -289,7 +289,7 @@ def test_the_whole_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.normal is not None and 50 < row.normal.instructions < 80
     assert row.normal == row.two_levels  # a network takes the same way for all rows
     assert row.of_copy is not None and 0.5 < row.of_copy < 1
-    (plain,) = gpu_static.record([row], "sm_90")["rows"]
+    plain = gpu_static.plain(row)
     assert plain["normal"]["alu"] == row.normal.alu
     assert plain["of_copy"] == row.of_copy
 
