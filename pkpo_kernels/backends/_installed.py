@@ -69,7 +69,7 @@ class Requirement(NamedTuple):
         version = VERSIONS.get(self.package)
         if version is None:
             # Installed since, or put there by hand.
-            return None if self.package in sys.modules else "not installed"
+            return "not installed" if sys.modules.get(self.package) is None else None
         # Of what does not say how old it is the best is hoped.
         if not self.least or not version.release or version.release >= self.least:
             return None

@@ -278,6 +278,13 @@ def _batching(compute: Callable[..., jax.Array], program: _Program) -> Callable[
 
         rewards = with_batch(batched[0], rewards)
         rows, n = rewards.shape[1:]
+        # They are the same for all elements, and yet batched, with all else, where vmap makes
+        # selects of lax.cond's branches.
+        weights = jax.tree.map(
+            lambda is_batched, x: jnp.resize(x, x.shape[1:]) if is_batched else x,
+            batched[3],
+            weights,
+        )
         if where is not None:
             where = with_batch(batched[2], where)
         if program.estimator is MAX_AT_K and any(batched[1]):
@@ -289,7 +296,8 @@ def _batching(compute: Callable[..., jax.Array], program: _Program) -> Callable[
             k = with_batch(batched[1][0], dynamic[0]).reshape(size, -1)
             dynamic = [jnp.broadcast_to(k, (size, rows)).reshape(-1)]
         flat = rewards.reshape(-1, n), dynamic, None if where is None else where.reshape(-1, n)
-        return of_rows(*flat, weights).reshape(size, rows, -1), True
+        out = of_rows(*flat, weights)
+        return out.reshape(size, rows, out.shape[-1]), True
 
     return of_rows
 

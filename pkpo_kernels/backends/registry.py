@@ -112,7 +112,7 @@ def _triton_unsupported(rewards: Any) -> str | None:
 def _jax_triton_unsupported(rewards: Any) -> str | None:
     import jax
 
-    if rewards.dtype == np.float64:
+    if _is_float64(rewards):
         return _COMPUTES_FLOAT32.format("'xla'", ".astype('float32')")
     # Of a tracer nobody knows yet where it will run: the program has both ways.
     if isinstance(rewards, jax.core.Tracer):
@@ -121,6 +121,17 @@ def _jax_triton_unsupported(rewards: Any) -> str | None:
         rewards,
         _devices.is_nvidia,
         "its kernels run on NVIDIA GPUs and the rewards are on {}; move them with jax.device_put",
+    )
+
+
+def _is_float64(rewards: Any) -> bool:
+    """Tell whether JAX's rewards, or their results, are float64."""
+    import jax
+
+    # Of integers and bools the result is of JAX's default dtype.
+    is_float = jax.numpy.issubdtype(rewards.dtype, np.floating)
+    return rewards.dtype == np.float64 or (
+        not is_float and jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     )
 
 
@@ -153,7 +164,7 @@ def _pallas_unsupported(rewards: Any) -> str | None:
 
 
 def _pallas_interpret_unsupported(rewards: Any) -> str | None:
-    if rewards.dtype == np.float64:
+    if _is_float64(rewards):
         return _COMPUTES_FLOAT32.format("'xla'", ".astype('float32')")
     return None
 

@@ -1,4 +1,4 @@
-"""The transforms in plain JAX operations: every platform, every shape, symbolic ones too."""
+"""The transforms in plain JAX operations: every platform, any number of rows, symbolic ones too."""
 
 from __future__ import annotations
 
