@@ -111,7 +111,7 @@ class TestWhoIsServed:
 
         def refuses(*devices: Any) -> str | None:
             return registry.IMPLEMENTATIONS["triton_jax"].unsupported(
-                SimpleNamespace(devices=lambda: set(map(id, devices)) and devices)
+                SimpleNamespace(dtype=np.dtype("float32"), devices=lambda: devices)
             )
 
         nvidia = device("gpu", "PJRT C API\ncuda 12080")
