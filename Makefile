@@ -48,8 +48,9 @@ define pytest
 	PALLAS_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PALLAS_TESTS)
 	TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PTX_TESTS)
 endef
-TRITON_TESTS := tests/contract tests/kernels/test_triton.py tests/backends/test_jax_triton.py
-PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py
+TRITON_TESTS := tests/contract tests/kernels/test_triton.py \
+	tests/backends/test_jax.py tests/backends/test_jax_triton.py
+PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py tests/backends/test_jax.py
 PTX_TESTS := tests/contract tests/kernels/test_triton.py tests/kernels/test_ptx_kernels.py
 # The ends of the range of Tritons that pyproject.toml allows.
 TRITONS := 3.5.0 3.9.0

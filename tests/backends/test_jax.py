@@ -1,211 +1,237 @@
-"""How the transforms live inside JAX: jit, vmap, scan, grad, shard_map, export."""
+"""How the transforms live inside JAX, whatever computes: jit, vmap, scan, grad, shard_map.
+
+In a plain process XLA's operations, and what JAX takes by default: there a program has a branch for
+every platform. With TRITON_INTERPRET=1 the Triton kernels, with PALLAS_INTERPRET=1 Pallas's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from subjects import strictly
+from subjects import INTERPRETED, PALLAS_INTERPRETED, rewards_of_every_kind
 
 import pkpo_kernels as pk
-from pkpo_kernels.backends import xla as xla_backend
+
+if INTERPRETED:
+    NAMES = ["triton_jax"]
+elif PALLAS_INTERPRETED:
+    NAMES = ["pallas_interpret"]
+else:
+    NAMES = ["xla", "default"]
+
+# Few shapes: each is programs to compile.
+REWARDS = rewards_of_every_kind(np.random.default_rng(0), 6, rows=2)[:8].astype(np.float32)
+CUBE = REWARDS.reshape(2, 4, 6)
+KS = np.array([1, 2, 4, 6])
+
+
+class Inside(NamedTuple):
+    """An implementation, inside of JAX."""
+
+    name: str
+
+    def transform(self, rewards: Any, k: Any, **options: Any) -> jax.Array:
+        return pk.transform(rewards, k, implementation=self._implementation, **options)
+
+    def max_at_k(self, rewards: Any, k: Any, **options: Any) -> jax.Array:
+        return pk.max_at_k(rewards, k, implementation=self._implementation, **options)
+
+    @property
+    def _implementation(self) -> Any:
+        return None if self.name == "default" else self.name
+
+    @property
+    def calls_back(self) -> bool:
+        """Pallas's interpreter calls back to the host, which JAX does not do twice, and knows of no
+        axes to check."""
+        return self.name == "pallas_interpret"
+
+
+def quick(*names: str) -> pytest.MarkDecorator:
+    """Of the implementations of this process, let `make test` try these, `make test-all` the
+    others."""
+    params = [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in NAMES]
+    return pytest.mark.parametrize("inside", params, indirect=True)
+
+
+@pytest.fixture
+def inside(request: pytest.FixtureRequest) -> Inside:
+    if request.param == "triton_jax":
+        request.getfixturevalue("on_gpu")
+    return Inside(request.param)
 
 
 @pytest.fixture
 def rewards() -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).standard_normal((8, 16)), jnp.float32)
+    return jnp.asarray(REWARDS)
+
+
+@pytest.fixture
+def cube() -> jax.Array:
+    return jnp.asarray(CUBE)
 
 
 def same(got: Any, want: Any) -> None:
-    np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=2e-6, atol=1e-6)
-
-
-def plain(rewards: Any, k: Any, **options: Any) -> Any:
     """By NumPy, which compiles nothing."""
-    return pk.transform(np.asarray(rewards), k, **options)
+    assert got.dtype == want.dtype and got.shape == want.shape
+    np.testing.assert_allclose(np.asarray(got), want, rtol=5e-6, atol=5e-6)
 
 
+def of_each(ks: Any, rewards: Any = REWARDS) -> np.ndarray[Any, Any]:
+    return np.stack([pk.transform(rewards, k) for k in ks])
+
+
+def grad_of_logits(logits: Any, advantages: Any) -> np.ndarray[Any, Any]:
+    """Of −Σ advantages · log softmax(logits)."""
+    chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return chances * advantages.sum(-1, keepdims=True) - advantages
+
+
+@quick("default")
 @pytest.mark.parametrize(
     "estimator",
     [
-        pytest.param(name, marks=[] if name == "sloo_minus_one" else [pytest.mark.slow])
+        pytest.param(name, marks=() if name == "sloo_minus_one" else pytest.mark.slow)
         for name in pk.ESTIMATORS
     ],
 )
-def test_jit_with_a_static_and_a_traced_k(rewards: jax.Array, estimator: str) -> None:
-    want = plain(rewards, 4, estimator=estimator)
-    same(jax.jit(lambda x: pk.transform(x, 4, estimator=estimator))(rewards), want)
-    same(jax.jit(lambda x, k: pk.transform(x, k, estimator=estimator))(rewards, 4), want)
+def test_jit_with_a_static_and_a_traced_k(
+    inside: Inside, rewards: jax.Array, estimator: str
+) -> None:
+    want = pk.transform(REWARDS, 4, estimator=estimator)
+    same(jax.jit(lambda x: inside.transform(x, 4, estimator=estimator))(rewards), want)
+    same(jax.jit(lambda x, k: inside.transform(x, k, estimator=estimator))(rewards, 4), want)
 
 
-def test_a_new_k_compiles_nothing(rewards: jax.Array) -> None:
-    traces = 0
-
-    @jax.jit
-    def step(x: jax.Array, k: jax.Array) -> jax.Array:
-        nonlocal traces
-        traces += 1
-        return pk.transform(x, k)
-
-    for k in (8, 4, 2, 1):
-        same(step(rewards, k), plain(rewards, k))
-    assert traces == 1
-
-    from pkpo_kernels.backends.jax import _run_in_one_program
-
-    pk.transform(rewards, 3)
-    before = _run_in_one_program._cache_size()
-    for k in (8, 4, 2, 1):
-        same(pk.transform(rewards, k), plain(rewards, k))
-    assert _run_in_one_program._cache_size() == before
+@quick("default", "pallas_interpret")
+def test_a_new_k_compiles_nothing(inside: Inside, rewards: jax.Array) -> None:
+    step = jax.jit(lambda x, k: inside.transform(x, k))
+    for k in KS:
+        same(step(rewards, k), pk.transform(REWARDS, k))
+    assert step._cache_size() == 1
 
 
-def test_vmap_over_rewards_k_and_masks(rewards: jax.Array) -> None:
-    transform = partial(pk.transform, implementation="xla")
-    got = jax.vmap(lambda k: transform(rewards, k))(jnp.asarray([1, 2, 4, 8]))
-    for one, k in zip(got, (1, 2, 4, 8), strict=True):
-        same(one, plain(rewards, k))
-    cube = rewards.reshape(2, 4, 16)
-    twice = jax.vmap(jax.vmap(lambda x: transform(x, 3), in_axes=1, out_axes=1))
-    same(twice(cube.transpose(0, 2, 1)), plain(cube, 3).transpose(0, 2, 1))
-    where = rewards > -1
-    pair = jax.vmap(lambda x, k, m: transform(x, k, where=m))
-    want = plain(rewards, 3, where=np.asarray(where))
-    same(pair(rewards, jnp.full(8, 3), where), want)
-    best = pk.max_at_k(np.asarray(rewards), [1, 3])
-    same(jax.vmap(lambda x: pk.max_at_k(x, [1, 3], implementation="xla"))(rewards), best)
+@quick("default", "triton_jax")
+def test_a_new_k_compiles_nothing_outside_jit(
+    inside: Inside, rewards: jax.Array, caplog: pytest.LogCaptureFixture
+) -> None:
+    with jax.log_compiles():
+        inside.transform(rewards[:7], 3)  # a shape of this test's own
+        inside.max_at_k(rewards[:7], 3)
+        assert any("XLA compilation" in message for message in caplog.messages)
+        caplog.clear()
+        for k in KS.tolist():
+            same(inside.transform(rewards[:7], k), pk.transform(REWARDS[:7], k))
+            same(inside.max_at_k(rewards[:7], k), pk.max_at_k(REWARDS[:7], k))
+        assert not any("XLA compilation" in message for message in caplog.messages)
 
 
-def test_k_annealed_inside_scan(rewards: jax.Array) -> None:
-    def step(carry: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = pk.transform(rewards, k)
-        return carry + out, out
-
-    ks = jnp.asarray([8, 4, 1])
-    total, outs = jax.lax.scan(step, jnp.zeros_like(rewards), ks)
-    want = [plain(rewards, k) for k in (8, 4, 1)]
-    same(outs, np.stack(want))
-    same(total, sum(want))
+@quick("xla", "triton_jax")
+def test_vmap_over_rewards_k_and_masks(inside: Inside, rewards: jax.Array, cube: jax.Array) -> None:
+    same(jax.vmap(lambda k: inside.transform(rewards, k))(KS), of_each(KS))
+    twice = jax.vmap(jax.vmap(lambda x: inside.transform(x, 3), in_axes=1, out_axes=1))
+    same(twice(cube.transpose(0, 2, 1)), pk.transform(CUBE, 3).transpose(0, 2, 1))
+    pair = jax.vmap(lambda x, k, m: inside.transform(x, k, where=m))
+    same(pair(rewards, np.full(8, 3), rewards > -1), pk.transform(REWARDS, 3, where=REWARDS > -1))
 
 
-def test_results_are_constants_of_the_loss(rewards: jax.Array) -> None:
-    def loss(logits: jax.Array, x: jax.Array) -> jax.Array:
-        advantages = pk.transform(x, 4) + pk.max_at_k(x, 2)[:, None]
-        return -(advantages * jax.nn.log_softmax(logits)).sum()
-
-    @jax.jit
-    def grads(logits: jax.Array, x: jax.Array) -> Any:
-        return jax.grad(loss, (0, 1))(logits, x), jax.grad(jax.checkpoint(loss))(logits, x)
-
-    (by_logits, by_rewards), checkpointed = grads(jnp.zeros_like(rewards), rewards)
-    advantages = plain(rewards, 4) + pk.max_at_k(np.asarray(rewards), 2)[:, None]
-    same(by_logits, -(advantages - advantages.sum(-1, keepdims=True) / 16))
-    assert not by_rewards.any()
-    same(checkpointed, by_logits)
+@quick("triton_jax")
+def test_vmap_with_a_k_for_each_row(inside: Inside, rewards: jax.Array, cube: jax.Array) -> None:
+    same(jax.jit(jax.vmap(lambda k: inside.transform(rewards, k)))(KS), of_each(KS))
+    want = pk.transform(CUBE, 3)
+    same(jax.vmap(lambda x: inside.transform(x, 3))(cube), want)
+    same(jax.vmap(jax.vmap(inside.transform, (0, None)))(cube, np.full(2, 3)), want)
+    # One k for each row, with and without a batch of its own.
+    want = pk.transform(CUBE, KS)
+    same(jax.vmap(lambda x: inside.transform(x, KS))(cube), want)
+    same(jax.vmap(inside.transform)(cube, np.stack([KS, KS])), want)
 
 
-def test_shard_map_over_rows(rewards: jax.Array, monkeypatch: pytest.MonkeyPatch) -> None:
-    transform = partial(pk.transform, implementation="xla")
-    mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+@quick("xla")
+def test_vmap_of_max_at_k(inside: Inside, rewards: jax.Array) -> None:
+    got = jax.vmap(lambda x, m: inside.max_at_k(x, [1, 3], where=m))(rewards, rewards > -1)
+    same(got, pk.max_at_k(REWARDS, [1, 3], where=REWARDS > -1))
+
+
+@quick()
+def test_vmap_of_max_at_k_over_its_ks(inside: Inside, rewards: jax.Array, cube: jax.Array) -> None:
+    ks = np.array([[1, 3], [1, 2]])
+    got = jax.vmap(lambda ks: inside.max_at_k(rewards, ks, where=rewards > -1))(ks)
+    same(got, np.stack([pk.max_at_k(REWARDS, k, where=REWARDS > -1) for k in ks.tolist()]))
+    best = jax.vmap(inside.max_at_k)(cube, np.array([[1], [3]]))
+    same(best, np.stack([pk.max_at_k(CUBE[0], [1]), pk.max_at_k(CUBE[1], [3])]))
+
+
+@quick("default")
+def test_k_annealed_inside_scan(inside: Inside, rewards: jax.Array) -> None:
+    def loss(logits: jax.Array, k: jax.Array) -> jax.Array:
+        return -(inside.transform(rewards, k) * jax.nn.log_softmax(logits)).sum()
+
+    def step(logits: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        grad = jax.grad(loss)(logits, k)
+        return logits - grad, grad
+
+    ks = np.array([6, 4, 1])
+    _, grads = jax.lax.scan(step, jnp.zeros_like(rewards), ks)
+    logits = np.zeros_like(REWARDS)
+    for grad, k in zip(grads, ks, strict=True):
+        want = grad_of_logits(logits, pk.transform(REWARDS, k))
+        same(grad, want)
+        logits -= want
+
+
+class TestResultsAreConstantsOfTheLoss:
+    """Gradients go through the logits, and not through the results to the rewards."""
+
+    @staticmethod
+    def losses(inside: Inside) -> list[Any]:
+        def loss(logits: jax.Array, x: jax.Array) -> jax.Array:
+            advantages = inside.transform(x, 4) + inside.max_at_k(x, 2)[:, None]
+            return -(advantages * jax.nn.log_softmax(logits)).sum()
+
+        again = [] if inside.calls_back else [jax.checkpoint(loss)]
+        return [loss, jax.jit(loss), *again]
+
+    @staticmethod
+    def check(got: Any) -> None:
+        advantages = pk.transform(REWARDS, 4) + pk.max_at_k(REWARDS, 2)[:, None]
+        by_logits, by_rewards = got
+        same(by_logits, grad_of_logits(0 * REWARDS, advantages))
+        assert not by_rewards.any()
+
+    @quick("default")
+    def test_in_a_program(self, inside: Inside, rewards: jax.Array) -> None:
+        loss, _, *again = self.losses(inside)
+
+        @jax.jit
+        def grads(logits: jax.Array, x: jax.Array) -> Any:
+            return [jax.grad(of_loss, (0, 1))(logits, x) for of_loss in (loss, *again)]
+
+        for got in grads(0 * rewards, rewards):
+            self.check(got)
+
+    @quick("triton_jax")
+    def test_outside_jit(self, inside: Inside, rewards: jax.Array) -> None:
+        for of_loss in self.losses(inside):
+            self.check(jax.grad(of_loss, (0, 1))(0 * rewards, rewards))
+
+
+@quick("xla", "triton_jax")
+def test_shard_map_over_rows(inside: Inside, rewards: jax.Array) -> None:
+    # Interpreted kernels wait on the host for JAX, which waits for a device that is not busy.
+    devices = 8 if inside.name in ("xla", "default") else 2
+    mesh = jax.make_mesh((devices,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, everywhere = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
     sharded = jax.shard_map(
-        lambda x, k, where: transform(x, k, where=where),
+        lambda x, k, where: (inside.transform(x, k, where=where), inside.max_at_k(x, [2])),
         mesh=mesh, in_specs=(rows, everywhere, rows), out_specs=rows,
+        check_vma=not inside.calls_back,
     )  # fmt: skip
-    got = jax.jit(sharded)(rewards, jnp.asarray(3), rewards > -1)
-    assert len(got.sharding.device_set) == 8
-    same(got, plain(rewards, 3, where=np.asarray(rewards > -1)))
-    # The compiler's own partitioning keeps rows where they are, in several turns too.
-    monkeypatch.setattr(xla_backend, "BLOCK_ELEMENTS", 512)
-    sharding = jax.sharding.NamedSharding(mesh, rows)
-    large = jax.ShapeDtypeStruct((128, 10), jnp.float32, sharding=sharding)
-    program = jax.jit(lambda x: transform(x, 3)).lower(large).compile().as_text()
-    assert "while" in program
-    for word in ("all-gather", "all-to-all", "collective-permute"):
-        assert word not in program
-
-
-def test_export(rewards: jax.Array) -> None:
-    exported = jax.export.export(jax.jit(lambda x, k: pk.transform(x, k)))(rewards, jnp.asarray(1))
-    restored = jax.export.deserialize(exported.serialize())
-    same(restored.call(rewards, jnp.asarray(5)), plain(rewards, 5))
-    (rows,) = jax.export.symbolic_shape("rows")
-    shape = jax.ShapeDtypeStruct((rows, 16), jnp.float32)
-    any_rows = jax.export.export(jax.jit(lambda x: pk.transform(x, 5)))(shape)
-    same(any_rows.call(rewards[:3]), plain(rewards[:3], 5))
-
-
-def test_lowers_for_every_platform(rewards: jax.Array) -> None:
-    step = jax.jit(partial(pk.transform, estimator="sloo"))
-    for platform in ("cpu", "cuda", "tpu"):
-        text = step.trace(rewards, jnp.asarray(2)).lower(lowering_platforms=(platform,)).as_text()
-        assert ("tpu_custom_call" if platform == "tpu" else "stablehlo.sort") in text
-
-
-class TestStrictly:
-    """JAX at its strictest: no promotion of ranks or dtypes, no NaN on the way, checks inside."""
-
-    @pytest.fixture(autouse=True)
-    def strict(self) -> Iterator[None]:
-        with strictly():
-            yield
-
-    @pytest.mark.parametrize(
-        "estimator",
-        [pytest.param(e, marks=() if e == "sloo" else pytest.mark.slow) for e in pk.ESTIMATORS],
-    )
-    def test_no_operation_makes_a_nan(self, estimator: str) -> None:
-        rng = np.random.default_rng(0)
-        values = rng.standard_normal((6, 3)).astype(np.float32)
-        # Equal rewards, large ones, and zeros; rows with all samples, without any, and with one.
-        values[0, 2:], values[3], values[5] = 1, values[3] * 1e38, 0
-        where = rng.random((6, 3)) < 0.8
-        where[0], where[1], where[2] = True, False, np.arange(3) == 1
-        ks = np.array([1, 2, 1, 3, 2, 1])
-        holes = np.where(where, values, np.resize(np.float32([np.nan, np.inf, -np.inf]), (6, 3)))
-        x, k, masked, mask = map(jnp.asarray, (values, ks, holes, where))
-        options: dict[str, Any] = {"estimator": estimator, "implementation": "xla"}
-
-        def close(got: Any, want: Any) -> None:
-            # One row is much larger than the others.
-            unit = np.abs(want).max(-1, keepdims=True) + 1e-30
-            same(np.asarray(got) / unit, want / unit)
-
-        # Of a compiled program only the results are looked at.
-        with jax.disable_jit(), jax.debug_nans(True):
-            known = pk.transform(x, 2, **options)
-            hidden = pk.transform(x, jnp.asarray(2), **options)
-            zero = pk.transform(masked, k, where=mask, **options)
-            clip = pk.transform(masked, k, where=mask, undersized="clip", **options)
-        options["implementation"] = "numpy"
-        for got in (known, hidden):
-            close(got, plain(values, 2, **options))
-        close(zero, plain(holes, ks, where=where, **options))
-        close(clip, plain(holes, ks, where=where, undersized="clip", **options))
-
-    @pytest.mark.parametrize(
-        "implementation, estimator",
-        [*(("xla", name) for name in pk.ESTIMATORS), ("pallas_interpret", "s"), (None, "s")],
-    )
-    def test_nothing_is_promoted(self, implementation: str | None, estimator: str) -> None:
-        def every(x: jax.Array, w: jax.Array, k: jax.Array, ks: jax.Array) -> Iterator[jax.Array]:
-            options: dict[str, Any] = {"estimator": estimator, "implementation": implementation}
-            yield pk.transform(x, 1, **options)
-            yield pk.transform(x, k, **options)
-            yield pk.transform(x, ks, where=w, undersized="clip", **options)
-            if not pk.ESTIMATORS[estimator].normalized:
-                yield pk.transform(x, ks, where=w, undersized="nan", scale="mean", **options)
-            yield pk.max_at_k(x, [1, x.shape[1]], implementation=implementation)
-            yield pk.max_at_k(x, k[None], where=w, implementation=implementation)
-
-        kinds = ((2, "float32", "int32"), (1, "bool", "uint8"), (3, "bfloat16", "int8"))
-        # Tracing is enough, and cheap; not quite, of kernels.
-        for n, dtype, of_k in kinds if estimator == "sloo_minus_one" else kinds[:1]:
-            shapes = ((4, n), dtype), ((4, n), "bool"), ((), of_k), ((4,), of_k)
-            arrays = (jax.ShapeDtypeStruct(shape, jnp.dtype(of)) for shape, of in shapes)
-            jax.eval_shape(lambda *arrays: tuple(every(*arrays)), *arrays)
+    got, best = jax.jit(sharded)(rewards, 3, rewards > -1)
+    assert len(got.sharding.device_set) == devices
+    same(got, pk.transform(REWARDS, 3, where=REWARDS > -1))
+    same(best, pk.max_at_k(REWARDS, [2]))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from subjects import INTERPRETED, rewards_of_every_kind
 
 import pkpo_kernels as pk
@@ -27,67 +24,10 @@ from pkpo_kernels import backends
 from pkpo_kernels.backends import _installed, registry
 from pkpo_kernels.backends._installed import Version
 
-triton = pytest.importorskip("triton")
-torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+pytest.importorskip("torch")
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
-
-
-def run_interpreted(
-    *args: Any,
-    kernel: Any,
-    out_shape: Any,
-    grid: Any,
-    num_warps: int,
-    num_stages: int,
-    enable_fp_fusion: bool,
-    **meta: Any,
-) -> jax.Array:
-    """What jax_triton.triton_call does: arrays and numbers in their places, outputs behind them."""
-    arrays = [i for i, arg in enumerate(args) if not isinstance(arg, int | float)]
-
-    def on_host(*values: Any) -> Any:
-        every: list[Any] = list(args)
-        for i, value in zip(arrays, values, strict=True):
-            every[i] = torch.from_numpy(np.array(value))
-        out = torch.from_numpy(np.empty(out_shape.shape, out_shape.dtype))
-        kernel[grid](*every, out, **meta)
-        return out.numpy()
-
-    # A number that is 1 is a constant, for which another kernel is compiled.
-    assert not any(isinstance(arg, int) and arg == 1 for arg in args)
-    # Like triton_call it neither differentiates nor batches.
-    return jax.pure_callback(on_host, out_shape, *(args[i] for i in arrays))
-
-
-@pytest.fixture
-def jax_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    module = ModuleType("jax_triton")
-    module.triton_call = run_interpreted  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "jax_triton", module)
-    monkeypatch.delitem(sys.modules, "pkpo_kernels.backends.jax_triton", raising=False)
-    # A package keeps its modules as attributes too.
-    monkeypatch.delattr(backends, "jax_triton", raising=False)
-    yield module
-    sys.modules.pop("pkpo_kernels.backends.jax_triton", None)
-    vars(backends).pop("jax_triton", None)
-
-
-@pytest.fixture
-def on_gpu(jax_triton: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's programs are made as CUDA's."""
-    real = lax.platform_dependent
-
-    def platform_dependent(*args: Any, cuda: Any, default: Any) -> Any:
-        return real(*args, cpu=cuda, default=default)
-
-    monkeypatch.setattr(lax, "platform_dependent", platform_dependent)
-    entry = registry.IMPLEMENTATIONS["triton_jax"]
-    table = {
-        **registry.IMPLEMENTATIONS,
-        "triton_jax": replace(entry, requires=(), unsupported=lambda rewards: None),
-    }
-    monkeypatch.setattr(registry, "IMPLEMENTATIONS", table)
 
 
 fused = partial(pk.transform, implementation="triton_jax")
@@ -194,6 +134,10 @@ def test_the_kernels_import_without_torch() -> None:
 @interpreted
 @pytest.mark.usefixtures("on_gpu")
 class TestWhatItComputes:
+    def test_the_fake_is_what_runs(self) -> None:
+        step = jax.jit(lambda x: fused(x, 2))
+        assert "callback" in step.lower(rewards_of(4)).as_text()
+
     @pytest.mark.parametrize("n", [12, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 70))])
     @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
     def test_as_xla(self, estimator: str, n: int) -> None:
@@ -273,88 +217,3 @@ class TestWhatItComputes:
         exported = jax.export.export(jax.jit(lambda x: fused(x, 5)))(symbolic)
         rewards = rewards_of(16)
         same(exported.call(rewards), pk.transform(rewards, 5, implementation="xla"))
-
-
-@interpreted
-@pytest.mark.usefixtures("on_gpu")
-class TestTransformations:
-    def test_the_fake_is_what_runs(self) -> None:
-        step = jax.jit(lambda x: fused(x, 2))
-        assert "callback" in step.lower(rewards_of(4)).as_text()
-
-    def test_a_new_k_outside_jit_compiles_nothing(self) -> None:
-        rewards = rewards_of(8)
-        fused(rewards, 3)
-        fused_max(rewards, 3)
-        from pkpo_kernels.backends.jax import _run_in_one_program
-
-        before = _run_in_one_program._cache_size()
-        for k in (8, 4, 2, 1):
-            fused(rewards, k)
-            fused_max(rewards, k)
-        assert _run_in_one_program._cache_size() == before
-
-    def test_vmap_over_rewards_k_and_masks(self) -> None:
-        rewards = rewards_of(6)[:8]
-        where = rewards > -1
-        ks = jnp.asarray([1, 2, 4, 6])
-        want = jnp.stack([pk.transform(rewards, k, implementation="xla") for k in ks])
-        same(jax.vmap(lambda k: fused(rewards, k))(ks), want)
-        same(jax.jit(jax.vmap(lambda k: fused(rewards, k)))(ks), want)
-        cube = rewards.reshape(2, 4, 6)
-        want = pk.transform(cube, 3, implementation="xla")
-        same(jax.vmap(lambda x: fused(x, 3))(cube), want)
-        same(jax.vmap(jax.vmap(lambda x: fused(x, 3)))(cube), want)
-        same(jax.vmap(jax.vmap(lambda x, k: fused(x, k), (0, None)))(cube, jnp.full(2, 3)), want)
-        # One k for each row, with and without a batch of its own.
-        want = pk.transform(cube, ks, implementation="xla")
-        same(jax.vmap(lambda x: fused(x, ks))(cube), want)
-        same(jax.vmap(fused)(cube, jnp.stack([ks, ks])), want)
-        pair = jax.vmap(lambda x, k, m: fused(x, k, where=m))
-        want = pk.transform(rewards, 3, where=where, implementation="xla")
-        same(pair(rewards, jnp.full(8, 3), where), want)
-
-    @pytest.mark.slow
-    def test_vmap_of_max_at_k(self) -> None:
-        rewards = rewards_of(6)[:8]
-        where = rewards > -1
-        want = pk.max_at_k(rewards, [1, 3], where=where, implementation="xla")
-        same(jax.vmap(lambda x, m: fused_max(x, [1, 3], where=m))(rewards, where), want)
-        of_k = jax.vmap(lambda k: fused_max(rewards, jnp.stack([jnp.asarray(1), k]), where=where))
-        same(of_k(jnp.asarray([3, 3])), jnp.stack([want, want]))
-
-    def test_results_are_constants_of_the_loss(self) -> None:
-        rewards = rewards_of(6)
-
-        def loss(logits: jax.Array, x: jax.Array) -> jax.Array:
-            advantages = fused(x, 4) + fused_max(x, 2)[:, None]
-            return -(advantages * jax.nn.log_softmax(logits)).sum()
-
-        advantages = pk.transform(rewards, 4, implementation="xla")
-        advantages += pk.max_at_k(rewards, 2, implementation="xla")[:, None]
-        want = -(advantages - advantages.sum(-1, keepdims=True) / 6)
-        zeros = jnp.zeros_like(rewards)
-        for of_loss in (loss, jax.jit(loss), jax.checkpoint(loss)):
-            by_logits, by_rewards = jax.grad(of_loss, (0, 1))(zeros, rewards)
-            same(by_logits, want, 2e-5)
-            assert not by_rewards.any()
-
-    @pytest.mark.slow
-    def test_scan(self) -> None:
-        rewards, ks = rewards_of(6), jnp.asarray([6, 4, 1])
-        _, outs = lax.scan(lambda carry, k: (carry, fused(rewards, k)), 0, ks)
-        same(outs, jnp.stack([pk.transform(rewards, k, implementation="xla") for k in ks]))
-
-    def test_shard_map(self) -> None:
-        rewards = rewards_of(6)
-        axis = jax.sharding.PartitionSpec("rows")
-        mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-        step = jax.jit(
-            jax.shard_map(
-                lambda x: (fused(x, 2), fused_max(x, [2])),
-                mesh=mesh, in_specs=axis, out_specs=axis,
-            )
-        )  # fmt: skip
-        got, best = step(rewards)
-        same(got, pk.transform(rewards, 2, implementation="xla"))
-        same(best, pk.max_at_k(rewards, [2], implementation="xla"))

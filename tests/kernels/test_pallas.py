@@ -1,4 +1,4 @@
-"""The Pallas kernels, interpreted: their regimes, races, and how they live inside JAX.
+"""The Pallas kernels, interpreted: their networks, regimes and races.
 
 Run with PALLAS_INTERPRET=1; what the kernels compute otherwise is the contract's business.
 """
@@ -24,7 +24,6 @@ from races import Races
 from subjects import PALLAS_INTERPRETED, interpret_with, rewards_of_every_kind
 
 import pkpo_kernels as pk
-from pkpo_kernels.backends import registry
 from pkpo_kernels.maths.weights import Coefficients, Estimator
 
 if not PALLAS_INTERPRETED:
@@ -329,133 +328,6 @@ class TestRowsThatAreNotFinite:
         np.testing.assert_array_equal(got[overflows], np.copysign(np.inf, want[overflows]))
         error = np.abs(np.where(overflows, want, got) - want)
         assert (error <= 1e-6 * size).all()
-
-
-class TestInsideJax:
-    def test_a_new_k_compiles_nothing(self) -> None:
-        step = jax.jit(lambda x, k: fused(x, k))
-        rewards = rewards_of(6)
-        for k in (1, 2, 6):
-            same(step(rewards, jnp.asarray(k)), pk.transform(rewards, k, implementation="xla"))
-        assert step._cache_size() == 1
-
-    @pytest.mark.slow
-    def test_vmap(self) -> None:
-        rewards = rewards_of(6, rows=2)
-        ks = jnp.asarray([1, 2, 6])
-        got = jax.vmap(lambda k: fused(rewards, k))(ks)
-        for one, k in zip(got, (1, 2, 6), strict=True):
-            same(one, pk.transform(rewards, k, implementation="xla"))
-        cube = rewards.reshape(2, 5, 6)
-        want = pk.transform(cube, 3, implementation="xla")
-        same(jax.vmap(jax.vmap(lambda x: fused(x, 3)))(cube), want)
-        where = cube > -1
-        pair = jax.vmap(lambda x, k, w: fused(x, k, where=w))
-        want = pk.transform(cube, 2, where=where, implementation="xla")
-        same(pair(cube, jnp.asarray([2, 2]), where), want)
-        best = jax.vmap(lambda x, k: fused_max(x, k[None]))(cube, jnp.asarray([1, 3]))
-        same(best[1], pk.max_at_k(cube[1], [3], implementation="xla"))
-
-    @pytest.mark.slow
-    def test_scan_and_grad(self) -> None:
-        rewards = rewards_of(6, rows=1)
-
-        def loss(logits: jax.Array, k: jax.Array) -> jax.Array:
-            return -(fused(rewards, k) * jax.nn.log_softmax(logits)).sum()
-
-        def step(logits: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-            grad = jax.grad(loss)(logits, k)
-            return logits - grad, grad
-
-        start = jnp.zeros_like(rewards)
-        _, grads = jax.lax.scan(step, start, jnp.asarray([3, 1]))
-        advantages = pk.transform(rewards, 3, implementation="xla")
-        same(grads[0], -(advantages - advantages.sum(-1, keepdims=True) / 6))
-
-    @pytest.mark.parametrize("n, k", [(6, [2, 3]), (6, 2), (5000, 2)])
-    def test_programs_of_64_bits(self, n: int, k: Any) -> None:
-        # Not interpreted: what Mosaic lowers is the question.
-        with jax.enable_x64(True):
-            step = jax.jit(lambda x, k: pk.transform(x, k))
-            traced = step.trace(jnp.zeros((2, n), jnp.float32), jnp.asarray(k))
-            assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
-
-    def test_remat(self) -> None:
-        # The interpreter calls back to the host, which cannot be done twice: so without it.
-        def loss(logits: jax.Array, x: jax.Array) -> jax.Array:
-            return -(pk.transform(x, 3, implementation="pallas") * jax.nn.log_softmax(logits)).sum()
-
-        rewards = rewards_of(6, rows=1)
-        step = jax.jit(jax.grad(jax.checkpoint(loss)))
-        traced = step.trace(jnp.zeros_like(rewards), rewards)
-        assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
-        advantages = pk.transform(rewards, 3, implementation="xla")
-        want = -(advantages - advantages.sum(-1, keepdims=True) / 6)
-        same(step(jnp.zeros_like(rewards), rewards), want)
-
-    @pytest.mark.slow
-    def test_shard_map_over_rows(self) -> None:
-        code = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import PartitionSpec as P
-import pkpo_kernels as pk
-mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-x = jnp.asarray(np.random.default_rng(0).standard_normal((32, 6)), jnp.float32)
-for check in (True, False):
-    def f(x, k):
-        # Inside the interpreter JAX knows of no axes to check.
-        return pk.transform(x, k, implementation=None if check else "pallas_interpret")
-    sharded = jax.shard_map(
-        f, mesh=mesh, in_specs=(P("rows"), P()), out_specs=P("rows"), check_vma=check
-    )
-    got = jax.jit(sharded)(x, jnp.asarray(3))
-    assert len(got.sharding.device_set) == 8
-    np.testing.assert_allclose(got, pk.transform(x, 3, implementation="xla"), rtol=1e-5, atol=1e-7)
-step = jax.jit(jax.shard_map(
-    lambda x, k: pk.transform(x, k), mesh=mesh, in_specs=(P("rows"), P()), out_specs=P("rows")))
-lowered = step.trace(x, jnp.asarray(3)).lower(lowering_platforms=("tpu",)).as_text()
-assert "tpu_custom_call" in lowered
-"""
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert out.returncode == 0, out.stderr[-3000:]
-
-
-class TestTheChoice:
-    def test_it_falls_when_a_program_is_lowered(self) -> None:
-        traced = jax.jit(lambda x, k: pk.transform(x, k)).trace(rewards_of(6), jnp.asarray(2))
-        on_tpu = traced.lower(lowering_platforms=("tpu",)).as_text()
-        assert "tpu_custom_call" in on_tpu and "stablehlo.sort" not in on_tpu
-        on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
-        assert "tpu_custom_call" not in on_cpu and "stablehlo.sort" in on_cpu
-
-    def test_export_for_tpus(self) -> None:
-        step = jax.jit(lambda x, k: pk.transform(x, k))
-        rewards = rewards_of(6)
-        exported = jax.export.export(step, platforms=("tpu",))(rewards, jnp.asarray(2))
-        assert "tpu_custom_call" in exported.mlir_module()
-        assert jax.export.deserialize(exported.serialize()).platforms == ("tpu",)
-        with pytest.raises(ValueError, match="'tpu'"):
-            exported.call(rewards, jnp.asarray(2))
-
-    def test_arrays_elsewhere_are_refused(self) -> None:
-        rewards = rewards_of(6)
-        assert registry.default_implementation("jax", rewards) == "xla"
-        with pytest.raises(ValueError, match="run on TPUs and the rewards are on"):
-            pk.transform(rewards, 2, implementation="pallas")
-
-    def test_sharded_arrays_are_sent_to_shard_map(self) -> None:
-        from types import SimpleNamespace
-
-        def array(*platforms: str) -> Any:
-            devices = [SimpleNamespace(platform=platform) for platform in platforms]
-            return SimpleNamespace(dtype=np.dtype("float32"), devices=lambda: devices)
-
-        refuses = registry.IMPLEMENTATIONS["pallas"].unsupported
-        assert refuses(array("tpu")) is None
-        assert "shard_map" in str(refuses(array("tpu", "tpu")))
-        assert "jax.device_put" in str(refuses(array("cpu")))
 
 
 def test_the_kernels_need_jax_alone() -> None:
