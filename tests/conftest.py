@@ -17,6 +17,9 @@ from subjects import (
     strictly,
 )
 
+# Nobody looks for doctests in them: they share a name, and Python would import only one.
+collect_ignore_glob = ["*/conftest.py"]
+
 # On the machine for PTX longer rows are kernels to compile, each longer than all that runs on it:
 # those of up to so many samples in `make test`, of up to so many in `make test-all` …
 _PTX_N = (16, 40)

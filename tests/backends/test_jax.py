@@ -222,7 +222,9 @@ class TestResultsAreConstantsOfTheLoss:
 
 @quick("xla", "triton_jax")
 def test_shard_map_over_rows(inside: Inside, rewards: jax.Array) -> None:
-    mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    # Interpreted kernels wait on the host for JAX, which waits for a device that is not busy.
+    devices = 8 if inside.name in ("xla", "default") else 2
+    mesh = jax.make_mesh((devices,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, everywhere = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
     sharded = jax.shard_map(
         lambda x, k, where: (inside.transform(x, k, where=where), inside.max_at_k(x, [2])),
@@ -230,6 +232,6 @@ def test_shard_map_over_rows(inside: Inside, rewards: jax.Array) -> None:
         check_vma=not inside.calls_back,
     )  # fmt: skip
     got, best = jax.jit(sharded)(rewards, 3, rewards > -1)
-    assert len(got.sharding.device_set) == 8
+    assert len(got.sharding.device_set) == devices
     same(got, pk.transform(REWARDS, 3, where=REWARDS > -1))
     same(best, pk.max_at_k(REWARDS, [2]))
