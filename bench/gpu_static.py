@@ -4,7 +4,7 @@
 
 Every kernel that pkpo_triton ships is compiled, beside two others that sort the same rows, and then
 launched through the library on a machine that executes PTX on the CPU (`bench.ptx`), as two whole
-programs: on normal rewards, and on rows of two levels, whose paths differ. A figure is
+programs: on normal rewards, and on rows of two values, whose paths differ. A figure is
 
     executed  by that machine: shuffles, wavefronts and sectors of memory, barriers
     counted   in the machine code, which nothing executes: an instruction counts as often as the
@@ -126,12 +126,12 @@ TORCH = {
 }
 
 
-def rewards_of(variant: Variant, *, two_levels: bool) -> torch.Tensor:
+def rewards_of(variant: Variant, *, two_values: bool) -> torch.Tensor:
     """(rows, n) for PROGRAMS whole programs."""
     rows = PROGRAMS * variant.elements // variant.n
     normal = torch.randn(rows, variant.n, generator=torch.Generator().manual_seed(0))
     type_ = TORCH[dtype(variant)]
-    return (normal > 0 if two_levels or type_ == torch.bool else normal).to(type_)
+    return (normal > 0 if two_values or type_ == torch.bool else normal).to(type_)
 
 
 def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "triton") -> Any:
@@ -198,9 +198,9 @@ class Row:
     spilled_scalars: int
     shared_bytes: int
     normal: Figures | None = None
-    two_levels: Figures | None = None
+    two_values: Figures | None = None
     of_copy: float | None = None
-    two_levels_of_copy: float | None = None
+    two_values_of_copy: float | None = None
 
 
 def measure(variant: Variant, target_name: str) -> Row:
@@ -216,13 +216,13 @@ def measure(variant: Variant, target_name: str) -> Row:
     with compiled_cold(variant, target) as compiled:
         row |= {"compile_seconds": compiled.seconds, **compiled.usage._asdict()}
         if target.backend == "cuda":
-            for kind in ("normal", "two_levels"):
-                rewards = rewards_of(variant, two_levels=kind == "two_levels")
+            for kind in ("normal", "two_values"):
+                rewards = rewards_of(variant, two_values=kind == "two_values")
                 row[kind] = execute(compiled, functools.partial(launch, variant, rewards))
         if target_name == H200:
             size = bytes_per_element(variant)
             row["of_copy"] = row["normal"].of_copy(size)
-            row["two_levels_of_copy"] = row["two_levels"].of_copy(size)
+            row["two_values_of_copy"] = row["two_values"].of_copy(size)
     return Row(**row)
 
 
@@ -276,8 +276,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     ("executed", "bytes", lambda row: shown(row.normal, "loaded stored")),
     ("executed", "barriers", lambda row: shown(row.normal, "barriers", 0)),
     ("a model", "of copy", lambda row: shown(row, "of_copy", 2)),
-    ("counted", "2 levels", lambda row: shown(row.two_levels, "instructions")),
-    ("a model", "of copy", lambda row: shown(row, "two_levels_of_copy", 2)),
+    ("counted", "2 values", lambda row: shown(row.two_values, "instructions")),
+    ("a model", "of copy", lambda row: shown(row, "two_values_of_copy", 2)),
     ("compiled", "regs", lambda row: shown(row, "registers", 0)),
     ("", "spilled", lambda row: shown(row, "spilled_words", 0)),
     ("", "shared", lambda row: shown(row, "shared_bytes", 0)),
@@ -286,7 +286,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
 CAPTION = """\
 Executed: by a machine for PTX on the CPU. Counted: instructions of SASS, as often as their line of
 PTX was executed. A model: the most that these allow of an H200's copy of the same bytes. Nothing
-was measured. On normal rewards, or on two levels; in lanes an element, wavefronts of shared memory
+was measured. On normal rewards, or on two values; in lanes an element, wavefronts of shared memory
 times 32, with conflicts / without; bytes of sectors loaded / stored; barriers, shared bytes of a
 program; processor seconds of a cold compilation."""
 
@@ -311,7 +311,7 @@ def table(rows: Sequence[Row], target_name: str) -> Table:
 
 def plain(row: Row) -> dict[str, Any]:
     """A row of the file: figures of both kinds of rewards, None where only compiled."""
-    kinds = {"normal": row.normal, "two_levels": row.two_levels}
+    kinds = {"normal": row.normal, "two_values": row.two_values}
     return asdict(row) | {name: kind and kind._asdict() for name, kind in kinds.items()}
 
 

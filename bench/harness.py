@@ -1,4 +1,4 @@
-"""Candidates timed beside each other: each is checked first, then all take turns in rounds.
+"""Candidates timed beside each other: each is checked first, then all are timed in every round.
 
 A candidate whose result is wrong on any of its first, middle and last rows gets no figure, and
 neither does one that fails. Times are the host's clock's: on CPUs of single calls, on GPUs and TPUs

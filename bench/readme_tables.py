@@ -93,12 +93,12 @@ def gpu_static(results: Path) -> str:
         tl_sort,
         [
             ("instructions (counted)", "ours", "normal_instructions", 0),
-            ("the same, rows of two levels", "ours", "two_levels_instructions", 0),
+            ("the same, rows of two values", "ours", "two_values_instructions", 0),
             ("the same, `tl.sort`, scan, scatter", tl_sort, "normal_instructions", 0),
             ("the same, torch.compile's sort alone", inductor, "normal_instructions", 0),
             ("lanes that exchange (executed)", "ours", "normal_shuffles normal_wavefronts", 0),
             ("of an H200's copy, at most (a model)", "ours", "of_copy", 2),
-            ("the same, rows of two levels", "ours", "two_levels_of_copy", 2),
+            ("the same, rows of two values", "ours", "two_values_of_copy", 2),
         ],
     )
     about = f"Executed on the CPU, for {rows[0]['target']}, commit {rows[0]['commit']}"
@@ -116,7 +116,7 @@ def beside_model(results: Path) -> str:
     cells = []
     for (name, size), of in sorted(rates.items(), key=lambda item: item[0][1]):
         allowed = static[f"n={size} float32"][
-            "of_copy" if name == "gaussian" else "two_levels_of_copy"
+            "of_copy" if name == "gaussian" else "two_values_of_copy"
         ]
         ours, copy = of["pk triton"], max(of["torch copy"], of["jax copy"])
         for label, ratio in (
@@ -141,10 +141,10 @@ def tpu_static(results: Path) -> str:
         "sorted",
         [
             ("bundles", "sorted", "bundles", 0),
-            ("bundles, rows of two levels", "two levels", "bundles", 0),
+            ("bundles, rows of two values", "two values", "bundles", 0),
             ("cycles of memory", "sorted", "hbm_cycles", 0),
             ("of the roofline, at most", "sorted", "fraction", 2),
-            ("the same, rows of two levels", "two levels", "fraction", 2),
+            ("the same, rows of two values", "two values", "fraction", 2),
             ("XLA's cycles of the argsort form, without its sorts", "sorted", "argsort", 0),
             ('XLA\'s cycles of `"xla"`, without its sorts', "sorted", "xla", 0),
         ],

@@ -63,7 +63,7 @@ CHIPS = {
 SIZES = tuple(sorted({*MEASURED_N, 2048}))
 QUICK_SIZES = (8, 32)
 DTYPES = ("float32", "bfloat16", "bool")
-PATHS = ("sorted", "two levels")
+PATHS = ("sorted", "two values")
 # Of a matrix: smaller ones would lie in VMEM from the start.
 ELEMENTS = 1 << 27
 # Of the baselines: "xla" takes larger matrices in turns.
@@ -75,7 +75,7 @@ K = 4
 # What of a kernel runs, by the names of its functions under `pl.when`: for some rows,
 _OF_ROWS = {
     "sorted": {"sort_many_levels"},
-    "two levels": {"look_at_all_samples", "count_few_levels"},
+    "two values": {"look_at_all_samples", "count_few_levels"},
 }
 # and in the grid steps that a tile of long rows takes: a chunk in, the tile itself, a chunk out.
 _OF_STEPS = {

@@ -54,7 +54,7 @@ class TestUnusualNumbers:
     def test_a_row_that_is_not_finite_becomes_nan(
         self, subject: Subject, rng: np.random.Generator, estimator: str
     ) -> None:
-        # Each beside an ordinary row and one of two levels.
+        # Each beside an ordinary row and one of two values.
         ordinary = rng.standard_normal((len(NOT_FINITE), 9))
         levels = rng.integers(0, 2, (len(NOT_FINITE), 9))
         rewards = np.stack([ordinary, NOT_FINITE, levels], 1).reshape(-1, 9).astype(np.float32)

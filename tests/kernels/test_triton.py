@@ -349,7 +349,7 @@ class TestRowsThatAreNotFinite:
     @pytest.mark.parametrize(
         "n", [*and_slow([8, 33], 100), pytest.param(8193, marks=pytest.mark.release)]
     )
-    @pytest.mark.parametrize("levels", [0, 2], ids=["any rewards", "two levels"])
+    @pytest.mark.parametrize("levels", [0, 2], ids=["any rewards", "two values"])
     def test_they_leave_the_others_of_their_block_as_they_are(
         self, n: int, levels: int, rng: np.random.Generator
     ) -> None:

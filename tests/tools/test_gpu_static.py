@@ -161,7 +161,7 @@ def test_every_variant_is_called_for_what_it_is(monkeypatch: pytest.MonkeyPatch)
 
         monkeypatch.setattr(pk, name, called)
     for variant in shipped():
-        gpu_static.launch(variant, gpu_static.rewards_of(variant, two_levels=False))
+        gpu_static.launch(variant, gpu_static.rewards_of(variant, two_values=False))
         call, constants = calls.pop(), variant.constants
         assert call["rewards"].numel() == 2 * variant.elements
         assert str(call["rewards"].dtype).removeprefix("torch.") in variant.name
@@ -175,10 +175,10 @@ def test_every_variant_is_called_for_what_it_is(monkeypatch: pytest.MonkeyPatch)
             assert kind == constants["K"]
 
 
-def test_two_levels_are_two() -> None:
+def test_two_values_are_two() -> None:
     variant = transform_variant(16)
-    assert set(gpu_static.rewards_of(variant, two_levels=True).unique().tolist()) == {0, 1}
-    assert len(gpu_static.rewards_of(variant, two_levels=False).unique()) > variant.elements
+    assert set(gpu_static.rewards_of(variant, two_values=True).unique().tolist()) == {0, 1}
+    assert len(gpu_static.rewards_of(variant, two_values=False).unique()) > variant.elements
 
 
 def test_an_amd_kernel_tells_what_it_uses() -> None:
@@ -287,7 +287,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, target: str) -> gpu_static.Row:
 def test_the_whole_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     row = measured(monkeypatch, "sm_90")
     assert row.normal is not None and 50 < row.normal.instructions < 80
-    assert row.normal == row.two_levels  # a network takes the same way for all rows
+    assert row.normal == row.two_values  # a network takes the same way for all rows
     assert row.of_copy is not None and 0.5 < row.of_copy < 1
     plain = gpu_static.plain(row)
     assert plain["normal"]["alu"] == row.normal.alu
@@ -297,7 +297,7 @@ def test_the_whole_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_of_what_is_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
     row = measured(monkeypatch, "gfx942")
     assert row.registers > 0 and row.compile_seconds > 0
-    assert row.normal is row.two_levels is row.of_copy is None
+    assert row.normal is row.two_values is row.of_copy is None
 
 
 INTERPRETED = """
