@@ -101,9 +101,9 @@ def transform(
           broadcast against the leading shape (one k a group). In JAX it may be traced, in torch a
           tensor on the device; such values are never read on the host, and where one is not in 1..n
           its group counts as undersized. One known on the host must be at least 1, and what all n
-          samples admit unless `where` or undersized="clip" leaves that to each group. A new k never
-          recompiles; to torch.compile pass it as a tensor, since a new Python integer there is a
-          new program.
+          samples admit unless `where` or undersized="clip" leaves that to each group. A new k
+          compiles nothing, but for a Python integer inside another program (torch.compile, jax.jit,
+          jax.vmap), of which it is a constant: pass a changing one as a tensor or an array there.
         estimator: a name from `ESTIMATORS`: "sloo_minus_one" (the default, Eq 33), "sloo" (Eq 29),
           "s" (Eq 8 and 19), "centered", "passk_training".
         where: (..., n) bool, in the shape of rewards. A sample left out (False) gets 0 and is no
