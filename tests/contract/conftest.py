@@ -55,8 +55,10 @@ _QUICK = {
 # … or these: more numbers and shapes for the same code.
 _SLOW = {
     "xla": _names(
-        r"the_reference\[2-\d+-(?!sloo_minus_one)",
+        r"the_reference\[(17|2)-\d+-(?!sloo_minus_one)",
         r"every_row\[(?!sloo-)\w+-(nan|clip)",
+        r"1025",
+        r"large_matrices",
     ),
     "triton": _names(
         r"enumeration\[[1-4]",

@@ -114,6 +114,7 @@ def test_every_regime_compiles_and_the_kernel_is_what_runs(chip: str) -> None:
     run("-c", COMPILE, chip, repr(cases))
 
 
+@pytest.mark.slow
 def test_schedules_stay_within_their_budget(tmp_path: Path) -> None:
     run("-m", "bench.tpu_static", "--quick", "--out", str(tmp_path))
     got = read_table(tmp_path / "tpu-static-v5e.csv")

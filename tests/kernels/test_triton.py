@@ -300,20 +300,31 @@ def test_a_long_row(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(got, want, rtol=5e-6, atol=2e-6 * np.abs(want).max())
 
 
-def test_long_rows_of_bools(rng: np.random.Generator) -> None:
-    n = plans.LONGEST_ON_CHIP + 1
-    share = np.array([[0.3], [0.0], [1.0], [0.001], [0.9]])
-    rewards, where = rng.random((5, n)) < share, rng.random((5, n)) < 0.9
-    k = np.array([1, 2, 300, n // 2, n - 1])
-    for estimator in ("sloo_minus_one", "sloo", "passk_training"):
-        for mask in (None, where):
-            want = expected(rewards, k, where=mask, estimator=estimator, undersized="nan")
-            options = {} if mask is None else {"where": tensor(mask)}
-            got = transformed(tensor(rewards), k, estimator=estimator, undersized="nan", **options)
-            np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-7 * np.nanmax(np.abs(want)))
+@pytest.mark.parametrize("masked", and_slow([True], False))
+@pytest.mark.parametrize("estimator", and_slow(["sloo_minus_one"], "sloo", "passk_training"))
+def test_long_rows_of_bools(estimator: str, masked: bool, rng: np.random.Generator) -> None:
+    rewards, where = long_bools(rng)
+    k = np.array([1, 2, 300, rewards.shape[1] // 2, rewards.shape[1] - 1])
+    want = expected(
+        rewards, k, where=where if masked else None, estimator=estimator, undersized="nan"
+    )
+    options = {"where": tensor(where)} if masked else {}
+    got = transformed(tensor(rewards), k, estimator=estimator, undersized="nan", **options)
+    np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-7 * np.nanmax(np.abs(want)))
+
+
+def test_max_at_k_of_long_rows_of_bools(rng: np.random.Generator) -> None:
+    rewards, where = long_bools(rng)
     got = pk.max_at_k(tensor(rewards), [1, 300], where=tensor(where), implementation="triton")
     want = pk.max_at_k(rewards, [1, 300], where=where, implementation="numpy")
     np.testing.assert_allclose(got.cpu(), want, rtol=2e-6, atol=1e-6)
+
+
+def long_bools(rng: np.random.Generator) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Rewards and a mask (5, n), True in a share that differs by row, none and all among them."""
+    n = plans.LONGEST_ON_CHIP + 1
+    share = np.array([[0.3], [0.0], [1.0], [0.001], [0.9]])
+    return rng.random((5, n)) < share, rng.random((5, n)) < 0.9
 
 
 @pytest.mark.parametrize("n", and_slow([20, 100], 1025))
@@ -347,14 +358,18 @@ def exact(row: np.ndarray[Any, Any], k: int, estimator: str) -> list[Fraction]:
 
 class TestRowsThatAreNotFinite:
     @pytest.mark.parametrize(
-        "n", [*and_slow([8, 33], 100), pytest.param(8193, marks=pytest.mark.release)]
+        "n, values",
+        [
+            *and_slow([(8, "any"), (33, "two")], (8, "two"), (33, "any"), (100, "any")),
+            *(pytest.param(n, "two", marks=pytest.mark.release) for n in (100, 8193)),
+            pytest.param(8193, "any", marks=pytest.mark.release),
+        ],
     )
-    @pytest.mark.parametrize("levels", [0, 2], ids=["any rewards", "two values"])
     def test_they_leave_the_others_of_their_block_as_they_are(
-        self, n: int, levels: int, rng: np.random.Generator
+        self, n: int, values: str, rng: np.random.Generator
     ) -> None:
         rewards = rng.standard_normal((12, n)).astype(np.float32)
-        if levels:
+        if values == "two":
             rewards = np.sign(rewards)
         where = rng.random((12, n)) < 0.8
         where[:, :6] = True
@@ -364,10 +379,10 @@ class TestRowsThatAreNotFinite:
         where[11, 6:] = np.arange(n - 6) % 3 == 0
         irregular = rewards.copy()
         largest = np.finfo(np.float32).max
-        for row, values in enumerate(
+        for row, first in enumerate(
             ([np.nan], [-np.nan, 1], [np.inf], [-np.inf], [np.inf, -np.inf], [largest, -largest])
         ):
-            irregular[2 * row, : len(values)] = values
+            irregular[2 * row, : len(first)] = first
         irregular[11, 5] = np.nan
         touched = [0, 2, 4, 6, 8, 10, 11]
         left_out = ~where
@@ -378,7 +393,7 @@ class TestRowsThatAreNotFinite:
             want = transformed(tensor(rewards), tensor(k), **options).numpy()
             got = transformed(tensor(irregular), tensor(k), **options).numpy()
             others = [row for row in range(12) if row not in touched]
-            if levels and n > 32:  # one way counts, the other sorts
+            if values == "two" and n > 32:  # one way counts, the other sorts
                 np.testing.assert_allclose(got[others], want[others], rtol=2e-6, atol=1e-7)
             else:
                 np.testing.assert_array_equal(got[others], want[others])

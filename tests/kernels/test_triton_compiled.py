@@ -104,7 +104,7 @@ def test_kernels_of_long_rows_compile(target: str, variant: Variant) -> None:
 
 
 @pytest.mark.parametrize(
-    "n", [pytest.param(n, marks=() if n <= 32 else pytest.mark.slow) for n in BUDGETED_N]
+    "n", [pytest.param(n, marks=() if n <= 16 else pytest.mark.slow) for n in BUDGETED_N]
 )
 def test_figures_stay_within_their_budget(n: int) -> None:
     row = gpu_static.measure(transform_variant(n), "sm_90")
