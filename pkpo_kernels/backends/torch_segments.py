@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pkpo_kernels.backends import _segments
-from pkpo_kernels.backends._segments import Segments
+from pkpo_kernels.backends._segments import Combine, Parts, Segments
 from pkpo_kernels.maths.weights import Estimator
 
 
@@ -72,6 +72,11 @@ class Primitives:
     def floating(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.precise)
 
+    def whole(self, keys: torch.Tensor) -> torch.Tensor:
+        signed = keys.view(torch.int64 if keys.dtype == torch.float64 else torch.int32)
+        # Of negative numbers all bits but the sign run the other way.
+        return torch.where(signed < 0, signed ^ torch.iinfo(signed.dtype).max, signed)
+
     def sort(self, keys: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
         *major, minor = keys
         _, order = torch.sort(minor, stable=True)
@@ -80,41 +85,46 @@ class Primitives:
             order = order[again]
         return [key[order] for key in keys], order
 
-    def running_max(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cummax(x, 0).values
-
     def put_back(self, x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         return torch.scatter(torch.zeros_like(x), 0, order, x)
 
-    def sums(self, segments: Segments, *terms: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self._scan(segments, x, torch.add) for x in terms)
+    def segments(self, starts: torch.Tensor) -> Segments:
+        first = torch.cummax(torch.where(starts, self.index, 0), 0).values
+        # From behind, the last is a first.
+        ends = torch.cat([starts[1:], starts[:1]]).flip(0)
+        last = torch.cummax(torch.where(ends, self.index, 0), 0).values.flip(0)
+        return Segments(first, self.index.shape[0] - 1 - last)
 
-    def largest(self, segments: Segments, x: torch.Tensor) -> torch.Tensor:
-        return self._scan(segments, x, torch.maximum)[segments.last]
-
-    def _scan(
-        self,
-        segments: Segments,
-        x: torch.Tensor,
-        combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """Combine x (N,) with all before it in its segment, in steps that double."""
-        distance = 1
-        while distance < x.shape[0]:
-            before = torch.roll(x, distance, 0)
-            is_inside = self.index - distance >= segments.first
-            x = torch.where(is_inside, combine(x, before), x)
-            distance *= 2
-        return x
+    def scan(self, segments: Segments, parts: Parts, combine: Combine) -> Parts:
+        return self._scan(parts, combine, 1, lambda d: self.index - d >= segments.first)
 
     def product_from_right(
         self, segments: Segments, numerators: torch.Tensor, denominators: torch.Tensor
     ) -> torch.Tensor:
-        product = numerators / denominators
-        distance = 1
-        while distance < product.shape[0]:
-            behind = torch.roll(product, -distance, 0)
-            is_inside = self.index + distance < segments.last
-            product = torch.where(is_inside, product * behind, product)
-            distance *= 2
+        (product,) = self._scan(
+            (numerators / denominators,),
+            lambda behind, here: (behind[0] * here[0],),
+            -1,
+            lambda d: self.index + d < segments.last,
+        )
         return product
+
+    def _scan(
+        self,
+        parts: Parts,
+        combine: Combine,
+        direction: int,
+        is_inside: Callable[[int], torch.Tensor],
+    ) -> Parts:
+        """Combine parts with all before them (direction 1) or behind them (−1), over distances that
+        double, where one of that distance is inside the same segment."""
+        distance = 1
+        while distance < self.index.shape[0]:
+            others = tuple(torch.roll(x, direction * distance, 0) for x in parts)
+            inside = is_inside(distance)
+            parts = tuple(
+                torch.where(inside, both, own)
+                for both, own in zip(combine(others, parts), parts, strict=True)
+            )
+            distance *= 2
+        return parts
