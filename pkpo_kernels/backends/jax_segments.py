@@ -108,7 +108,7 @@ class Primitives:
     ) -> Parts:
         """Combine parts with all before them (direction 1) or behind them (−1), over distances that
         double up to the longest segment, where one of that distance is inside the same."""
-        longest = jnp.max(segments.last - segments.first) + 1
+        longest = jnp.max(segments.last - segments.first, initial=0) + 1
 
         def step(state: tuple[jax.Array, Parts]) -> tuple[jax.Array, Parts]:
             distance, parts = state

@@ -1,7 +1,5 @@
-"""Groups in one flat tensor, in plain torch operations: no value is looked at, and torch.compile,
-torch.func.vmap and fake tensors can follow."""
-
-from __future__ import annotations
+"""Groups in one flat tensor, in plain torch operations: no value is looked at, and the host never
+waits for a device."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,6 +7,7 @@ import torch
 
 from pkpo_kernels.backends import _segments
 from pkpo_kernels.backends._segments import Combine, Parts, Segments
+from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Estimator
 
 
@@ -26,8 +25,32 @@ def transform(
 ) -> torch.Tensor:
     """Transform groups: rewards, ids, counted (N,), k () or (N,) → (N,) of dtype, detached:
     `_segments.transform`, times a factor."""
+    compute = _transform_op if torch.compiler.is_compiling() else _transform
+    of_name = estimator.name
+    return compute(
+        rewards.detach(), list(ids), counted, k, of_name, scale, factor, undersized, dtype
+    )
+
+
+def representatives(ids: Sequence[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
+    """Find the entry that stands for a sample: see `_segments.representatives`."""
+    compute = _representatives_op if torch.compiler.is_compiling() else _representatives
+    return compute(list(ids), valid)
+
+
+def _transform(
+    rewards: torch.Tensor,
+    ids: list[torch.Tensor],
+    counted: torch.Tensor,
+    k: torch.Tensor,
+    estimator: str,
+    scale: str,
+    factor: float,
+    undersized: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     compute = torch.float64 if torch.float64 in (dtype, rewards.dtype) else torch.float32
-    keys = rewards.detach().to(compute)
+    keys = rewards.to(compute)
     out = _segments.transform(
         Primitives(keys),
         keys,
@@ -35,16 +58,43 @@ def transform(
         counted,
         k,
         limit=torch.finfo(compute).max,
-        estimator=estimator,
+        estimator=ESTIMATORS[estimator],
         scale=scale,
         undersized=undersized,
     )
     return (out * factor).to(dtype)
 
 
-def representatives(ids: Sequence[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
-    """Find the entry that stands for a sample: see `_segments.representatives`."""
+def _representatives(ids: list[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
     return _segments.representatives(Primitives(valid), ids, valid)
+
+
+# To torch.compile they are operators, opaque and called as they are: Inductor breaks on scans over
+# sorted indices (2.13: "vr must not be None for symbol indirect0").
+_transform_op = torch.library.custom_op("pkpo::transform_segments", _transform, mutates_args=())
+_representatives_op = torch.library.custom_op(
+    "pkpo::representatives", _representatives, mutates_args=()
+)
+
+
+@_transform_op.register_fake
+def _(
+    rewards: torch.Tensor,
+    ids: list[torch.Tensor],
+    counted: torch.Tensor,
+    k: torch.Tensor,
+    estimator: str,
+    scale: str,
+    factor: float,
+    undersized: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return rewards.new_empty(rewards.shape, dtype=dtype)
+
+
+@_representatives_op.register_fake
+def _(ids: list[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
+    return valid.new_empty(valid.shape, dtype=torch.int64)
 
 
 def positions(ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[int, int]]:
