@@ -126,6 +126,27 @@ def test_a_device_k_that_varies_makes_its_group_undersized() -> None:
         pk.transform_groups(torch.from_numpy(REWARDS), IDS, torch.from_numpy(k))
 
 
+def test_jax_arrays_on_a_cpu_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    rewards, ids = jnp.asarray(REWARDS), jnp.asarray(IDS)
+    where = jnp.asarray(WHERE)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        got = pk.transform_groups(rewards, ids, 3)
+        assert not [record for record in caplog.messages if "transform" in record]
+        pk.transform_groups(rewards, ids, 3, implementation="xla")
+        assert [record for record in caplog.messages if "transform" in record]
+    assert got.devices() == rewards.devices() and got.dtype == rewards.dtype
+    close(got)
+    for k in (0, 1, 3, 99):
+        for dtype in (jnp.bfloat16, jnp.float32, jnp.int32):
+            given = rewards.astype(dtype), ids, jnp.asarray(k)
+            got = pk.transform_groups(*given, where=where)
+            want = pk.transform_groups(*given, where=where, implementation="xla")
+            assert got.dtype == want.dtype
+            np.testing.assert_allclose(
+                got.astype(float), want.astype(float), rtol=1e-2 if dtype is jnp.bfloat16 else 5e-6
+            )
+
+
 def test_half_precision_is_rounded_once() -> None:
     rewards = torch.from_numpy(REWARDS).bfloat16()
     want = pk.transform_groups(rewards.float(), IDS, 3).bfloat16()
