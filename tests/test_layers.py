@@ -35,7 +35,7 @@ LAYERS = (
     ("api", "_ids", "_entries"),
     ("_grouping",),
     ("groups",),
-    ("metrics", "schedules", "evaluation.", "selfcheck."),
+    ("metrics", "distributed", "schedules", "evaluation.", "selfcheck."),
     ("maths", "backends", ""),
     ("cli.",),
     ("__main__",),
