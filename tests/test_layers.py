@@ -33,6 +33,7 @@ LAYERS = (
     ("_arguments", "conversion"),
     ("api",),
     ("schedules", "evaluation.", "selfcheck."),
+    ("integrations.",),
     ("maths", "backends", ""),
     ("cli.",),
     ("__main__",),
