@@ -128,7 +128,7 @@ class TestOf:
                 {},
                 {"PKPO_SCALE": "mean"},
                 ValueError,
-                "^PKPO_SCALE must not be 'mean' for estimator 'passk_training'",
+                "^PKPO_SCALE must be 'sum', 'batch_mean' or a number for estimator",
             ),
             ({"k": 8, "scales": 1}, {}, {}, TypeError, "^options must be among .*got scales; did"),
             (
