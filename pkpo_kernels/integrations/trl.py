@@ -1,7 +1,7 @@
 """TRL: GRPOTrainer with PKPO's advantages.
 
-    class Trainer(PKPOMixin, GRPOTrainer): ...
-    Trainer(..., args=GRPOConfig(loss_type="dr_grpo", ...), pkpo=Options(k=8)).train()
+class Trainer(PKPOMixin, GRPOTrainer): ...
+Trainer(..., args=GRPOConfig(loss_type="dr_grpo", ...), pkpo=Options(k=8)).train()
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import GRPOTrainer
 
-from pkpo_kernels.groups import group_metrics
+import pkpo_kernels as pk
 from pkpo_kernels.integrations import Options
 from pkpo_kernels.validation import shown
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer as _Base
+else:
+    _Base = object
 
 # TRL has no hook for advantages: these two methods of GRPOTrainer are overridden.
 _OVERRIDDEN = ("_calculate_rewards", "_generate_and_score_completions")
 
-Base = GRPOTrainer if TYPE_CHECKING else object
 
-
-class PKPOMixin(Base):
+class PKPOMixin(_Base):  # type: ignore[misc]
     """Has a GRPOTrainer, named after it among the bases, train for the best of k completions.
 
     The groups are TRL's: the `num_generations` (in evaluation `num_generations_eval`) completions
@@ -48,8 +51,8 @@ class PKPOMixin(Base):
         self.pkpo = Options.of(self.args) if pkpo is None else pkpo
         if self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
-                "multi_objective_aggregation must be 'sum_then_normalize' for PKPO, which transforms"
-                f" the sum of the rewards; got {self.multi_objective_aggregation!r}"
+                "multi_objective_aggregation must be 'sum_then_normalize': PKPO transforms the sum"
+                f" of the rewards; got {self.multi_objective_aggregation!r}"
             )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -92,6 +95,6 @@ class PKPOMixin(Base):
     def _log_groups(self, mode: str, rewards: torch.Tensor, n: int, k: int) -> None:
         # Powers of two up to n, whatever k: the names of a log stay the same while k is annealed.
         ks = [2**i for i in range(n.bit_length())]
-        metrics = {"k": k, **group_metrics(rewards, ks, groups=n, k=k)}
+        metrics = {"k": k, **pk.group_metrics(rewards, ks, groups=n, k=k)}
         for name, value in metrics.items():
             self._metrics[mode][f"pkpo/{name}"].append(float(value))
