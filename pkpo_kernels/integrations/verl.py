@@ -21,6 +21,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from pkpo_kernels.groups import to_tokens
+from pkpo_kernels.integrations import Options
+
 Tensor = Any
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
 _LOGGER = logging.getLogger(__name__)
@@ -67,9 +70,6 @@ def advantages(
         TypeError, ValueError: as `Options.of` and `transform_groups` do; no uids; a schedule of k
           where verl's trainer tells no step.
     """
-    from pkpo_kernels.groups import to_tokens
-    from pkpo_kernels.integrations import Options
-
     if index is None:
         raise ValueError("index must be the prompts' uids; got None: the batch has no 'uid'")
     options, batch = Options.of(config), _batch.get()
