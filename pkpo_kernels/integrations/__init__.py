@@ -204,11 +204,17 @@ def _check_scale_of(estimator: str, scale: str | float, argument: str) -> None:
         )
 
 
+def _checked_undersized(argument: str, name: Any) -> Undersized:
+    # Hydra's command line makes a number of the word.
+    name = "nan" if isinstance(name, float) and math.isnan(name) else name
+    return checked_name(argument, name, get_args(Undersized))
+
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "k": _checked_k,
     "estimator": lambda argument, name: checked_name(argument, name, ESTIMATORS),
     "scale": _checked_scale,
-    "undersized": lambda argument, name: checked_name(argument, name, get_args(Undersized)),
+    "undersized": _checked_undersized,
 }
 
 
