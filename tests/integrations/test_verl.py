@@ -257,11 +257,12 @@ def test_v1_trainer(transfer_queue: None) -> None:
     pads = len(batch.keys) - len(keys)
     assert pads == 3
 
-    config = composed('+algorithm.pkpo_k="4@0,2@100"')
+    config = composed('+algorithm.pkpo_k="4@0,2@100"', "actor_rollout_ref.rollout.n=4")
     names = [key.rsplit("_", 2) for key in batch.keys]
     in_order = sorted(range(20), key=lambda i: int(names[i][2]))
     for step, k in ((99, 4), (100, 2)):
-        V1Trainer(config, step)._compute_advantage(batch, {})
+        metrics: dict[str, float] = {}
+        V1Trainer(config, step)._compute_advantage(batch, metrics)
         written = tq.kv_batch_get(
             keys=batch.keys, partition_id="train", select_fields=["advantages"]
         )
@@ -278,6 +279,9 @@ def test_v1_trainer(transfer_queue: None) -> None:
         )
         np.testing.assert_allclose([row[0] for row in advantages], expected, rtol=5e-6, atol=1e-9)
         assert (expected[[name[0] == "d" for name in names]] != 0).any() == (k == 2)
+        assert metrics["pkpo/k"] == k and metrics["pkpo/groups"] == 3
+        assert metrics["pkpo/max@1"] == pytest.approx((1.5 + 1.5 + 1.0) / 3)
+        assert metrics["pkpo/undersized"] == pytest.approx(1 / 3 if k == 4 else 0)
     assert plugin._batch.get() is None
 
 
