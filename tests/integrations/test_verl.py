@@ -222,7 +222,7 @@ class V1Trainer(PPOTrainerSync):  # type: ignore[misc]
 
 def test_v1_trainer(transfer_queue: None) -> None:
     """Sessions of several outputs, mixed with others and padded, in the trainer's own method."""
-    rng = np.random.default_rng(20250520)
+    rng = np.random.default_rng(5)
     keys, scores = [], []
     for uid, sessions in (("a_b", 4), ("c", 4), ("d", 3)):
         for session in range(sessions):
@@ -232,6 +232,8 @@ def test_v1_trainer(transfer_queue: None) -> None:
             scores += [99.0] * (outputs - 1) + [float(session)]
     order = rng.permutation(len(keys))
     keys, scores = [keys[i] for i in order], [scores[i] for i in order]
+    last, *earlier = (keys.index(f"a_b_1_{output}") for output in (2, 1, 0))
+    assert last < min(earlier)
     lengths = rng.integers(1, 6, len(keys)).tolist()
     tags = [{"seq_len": 3 + length} for length in lengths]
     entries = []
