@@ -11,14 +11,20 @@ A schedule takes the step as a Python or NumPy integer, a NumPy integer array, a
 tensor (also under `torch.compile`) or a JAX array or tracer (also under `jit` and `vmap`).
 The k it gives back is of the same kind and may go straight into `transform(rewards, k)`, which
 does not recompile when k's value changes.
+
+Where a schedule must be text, in a configuration or in the environment, :func:`parse` reads it:
+
+>>> parse("8@0,1@1000") == k_at
+True
 """
 
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, overload
 
@@ -33,12 +39,14 @@ from pkpo_kernels.validation import (
     is_integer,
     library_of,
     not_integral,
+    shown,
 )
 
-__all__ = ["Schedule", "cosine", "linear", "piecewise_constant"]
+__all__ = ["Schedule", "cosine", "linear", "parse", "piecewise_constant"]
 
 # JAX's default integer holds no larger k.
 _LARGEST_K = 2**31 - 1
+_PAIR = re.compile(r"\s*(?P<k>[+-]?[0-9]+)\s*(?:@\s*(?P<step>[+-]?[0-9]+)\s*)?")
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,9 @@ class Schedule:
     formula, is exact, and so gives the same k in Python, NumPy, torch and JAX whatever their
     floating-point precision.
 
-    Made by :func:`piecewise_constant`, :func:`linear` and :func:`cosine`. Hashable, hence a valid
-    static argument of `jax.jit`.
+    Made by :func:`piecewise_constant`, :func:`linear`, :func:`cosine` and :func:`parse`, which
+    reads what `str` writes. Hashable, hence a valid static argument of `jax.jit`; equal where the
+    tables are, however they were made.
 
     Attributes:
         description: the call that makes it.
@@ -59,12 +68,20 @@ class Schedule:
         boundaries: the steps at which the next k takes over, strictly increasing.
     """
 
-    description: str
+    description: str = field(compare=False)
     values: tuple[int, ...]
     boundaries: tuple[int, ...]
 
     def __repr__(self) -> str:
         return self.description
+
+    def __str__(self) -> str:
+        """Write the table as text that `parse` reads: "8@0,4@200,1@400"."""
+        first, *later = self.values
+        # The first k holds before step 0 as well, and "@0" would hide a change that comes by then.
+        start = "@0" if later and self.boundaries[0] > 0 else ""
+        pairs = zip(later, self.boundaries, strict=True)
+        return ",".join([f"{first}{start}", *(f"{k}@{step}" for k, step in pairs)])
 
     @overload
     def __call__(self, step: int | np.integer[Any]) -> int: ...
@@ -155,6 +172,43 @@ def piecewise_constant(values: Sequence[int], boundaries: Sequence[int]) -> Sche
     return Schedule(f"piecewise_constant(values={list(ks)}, boundaries={list(steps)})", ks, steps)
 
 
+def parse(text: str) -> Schedule:
+    """Read a schedule from text: "8@0,4@200,1@400" holds k = 8 from step 0, 4 from 200, 1 from 400.
+
+    Args:
+        text: pairs k@step, separated by commas, with steps that strictly increase; the first step
+          is 0, and may be left out. "8" is k = 8 forever. What `str` makes of a schedule reads as
+          that schedule again.
+
+    Raises:
+        TypeError: `text` is no string.
+        ValueError: it is not as described.
+
+    >>> parse("8@0,4@200,1@400")
+    piecewise_constant(values=[8, 4, 1], boundaries=[200, 400])
+    >>> str(linear(3, 1, 100)), parse(str(linear(3, 1, 100)))(50)
+    ('3@0,2@25,1@75', 2)
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string like '8@0,4@200,1@400'; got {shown(text)}")
+    matches = [_PAIR.fullmatch(pair) for pair in text.split(",")]
+    pairs = [(int(match["k"]), match["step"]) for match in matches if match]
+    if len(pairs) < len(matches) or any(step is None for _, step in pairs[1:]):
+        raise ValueError(f"text must be k@step,k@step,… like '8@0,4@200,1@400'; got {shown(text)}")
+    first = pairs[0][1]
+    if first is not None and int(first) != 0:
+        raise ValueError(
+            f"text must begin at step 0, like '8@0,4@200,1@400'; got {shown(text)}, which begins at"
+            f" {int(first)}"
+        )
+    try:
+        return piecewise_constant(
+            [k for k, _ in pairs], [int(step) for _, step in pairs[1:] if step is not None]
+        )
+    except ValueError as error:
+        raise ValueError(f"text must be a schedule; got {shown(text)}: {error}") from None
+
+
 def linear(start: int, end: int, steps: int) -> Schedule:
     """Move k on a straight line from `start` at step 0 to `end` at step `steps`.
 
@@ -203,10 +257,11 @@ def cosine(start: int, end: int, steps: int) -> Schedule:
 
 
 def _monotone(description: str, start: int, end: int, changes: Sequence[int]) -> Schedule:
-    """Move k one unit nearer to `end` at each step in `changes`."""
+    """Move k one unit nearer to `end` at each step in `changes`, which come in order."""
     direction = 1 if end > start else -1
-    values = tuple(range(start, end + direction, direction))
-    return Schedule(description, values, tuple(changes))
+    # Of several changes at one step the last holds.
+    values = dict(zip(changes, range(start + direction, end + direction, direction), strict=True))
+    return Schedule(description, (start, *values.values()), tuple(values))
 
 
 def _checked(start: int, end: int, steps: int) -> tuple[int, int, int]:

@@ -36,6 +36,7 @@ LAYERS = (
     ("_grouping",),
     ("groups",),
     ("metrics", "distributed", "schedules", "evaluation.", "selfcheck."),
+    ("integrations.",),
     ("maths", "backends", ""),
     ("cli.",),
     ("__main__",),

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from pkpo_kernels.schedules import Schedule, cosine, linear, piecewise_constant
+from pkpo_kernels.schedules import Schedule, cosine, linear, parse, piecewise_constant
 
 SCHEDULES = (
     piecewise_constant([8, 1], [1000]),
@@ -134,6 +134,59 @@ def test_they_say_what_they_are() -> None:
     assert eval(repr(linear(8, 1, 300))) == linear(8, 1, 300)
     assert pickle.loads(pickle.dumps(linear(8, 1, 300)))(0) == 8
     assert hash(linear(8, 1, 300)) == hash(linear(8, 1, 300))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_text_reads_as_the_schedule_that_wrote_it(schedule: Schedule) -> None:
+    again = parse(str(schedule))
+    assert again == schedule and hash(again) == hash(schedule)
+    assert (again.values, again.boundaries) == (schedule.values, schedule.boundaries)
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "boundaries"),
+    [
+        ("8@0,4@200,1@400", [8, 4, 1], [200, 400]),
+        ("8,4@200,1@400", [8, 4, 1], [200, 400]),
+        (" 8 @ 0 , 1 @ 400 ", [8, 1], [400]),
+        ("8", [8], []),
+        ("8@0", [8], []),
+        ("2,16@-5,4@0", [2, 16, 4], [-5, 0]),
+    ],
+)
+def test_text_is_read(text: str, values: list[int], boundaries: list[int]) -> None:
+    assert parse(text) == piecewise_constant(values, boundaries)
+
+
+def test_a_schedule_is_written_as_pairs() -> None:
+    assert str(piecewise_constant([8, 4, 1], [200, 400])) == "8@0,4@200,1@400"
+    assert str(piecewise_constant([3], [])) == "3"
+    # Its first k holds before step -5, not from 0.
+    assert str(piecewise_constant([2, 16, 4], [-5, 700])) == "2,16@-5,4@700"
+    assert piecewise_constant([2, 1], [700]) != piecewise_constant([2, 1], [701])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"text must be k@step,k@step,… like '8@0,4@200,1@400'; got ''"),
+        ("8@0,4", "text must be k@step"),
+        ("8@0,4@200,", "text must be k@step"),
+        ("8.0@0", "text must be k@step"),
+        ("8@0;4@200", "text must be k@step"),
+        ("8@100,4@200", "text must begin at step 0.*got '8@100,4@200', which begins at 100"),
+        ("8@0,4@200,1@200", "got '8@0,4@200,1@200': boundaries must be strictly increasing"),
+        ("8@0,0@200", r"got '8@0,0@200': values\[1\] must be at least 1; got 0"),
+    ],
+)
+def test_text_that_is_no_schedule(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
+def test_a_schedule_is_read_from_a_string_alone() -> None:
+    with pytest.raises(TypeError, match="text must be a string like '8@0,4@200,1@400'; got 8"):
+        parse(cast(Any, 8))
 
 
 @pytest.mark.parametrize(
