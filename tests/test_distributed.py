@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from jax.sharding import PartitionSpec as P
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import pkpo_kernels as pk
 from pkpo_kernels import distributed
@@ -24,6 +26,7 @@ from pkpo_kernels import distributed
 N = 24
 RNG = np.random.default_rng(3)
 REWARDS, IDS = RNG.standard_normal(N).astype(np.float32), RNG.integers(0, 4, N)
+ROWS = RNG.standard_normal((5, 6)).astype(np.float32)
 WHERE, SAMPLES = RNG.random(N) < 0.8, np.arange(N) % 7
 WANT = pk.transform_groups(REWARDS, IDS, 3, where=WHERE)
 
@@ -73,6 +76,34 @@ def everything(edges: list[int], rank: int) -> None:
     assert torch.equal(got, pk.transform_groups(rounded, 6, 99, undersized="clip")[part])
 
 
+def of_dtensors(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    rows = torch.from_numpy(ROWS)  # 5 rows: not the same number on every rank
+    where = rows > -1
+    k = torch.tensor([1, 2, 3, 4, 2])
+    want = pk.transform(rows, k, where=where)
+    sharded = [distribute_tensor(x, mesh, [Shard(0)]) for x in (rows, k, where)]
+    got = pk.transform(sharded[0], sharded[1], where=sharded[2])
+    assert isinstance(got, DTensor) and got.placements == (Shard(0),)
+    torch.testing.assert_close(got.full_tensor(), want)
+    best = pk.max_at_k(sharded[0], [1, 3], where=sharded[2])
+    torch.testing.assert_close(best.full_tensor(), pk.max_at_k(rows, [1, 3], where=where))
+    # The samples first, and then the rows.
+    turned = distribute_tensor(rows.T.contiguous(), mesh, [Shard(1)])
+    torch.testing.assert_close(
+        pk.transform(turned, 2, axis=0).full_tensor(), pk.transform(rows, 2).T
+    )
+    torch.testing.assert_close(pk.max_at_k(turned, 2, axis=0).full_tensor(), pk.max_at_k(rows, 2))
+    everywhere = distribute_tensor(rows, mesh, [Replicate()])
+    torch.testing.assert_close(pk.transform(everywhere, 2).to_local(), pk.transform(rows, 2))
+    with pytest.raises(ValueError, match=r"all samples of a group on one rank.*redistribute"):
+        pk.transform(distribute_tensor(rows, mesh, [Shard(1)]), 2)
+    with pytest.raises(TypeError, match="where must be a DTensor placed like rewards"):
+        pk.transform(sharded[0], 2, where=where)
+    with pytest.raises(ValueError, match="k must be placed like the rows of rewards"):
+        pk.transform(sharded[0], distribute_tensor(k, mesh, [Replicate()]))
+
+
 def refusals(rank: int) -> None:
     ids = IDS if rank == 0 else IDS[1:]
     with pytest.raises(ValueError, match=r"on rank 1: groups must have one id .* got 23 for 24"):
@@ -101,6 +132,10 @@ class TestRanks:
     )
     def test_as_one_rank_would(self, edges: list[int], tmp_path: Path) -> None:
         on_ranks(tmp_path, len(edges) - 1, partial(everything, edges))
+
+    @pytest.mark.slow
+    def test_dtensors_whose_rows_are_whole(self, tmp_path: Path) -> None:
+        on_ranks(tmp_path, 2, of_dtensors)
 
     @pytest.mark.slow
     def test_what_is_wrong_on_one_is_an_error_on_all(self, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ LAYERS = (
     ),
     ("backends.jax",),
     ("backends.registry",),
-    ("_arguments", "conversion"),
+    ("_arguments", "_dtensor", "conversion"),
     ("api", "_ids", "_entries"),
     ("_grouping",),
     ("groups",),
