@@ -37,6 +37,9 @@ def in_blocks(entries: Entries, n: int, k: Any, options: Options) -> Array:
     """Transform contiguous blocks of n entries: k an integer, () or (N,) → (N,)."""
     if entries.library == "numpy" and entries.valid is not None:
         return _by_size(entries, (_index(entries) // n,), k, options)
+    lies = _spread(entries)
+    if lies is not None and _segments("jax").shard_size(entries.rewards, lies) % n:
+        return by_ids(entries, (_index(entries) // n,), None, k, options)
     shape = entries.n // n, n
     where = None if entries.valid is None else entries.valid.reshape(shape)
     k = _k_of_rows(entries, k if isinstance(k, int) or not k.shape else k.reshape(shape), where)
@@ -44,25 +47,30 @@ def in_blocks(entries: Entries, n: int, k: Any, options: Options) -> Array:
     return out.reshape(entries.n)
 
 
-def by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, options: Options) -> Array:
-    """Transform groups of samples that have several entries: the last valid entry of each stands
-    for it, and all that are kept get its result."""
-    xp = registry.namespace(entries.library)
-    valid = _all(entries) if entries.valid is None else entries.valid
-    if entries.library == "numpy":
-        last = representatives((*groups, *samples), valid)
-    else:
-        last = _segments(entries.library).representatives((*groups, *samples), valid)
-    out = by_ids(entries._replace(valid=last == _index(entries)), groups, k, options)
-    kept = last >= 0 if entries.kept is None else (last >= 0) & entries.kept
-    return xp.where(kept, out[xp.clip(last, 0, None)], xp.zeros_like(out))
-
-
-def by_ids(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
+def by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, options: Options) -> Array:
     """Transform groups of equal ids: columns (N,) each, k an integer, () or (N,) → (N,)."""
+    lies = _spread(entries)
+    if lies is None:
+        return _by_ids(entries, groups, samples, k, options)
+    segments = _segments("jax")
+
+    def whole(x: Any) -> Any:
+        is_array = x is not None and not isinstance(x, int) and len(x.shape) > 0
+        return segments.gathered(x, lies) if is_array else x
+
+    entries = entries._replace(
+        rewards=whole(entries.rewards), kept=whole(entries.kept), valid=whole(entries.valid)
+    )
+    groups, samples = tuple(map(whole, groups)), samples and tuple(map(whole, samples))
+    return segments.placed(_by_ids(entries, groups, samples, whole(k), options), lies)
+
+
+def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, options: Options) -> Array:
+    if samples is not None:
+        return _by_samples(entries, groups, samples, k, options)
     library, named = entries.library, options.implementation
     if library == "numpy":
-        return _by_size(entries, ids, k, options)
+        return _by_size(entries, groups, k, options)
     registry.choose(named, library, entries.rewards)
     of_kernels = named not in (None, "xla", "torch")
     if of_kernels and entries.traced:
@@ -71,10 +79,30 @@ def by_ids(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
             " the groups' sizes; take None, or contiguous blocks, groups=n"
         )
     if entries.n and not entries.traced and (of_kernels or library == "torch"):
-        position, shape = _positions(entries, ids)
+        position, shape = _positions(entries, groups)
         if of_kernels or shape[0] * shape[1] <= max(MOST_PADDING * entries.n, SMALL):
             return _in_one_matrix(entries, position, shape, k, options)
-    return _as_segments(entries, ids, k, options)
+    return _as_segments(entries, groups, k, options)
+
+
+def _by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, options: Options) -> Array:
+    """Transform groups of samples that have several entries: the last valid entry of each stands
+    for it, and all that are kept get its result."""
+    xp = registry.namespace(entries.library)
+    valid = _all(entries) if entries.valid is None else entries.valid
+    if entries.library == "numpy":
+        last = representatives((*groups, *samples), valid)
+    else:
+        last = _segments(entries.library).representatives((*groups, *samples), valid)
+    stands = entries._replace(valid=last == _index(entries))
+    out = _by_ids(stands, groups, None, k, options)
+    kept = last >= 0 if entries.kept is None else (last >= 0) & entries.kept
+    return xp.where(kept, out[xp.clip(last, 0, None)], xp.zeros_like(out))
+
+
+def _spread(entries: Entries) -> Any:
+    """Tell how JAX's entries are spread over devices, as far as their type says it."""
+    return _segments("jax").spread(entries.rewards) if entries.library == "jax" else None
 
 
 # ---- As rows -----------------------------------------------------------------------------------

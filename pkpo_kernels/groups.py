@@ -188,10 +188,9 @@ def _by_any(entries: Entries, groups: Any, samples: Any, k: Any, options: Option
             return _grouping.in_blocks(entries, n, k, options)
         groups = np.arange(entries.n) // n
     ids = checked_ids("groups", groups, entries.rewards, traced=entries.traced)
-    if samples is None:
-        return _grouping.by_ids(entries, ids, k, options)
-    of_samples = checked_ids("samples", samples, entries.rewards, traced=entries.traced)
-    return _grouping.by_samples(entries, ids, of_samples, k, options)
+    if samples is not None:
+        samples = checked_ids("samples", samples, entries.rewards, traced=entries.traced)
+    return _grouping.by_ids(entries, ids, samples, k, options)
 
 
 def to_tokens(advantages: Array, mask: Array) -> Array:

@@ -311,3 +311,22 @@ class TestMetrics:
             pk.group_metrics(np.zeros(4), [1])
         with pytest.raises(ValueError, match=r"ks\[1\] must be at least 1; got 0"):
             pk.group_metrics(np.zeros((2, 4)), [1, 0])
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_entries_spread_over_a_mesh(kind: str) -> None:
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(getattr(jax.sharding.AxisType, kind),))
+    spread = jax.sharding.NamedSharding(mesh, jax.P("x"))
+    rewards, ids, where, samples = (
+        jax.device_put(jnp.asarray(x), spread) for x in (REWARDS, IDS, WHERE, np.arange(N) % 5)
+    )
+    got = pk.transform_groups(rewards, ids, 3, where=where)
+    close(got, pk.transform_groups(REWARDS, IDS, 3, where=WHERE))
+    got = jax.jit(lambda x, i, s: pk.transform_groups(x, i, 2, samples=s))(rewards, ids, samples)
+    close(got, pk.transform_groups(REWARDS, IDS, 2, samples=np.arange(N) % 5))
+    # Blocks that are whole on a device, and blocks of two devices' entries.
+    for n in (5, 30):
+        got = pk.transform_groups(rewards, n, 2)
+        close(got, pk.transform_groups(REWARDS, n, 2))
+    if kind == "Explicit":
+        assert got.sharding.is_equivalent_to(spread, 1)

@@ -1,7 +1,11 @@
 """Groups in one flat array, in plain JAX operations: one program for any ids, sizes and k."""
 
+# JAX gives PartitionSpec and reshard no types.
+# mypy: disallow-untyped-calls=False
+
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pkpo_kernels.backends import _jax_rows, _segments
 from pkpo_kernels.backends._segments import Combine, Parts, Segments
@@ -51,6 +56,39 @@ def transform(
 def representatives(ids: Sequence[jax.Array], valid: jax.Array) -> jax.Array:
     """Find the entry that stands for a sample: see `_segments.representatives`."""
     return _segments.representatives(Primitives(valid), ids, valid)
+
+
+# ---- Explicit axes of a mesh -------------------------------------------------------------------
+#
+# Where the type of an array says how it lies along them, JAX sorts none that is spread over
+# devices: every device gets the whole batch, and keeps its part of the result.
+
+
+def spread(x: jax.Array) -> Any:
+    """Tell how an array (N,) is spread over devices along Explicit axes: its NamedSharding, None
+    where it is not."""
+    lies: Any = jax.typeof(x).sharding
+    if jax.sharding.AxisType.Explicit not in lies.mesh.axis_types or lies.spec[0] is None:
+        return None
+    # A type knows no devices; an array does.
+    of_array: Any = lies if isinstance(x, jax.core.Tracer) else x.sharding
+    return of_array
+
+
+def gathered(x: jax.Array, like: NamedSharding) -> jax.Array:
+    """Give every device of a mesh the whole of an array."""
+    return placed(x, NamedSharding(like.mesh, PartitionSpec()))
+
+
+def placed(x: jax.Array, like: NamedSharding) -> jax.Array:
+    """Spread an array over devices like another."""
+    return jax.sharding.reshard(x, like)
+
+
+def shard_size(x: jax.Array, lies: NamedSharding) -> int:
+    """Count the entries (N,) of one device."""
+    names = lies.spec[0] if isinstance(lies.spec[0], tuple) else (lies.spec[0],)
+    return int(x.shape[0] // math.prod(lies.mesh.shape[name] for name in names))
 
 
 class Primitives:
