@@ -121,6 +121,7 @@ bench: .venv/installed  ## throughput, accuracy and scaling on this machine, tab
 	$(BIN)/python -m bench.throughput --quick
 	$(BIN)/python -m bench.accuracy
 	$(BIN)/python -m bench.scaling
+	$(BIN)/python -m bench.grouping
 
 readme-tables: .venv/installed  ## the tables of bench/README.md from bench/results
 	$(BIN)/python -m bench.readme_tables

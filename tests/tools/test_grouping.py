@@ -1,0 +1,52 @@
+"""The bench of ids: what is timed is right, and what is kept can be laid out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from typer.testing import CliRunner
+
+import pkpo_kernels as pk
+from bench import grouping
+from bench.libraries import Library
+from bench.records import read_table
+from bench.shapes import Shape
+
+
+@pytest.fixture(autouse=True)
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "ROUNDS", 3)
+    monkeypatch.setattr(grouping, "SHAPES", (Shape(8, 16),))
+
+
+def test_the_matrix_comes_first_and_is_what_all_are_compared_with() -> None:
+    first, *others = grouping.measure(Library("cpu"), Shape(8, 16))
+    assert first["candidate"] == grouping.MATRIX and first["of_matrix"] == 1
+    assert [row["candidate"] for row in others] == ["blocks", "integers", "text"]
+    for row in others:
+        assert row["of_matrix"] == pytest.approx(row["ms"] / first["ms"])
+
+
+def test_a_wrong_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = pk.transform_groups
+    monkeypatch.setattr(pk, "transform_groups", lambda *given, **more: right(*given, **more)[::-1])
+    with pytest.raises(AssertionError, match="blocks"):
+        grouping.candidates(Library("cpu"), Shape(8, 16))
+
+
+@pytest.mark.slow
+def test_command(tmp_path: Path) -> None:
+    done = CliRunner().invoke(grouping.app, ["--device", "cpu", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    (path,) = tmp_path.glob("grouping-*.csv")
+    rows = read_table(path)
+    head, *lines = grouping.times_the_matrix(rows)
+    assert head == ["groups", "8 x 16"]
+    assert {line[0].partition(":")[0] for line in lines} == {"numpy", "torch", "jax"}
+    assert np.all([float(row["ms"]) > 0 for row in rows])
