@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkpo_kernels.api import max_at_k, pass_at_k, transform
 from pkpo_kernels.backends.registry import available_implementations
+from pkpo_kernels.groups import to_tokens, transform_groups
 from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Estimator
 
@@ -29,7 +30,9 @@ __all__ = [
     "max_at_k",
     "pass_at_k",
     "schedules",
+    "to_tokens",
     "transform",
+    "transform_groups",
 ]
 
 

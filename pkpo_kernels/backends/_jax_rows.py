@@ -3,6 +3,8 @@ of n and k that only a device knows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +14,9 @@ from jax import lax
 
 from pkpo_kernels.backends import _rows
 from pkpo_kernels.maths.weights import Estimator, GapWeights, clamp_k, gap_weights
+
+Parts = tuple[jax.Array, ...]
+Scan = Callable[[Parts, Callable[[Parts, Parts], Parts]], Parts]
 
 
 def group_sizes(keys: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -38,12 +43,13 @@ def weights_of(
         k,
         xp=jnp,
         columns=jnp.arange(1, n_columns, dtype=n.dtype)[None],
-        product_from_right=_product_from_right,
+        product_from_right=partial(product_from_right, scan=_along_rows),
     )
 
 
-def _product_from_right(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """A running product of ratios whose error stays at a rounding or two, however long it is.
+def product_from_right(numerator: jax.Array, denominator: jax.Array, scan: Scan) -> jax.Array:
+    """Multiply ratios (..., N) from the last on, as `scan` goes: a running product whose error
+    stays at a rounding or two, however long it is.
 
     In float32 a plain product of 16384 ratios is wrong by 1e-5 and more. Every division and every
     product here leaves its relative rounding error beside it; the errors add up to the correction
@@ -52,13 +58,14 @@ def _product_from_right(numerator: jax.Array, denominator: jax.Array) -> jax.Arr
     numerator, denominator = jnp.broadcast_arrays(numerator, denominator)
     ratio = numerator / denominator
     if ratio.dtype == jnp.float64:
-        return lax.cumprod(ratio, axis=ratio.ndim - 1, reverse=True)
+        (product,) = scan((ratio,), lambda right, left: (right[0] * left[0],))
+        return product
     whole, rest = _exact_product(ratio, denominator)
     error = jnp.where(
         numerator > 0, (numerator - whole - rest) / jnp.where(numerator > 0, numerator, 1), 0
     )
 
-    def combine(right: Any, left: Any) -> Any:
+    def combine(right: Parts, left: Parts) -> Parts:
         product, rest = _exact_product(right[0], left[0])
         # What is about to underflow needs no correction, and has none to give.
         normal = product > 1e-30
@@ -66,10 +73,16 @@ def _product_from_right(numerator: jax.Array, denominator: jax.Array) -> jax.Arr
             normal, rest / jnp.where(normal, product, 1), 0
         )
 
-    product, error = lax.associative_scan(
-        combine, (ratio, error), reverse=True, axis=ratio.ndim - 1
-    )
+    product, error = scan((ratio, error), combine)
     return product + product * error
+
+
+def _along_rows(parts: Parts, combine: Callable[[Parts, Parts], Parts]) -> Parts:
+    """Scan rows (..., N) from their ends on."""
+    if len(parts) == 1:
+        return (lax.cumprod(parts[0], axis=parts[0].ndim - 1, reverse=True),)
+    out: Parts = lax.associative_scan(combine, parts, reverse=True, axis=parts[0].ndim - 1)
+    return out
 
 
 def _exact_product(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:

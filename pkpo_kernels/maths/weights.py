@@ -202,18 +202,57 @@ def gap_weights(
         product_from_right: (numerators, denominators) → the running product of their ratios, from
           the last column on.
     """
+    # Gap j lies between the j-th and the (j+1)-th smallest sample of its row; j ≤ 0 in front of the
+    # row's own samples.
+    return _weigh(
+        estimator,
+        n,
+        k,
+        xp,
+        lambda n: columns - (n_columns - n),
+        lambda of_row: of_row[..., None],
+        product_from_right,
+    )
+
+
+def segment_weights(
+    estimator: Estimator,
+    j: Array,
+    n: Array,
+    k: Array,
+    *,
+    xp: Any,
+    product_from_right: Callable[[Array, Array], Array],
+) -> GapWeights:
+    """Weigh groups that lie one behind the other, each sorted ascending: each sample's rank
+    j = 1..n, n and k of its group (N,) → (N,), of the gap above it, or of its group.
+
+    product_from_right: as for `gap_weights`, starting anew where j = n − 1.
+    """
+    return _weigh(estimator, n, k, xp, lambda n: j, lambda of_row: of_row, product_from_right)
+
+
+def _weigh(
+    estimator: Estimator,
+    n: Array,
+    k: Array,
+    xp: Any,
+    numbers: Callable[[Array], Array],
+    over_gaps: Callable[[Array], Array],
+    product_from_right: Callable[[Array, Array], Array],
+) -> GapWeights:
+    """Weigh gaps: n, k (...), the numbers j of the gaps of groups of n, what spreads a value of a
+    group over its gaps."""
     k_is_valid = (k >= 1) & (k <= estimator.largest_k(n))
     # Rows whose k is not valid go through the formulas as n=2, k=1, so that nothing is divided by
     # 0, and are cleared after.
     n, k = xp.where(k_is_valid, n, 2), xp.where(k_is_valid, k, 1)
     max_coefficient = xp.where(k_is_valid, _max_coefficient(estimator, n, k, xp), 0)
     best_of_max = xp.where(k_is_valid, k / n, 0)
-    n, k = n[..., None], k[..., None]
+    n, k = over_gaps(n), over_gaps(k)
 
-    # Gap j lies between the j-th and the (j+1)-th smallest sample of its row; j ≤ 0 in front of the
-    # row's own samples.
-    j = columns - (n_columns - n)
-    is_gap = (j >= 1) & k_is_valid[..., None]
+    j = numbers(n)
+    is_gap = (j >= 1) & (j < n) & over_gaps(k_is_valid)
     numerator = xp.where(j + 1 == n, k, xp.clip(j + 2 - k, 0, None))
     b = product_from_right(numerator, xp.clip(j + 1, 1, None))
     # The ratio first: at k=1 it is exactly 1, and a exactly 1/n.
@@ -223,18 +262,18 @@ def gap_weights(
     ratios = a if estimator.index_shift else b
     offset, gap = row_weights(estimator, ratios, j, n, k, where=xp.where)
 
-    def over_gaps(weights: Array) -> Array:
+    def of_gaps(weights: Array) -> Array:
         return xp.where(is_gap, weights, 0)
 
     return GapWeights(
         k_is_valid=k_is_valid,
         max_coefficient=max_coefficient,
-        offset=over_gaps(offset),
-        gap=over_gaps(gap),
-        best=over_gaps(a),
+        offset=of_gaps(offset),
+        gap=of_gaps(gap),
+        best=of_gaps(a),
         best_of_max=best_of_max,
         # Σ_{i≤j} C(i−1, k−1) = C(j, k) = C(j−1, k−1) · j/k.
-        best_offset=over_gaps(a * j / k),
+        best_offset=of_gaps(a * j / k),
     )
 
 

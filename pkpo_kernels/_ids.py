@@ -1,0 +1,236 @@
+"""Ids of groups and samples, from whatever users have to whole numbers, and where they put entries.
+
+An entry is one element of a flat array, a sample one attempt (one entry or several), a group all
+samples of a task.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pkpo_kernels.conversion import to_host
+from pkpo_kernels.validation import INTEGERS, Array, dtype_name, is_integer, library_of, shown
+
+# Whole numbers (N,) each that together tell ids apart, of the library of the rewards.
+Ids = tuple[Array, ...]
+
+
+def checked_ids(argument: str, ids: Any, rewards: Array) -> Ids:
+    """Check ids of entries and number them: N hashables, or integers (N,) or (N, S), for rewards
+    (N,) → their columns (N,), where the rewards are.
+
+    Raises:
+        ValueError: not N of them, or an id is None or NaN.
+        TypeError: an id is not hashable, or a tensor; an array of anything but integers, strings
+          and objects; other ids than integers inside a program.
+    """
+    library, of = library_of(rewards), library_of(ids)
+    length = len(ids) if of is None and hasattr(ids, "__len__") else 0
+    if of is not None:
+        length = ids.shape[0] if ids.ndim else 0
+    if isinstance(ids, (str, bytes, dict)) or (of is None and not hasattr(ids, "__len__")):
+        raise TypeError(
+            f"{argument} must be N hashable ids, or integers (N,) or (N, S); got {shown(ids)}"
+        )
+    if of is not None and ids.ndim not in (1, 2):
+        raise ValueError(
+            f"{argument} must have one id for each reward, (N,) or (N, S);"
+            f" got shape {tuple(ids.shape)}"
+        )
+    if length != rewards.shape[0]:
+        raise ValueError(
+            f"{argument} must have one id for each reward; got {length} for"
+            f" {rewards.shape[0]} rewards"
+        )
+    if of is not None and dtype_name(ids.dtype) in INTEGERS:
+        if of == library and of != "numpy":
+            ids = ids.to(rewards.device) if of == "torch" else ids
+            return (ids,) if ids.ndim == 1 else tuple(ids[:, i] for i in range(ids.shape[1]))
+        return _moved(_numbered_rows(argument, to_host(ids)), rewards)
+    if of in ("torch", "jax") or (of == "numpy" and (ids.dtype.kind not in "OUS" or ids.ndim > 1)):
+        raise TypeError(
+            f"{argument} must be integers (N,) or (N, S), or N hashable ids; got an array of dtype"
+            f" {dtype_name(ids.dtype)} and shape {tuple(ids.shape)}"
+        )
+    ids = ids.tolist() if of == "numpy" else list(ids)
+    if is_traced(rewards) and not all(map(is_integer, ids)):
+        raise TypeError(
+            f"{argument} must be integers inside jax.jit, torch.compile and vmap, where others"
+            f" would be constants of the program; got {shown(ids[0])}: number them outside"
+        )
+    return _moved(_numbered(argument, ids), rewards)
+
+
+def is_traced(array: Array) -> bool:
+    """Tell whether an array's values are unknown: a program is being made, or a batch hidden."""
+    library = library_of(array)
+    if library == "jax":
+        import jax
+
+        return isinstance(array, jax.core.Tracer)
+    if library == "torch":
+        import torch
+        from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+        return (
+            torch.compiler.is_compiling()
+            or type(array) not in (torch.Tensor, torch.nn.Parameter)
+            or torch._C._functorch.is_functorch_wrapped_tensor(array)
+            or _get_current_dispatch_mode() is not None
+        )
+    return False
+
+
+def _numbered_rows(argument: str, ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Number integers (N,) or rows of them (N, S) → (N,)."""
+    if ids.ndim == 1:
+        # Those that int64 lacks wrap around, and stay apart.
+        return ids.astype(np.int64, copy=False)
+    if not ids.shape[1]:
+        return np.zeros(len(ids), np.int64)
+    # The bytes of a row are an id as good as any.
+    whole = np.ascontiguousarray(ids).view(np.dtype((np.void, ids.shape[1] * ids.itemsize)))
+    return _numbered(argument, whole.reshape(-1).tolist())
+
+
+def _moved(numbers: NDArray[np.int64], rewards: Array) -> Ids:
+    """Move numbers (N,) to where the rewards are."""
+    library = library_of(rewards)
+    if library == "torch":
+        import torch
+
+        return (torch.from_numpy(numbers).to(rewards.device, non_blocking=True),)
+    if library == "jax":
+        import jax.numpy as jnp
+
+        # JAX's usual integers have 32 bits.
+        if numbers.size and max(-int(numbers.min()), int(numbers.max())) >= 1 << 31:
+            numbers = np.unique(numbers, return_inverse=True)[1].reshape(-1)
+        return (jnp.asarray(numbers, jnp.int32),)
+    return (numbers,)
+
+
+def _numbered(argument: str, ids: list[Any]) -> NDArray[np.int64]:
+    """Number objects by first appearance: N → (N,)."""
+    numbers: defaultdict[Any, int] = defaultdict()
+    numbers.default_factory = numbers.__len__
+    try:
+        codes = np.fromiter(map(numbers.__getitem__, ids), np.int64, len(ids))
+    except TypeError:
+        at, one = next((i, one) for i, one in enumerate(ids) if not _is_hashable(one))
+        raise TypeError(
+            f"{argument} must be hashable ids; got {type(one).__name__} at {argument}[{at}]:"
+            " pass integers (N, S) as an array, or tuples"
+        ) from None
+    for kind in set(map(type, numbers)):
+        one = next(key for key in numbers if type(key) is kind)
+        if library_of(one) in ("torch", "jax"):
+            raise TypeError(
+                f"{argument} must be ids; got a list of {library_of(one)} scalars, each of which"
+                f" is an object of its own: pass them stacked, as one array"
+            )
+    for key in numbers:
+        if key is None or key != key:
+            at = next(i for i, one in enumerate(ids) if one is key)
+            raise ValueError(f"{argument} must be ids; got {key} at {argument}[{at}]")
+    return codes
+
+
+def _is_hashable(one: Any) -> bool:
+    try:
+        hash(one)
+    except TypeError:
+        return False
+    return True
+
+
+# ---- Where entries go ---------------------------------------------------------------------------
+
+
+def sorted_by_id(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sort entries by id, those of one as they come: (N,) → (N,) their order, (G + 1,) where each
+    group starts in it, and N.
+
+    >>> sorted_by_id(np.array([7, 3, 7]))
+    (array([1, 0, 2]), array([0, 1, 3]))
+    """
+    if not len(ids):
+        return np.zeros(0, np.int64), np.zeros(1, np.int64)
+    bits = (len(ids) - 1).bit_length()
+    least, most = int(ids.min()), int(ids.max())
+    if (most - least).bit_length() + bits <= 63:
+        # Id and index in one number: NumPy sorts those several times as fast as it argsorts.
+        packed = ((ids - least) << bits) | np.arange(len(ids))
+        packed.sort()
+        order, by_id = packed & ((1 << bits) - 1), packed >> bits
+    else:
+        order = np.argsort(ids, kind="stable")
+        by_id = ids[order]
+    starts = np.flatnonzero(np.diff(by_id)) + 1
+    return order, np.concatenate([[0], starts, [len(ids)]])
+
+
+def by_size(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Collect groups of one size: (N,) → for each size n the indices of its groups' entries, (G_n,
+    n).
+
+    >>> by_size(np.array([7, 3, 7]))
+    [array([[1]]), array([[0, 2]])]
+    """
+    order, edges = sorted_by_id(ids)
+    sizes = np.diff(edges)
+    found = []
+    for n in np.unique(sizes):
+        starts = edges[:-1][sizes == n]
+        found.append(
+            order.reshape(-1, n)
+            if len(starts) * n == len(order)
+            else order[starts[:, None] + np.arange(n)]
+        )
+    return found
+
+
+def positions(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[int, int]]:
+    """Find where in a matrix with a row for every group its entries go, as they come: (N,) → (N,)
+    indices of the flattened matrix, and its shape.
+
+    >>> positions(np.array([7, 3, 7]))
+    (array([2, 0, 3]), (2, 2))
+    """
+    order, edges = sorted_by_id(ids)
+    sizes = np.diff(edges)
+    width = int(sizes.max(initial=0))
+    at = np.empty(len(ids), np.int64)
+    at[order] = np.arange(len(ids)) + np.repeat(np.arange(len(sizes)) * width - edges[:-1], sizes)
+    return at, (len(sizes), width)
+
+
+def numbered_columns(ids: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """Number rows of integers: columns (N,) each → (N,), as they are where there is one column."""
+    numbers, *columns = ids
+    for column in columns:
+        _, one = np.unique(column, return_inverse=True)
+        _, both = np.unique(numbers, return_inverse=True)
+        _, numbers = np.unique(both * len(one) + one, return_inverse=True)
+    return numbers.astype(np.int64, copy=False)
+
+
+def representatives(
+    ids: Sequence[NDArray[np.int64]], valid: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Find the entry that stands for a sample: ids (N,) each, equal among the entries of one
+    sample, valid (N,) → (N,) the index of its last valid entry, −1 where it has none.
+
+    >>> representatives([np.array([5, 5, 6, 6])], np.array([True, True, True, False]))
+    array([1, 1, 2, 2])
+    """
+    _, codes = np.unique(numbered_columns(ids), return_inverse=True)
+    last = np.full(len(valid), -1, np.int64)
+    entries = np.flatnonzero(valid)
+    last[codes[entries]] = entries  # of several the last is kept
+    return last[codes]
