@@ -77,6 +77,10 @@ class TestOf:
         assert Options.of(config) == Options(ANNEALED)
         assert Options.of(form(my_k=3), prefix="my_") == Options(3)
 
+    def test_nan_is_a_word(self) -> None:
+        """Hydra's command line reads it as a number."""
+        assert Options.of({"pkpo_k": 8, "pkpo_undersized": float("nan")}).undersized == "nan"
+
     def test_none_is_not_set(self) -> None:
         assert Options.of({"pkpo_k": 8}, k=None, scale=None) == Options(8)
 
@@ -128,7 +132,7 @@ class TestOf:
                 {},
                 {"PKPO_SCALE": "mean"},
                 ValueError,
-                "^PKPO_SCALE must not be 'mean' for estimator 'passk_training'",
+                "^PKPO_SCALE must be 'sum', 'batch_mean' or a number for estimator",
             ),
             ({"k": 8, "scales": 1}, {}, {}, TypeError, "^options must be among .*got scales; did"),
             (

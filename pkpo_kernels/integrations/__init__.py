@@ -11,10 +11,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from pkpo_kernels._entries import GroupScale
+from pkpo_kernels.groups import transform_groups
 from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.schedules import parse
 from pkpo_kernels.typing import EstimatorName, Undersized
@@ -30,7 +32,6 @@ from pkpo_kernels.validation import (
 __all__ = ["Options"]
 
 Array = Any
-GroupScale = Literal["sum", "mean", "batch_mean"]
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,6 @@ centered, passk_training; got 'slo'; did you mean 'sloo'?
         Raises:
             TypeError, ValueError: as `transform_groups` and `k_at` do.
         """
-        from pkpo_kernels.groups import transform_groups
-
         return transform_groups(
             _at_least_single(rewards),
             groups,
@@ -200,16 +199,22 @@ def _checked_scale(argument: str, scale: Any) -> GroupScale | float:
 def _check_scale_of(estimator: str, scale: str | float, argument: str) -> None:
     if scale == "mean" and ESTIMATORS[estimator].normalized:
         raise ValueError(
-            f"{argument} must not be 'mean' for estimator {estimator!r}, which is a mean already;"
-            " got 'mean': leave it out, for 'batch_mean'"
+            f"{argument} must be 'sum', 'batch_mean' or a number for estimator {estimator!r}, which"
+            " is normalised by itself; got 'mean'"
         )
+
+
+def _checked_undersized(argument: str, name: Any) -> Undersized:
+    # Hydra's command line makes a number of the word.
+    name = "nan" if isinstance(name, float) and math.isnan(name) else name
+    return checked_name(argument, name, get_args(Undersized))
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "k": _checked_k,
     "estimator": lambda argument, name: checked_name(argument, name, ESTIMATORS),
     "scale": _checked_scale,
-    "undersized": lambda argument, name: checked_name(argument, name, get_args(Undersized)),
+    "undersized": _checked_undersized,
 }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
-from expected import assert_close, expected
+from alone import assert_close, each_group_alone
 from readme import example
 
 
@@ -103,7 +103,7 @@ def openrlhf() -> None:
     ]
     out = made.compute_advantages_and_returns(batch)
     got = torch.cat([one.advantages for one in out])[order.argsort()]
-    wanted = expected(rewards, (np.arange(8) // 4).tolist(), 2)
+    wanted = each_group_alone(rewards, (np.arange(8) // 4).tolist(), 2)
     assert_close(got, wanted[:, None] * np.ones((1, 3)))
 
 
@@ -127,7 +127,7 @@ def areal() -> None:
     made = FSDPPPOActor(settings)
     out = made.compute_advantages([_areal_task(task) for task in tasks])
     got = torch.cat([one["advantages"][:, 2] for one in out])
-    assert_close(got, expected(np.concatenate(tasks), [0] * 4 + [1] * 3, 2))
+    assert_close(got, each_group_alone(np.concatenate(tasks), [0] * 4 + [1] * 3, 2))
 
 
 def _areal_task(rewards: list[float]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def ms_swift() -> None:
         beta=0.0,
         kl_values=None,
     )
-    assert_close(got, expected(scored, (np.arange(8) // 4).tolist(), 2))
+    assert_close(got, each_group_alone(scored, (np.arange(8) // 4).tolist(), 2))
     assert torch.equal(raw, torch.tensor(np.where(np.arange(8) == 5, 0, rewards), dtype=raw.dtype))
     requests = ["a", "b", "b", "c", "d", "e", "f", "f"]  # b and f of two rows, with equal rewards
     of_functions = torch.tensor([0.0, 1, 1, 3, 1, 0, 2, 2])[:, None]
@@ -185,7 +185,7 @@ def ms_swift() -> None:
         kl_values=kl,
     )
     once = [0, 1, 3, 4, 5, 6]
-    wanted = expected(of_functions[once, 0] - 0.5, list("pppqqq"), 2, averaged=8)
+    wanted = each_group_alone(of_functions[once, 0] - 0.5, list("pppqqq"), 2) * 8 / 6
     assert_close(got, wanted[[0, 1, 1, 2, 3, 4, 5, 5]])
 
 
@@ -229,7 +229,7 @@ def nemo_rl() -> None:
         logprobs_reference=None,
     )
     counted = np.where(np.arange(6) == 5, np.nan, rewards.numpy())
-    assert_close(got, expected(counted, list("abaabb"), 2)[:, None] * mask.numpy())
+    assert_close(got, each_group_alone(counted, list("abaabb"), 2)[:, None] * mask.numpy())
 
 
 def prime_rl() -> None:
@@ -256,7 +256,7 @@ def prime_rl() -> None:
     episodes = [SimpleNamespace(traces=[SimpleNamespace(reward=one)]) for one in rewards]
     asyncio.run(algorithms["grpo"]().score_group(episodes))
     assert [trace.reward for trace, _ in assigned] == rewards
-    assert_close([value for _, value in assigned], expected(rewards, [0] * 4, 2))
+    assert_close([value for _, value in assigned], each_group_alone(rewards, [0] * 4, 2))
 
 
 if __name__ == "__main__":

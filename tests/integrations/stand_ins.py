@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ def real_or(stand_in: Callable[[], dict[str, dict[str, Any]]], module: str) -> M
         for name, contents in stand_in().items():
             made = ModuleType(name)
             made.__dict__.update(contents)
+            made.__spec__ = ModuleSpec(name, None)
             made.__path__ = []  # type: ignore[attr-defined]
             sys.modules[name] = made
             parent, _, last = name.rpartition(".")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stand_ins
-from expected import assert_close, expected
+from alone import assert_close, each_group_alone
 
 advantage = stand_ins.real_or(stand_ins.rllm, "rllm.trainer.algorithms.advantage")
 config = stand_ins.real_or(stand_ins.rllm, "rllm.trainer.algorithms.config")
@@ -50,7 +50,7 @@ def collected(settings: Any, rewards: Any = REWARDS, role: str = "solver") -> li
 
 def flat(k: int, rewards: Any = REWARDS) -> np.ndarray:
     ids = [i for i, of_task in enumerate(rewards) for _ in of_task]
-    return expected(np.concatenate(rewards), ids, k)
+    return each_group_alone(np.concatenate(rewards), ids, k)
 
 
 def from_configuration(name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from expected import assert_close, expected
+from alone import assert_close, each_group_alone
 from readme import example
 
 if sys.version_info < (3, 12):  # which SkyRL is for: pydantic takes no older TypedDict of typing's
@@ -119,7 +119,7 @@ def test_every_group_gets_its_own_and_pads_get_nothing(cls: Any) -> None:
     )
     data = made.compute_advantages_and_returns(data)
     assert torch.equal(data["advantages"], data["returns"])
-    mask, wanted = data["response_mask"], expected(rewards, uids, 3)
+    mask, wanted = data["response_mask"], each_group_alone(rewards, uids, 3)
     assert_close(data["advantages"][:-1], wanted[:, None] * mask[:-1].numpy())
     assert (data["advantages"][-1] == 0).all() and data["advantages"].dtype == torch.float32
 
@@ -130,7 +130,7 @@ def test_the_loss_has_the_papers_gradient() -> None:
     made = trainer(config(pkpo_k=3))
     data, rewards, uids = plain_batch(made)
     got, mask = gradient(made, made.compute_advantages_and_returns(data))
-    summed = expected(rewards, uids, 3, averaged=PROMPTS)
+    summed = each_group_alone(rewards, uids, 3) / SAMPLES
     paper = summed[:, None] * mask[:-1].numpy() / (PROMPTS // 2) / 64
     np.testing.assert_allclose(got[:-1], paper, rtol=1e-5)
     assert (got[-1] == 0).all()
@@ -153,7 +153,7 @@ def test_in_step_wise_training_the_mean_is_over_prompts_too() -> None:
     assert len(data["rewards"]) > len(uids)  # it is padded
     got, mask = gradient(made, made.compute_advantages_and_returns(data))
     prompts = [f"prompt {i // SAMPLES}" for i in range(len(steps))]
-    summed = expected(rewards, prompts, 2, averaged=PROMPTS)
+    summed = each_group_alone(rewards, prompts, 2) / SAMPLES
     paper = summed[of_row][:, None] * mask[: len(uids)].numpy() / (PROMPTS // 2) / 64
     np.testing.assert_allclose(got[: len(uids)], paper, rtol=1e-5)
     assert (got[len(uids) :] == 0).all()
@@ -165,7 +165,7 @@ def test_k_changes_with_the_step() -> None:
         made = trainer(config(pkpo_k="4@0,2@10"), step=step)
         data, rewards, uids = plain_batch(made)
         data = made.compute_advantages_and_returns(data)
-        wanted = expected(rewards, uids, k)[:, None] * data["response_mask"][:-1].numpy()
+        wanted = each_group_alone(rewards, uids, k)[:, None] * data["response_mask"][:-1].numpy()
         assert_close(data["advantages"][:-1], wanted)
 
 
@@ -190,7 +190,7 @@ def compute(k: int | None = None) -> torch.Tensor:
 
 
 def wanted(k: int) -> np.ndarray:
-    one = expected([1, 2, 5, 4, 4], ["a", "a", "b", "a", "b"], k)
+    one = each_group_alone([1, 2, 5, 4, 4], ["a", "a", "b", "a", "b"], k)
     return np.append(one, 0)[:, None] * np.ones((1, 2))
 
 
@@ -251,4 +251,4 @@ def test_the_launch_in_readme_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     made.cfg.trainer.train_batch_size = made.cfg.trainer.policy_mini_batch_size = 1
     rewards, uids = np.arange(16.0), ["one prompt"] * 16
     got = made.compute_advantages_and_returns(batch(made, rewards, uids))
-    assert_close(got["advantages"][:16].amax(-1), expected(rewards, uids, 8))
+    assert_close(got["advantages"][:16].amax(-1), each_group_alone(rewards, uids, 8))

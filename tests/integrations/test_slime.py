@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stand_ins
-from expected import assert_close, expected
+from alone import assert_close, each_group_alone
 
 types = stand_ins.real_or(stand_ins.slime, "slime.utils.types")
 sample_hooks = stand_ins.real_or(stand_ins.slime, "slime.rollout.sample_hooks")
@@ -40,7 +40,7 @@ def test_ragged_groups_in_any_order() -> None:
     rewards, groups = rng.normal(size=30).tolist(), rng.integers(0, 5, 30).tolist()
     raw, advantages = slime.post_process(arguments(pkpo_k=3), samples(rewards, groups))
     assert raw == rewards and all(type(advantage) is float for advantage in advantages)
-    assert_close(advantages, expected(rewards, groups, 3))
+    assert_close(advantages, each_group_alone(rewards, groups, 3))
 
 
 def test_the_samples_of_a_rollout_are_one() -> None:
@@ -52,13 +52,15 @@ def test_the_samples_of_a_rollout_are_one() -> None:
     made = samples(given, [groups[e] for e in entries], rollouts=entries)
     raw, advantages = slime.post_process(arguments(pkpo_k=2), made)
     assert raw == given
-    assert_close(advantages, expected(rewards, groups, 2)[entries])
+    assert_close(advantages, each_group_alone(rewards, groups, 2)[entries])
 
 
 def test_a_sample_without_a_rollout_id_is_one_by_itself() -> None:
     rewards, groups = [0.0, 1.0, 0.0, 3.0], [0] * 4
     made = samples(rewards, groups, rollouts=[None, None, 0, 1])
-    assert_close(slime.post_process(arguments(pkpo_k=2), made)[1], expected(rewards, groups, 2))
+    assert_close(
+        slime.post_process(arguments(pkpo_k=2), made)[1], each_group_alone(rewards, groups, 2)
+    )
 
 
 def test_what_is_removed_or_has_no_reward_is_left_out() -> None:
@@ -68,7 +70,7 @@ def test_what_is_removed_or_has_no_reward_is_left_out() -> None:
     counted = [np.nan if i == 1 or x is None else x for i, x in enumerate(rewards)]
     assert raw == rewards and advantages[1] == advantages[3] == 0
     assert advantages[6:] == [0, 0]  # fewer than k
-    assert_close(advantages, expected(counted, groups, 3))
+    assert_close(advantages, each_group_alone(counted, groups, 3))
 
 
 def test_a_reward_of_several_is_taken_by_its_key() -> None:
@@ -77,7 +79,7 @@ def test_a_reward_of_several_is_taken_by_its_key() -> None:
     made = samples([{"right": x, "short": 5.0} for x in rewards], groups)
     raw, advantages = slime.post_process(args, made)
     assert raw == rewards
-    assert_close(advantages, expected(rewards, groups, 2))
+    assert_close(advantages, each_group_alone(rewards, groups, 2))
 
 
 def test_k_changes_with_the_rollout_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +88,7 @@ def test_k_changes_with_the_rollout_id(monkeypatch: pytest.MonkeyPatch) -> None:
     for rollout, k in ((0, 4), (9, 4), (10, 2)):
         monkeypatch.setattr(sample_hooks, "_current_rollout_id", rollout)
         _, advantages = slime.post_process(arguments(), samples(rewards, groups))
-        assert_close(advantages, expected(rewards, groups, k))
+        assert_close(advantages, each_group_alone(rewards, groups, k))
     monkeypatch.setattr(sample_hooks, "_current_rollout_id", None)
     with pytest.raises(ValueError, match="k must be an integer here, where the trainer tells no"):
         slime.post_process(arguments(), samples(rewards, groups))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from expected import assert_close, expected
+from alone import assert_close, each_group_alone
 from readme import example
 
 pytest.importorskip("tunix")
@@ -82,7 +82,7 @@ def test_the_launch_in_readme_trains_with_k_annealed(monkeypatch: pytest.MonkeyP
     for (step, rewards), made in zip(rewarded, examples, strict=True):
         assert made.advantages.dtype == jnp.float32 and isinstance(made.advantages, jax.Array)
         k = 4 if step < 2 else 2
-        assert_close(made.advantages, expected(rewards, blocks(rewards), k))
+        assert_close(made.advantages, each_group_alone(rewards, blocks(rewards), k))
     after = nnx.state(space["cluster"].actor_trainer.model, nnx.Param)
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), before, after)
     assert max(jax.tree.leaves(moved)) > 0
@@ -93,7 +93,7 @@ def test_a_reward_that_is_no_number_is_left_out() -> None:
     rewards = np.random.default_rng(1).normal(size=2 * SAMPLES).astype(np.float32)
     rewards[[2, 9, 10]] = np.nan
     advantages = estimator()(rewards=rewards, num_generations=SAMPLES)
-    assert_close(advantages, expected(rewards, blocks(rewards), 3))
+    assert_close(advantages, each_group_alone(rewards, blocks(rewards), 3))
     assert (advantages[[2, 9, 10]] == 0).all()
 
 
@@ -111,7 +111,7 @@ def test_short_floats_of_jax_are_computed_in_float32() -> None:
     rewards = jnp.asarray([0.1, 0.2, 0.3, 0.7] * 2, jnp.bfloat16)
     advantages = estimator()(rewards=rewards, num_generations=4)
     assert advantages.dtype == np.float32
-    assert_close(advantages, expected(rewards, np.arange(8) // 4, 2))
+    assert_close(advantages, each_group_alone(rewards, np.arange(8) // 4, 2))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_the_loss_has_the_papers_gradient(mode: str, factor: float | None) -> No
         return -common.aggregate_loss(-advantages[:, None] * ratio, mask, mode)
 
     gradient = jax.grad(loss)(jnp.zeros(mask.shape))
-    summed = expected(rewards, blocks(rewards), 3, averaged=prompts)
+    summed = each_group_alone(rewards, blocks(rewards), 3) / SAMPLES
     paper = summed[:, None] * np.asarray(mask) / prompts
     if factor is None:
         factor = len(rewards) / float(mask.sum())
@@ -143,7 +143,7 @@ def test_options_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) 
     tunix.register()
     rewards = np.arange(SAMPLES, dtype=np.float32)
     advantages = estimator()(rewards=rewards, num_generations=SAMPLES)
-    assert_close(advantages, expected(rewards, blocks(rewards), 3))
+    assert_close(advantages, each_group_alone(rewards, blocks(rewards), 3))
 
 
 def test_a_name_is_registered_anew() -> None:
@@ -151,7 +151,7 @@ def test_a_name_is_registered_anew() -> None:
     tunix.register(k=4)
     rewards = np.arange(SAMPLES, dtype=np.float32)
     advantages = estimator()(rewards=rewards, num_generations=SAMPLES)
-    assert_close(advantages, expected(rewards, blocks(rewards), 4))
+    assert_close(advantages, each_group_alone(rewards, blocks(rewards), 4))
 
 
 def test_a_schedule_without_a_step_is_refused_at_once() -> None:
