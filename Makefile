@@ -1,4 +1,5 @@
-# Everything runs in .venv, which the first target that needs it makes.
+# Everything runs in .venv, which the first target that needs it makes; the RL trainers, which ask for
+# other versions of much, in .venv-torch-trainers and .venv-jax-trainers.
 PYTHON ?= python3
 BIN := .venv/bin
 # The Python of the gpu- targets: one whose torch sees the GPU, with pytest, hypothesis and jax.
@@ -14,10 +15,10 @@ WORKERS ?= auto
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-release gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench readme-tables clean
+.PHONY: help demo test test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench readme-tables clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The version that is installed stands in the package.
 .venv/installed: pyproject.toml constraints.txt pkpo_kernels/__init__.py
@@ -53,6 +54,8 @@ TRITON_TESTS := tests/contract tests/kernels/test_triton.py \
 	tests/backends/test_jax.py tests/backends/test_jax_triton.py
 PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py tests/backends/test_jax.py
 PTX_TESTS := tests/contract tests/kernels/test_triton.py tests/kernels/test_ptx_kernels.py
+# What the environments of RL trainers are made around.
+TRAINERS := torch jax
 # The ends of the range of Tritons that pyproject.toml allows.
 TRITONS := 3.5.0 3.9.0
 
@@ -77,6 +80,25 @@ test-release: .venv/installed  ## what both leave out: all GPUs, every variant, 
 	$(call pytest,-m release)
 	$(foreach triton,$(TRITONS),$(call ptx_with_triton,$(triton)))
 	$(BIN)/pkpo verify --fuzz 5
+
+# A trainer is installed as it is, with what it imports listed: most would choose another torch or jax.
+.venv-%-trainers/installed: tests/integrations/requirements-%.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*-trainers
+	.venv-$*-trainers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$* numpy pytest
+	.venv-$*-trainers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r $< -e .
+	touch $@
+
+# The conftest of all other tests asks for what these environments lack, and the trainers warn.
+define integrations
+	.venv-$(1)-trainers/bin/python -m pytest --confcutdir=tests/integrations -W default --no-header \
+		--disable-warnings tests/integrations
+
+endef
+
+test-integrations: $(TRAINERS:%=.venv-%-trainers/installed)  ## in the RL trainers themselves, each of the integrations
+	$(foreach library,$(TRAINERS),$(call integrations,$(library)))
 
 gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that the kernels promise
 	$(GPU_ENV) TEST_DEVICE=$(GPU_DEVICE) $(GPU_PYTHON) -m pytest -m 'not release' \
@@ -104,4 +126,4 @@ readme-tables: .venv/installed  ## the tables of bench/README.md from bench/resu
 	$(BIN)/python -m bench.readme_tables
 
 clean:  ## remove everything that was made
-	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-*-trainers demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,14 +10,13 @@ schedule of k needs, and which entries are the outputs of one session, hence one
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -126,10 +125,7 @@ class _OnImport(MetaPathFinder):
         self.name, self.then = name, then
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == self.name else None
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 

@@ -1,9 +1,10 @@
-"""The estimator "pkpo" in verl's own code: its registry, compute_advantage, losses and V1 trainer."""
+"""The estimator "pkpo" in verl's own registry, compute_advantage, losses and V1 trainer."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import uuid
@@ -23,6 +24,8 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 import transfer_queue as tq  # noqa: E402
 from alone import each_group_alone  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+from readme import example  # noqa: E402
 from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size  # noqa: E402
 from verl.trainer.ppo.ray_trainer import compute_advantage  # noqa: E402
@@ -30,9 +33,8 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync  # noqa: E402
 from verl.utils.skip import SkipManager  # noqa: E402
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict  # noqa: E402
 
+from pkpo_kernels.integrations import Options  # noqa: E402
 from pkpo_kernels.integrations import verl as plugin  # noqa: E402
-
-HERE = Path(__file__).parent
 
 
 def composed(*overrides: str) -> Any:
@@ -42,18 +44,18 @@ def composed(*overrides: str) -> Any:
         return hydra.compose("ppo_trainer", overrides=[estimator, *overrides])
 
 
-def run(program: str, **environment: str) -> str:
-    """Run a program in a process of its own → what it printed and logged."""
+def run(*arguments: str, **environment: str) -> SimpleNamespace:
+    """Run Python in a process of its own → what it printed, `out`, and logged, `log`."""
     path = os.pathsep.join([environment.pop("PYTHONPATH", ""), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         env=os.environ | environment | {"PYTHONPATH": path},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+    return SimpleNamespace(out=done.stdout, log=done.stderr)
 
 
 class Ragged:
@@ -100,7 +102,7 @@ import sys, verl
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 print("pkpo" in ADV_ESTIMATOR_REGISTRY, "verl.trainer.ppo.v1.trainer_base" in sys.modules)
 """
-    assert "True False" in run(program)
+    assert "True False" in run("-c", program).out
 
 
 def test_a_plugin_that_fails_to_load_says_why(tmp_path: Path) -> None:
@@ -108,9 +110,11 @@ def test_a_plugin_that_fails_to_load_says_why(tmp_path: Path) -> None:
         "from verl.trainer.ppo.core_algos import register_adv_est\n"
         "register_adv_est('pkpo')(lambda **_: None)\n"
     )
-    said = run("import verl", PYTHONPATH=str(tmp_path), VERL_USE_EXTERNAL_MODULES="earlier")
-    assert "WARNING" in said
-    assert "pkpo: the estimator is not registered: ValueError: Adv estimator pkpo has alr" in said
+    path = str(tmp_path)
+    said = run("-c", "import verl", PYTHONPATH=path, VERL_USE_EXTERNAL_MODULES="earlier").log
+    (line,) = [line for line in said.splitlines() if "pkpo: " in line]
+    assert line.startswith("WARNING")
+    assert "the estimator is not registered: ValueError: Adv estimator pkpo has already" in line
 
 
 def test_a_trainer_that_was_imported_earlier_is_wrapped_too() -> None:
@@ -120,7 +124,7 @@ print(hasattr(PPOTrainer._compute_advantage, "__wrapped__"))
 import {plugin.__name__}
 print(hasattr(PPOTrainer._compute_advantage, "__wrapped__"))
 """
-    assert "False\nTrue\n" in run(program, VERL_USE_EXTERNAL_PLUGINS="none")
+    assert "False\nTrue\n" in run("-c", program, VERL_USE_EXTERNAL_PLUGINS="none").out
 
 
 def test_another_v1_trainer_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -149,7 +153,7 @@ class TestComputeAdvantage:
         np.testing.assert_allclose(advantages, tokens, rtol=5e-6, atol=1e-6)
 
     def test_a_mistake_in_the_configuration_is_no_default(self) -> None:
-        with pytest.raises(ValueError, match="k must be set.*pkpo_k in the configuration"):
+        with pytest.raises(ValueError, match=r"k must be set.*pkpo_k in the configuration"):
             Ragged().advantages(composed().algorithm)
         with pytest.raises(TypeError, match="got pkpo_estimater; did you mean pkpo_estimator"):
             overrides = ("+algorithm.pkpo_k=4", "+algorithm.pkpo_estimater=s")
@@ -271,3 +275,21 @@ def test_v1_trainer(transfer_queue: None) -> None:
         np.testing.assert_allclose([row[0] for row in advantages], expected, rtol=5e-6, atol=1e-9)
         assert (expected[[name[0] == "d" for name in names]] != 0).any() == (k == 2)
     assert plugin._batch.get() is None
+
+
+@pytest.mark.parametrize("language", ["sh", "yaml"])
+def test_the_launch_of_the_readme(tmp_path: Path, language: str) -> None:
+    """verl's own command composes it, and the estimator takes its options from it."""
+    launch = example("verl", language)
+    if language == "yaml":
+        (tmp_path / "pkpo.yaml").write_text(launch)
+        launch = f"python -m verl.trainer.main_ppo --config-dir {tmp_path} --config-name pkpo"
+    python, *arguments = shlex.split(launch.replace("\\\n", " "))
+    assert python == "python" and arguments[:2] == ["-m", "verl.trainer.main_ppo"]
+    config = OmegaConf.create(run(*arguments, "--cfg", "job").out)
+    k = {"sh": 8, "yaml": "8@0,1@400"}[language]
+    assert Options.of(config.algorithm) == Options(k)
+    assert config.algorithm.adv_estimator == "pkpo"
+    assert config.actor_rollout_ref.rollout.n == 16
+    assert config.actor_rollout_ref.actor.loss_agg_mode == "seq-mean-token-sum-norm"
+    assert config.trainer.use_v1
