@@ -149,7 +149,7 @@ def ms_swift() -> None:
     import torch
 
     advantage = with_mocks("swift.rl_core.advantage")
-    trainer = ModuleType("a_trainer_that_imported_it_by_name")
+    trainer = ModuleType("swift.a_trainer_that_imported_it_by_name")
     trainer.compute_advantages = advantage.compute_advantages  # type: ignore[attr-defined]
     sys.modules[trainer.__name__] = trainer
     recipe("ms-swift")
