@@ -62,7 +62,7 @@ def by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, options: Opt
 def by_ids(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
     """Transform groups of equal ids: columns (N,) each, k an integer, () or (N,) → (N,)."""
     library, named = entries.library, options.implementation
-    if library == "numpy" and entries.n:
+    if library == "numpy":
         return _by_size(entries, ids, k, options)
     registry.choose(named, library, entries.rewards)
     traced, of_kernels = is_traced(entries.rewards), named not in (None, "xla", "torch")
@@ -188,7 +188,7 @@ def _rows(
     elif scale == "batch_mean":
         sizes: Any = rows.shape[1]
         if groups is None:
-            groups = rows.shape[0]
+            groups = max(1, rows.shape[0])
             if where is not None:
                 sizes = _cast(where.sum(-1), out.dtype)[:, None]
                 groups = xp.clip((sizes > 0).sum(), 1, None)

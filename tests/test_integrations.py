@@ -213,3 +213,12 @@ class TestAdvantages:
         np.testing.assert_allclose(out.numpy(), self.EXPECTED, rtol=1e-6)
         half = np.asarray(self.REWARDS, np.float16)
         assert Options(2).advantages(half, self.GROUPS).dtype == np.float32
+
+    def test_metrics_have_names_that_do_not_depend_on_k(self) -> None:
+        annealed = Options("2@0,1@5")
+        early, late = (annealed.metrics(self.REWARDS, self.GROUPS, 4, step=at) for at in (0, 5))
+        assert (early["pkpo/k"], late["pkpo/k"]) == (2, 1) and early.keys() == late.keys()
+        assert early["pkpo/max@1"] == pytest.approx((1 + 2) / 2)
+        assert {f"pkpo/max@{k}" for k in (1, 2, 4)} < early.keys()
+        assert early["pkpo/signal"] == 0.5
+        assert all(type(value) is float for value in early.values())

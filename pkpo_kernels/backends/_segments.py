@@ -8,7 +8,7 @@ where a segment does, so that no group sees a number of another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pkpo_kernels.backends._rows import RANGE_SCALE
@@ -20,6 +20,10 @@ class Segments(NamedTuple):
 
     first: Array  # (N,) the index of the first of each one's run
     last: Array  # (N,) the index of the last
+
+
+Parts = tuple[Array, ...]  # (N,) each
+Combine = Callable[[Parts, Parts], Parts]
 
 
 class Primitives(Protocol):
@@ -34,21 +38,22 @@ class Primitives(Protocol):
     def floating(self, x: Array) -> Array:
         """Convert whole numbers to the dtype in which weights are computed."""
 
-    def sort(self, keys: Sequence[Array]) -> tuple[list[Array], Array]:
-        """Sort by keys (N,) each, the first the most significant, NaN last, equal ones as they
-        come → the keys in that order, and the index that each had."""
+    def whole(self, keys: Array) -> Array:
+        """Reinterpret floats as whole numbers in the same order, NaN at the ends, which sort
+        faster."""
 
-    def running_max(self, x: Array) -> Array:
-        """Find the largest so far of whole numbers (N,) → (N,)."""
+    def sort(self, keys: Sequence[Array]) -> tuple[list[Array], Array]:
+        """Sort by keys (N,) each, the first the most significant, equal ones as they come → the
+        keys in that order, and the index that each had."""
 
     def put_back(self, x: Array, order: Array) -> Array:
         """Undo a sort: x (N,), the index that each had → (N,)."""
 
-    def sums(self, segments: Segments, *terms: Array) -> tuple[Array, ...]:
-        """Add up terms (N,) each from the start of every segment on, each included."""
+    def segments(self, starts: Array) -> Segments:
+        """Find segments by where they start: (N,) bool, True first."""
 
-    def largest(self, segments: Segments, x: Array) -> Array:
-        """Find the largest of every segment: x (N,), at least 0 → (N,)."""
+    def scan(self, segments: Segments, parts: Parts, combine: Combine) -> Parts:
+        """Combine parts with all before them in their segments: combine(before, here)."""
 
     def product_from_right(
         self, segments: Segments, numerators: Array, denominators: Array
@@ -59,16 +64,10 @@ class Primitives(Protocol):
 
 def segments_of(ops: Primitives, keys: Sequence[Array]) -> Segments:
     """Find the runs of equal keys: sorted keys (N,) each → their segments."""
-    xp, index = ops.xp, ops.index
-    edge = index[:1] >= 0
-    differs = index[1:] < 0
+    differs = ops.index[1:] < 0
     for key in keys:
         differs = differs | (key[1:] != key[:-1])
-    first = ops.running_max(xp.where(xp.concatenate([edge, differs]), index, 0))
-    # From behind the last is a first.
-    ends = xp.flip(xp.concatenate([differs, edge]), (0,))
-    last = index.shape[0] - 1 - xp.flip(ops.running_max(xp.where(ends, index, 0)), (0,))
-    return Segments(first, last)
+    return ops.segments(ops.xp.concatenate([ops.index[:1] >= 0, differs]))
 
 
 def representatives(ops: Primitives, ids: Sequence[Array], valid: Array) -> Array:
@@ -106,9 +105,15 @@ def transform(
           with a sample).
     """
     xp, index = ops.xp, ops.index
-    left_out = xp.where(counted, index * 0, 1)
-    (left_out, *sorted_ids, ordered), order = ops.sort((left_out, *ids, xp.where(counted, keys, 0)))
-    segments = segments_of(ops, (left_out, *sorted_ids))
+    # What is left out comes last in its group, and is a segment of its own.
+    whole = ops.whole(keys)
+    most = xp.iinfo(whole.dtype).max
+    (*in_order, whole), order = ops.sort(
+        (*ids, xp.where(counted, xp.clip(whole, None, most - 1), most))
+    )
+    left_out = whole == most
+    ordered = xp.where(left_out, 0, keys[order])
+    segments = segments_of(ops, (left_out, *in_order))
     first, last = segments
     n = ops.floating(last - first + 1)
     weights = _weights(
@@ -126,17 +131,24 @@ def transform(
     following = xp.concatenate([ordered[1:], ordered[-1:]])
     gaps = xp.where(index < last, following - ordered, 0)
 
-    below = xp.where(weights.best > 0, weights.best_offset, 0)
-    sums, offsets, *lead = ops.sums(
-        segments,
-        gaps * weights.gap,
-        gaps * weights.offset,
-        *([gaps * below] if estimator.normalized else []),
-    )
-    out = xp.where(first < index, sums[xp.clip(index - 1, 0, None)], 0)
     # A scan may add in another order from place to place: equal rewards get what their first gets.
-    rises = xp.concatenate([index[:1] < 0, gaps[:-1] > 0])
-    out = out[ops.running_max(xp.where(rises | (first == index), index, 0))]
+    rises = xp.concatenate([index[:1] >= 0, gaps[:-1] > 0])
+    below = xp.where(weights.best > 0, weights.best_offset, 0)
+    sums, firsts, offsets, *lead = ops.scan(
+        segments,
+        (
+            gaps * weights.gap,
+            xp.where(rises | (first == index), index, 0),
+            gaps * weights.offset,
+            *([gaps * below] if estimator.normalized else []),
+        ),
+        lambda before, here: (
+            before[0] + here[0],
+            xp.maximum(before[1], here[1]),
+            *(x + y for x, y in zip(before[2:], here[2:], strict=True)),
+        ),
+    )
+    out = xp.where(first < index, sums[xp.clip(index - 1, 0, None)], 0)[firsts]
     out = out + (weights.max_coefficient * largest - offsets[last] + nan_or_0)
     if estimator.normalized:
         std = _std(ops, segments, weights, ordered - largest + lead[0][last])
@@ -148,10 +160,10 @@ def transform(
     if scale == "mean":
         out = out * n
     if scale == "batch_mean":
-        groups = ops.floating(xp.sum(xp.where((first == index) & (left_out == 0), 1, index * 0)))
+        groups = ops.floating(xp.sum(xp.where((first == index) & ~left_out, 1, index * 0)))
         out = out * (index.shape[0] / xp.clip(groups, 1, None))
         out = out / n if estimator.normalized else out
-    return ops.put_back(xp.where(left_out == 0, out, 0), order)
+    return ops.put_back(xp.where(left_out, 0, out), order)
 
 
 def _k_of_groups(ops: Primitives, segments: Segments, k: Array, order: Array) -> Array:
@@ -159,13 +171,11 @@ def _k_of_groups(ops: Primitives, segments: Segments, k: Array, order: Array) ->
     if len(k.shape) == 0:
         return k
     k = k[order]
-    return ops.xp.where(_varies(ops, segments, k), 0, k)
-
-
-def _varies(ops: Primitives, segments: Segments, x: Array) -> Array:
-    """Tell whether a segment has several values: x (N,) → (N,) bool."""
-    runs = segments_of(ops, (segments.first, x))
-    return runs.first[segments.last] != segments.first
+    differs = ops.xp.where(k != k[segments.first], 1, ops.index * 0)
+    (any_differs,) = ops.scan(
+        segments, (differs,), lambda before, here: (ops.xp.maximum(before[0], here[0]),)
+    )
+    return ops.xp.where(any_differs[segments.last] > 0, 0, k)
 
 
 def _weights(
@@ -193,7 +203,16 @@ def _std(ops: Primitives, segments: Segments, weights: GapWeights, deviation: Ar
     chance = xp.where(ops.index == segments.last, weights.best_of_max, weights.best)
     deviation = xp.where(chance > 0, deviation, 0)
     # Squares of deviations relative to the largest one neither overflow nor vanish.
-    unit = ops.largest(segments, xp.abs(deviation))
+    (unit,) = ops.scan(
+        segments,
+        (xp.abs(deviation),),
+        lambda before, here: (xp.maximum(before[0], here[0]),),
+    )
+    unit = unit[segments.last]
     relative = deviation / xp.where(unit > 0, unit, 1)
-    (variance,) = ops.sums(segments, chance * relative * relative)
+    (variance,) = ops.scan(
+        segments,
+        (chance * relative * relative,),
+        lambda before, here: (before[0] + here[0],),
+    )
     return unit * xp.sqrt(variance[segments.last])

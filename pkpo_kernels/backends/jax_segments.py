@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from pkpo_kernels.backends import _jax_rows, _segments
-from pkpo_kernels.backends._segments import Segments
+from pkpo_kernels.backends._segments import Combine, Parts, Segments
 from pkpo_kernels.maths.weights import Estimator
 
 
@@ -65,53 +65,60 @@ class Primitives:
     def floating(self, x: jax.Array) -> jax.Array:
         return x.astype(self.dtype)
 
+    def whole(self, keys: jax.Array) -> jax.Array:
+        dtype = jnp.int64 if keys.dtype == jnp.float64 else jnp.int32
+        signed = lax.bitcast_convert_type(keys, dtype)
+        # Of negative numbers all bits but the sign run the other way.
+        return jnp.where(signed < 0, signed ^ np.iinfo(dtype).max, signed)
+
     def sort(self, keys: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
         *in_order, order = lax.sort((*keys, self.index), num_keys=len(keys))
         return in_order, order
 
-    def running_max(self, x: jax.Array) -> jax.Array:
-        return lax.cummax(x)
-
     def put_back(self, x: jax.Array, order: jax.Array) -> jax.Array:
         return jnp.zeros_like(x).at[order].set(x, unique_indices=True, mode="promise_in_bounds")
 
-    def sums(self, segments: Segments, *terms: jax.Array) -> tuple[jax.Array, ...]:
-        def add(
-            before: tuple[jax.Array, ...], here: tuple[jax.Array, ...]
-        ) -> tuple[jax.Array, ...]:
-            return tuple(x + y for x, y in zip(before, here, strict=True))
+    def segments(self, starts: jax.Array) -> Segments:
+        number = lax.cumsum(starts.astype(jnp.int32)) - 1
+        # Not by lax.cummax, whose program is many times as long.
+        first = jnp.full_like(number, number.shape[0]).at[number].min(self.index)
+        last = jnp.zeros_like(number).at[number].max(self.index)
+        return Segments(first[number], last[number])
 
-        return self._scan(segments.first == self.index, terms, add)
-
-    def largest(self, segments: Segments, x: jax.Array) -> jax.Array:
-        (so_far,) = self._scan(
-            segments.first == self.index, (x,), lambda a, b: (jnp.maximum(a[0], b[0]),)
-        )
-        return so_far[segments.last]
+    def scan(self, segments: Segments, parts: Parts, combine: Combine) -> Parts:
+        return self._scan(segments, parts, combine, 1, lambda d: self.index - d >= segments.first)
 
     def product_from_right(
         self, segments: Segments, numerators: jax.Array, denominators: jax.Array
     ) -> jax.Array:
-        return _jax_rows.product_from_right(
-            numerators,
-            denominators,
-            partial(self._scan, segments.last == self.index + 1, reverse=True),
-        )
+        def scan(parts: Parts, combine: Combine) -> Parts:
+            return self._scan(
+                segments, parts, combine, -1, lambda d: self.index + d < segments.last
+            )
+
+        return _jax_rows.product_from_right(numerators, denominators, scan)
 
     def _scan(
         self,
-        starts: jax.Array,
-        x: tuple[jax.Array, ...],
-        combine: Callable[[Any, Any], tuple[jax.Array, ...]],
-        reverse: bool = False,
-    ) -> tuple[jax.Array, ...]:
-        """Combine each of x (N,) with all before it up to a start; in reverse all behind it."""
+        segments: Segments,
+        parts: Parts,
+        combine: Combine,
+        direction: int,
+        is_inside: Callable[[jax.Array], jax.Array],
+    ) -> Parts:
+        """Combine parts with all before them (direction 1) or behind them (−1), over distances that
+        double up to the longest segment, where one of that distance is inside the same."""
+        longest = jnp.max(segments.last - segments.first, initial=0) + 1
 
-        def step(before: Any, here: Any) -> Any:
-            both = combine(before[1], here[1])
-            return before[0] | here[0], tuple(
-                jnp.where(here[0], own, combined)
-                for own, combined in zip(here[1], both, strict=True)
+        def step(state: tuple[jax.Array, Parts]) -> tuple[jax.Array, Parts]:
+            distance, parts = state
+            others = tuple(jnp.roll(x, direction * distance) for x in parts)
+            inside = is_inside(distance)
+            return 2 * distance, tuple(
+                jnp.where(inside, both, own)
+                for both, own in zip(combine(others, parts), parts, strict=True)
             )
 
-        return lax.associative_scan(step, (starts, x), reverse=reverse)[1]
+        start = jnp.ones_like(longest)
+        scanned: Parts = lax.while_loop(lambda state: state[0] < longest, step, (start, parts))[1]
+        return scanned

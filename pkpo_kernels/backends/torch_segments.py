@@ -1,14 +1,13 @@
-"""Groups in one flat tensor, in plain torch operations: no value is looked at, and torch.compile,
-torch.func.vmap and fake tensors can follow."""
-
-from __future__ import annotations
+"""Groups in one flat tensor, in plain torch operations: no value is looked at, and the host never
+waits for a device."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 
 from pkpo_kernels.backends import _segments
-from pkpo_kernels.backends._segments import Segments
+from pkpo_kernels.backends._segments import Combine, Parts, Segments
+from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Estimator
 
 
@@ -26,8 +25,32 @@ def transform(
 ) -> torch.Tensor:
     """Transform groups: rewards, ids, counted (N,), k () or (N,) → (N,) of dtype, detached:
     `_segments.transform`, times a factor."""
+    compute = _transform_op if torch.compiler.is_compiling() else _transform
+    of_name = estimator.name
+    return compute(
+        rewards.detach(), list(ids), counted, k, of_name, scale, factor, undersized, dtype
+    )
+
+
+def representatives(ids: Sequence[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
+    """Find the entry that stands for a sample: see `_segments.representatives`."""
+    compute = _representatives_op if torch.compiler.is_compiling() else _representatives
+    return compute(list(ids), valid)
+
+
+def _transform(
+    rewards: torch.Tensor,
+    ids: list[torch.Tensor],
+    counted: torch.Tensor,
+    k: torch.Tensor,
+    estimator: str,
+    scale: str,
+    factor: float,
+    undersized: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     compute = torch.float64 if torch.float64 in (dtype, rewards.dtype) else torch.float32
-    keys = rewards.detach().to(compute)
+    keys = rewards.to(compute)
     out = _segments.transform(
         Primitives(keys),
         keys,
@@ -35,16 +58,43 @@ def transform(
         counted,
         k,
         limit=torch.finfo(compute).max,
-        estimator=estimator,
+        estimator=ESTIMATORS[estimator],
         scale=scale,
         undersized=undersized,
     )
     return (out * factor).to(dtype)
 
 
-def representatives(ids: Sequence[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
-    """Find the entry that stands for a sample: see `_segments.representatives`."""
+def _representatives(ids: list[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
     return _segments.representatives(Primitives(valid), ids, valid)
+
+
+# To torch.compile they are operators, opaque and called as they are: Inductor breaks on scans over
+# sorted indices (2.13: "vr must not be None for symbol indirect0").
+_transform_op = torch.library.custom_op("pkpo::transform_segments", _transform, mutates_args=())
+_representatives_op = torch.library.custom_op(
+    "pkpo::representatives", _representatives, mutates_args=()
+)
+
+
+@_transform_op.register_fake
+def _(
+    rewards: torch.Tensor,
+    ids: list[torch.Tensor],
+    counted: torch.Tensor,
+    k: torch.Tensor,
+    estimator: str,
+    scale: str,
+    factor: float,
+    undersized: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return rewards.new_empty(rewards.shape, dtype=dtype)
+
+
+@_representatives_op.register_fake
+def _(ids: list[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
+    return valid.new_empty(valid.shape, dtype=torch.int64)
 
 
 def positions(ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -72,6 +122,11 @@ class Primitives:
     def floating(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.precise)
 
+    def whole(self, keys: torch.Tensor) -> torch.Tensor:
+        signed = keys.view(torch.int64 if keys.dtype == torch.float64 else torch.int32)
+        # Of negative numbers all bits but the sign run the other way.
+        return torch.where(signed < 0, signed ^ torch.iinfo(signed.dtype).max, signed)
+
     def sort(self, keys: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
         *major, minor = keys
         _, order = torch.sort(minor, stable=True)
@@ -80,41 +135,46 @@ class Primitives:
             order = order[again]
         return [key[order] for key in keys], order
 
-    def running_max(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cummax(x, 0).values
-
     def put_back(self, x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         return torch.scatter(torch.zeros_like(x), 0, order, x)
 
-    def sums(self, segments: Segments, *terms: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self._scan(segments, x, torch.add) for x in terms)
+    def segments(self, starts: torch.Tensor) -> Segments:
+        first = torch.cummax(torch.where(starts, self.index, 0), 0).values
+        # From behind, the last is a first.
+        ends = torch.cat([starts[1:], starts[:1]]).flip(0)
+        last = torch.cummax(torch.where(ends, self.index, 0), 0).values.flip(0)
+        return Segments(first, self.index.shape[0] - 1 - last)
 
-    def largest(self, segments: Segments, x: torch.Tensor) -> torch.Tensor:
-        return self._scan(segments, x, torch.maximum)[segments.last]
-
-    def _scan(
-        self,
-        segments: Segments,
-        x: torch.Tensor,
-        combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """Combine x (N,) with all before it in its segment, in steps that double."""
-        distance = 1
-        while distance < x.shape[0]:
-            before = torch.roll(x, distance, 0)
-            is_inside = self.index - distance >= segments.first
-            x = torch.where(is_inside, combine(x, before), x)
-            distance *= 2
-        return x
+    def scan(self, segments: Segments, parts: Parts, combine: Combine) -> Parts:
+        return self._scan(parts, combine, 1, lambda d: self.index - d >= segments.first)
 
     def product_from_right(
         self, segments: Segments, numerators: torch.Tensor, denominators: torch.Tensor
     ) -> torch.Tensor:
-        product = numerators / denominators
-        distance = 1
-        while distance < product.shape[0]:
-            behind = torch.roll(product, -distance, 0)
-            is_inside = self.index + distance < segments.last
-            product = torch.where(is_inside, product * behind, product)
-            distance *= 2
+        (product,) = self._scan(
+            (numerators / denominators,),
+            lambda behind, here: (behind[0] * here[0],),
+            -1,
+            lambda d: self.index + d < segments.last,
+        )
         return product
+
+    def _scan(
+        self,
+        parts: Parts,
+        combine: Combine,
+        direction: int,
+        is_inside: Callable[[int], torch.Tensor],
+    ) -> Parts:
+        """Combine parts with all before them (direction 1) or behind them (−1), over distances that
+        double, where one of that distance is inside the same segment."""
+        distance = 1
+        while distance < self.index.shape[0]:
+            others = tuple(torch.roll(x, direction * distance, 0) for x in parts)
+            inside = is_inside(distance)
+            parts = tuple(
+                torch.where(inside, both, own)
+                for both, own in zip(combine(others, parts), parts, strict=True)
+            )
+            distance *= 2
+        return parts

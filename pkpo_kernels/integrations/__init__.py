@@ -18,6 +18,7 @@ import numpy as np
 from pkpo_kernels._entries import GroupScale
 from pkpo_kernels.groups import transform_groups
 from pkpo_kernels.maths.estimators import ESTIMATORS
+from pkpo_kernels.metrics import group_metrics
 from pkpo_kernels.schedules import parse
 from pkpo_kernels.typing import EstimatorName, Undersized
 from pkpo_kernels.validation import (
@@ -160,6 +161,31 @@ centered, passk_training; got 'slo'; did you mean 'sloo'?
             scale=self.scale,
             undersized=self.undersized,
         )
+
+    def metrics(
+        self,
+        rewards: Array,
+        groups: Any,
+        n: int,
+        *,
+        where: Array | None = None,
+        step: int | None = 0,
+    ) -> dict[str, float]:
+        """Describe a batch for the trainer's log: k, and what `pkpo_kernels.group_metrics` finds,
+        for the best of 1, 2, 4, … samples, each as "pkpo/…".
+
+        Args:
+            rewards, groups, where, step: as for `advantages`; one entry a sample.
+            n: how many samples a group has at most. The names depend on it, and not on k: they stay
+              the same while k is annealed.
+
+        >>> Options(k="2@0,1@5").metrics([0.0, 1.0, 0.0, 3.0], ["a"] * 4, 4, step=5)["pkpo/k"]
+        1.0
+        """
+        k = self.k_at(step)
+        ks = [2**i for i in range(n.bit_length())]
+        found = group_metrics(_at_least_single(rewards), ks, groups=groups, where=where, k=k)
+        return {f"pkpo/{name}": float(value) for name, value in {"k": k, **found}.items()}
 
 
 def _checked_k(argument: str, k: Any) -> Any:

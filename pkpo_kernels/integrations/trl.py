@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import GRPOTrainer
 
-import pkpo_kernels as pk
 from pkpo_kernels.integrations import Options
 from pkpo_kernels.validation import shown
 
@@ -31,8 +30,7 @@ class PKPOMixin(_Base):  # type: ignore[misc]
     of a prompt, over all processes. Their rewards, weighted and summed over the reward functions,
     become the advantages, in the place of TRL's own; `scale_rewards` changes those alone. A
     completion that no reward function could score (None) gets 0 and is no part of its group. A
-    schedule of k gets `state.global_step`. `pkpo/…` in TRL's log is k and
-    `pkpo_kernels.group_metrics`.
+    schedule of k gets `state.global_step`. TRL's log gets `Options.metrics`.
 
     Args:
         pkpo: the options; if None, `Options.of(args)`: attributes of the GRPOConfig (of a subclass
@@ -83,7 +81,9 @@ class PKPOMixin(_Base):  # type: ignore[misc]
         output["advantages"] = advantages[first : first + own].to(output["advantages"])
         # A deque of one generation's length: TRL's own go.
         self._logs["advantages"].extend(advantages.tolist())
-        self._log_groups("train" if train else "eval", rewards, n, self.pkpo.k_at(step))
+        logged = self._metrics["train" if train else "eval"]
+        for name, value in self.pkpo.metrics(rewards, n, n, step=step).items():
+            logged[name].append(value)
         return output
 
     def _weighted(self, rewards: torch.Tensor) -> torch.Tensor:
@@ -91,10 +91,3 @@ class PKPOMixin(_Base):  # type: ignore[misc]
         weights = self.reward_weights.to(rewards.device)
         summed = (rewards * weights).nansum(dim=1)
         return summed.masked_fill(rewards.isnan().all(dim=1), torch.nan)
-
-    def _log_groups(self, mode: str, rewards: torch.Tensor, n: int, k: int) -> None:
-        # Powers of two up to n, whatever k: the names of a log stay the same while k is annealed.
-        ks = [2**i for i in range(n.bit_length())]
-        metrics = {"k": k, **pk.group_metrics(rewards, ks, groups=n, k=k)}
-        for name, value in metrics.items():
-            self._metrics[mode][f"pkpo/{name}"].append(float(value))

@@ -14,16 +14,18 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from pkpo_kernels.groups import to_tokens
 from pkpo_kernels.integrations import Options
 
-Tensor = Any
+Tensor = torch.Tensor
 _TRAINER = "verl.trainer.ppo.v1.trainer_base"
 _LOGGER = logging.getLogger(__name__)
 
@@ -34,13 +36,15 @@ class _Batch:
 
     Attributes:
         step: the training step, which verl counts from 1.
+        n: how many sessions a prompt gets.
         keys: (bs,) the entries' names, "{uid}_{session}_{output}".
-        metrics: what the trainer logs for this step.
+        metrics: what the trainer logs of this step.
     """
 
     step: int
+    n: int
     keys: Sequence[str]
-    metrics: dict[str, Any] = field(repr=False)
+    metrics: dict[str, Any]
 
 
 _batch: ContextVar[_Batch | None] = ContextVar("_batch", default=None)
@@ -76,21 +80,32 @@ def advantages(
     if batch is None:
         given = options.advantages(rewards, index, where=valid, step=_step())
     else:
-        if len(batch.keys) != len(index):
-            raise ValueError(f"keys must be one an entry; got {len(batch.keys)} and {len(index)}")
-        sessions, outputs = zip(*(key.rsplit("_", 1) for key in batch.keys), strict=True)
-        # The last output of a session has its reward, and the trainer has mixed the entries.
-        order = sorted(range(len(outputs)), key=lambda entry: int(outputs[entry]))
-        given = rewards.new_zeros(rewards.shape)
-        given[order] = options.advantages(
-            rewards[order],
-            index[order],
-            samples=[sessions[entry] for entry in order],
-            where=valid[order],
-            step=batch.step,
-        )
+        given = _of_sessions(options, rewards, valid, index, batch)
     given = to_tokens(given, response_mask)
     return given, given
+
+
+def _of_sessions(
+    options: Options, rewards: Tensor, valid: Tensor, index: Any, batch: _Batch
+) -> Tensor:
+    """Compute and log the advantages of entries, (bs,) → (bs,), those of a session one sample."""
+    if len(batch.keys) != len(index):
+        raise ValueError(f"keys must be one an entry; got {len(batch.keys)} for {len(index)}")
+    sessions, outputs = zip(*(key.rsplit("_", 1) for key in batch.keys), strict=True)
+    # The trainer has mixed the entries; a session's reward is its last output's.
+    order = sorted(range(len(outputs)), key=lambda entry: int(outputs[entry]))
+    given = torch.zeros_like(rewards)
+    given[order] = options.advantages(
+        rewards[order],
+        index[order],
+        samples=[sessions[entry] for entry in order],
+        where=valid[order],
+        step=batch.step,
+    )
+    last = list({sessions[entry]: entry for entry in order if valid[entry]}.values())
+    logged = options.metrics(rewards[last], index[last], batch.n, step=batch.step)
+    batch.metrics.update(logged)
+    return given
 
 
 def _step() -> int | None:
@@ -106,7 +121,8 @@ def _wrap(trainer: Any) -> None:
 
     @functools.wraps(compute)
     def wrapped(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
-        token = _batch.set(_Batch(self.global_steps, batch.keys, metrics))
+        n = self.config.actor_rollout_ref.rollout.n
+        token = _batch.set(_Batch(self.global_steps, n, batch.keys, metrics))
         try:
             return compute(self, batch, metrics)
         finally:

@@ -21,6 +21,7 @@ import torch  # noqa: E402
 from alone import each_group_alone  # noqa: E402
 from readme import example  # noqa: E402
 
+import pkpo_kernels as pk  # noqa: E402
 from pkpo_kernels.integrations import Options  # noqa: E402
 from pkpo_kernels.integrations.trl import PKPOMixin  # noqa: E402
 
@@ -139,11 +140,13 @@ def test_steps_with_k_annealed(tmp_path: Path) -> None:
 
     logs = [log for log in run.state.log_history if "loss" in log]
     assert [log["pkpo/k"] for log in logs] == [4, 4, 2, 2]
-    for log, (_, _, rewards, _) in zip(logs, run.scored, strict=True):
-        groups = rewards.reshape(-1, 8)
-        best = [group[~np.isnan(group)].max() for group in groups]
-        assert log["pkpo/max@1"] == pytest.approx(np.mean([np.nanmean(row) for row in groups]))
-        assert log["pkpo/max@4"] <= np.mean(best)
+    for log, (_, _, rewards, advantages) in zip(logs, run.scored, strict=True):
+        groups = [row[~np.isnan(row)] for row in rewards.reshape(-1, 8)]
+        assert log["pkpo/max@1"] == pytest.approx(np.mean([group.mean() for group in groups]))
+        best_of_4 = [pk.max_at_k(group, 4) for group in groups if len(group) >= 4]
+        assert log["pkpo/max@4"] == pytest.approx(np.mean(best_of_4))
+        signal = (advantages.reshape(-1, 8) != 0).any(axis=1)
+        assert log["pkpo/signal"] == pytest.approx(signal.mean())
 
 
 def test_evaluation_with_fewer_generations_than_k(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync  # noqa: E402
 from verl.utils.skip import SkipManager  # noqa: E402
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict  # noqa: E402
 
+import pkpo_kernels as pk  # noqa: E402
 from pkpo_kernels.integrations import Options  # noqa: E402
 from pkpo_kernels.integrations import verl as plugin  # noqa: E402
 
@@ -175,24 +176,27 @@ class TestComputeAdvantage:
 
 
 @pytest.mark.parametrize(
-    ("mode", "factor"), [("seq-mean-token-sum", 1.0), ("seq-mean-token-sum-norm", 1 / 12)]
+    ("mode", "factor"), [("seq-mean-token-sum", 1.0), ("seq-mean-token-sum-norm", 1 / 64)]
 )
 def test_the_gradient_is_the_papers(mode: str, factor: float) -> None:
-    """The gradient of verl's loss is that of the mean over prompts of Σ_i t_i log p(sample_i)."""
+    """The gradient of verl's loss, divided as its workers divide it by all entries of the batch, is
+    that of the mean over prompts of Σ_i t_i log p(sample_i)."""
     batch = Ragged()
-    batch.uids = batch.uids[batch.valid]  # verl averages over the entries that have tokens
-    batch.mask, batch.rewards = batch.mask[batch.valid], batch.rewards[batch.valid]
-    batch.scores, batch.valid = batch.scores[batch.valid], batch.valid[batch.valid]
     advantages = batch.advantages(composed("+algorithm.pkpo_k=4").algorithm)
     log_p = torch.zeros(advantages.shape, requires_grad=True)
     ratio = torch.exp(log_p - log_p.detach())
-    core_algos.agg_loss(-advantages * ratio, batch.mask, mode).backward()
+    loss = core_algos.agg_loss(
+        -advantages * ratio, batch.mask, mode, global_batch_size=32, loss_scale_factor=64
+    )
+    loss.backward()
 
-    paper = np.zeros(len(batch.uids))
-    for uid in set(batch.uids):
-        own = batch.uids == uid
-        paper[own] = each_group_alone(batch.scores[own], batch.uids[own], 4) / own.sum() / 6
-    assert_close(-log_p.grad, factor * paper, batch.mask)
+    prompts = set(batch.uids[batch.valid])
+    paper = np.zeros(32)
+    for uid in prompts:
+        own = np.flatnonzero((batch.uids == uid) & batch.valid)
+        if len(own) >= 4:
+            paper[own] = pk.transform(batch.scores[own], 4, implementation="reference")
+    assert_close(-log_p.grad, factor * paper / len(prompts), batch.mask)
 
 
 @pytest.fixture(scope="module")
@@ -253,11 +257,12 @@ def test_v1_trainer(transfer_queue: None) -> None:
     pads = len(batch.keys) - len(keys)
     assert pads == 3
 
-    config = composed('+algorithm.pkpo_k="4@0,2@100"')
+    config = composed('+algorithm.pkpo_k="4@0,2@100"', "actor_rollout_ref.rollout.n=4")
     names = [key.rsplit("_", 2) for key in batch.keys]
     in_order = sorted(range(20), key=lambda i: int(names[i][2]))
     for step, k in ((99, 4), (100, 2)):
-        V1Trainer(config, step)._compute_advantage(batch, {})
+        metrics: dict[str, float] = {}
+        V1Trainer(config, step)._compute_advantage(batch, metrics)
         written = tq.kv_batch_get(
             keys=batch.keys, partition_id="train", select_fields=["advantages"]
         )
@@ -274,6 +279,9 @@ def test_v1_trainer(transfer_queue: None) -> None:
         )
         np.testing.assert_allclose([row[0] for row in advantages], expected, rtol=5e-6, atol=1e-9)
         assert (expected[[name[0] == "d" for name in names]] != 0).any() == (k == 2)
+        assert metrics["pkpo/k"] == k and metrics["pkpo/groups"] == 3
+        assert metrics["pkpo/max@1"] == pytest.approx((1.5 + 1.5 + 1.0) / 3)
+        assert metrics["pkpo/undersized"] == pytest.approx(1 / 3 if k == 4 else 0)
     assert plugin._batch.get() is None
 
 
@@ -292,4 +300,5 @@ def test_the_launch_of_the_readme(tmp_path: Path, language: str) -> None:
     assert config.algorithm.adv_estimator == "pkpo"
     assert config.actor_rollout_ref.rollout.n == 16
     assert config.actor_rollout_ref.actor.loss_agg_mode == "seq-mean-token-sum-norm"
+    assert config.actor_rollout_ref.actor.loss_scale_factor == config.data.max_response_length
     assert config.trainer.use_v1
