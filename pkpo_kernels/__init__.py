@@ -14,6 +14,7 @@ from pkpo_kernels.backends.registry import available_implementations
 from pkpo_kernels.groups import to_tokens, transform_groups
 from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Estimator
+from pkpo_kernels.metrics import group_metrics
 
 if TYPE_CHECKING:
     from pkpo_kernels import schedules
@@ -27,6 +28,7 @@ __all__ = [
     "Evaluation",
     "available_implementations",
     "evaluate",
+    "group_metrics",
     "max_at_k",
     "pass_at_k",
     "schedules",

@@ -59,7 +59,7 @@ class Entries(NamedTuple):
         xp = registry.namespace(library)
         kept = None
         if where is not None:
-            kept = of_library("where", where, library, "rewards") != 0
+            kept = as_bool(of_library("where", where, library, "rewards"))
             if len(kept.shape) == 2:
                 kept = kept.any(-1)
             if tuple(kept.shape) != tuple(array.shape):
@@ -81,6 +81,11 @@ class Entries(NamedTuple):
             checked = rewards
         dtype = Groups.of(checked, None, 0).dtype
         return cls(library, array, kept, valid, dtype)
+
+
+def as_bool(x: Array) -> Array:
+    """Tell what is not 0: (...) of any dtype → (...) bool."""
+    return x.bool() if hasattr(x, "bool") else x.astype(bool)
 
 
 def of_library(argument: str, value: Any, library: str, beside: str) -> Array:

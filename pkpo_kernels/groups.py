@@ -20,6 +20,7 @@ from pkpo_kernels._entries import (
     GroupScale,
     NaN,
     Options,
+    as_bool,
     checked_k,
     checked_scale,
     of_library,
@@ -201,4 +202,4 @@ def to_tokens(advantages: Array, mask: Array) -> Array:
             f" got {tuple(mask.shape)} for {tuple(advantages.shape)}"
         )
     xp = registry.namespace(library)
-    return xp.where(mask != 0, advantages[:, None], xp.zeros_like(advantages)[:, None])
+    return xp.where(as_bool(mask), advantages[:, None], xp.zeros_like(advantages)[:, None])

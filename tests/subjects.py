@@ -185,6 +185,23 @@ class Subject:
         out = pk.max_at_k(rewards, self.k(k), implementation=self.implementation, **options)
         return self.numpy(out)[:rows] if rows else self.numpy(out)
 
+    def transform_groups(self, rewards: Any, groups: Any, k: Any, **options: Any) -> Any:
+        """As NumPy has the arguments; k and ids are arrays of the library's, except blocks."""
+        import pkpo_kernels as pk
+
+        arrays = {
+            name: self.array(options[name]) for name in ("where", "samples") if name in options
+        }
+        out = pk.transform_groups(
+            self.array(rewards),
+            groups if isinstance(groups, int) else self.array(groups),
+            self.array(k) if self.dynamic_k or isinstance(k, np.ndarray) else k,
+            implementation=self.implementation,
+            **options | arrays,
+        )
+        assert str(out.dtype).removeprefix("torch.") == str(rewards.dtype)
+        return self.numpy(out)
+
     def _repeated(self, rewards: Any, k: Any, options: dict[str, Any]) -> Any:
         """The rows again and again, so that few different matrices have to be compiled for."""
         rows = rewards.shape[0] if self.compiles_step_by_step and rewards.ndim == 2 else 0
