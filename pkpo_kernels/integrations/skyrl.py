@@ -29,7 +29,7 @@ from skyrl.backends.skyrl_train.utils.ppo_utils import (
 )
 from skyrl.train.config import AlgorithmConfig
 
-import pkpo_kernels as pk
+from pkpo_kernels.groups import to_tokens
 from pkpo_kernels.integrations import Options
 
 __all__ = ["PKPOAlgorithmConfig", "PKPOMixin", "register"]
@@ -76,15 +76,19 @@ def register(name: str = "pkpo", **options: Any) -> None:
 
 
 class PKPOMixin:
-    """Tells the estimator the step and the rows: `class Trainer(PKPOMixin, RayPPOTrainer)`."""
+    """Tells the estimator the step and the rows, and logs what `Options.metrics` finds in a batch:
+    `class Trainer(PKPOMixin, RayPPOTrainer)`."""
 
     global_step: int
+    all_metrics: dict[str, Any]
     cfg: Any
 
     def compute_advantages_and_returns(self, data: Any) -> Any:
         """Compute a batch's advantages as SkyRL does, with the estimator told of this step."""
-        rows = _rows_per_sample(data.metadata) if self.cfg.generator.step_wise_trajectories else 1.0
-        token = _TOLD.set(_Told(self.global_step, rows))
+        settings = self.cfg.generator
+        rows = _rows_per_sample(data.metadata) if settings.step_wise_trajectories else 1.0
+        told = _Told(self.global_step, rows, settings.n_samples_per_prompt, self.all_metrics)
+        token = _TOLD.set(told)
         try:
             return super().compute_advantages_and_returns(data)  # type: ignore[misc]
         finally:
@@ -93,11 +97,20 @@ class PKPOMixin:
 
 @dataclass(frozen=True)
 class _Told:
-    """What the mixin tells: the step, and for every sample of the batch how many rows there are to
-    a sample in its mini-batch, one number or (samples,)."""
+    """What the mixin tells.
+
+    Attributes:
+        step: the trainer's.
+        rows_per_sample: how many rows there are to a sample in its mini-batch, a number or
+          (samples,).
+        samples: how many samples a group has at most.
+        log: where the metrics of the batch go.
+    """
 
     step: int
     rows_per_sample: Any
+    samples: int
+    log: dict[str, Any]
 
 
 _TOLD: ContextVar[_Told | None] = ContextVar("pkpo_skyrl", default=None)
@@ -119,19 +132,18 @@ def _estimate(
             "k must be an integer unless the trainer tells its step; got one that changes with it,"
             f" {options.k}: use class Trainer(PKPOMixin, RayPPOTrainer)"
         )
-    rewards = token_level_rewards.float().sum(-1)
     kept = [i for i, uid in enumerate(index) if not _PAD.fullmatch(str(uid))]
+    rewards = token_level_rewards.float().sum(-1)
+    batch = (rewards[kept], [str(index[i]) for i in kept])
+    where, step = response_mask[kept], None if told is None else told.step
     advantages = torch.zeros_like(rewards)
-    advantages[kept] = options.advantages(
-        rewards[kept],
-        [str(index[i]) for i in kept],
-        where=response_mask[kept],
-        step=None if told is None else told.step,
-    )
-    if told is not None and options.scale == "batch_mean":
-        # Of an average over samples, which that is here, to one over rows.
-        advantages = advantages * told.rows_per_sample
-    out = pk.to_tokens(advantages, response_mask)
+    advantages[kept] = options.advantages(*batch, where=where, step=step)
+    if told is not None:
+        told.log.update(options.metrics(*batch, told.samples, where=where, step=step))
+        if options.scale == "batch_mean":
+            # Of an average over samples, which that is here, to one over rows.
+            advantages = advantages * told.rows_per_sample
+    out = to_tokens(advantages, response_mask)
     return out, out
 
 

@@ -167,6 +167,10 @@ def test_k_changes_with_the_step() -> None:
         data = made.compute_advantages_and_returns(data)
         wanted = each_group_alone(rewards, uids, k)[:, None] * data["response_mask"][:-1].numpy()
         assert_close(data["advantages"][:-1], wanted)
+        assert made.all_metrics["pkpo/k"] == k
+        assert made.all_metrics["pkpo/max@1"] == pytest.approx(rewards.mean())
+        logged = {name for name in made.all_metrics if name.startswith("pkpo/max@")}
+        assert logged == {"pkpo/max@1", "pkpo/max@2", "pkpo/max@4"}  # whatever k is
 
 
 def test_a_schedule_without_the_mixin_is_refused() -> None:
