@@ -135,6 +135,7 @@ def _estimate(
     kept = [i for i, uid in enumerate(index) if not _PAD.fullmatch(str(uid))]
     rewards = token_level_rewards.float().sum(-1)
     batch = (rewards[kept], [str(index[i]) for i in kept])
+    # A response without a token has no place for its reward, and so none.
     where, step = response_mask[kept], None if told is None else told.step
     advantages = torch.zeros_like(rewards)
     advantages[kept] = options.advantages(*batch, where=where, step=step)

@@ -4,7 +4,9 @@ the gradient of the paper."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ pytest.importorskip("tunix")
 import jax
 import jax.numpy as jnp
 from tunix.rl import common, function_registry
+from tunix.rl.agentic.agentic_grpo_learner import GRPOConfig as AgenticConfig
+from tunix.rl.agentic.agentic_grpo_learner import GRPOLearner as AgenticLearner
 from tunix.rl.grpo.grpo_learner import GRPOLearner
 
 from pkpo_kernels.integrations import tunix
@@ -97,13 +101,39 @@ def test_a_reward_that_is_no_number_is_left_out() -> None:
     assert (advantages[[2, 9, 10]] == 0).all()
 
 
-def test_one_group_a_call_gives_what_the_whole_batch_does() -> None:
-    """As the agentic learners call it."""
+def test_the_agentic_learner_gives_a_group_what_the_batch_does() -> None:
+    """It calls the estimator with one group of finished trajectories at a time."""
     tunix.register(k=2)
+    made = AgenticLearner.__new__(AgenticLearner)
+    made.algo_config = AgenticConfig(
+        num_generations=SAMPLES, advantage_estimator="pkpo", beta=0.0, max_response_length=4
+    )
+    made.rl_cluster, made._trajectory_logger, made.metric_fns = MagicMock(), None, []
+    made.rl_cluster.rollout.pad_id.return_value = 0
+    made.rl_cluster.rollout.eos_id.return_value = 1
+    made.rl_cluster.cluster_config.rollout_config = SimpleNamespace(max_prompt_length=4)
     rewards = np.random.default_rng(2).normal(size=3 * SAMPLES)
-    whole = estimator()(rewards=rewards, num_generations=SAMPLES)
-    alone = [estimator()(rewards=row, num_generations=SAMPLES) for row in np.split(rewards, 3)]
-    assert whole.tobytes() == np.concatenate(alone).tobytes() and whole.dtype == np.float32
+    made._compute_rewards = lambda trajectory_rewards, **_: np.array(trajectory_rewards)
+    got = [np.asarray(one_group(made, row).advantages) for row in np.split(rewards, 3)]
+    assert_close(np.concatenate(got), each_group_alone(rewards, blocks(rewards), 2))
+
+
+def one_group(made: Any, rewards: np.ndarray) -> Any:
+    trajectory = {
+        "conversation_text": [{"role": "assistant", "content": "x"}],
+        "prompt_tokens": np.array([2, 3]),
+        "conversation_tokens": np.array([4, 5, 6]),
+        "conversation_masks": np.array([1, 1, 1]),
+        "old_logprobs": np.zeros(3, np.float32),
+        "policy_version": 0,
+        "group_id": "a task",
+        "original_input": {"prompts": np.array(["x"])},
+    }
+    finished = [
+        SimpleNamespace(traj=trajectory | {"trajectory_reward": float(one)}) for one in rewards
+    ]
+    (example,) = made._process_results(finished, mode="train", expected_step=0)
+    return example
 
 
 def test_short_floats_of_jax_are_computed_in_float32() -> None:
