@@ -2,8 +2,8 @@
 segments of the array.
 
 Contiguous blocks are a matrix as they lie. NumPy takes the groups of each size as a matrix, torch
-all groups as one, with a mask. JAX, whose programs are made for shapes, and all that is traced, for
-which nobody knows the sizes, sort and scan the array as it is.
+all groups as one, with a mask. JAX on accelerators, whose programs are made for shapes, and all
+that is traced, for which nobody knows the sizes, sort and scan the array as it is.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def by_ids(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
     if library == "numpy":
         return _by_size(entries, ids, k, options)
     registry.choose(named, library, entries.rewards)
+    if library == "jax" and named is None and _on_cpu(entries.rewards, k):
+        return _by_size_on_host(entries, ids, k, options)
     traced, of_kernels = is_traced(entries.rewards), named not in (None, "xla", "torch")
     if of_kernels and traced:
         raise ValueError(
@@ -93,6 +95,31 @@ def _by_size(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
         of_rows = k if isinstance(k, int) else _k_of_rows(entries, k[index], None)
         out[index] = _rows(entries, entries.rewards[index], of_rows, None, options, groups)
     return out
+
+
+def _by_size_on_host(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
+    """Transform groups of a JAX array on the CPU in NumPy: XLA takes several times as long to sort
+    there, and seconds to compile for every N."""
+    import jax
+
+    on_host = entries._replace(
+        library="numpy",
+        rewards=np.asarray(entries.rewards),
+        valid=None if entries.valid is None else np.asarray(entries.valid),
+    )
+    if not isinstance(k, int):
+        # One that no group admits leaves it to `undersized`, as on a device.
+        k = int(k) if k >= 1 else entries.n + 1
+    out = _by_size(on_host, tuple(map(np.asarray, ids)), k, options)
+    return jax.device_put(out, entries.rewards.device)
+
+
+def _on_cpu(rewards: Array, k: Any) -> bool:
+    """Tell whether a JAX array lies on a single CPU, and the host may know its k."""
+    if is_traced(rewards) or (not isinstance(k, int) and (is_traced(k) or k.ndim)):
+        return False
+    devices = rewards.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def _in_one_matrix(

@@ -137,7 +137,8 @@ def transform_groups(
         nan: "drop" leaves entries out whose reward is NaN; "propagate" makes their group NaN. An
           infinity makes its group NaN.
         implementation: a name from `available_implementations()`, or None to choose. In JAX the
-          kernels serve blocks, and ids outside jit; "xla", the default of ids, serves all.
+          kernels serve blocks, and ids outside jit; "xla" serves all, and is the default of ids but
+          for arrays on a CPU outside jit, which NumPy computes, sooner and without compiling.
 
     Returns:
         (N,) of the same library, device and floating dtype, in the same order (integers and bool:

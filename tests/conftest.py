@@ -26,10 +26,13 @@ _PTX_N = (16, 40)
 # … but one of every kind in `make test`.
 _PTX_QUICK = re.compile(r"whole_sort|planted|beyond_two|a_long_row")
 # And of tests without a number of samples these later.
-_PTX_SLOW = re.compile(r"permuting|not_aligned|any_rewards|come_back\[[\w-]*-float|long_rows_of")
+_PTX_SLOW = re.compile(
+    r"permuting|not_aligned|any_rewards|come_back\[[\w-]*-float|long_rows_of"
+    r"|alone\[ptx-(?!sloo_minus_one-mean)|each_entry\[ptx-(?!zero-sloo)|get_equal_bits\[ptx\]"
+)
 _PTX_RELEASE = re.compile(
     r"repeats|that_vanish|large_matrices|not_aligned\[(?!1-1)"
-    r"|(17-33|every\w+\[ptx)-(?!sloo)|permuting\w+\[ptx-(?!sloo_)"
+    r"|one_group_of_all|(17-33|every\w+\[ptx)-(?!sloo)|permuting\w+\[ptx-(?!sloo_)"
 )
 
 

@@ -32,6 +32,11 @@ _QUICK_OF_DYNAMIC_K = _names(
     r"max_at_k_of",
     r"only_results",
 )
+# Of groups by id, where their sets of options are programs or kernels.
+_GROUPS = (
+    r"alone\[(?!sloo_minus_one-batch|passk_training-batch|sloo-sum|s-mean)",
+    r"each_entry\[(?!nan-sloo_minus_one|clip-passk|zero-centered)",
+)
 # `make test` leaves to `make test-all` all but these …
 _QUICK = {
     "pallas": _names(
@@ -47,6 +52,10 @@ _QUICK = {
         r"becomes_nan\[(sloo_minus_one|sloo|passk_training)\]",
         r"left_out_of\w+\[zero\]",
         r"max_at_k_of_rows_that",
+        r"alone\[sloo_minus_one-batch",
+        r"each_entry\[nan-sloo_minus_one",
+        r"samples_of_several",
+        r"test_blocks",
     ),
     "xla-traced": _QUICK_OF_DYNAMIC_K,
     "triton-hidden-k": _QUICK_OF_DYNAMIC_K,
@@ -59,6 +68,7 @@ _SLOW = {
         r"every_row\[(?!sloo-)\w+-(nan|clip)",
         r"1025",
         r"large_matrices",
+        *_GROUPS,
     ),
     "triton": _names(
         r"enumeration\[[1-4]",
@@ -71,6 +81,7 @@ _SLOW = {
         r"permuting",
         r"repeats",
         r"scaling",
+        *_GROUPS,
     ),
 }
 # And of what is slow these are for a release: rows of hundreds of samples in Pallas's interpreter,
@@ -84,6 +95,9 @@ _RELEASE = {
         r"every_row\[(s|cent)",
         r"that_vanish",
         r"\[-nan-",
+        r"get_equal_bits\[$",
+        r"alone\[(?!sloo-mean|passk_training-batch)",
+        r"each_entry\[(?!clip-passk)",
     ),
     "ptx-hidden-k": _names(r""),  # all of it
 }

@@ -1,0 +1,309 @@
+"""Groups by id: what ids may be, what is refused, programs that trace it, and what trainers log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import pkpo_kernels as pk
+from pkpo_kernels import _grouping, _ids
+
+RNG = np.random.default_rng(7)
+N = 60
+REWARDS = RNG.standard_normal(N).astype(np.float32)
+IDS = RNG.integers(0, 8, N)
+WHERE = RNG.random(N) < 0.8
+WANT = pk.transform_groups(REWARDS, IDS, 3)
+
+
+def close(got: Any, want: Any = WANT) -> None:
+    np.testing.assert_allclose(np.asarray(got), want, rtol=5e-6, atol=1e-6)
+
+
+class TestIds:
+    @pytest.mark.parametrize(
+        "ids",
+        [
+            [f"prompt {one}" for one in IDS],
+            np.array([f"prompt {one}" for one in IDS]),
+            np.array([f"prompt {one}" for one in IDS], object),
+            [(int(one), "task") for one in IDS],
+            [int(one) if one % 2 else str(one) for one in IDS],
+            (IDS * 2.0**40).tolist(),
+            IDS.astype(np.uint8),
+            IDS.astype(np.int64) * (1 << 58),
+            IDS.astype(np.uint64) + np.uint64(2**64 - 100),
+            np.stack([IDS % 3, IDS // 3, IDS * 0], 1),
+            range(100, 100 + N),
+        ],
+        ids=lambda ids: type(ids).__name__,
+    )
+    @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+    def test_of_every_kind(self, ids: Any, library: str) -> None:
+        want = WANT if not isinstance(ids, range) else np.zeros(N)
+        rewards: Any = {
+            "numpy": REWARDS,
+            "torch": torch.from_numpy(REWARDS),
+            "jax": jnp.asarray(REWARDS),
+        }[library]
+        got = pk.transform_groups(rewards, ids, 3)
+        close(got, want)
+
+    def test_tensors_and_arrays_of_any_library(self) -> None:
+        wide = np.stack([IDS % 3, IDS // 3], 1)
+        for ids in (IDS, wide):
+            close(pk.transform_groups(torch.from_numpy(REWARDS), torch.from_numpy(ids), 3))
+            close(pk.transform_groups(jnp.asarray(REWARDS), jnp.asarray(ids), 3))
+            close(pk.transform_groups(REWARDS, torch.from_numpy(ids), 3))
+            close(pk.transform_groups(torch.from_numpy(REWARDS), jnp.asarray(ids), 3))
+
+    def test_one_and_its_text_are_two(self) -> None:
+        np.testing.assert_array_equal(
+            pk.transform_groups([0.0, 1.0, 5.0, 7.0], [1, 1, "1", "1"], 2, scale="sum"),
+            [0, 1, 0, 2],
+        )
+
+
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"groups": IDS[:-1]}, ValueError, ["groups", "59", "60"]),
+        ({"groups": [*range(N - 1), None]}, ValueError, ["groups must be ids", "None", "[59]"]),
+        ({"groups": [float("nan")] * N}, ValueError, ["groups", "nan", "groups[0]"]),
+        ({"groups": list(torch.from_numpy(IDS))}, TypeError, ["list of torch scalars", "stacked"]),
+        ({"groups": list(jnp.arange(N))}, TypeError, ["groups"]),
+        ({"groups": [[1]] * N}, TypeError, ["hashable", "list at groups[0]", "(N, S)"]),
+        ({"groups": IDS.astype(float)}, TypeError, ["integers (N,) or (N, S)", "float64"]),
+        ({"groups": IDS[None]}, ValueError, ["groups", "got 1 for 60"]),
+        ({"groups": "abc"}, TypeError, ["groups", "'abc'"]),
+        ({"groups": None}, TypeError, ["groups", "None"]),
+        ({"groups": True}, TypeError, ["groups", "True"]),
+        ({"groups": 7}, ValueError, ["groups must divide", "groups=7", "60"]),
+        ({"groups": 0}, ValueError, ["groups must be at least 1"]),
+        ({"samples": IDS[:-2]}, ValueError, ["samples", "58", "60"]),
+        ({"k": 0}, ValueError, ["k must be at least 1", "k=0"]),
+        ({"k": 2.0}, TypeError, ["k must be an integer"]),
+        ({"k": np.arange(1, N + 1)}, ValueError, ["k must not vary within a group"]),
+        ({"k": np.array([1, 2])}, ValueError, ["k must be an integer, or one for each", "(2,)"]),
+        ({"k": torch.tensor(2)}, TypeError, ["k must", "numpy", "torch"]),
+        ({"where": WHERE[:-1]}, ValueError, ["where", "(59,)"]),
+        ({"where": torch.from_numpy(WHERE)}, TypeError, ["where", "numpy", "torch"]),
+        ({"rewards": REWARDS[None]}, ValueError, ["rewards must be flat", "(1, 60)"]),
+        ({"rewards": np.arange(N) + 2**53}, ValueError, ["rewards", "2**53"]),
+        ({"scale": "batchmean"}, ValueError, ["did you mean 'batch_mean'?"]),
+        ({"scale": float("inf")}, ValueError, ["scale", "inf"]),
+        ({"scale": "mean", "estimator": "passk_training"}, ValueError, ["scale", "'mean'"]),
+        ({"nan": "keep"}, ValueError, ["nan must be one of drop, propagate"]),
+        ({"undersized": "drop"}, ValueError, ["undersized"]),
+        ({"implementation": "torch"}, ValueError, ["'torch'", "'numpy', 'reference'"]),
+    ],
+)
+def test_wrong_arguments(change: dict[str, Any], error: type[Exception], words: list[str]) -> None:
+    arguments: dict[str, Any] = {"rewards": REWARDS, "groups": IDS, "k": 3} | change
+    with pytest.raises(error) as raised:
+        pk.transform_groups(**arguments)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_a_device_k_that_varies_makes_its_group_undersized() -> None:
+    k = np.full(N, 3)
+    k[np.flatnonzero(IDS == 4)[0]] = 2
+    got = pk.transform_groups(jnp.asarray(REWARDS), jnp.asarray(IDS), jnp.asarray(k))
+    close(got, np.where(IDS == 4, 0, WANT))
+    # Samples that are left out have no say.
+    where = k == 3
+    got = pk.transform_groups(jnp.asarray(REWARDS), IDS, jnp.asarray(k), where=jnp.asarray(where))
+    close(got, pk.transform_groups(REWARDS, IDS, 3, where=where))
+    with pytest.raises(ValueError, match="k must not vary"):
+        pk.transform_groups(torch.from_numpy(REWARDS), IDS, torch.from_numpy(k))
+
+
+def test_jax_arrays_on_a_cpu_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    rewards, ids = jnp.asarray(REWARDS), jnp.asarray(IDS)
+    where = jnp.asarray(WHERE)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        got = pk.transform_groups(rewards, ids, 3)
+        assert not [record for record in caplog.messages if "transform" in record]
+        pk.transform_groups(rewards, ids, 3, implementation="xla")
+        assert [record for record in caplog.messages if "transform" in record]
+    assert got.devices() == rewards.devices() and got.dtype == rewards.dtype
+    close(got)
+    for k in (0, 1, 3, 99):
+        for dtype in (jnp.bfloat16, jnp.float32, jnp.int32):
+            given = rewards.astype(dtype), ids, jnp.asarray(k)
+            got = pk.transform_groups(*given, where=where)
+            want = pk.transform_groups(*given, where=where, implementation="xla")
+            assert got.dtype == want.dtype
+            np.testing.assert_allclose(
+                got.astype(float), want.astype(float), rtol=1e-2 if dtype is jnp.bfloat16 else 5e-6
+            )
+
+
+def test_half_precision_is_rounded_once() -> None:
+    rewards = torch.from_numpy(REWARDS).bfloat16()
+    want = pk.transform_groups(rewards.float(), IDS, 3).bfloat16()
+    assert torch.equal(pk.transform_groups(rewards, IDS, 3), want)
+    # N/G alone is beyond float16 here, and no result is.
+    small = pk.transform_groups(np.float16([0, 1e-3] + [0] * 70_000), [0] * 70_002, 2)
+    np.testing.assert_allclose(small[1], 2e-3, rtol=2e-3)
+
+
+class TestTraced:
+    def test_one_program_for_any_ids_and_k(self) -> None:
+        traces = []
+
+        @jax.jit
+        def program(rewards: Any, ids: Any, k: Any, where: Any) -> Any:
+            traces.append(0)
+            return pk.transform_groups(rewards, ids, k, where=where)
+
+        for ids, k in ((IDS, 3), (IDS // 4, 1), (np.zeros(N, int), 50), (np.arange(N), 2)):
+            got = program(REWARDS, ids, k, WHERE)
+            close(got, pk.transform_groups(REWARDS, ids, k, where=WHERE))
+        assert len(traces) == 1
+
+    def test_ids_of_text_are_refused_in_a_program(self) -> None:
+        with pytest.raises(TypeError, match=r"integers inside jax\.jit.*'a'.*number them outside"):
+            jax.jit(lambda x: pk.transform_groups(x, ["a"] * N, 3))(REWARDS)
+
+    def test_kernels_are_refused_for_ids_in_a_program(self) -> None:
+        def of_kernels(x: Any) -> Any:
+            return pk.transform_groups(x, IDS, 3, implementation="pallas_interpret")
+
+        with pytest.raises(ValueError, match=r"'pallas_interpret'.*contiguous blocks"):
+            jax.jit(of_kernels)(REWARDS)
+
+    def test_jax_vmap_and_grad(self) -> None:
+        rewards, ids = jnp.asarray(REWARDS), jnp.asarray(IDS)
+        got = jax.vmap(lambda x: pk.transform_groups(x, ids, 3))(jnp.stack([rewards, 2 * rewards]))
+        close(got, np.stack([WANT, 2 * WANT]))
+        # A constant of the loss.
+        close(jax.grad(lambda x: (pk.transform_groups(x, ids, 3) * x).sum())(rewards))
+
+    @pytest.mark.parametrize(
+        "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+    )
+    def test_torch_compile_takes_it_whole(self, backend: str) -> None:
+        rewards, ids, where = map(torch.from_numpy, (REWARDS, IDS, WHERE))
+        samples = torch.from_numpy(np.arange(N) % 5)
+
+        def whole(rewards: Any, k: Any) -> Any:
+            by_id = pk.transform_groups(rewards, ids, k, where=where, samples=samples)
+            return by_id, pk.transform_groups(rewards, 6, 3, where=where)
+
+        compiled = torch.compile(whole, fullgraph=True, backend=backend)
+        for got, want in zip(
+            compiled(rewards.requires_grad_(), torch.tensor(2)),
+            whole(rewards, torch.tensor(2)),
+            strict=True,
+        ):
+            assert not got.requires_grad
+            close(got, want.numpy())
+
+    def test_torch_traces_and_batches(self) -> None:
+        rewards, ids = torch.from_numpy(REWARDS), torch.from_numpy(IDS)
+        with FakeTensorMode() as fake:
+            out = pk.transform_groups(fake.from_tensor(rewards), fake.from_tensor(ids), 3)
+            assert out.shape == (N,) and out.dtype == torch.float32
+        traced = make_fx(lambda x, i: pk.transform_groups(x, i, 3))(rewards, ids)
+        close(traced(rewards, ids))
+        batch = torch.stack([rewards, rewards * 2])
+        got = torch.func.vmap(lambda x: pk.transform_groups(x, ids, 3))(batch)
+        close(got, np.stack([WANT, 2 * WANT]))
+
+    def test_one_group_much_larger_than_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_grouping, "SMALL", 0)
+        ids = np.where(np.arange(N) < 20, 0, np.arange(N))
+        assert np.prod(_ids.positions(ids)[1]) > _grouping.MOST_PADDING * N
+        called = []
+        as_segments = _grouping._as_segments
+        monkeypatch.setattr(
+            _grouping, "_as_segments", lambda *given: called.append(0) or as_segments(*given)
+        )
+        got = pk.transform_groups(torch.from_numpy(REWARDS), ids, 3)
+        close(got, pk.transform_groups(REWARDS, ids, 3))
+        assert called
+
+
+class TestToTokens:
+    @pytest.mark.parametrize("array", [np.asarray, torch.tensor, jnp.asarray])
+    def test_advantages_go_where_the_mask_is(self, array: Any) -> None:
+        advantages, mask = array([2.0, -1.0]), array([[1, 1, 0], [0, 1, 0]])
+        got = pk.to_tokens(advantages, mask)
+        assert got.dtype == advantages.dtype
+        np.testing.assert_array_equal(np.asarray(got), [[2, 2, 0], [0, -1, 0]])
+
+    def test_wrong_shapes(self) -> None:
+        with pytest.raises(ValueError, match=r"mask must be \(N, T\).*\(2, 3\) for \(3,\)"):
+            pk.to_tokens(np.zeros(3), np.ones((2, 3)))
+
+
+class TestMetrics:
+    def rewards(self) -> np.ndarray[Any, Any]:
+        rewards = (np.random.default_rng(1).random((30, 8)) < 0.3).astype(np.float32)
+        rewards[:3] = 0
+        rewards[3] = [1, 1, 1, 1, 1, 1, 1, 0]  # differs, and yet no signal at k=4
+        return rewards
+
+    def test_they_are_what_they_are_called(self) -> None:
+        rewards = self.rewards()
+        got = pk.group_metrics(rewards, [1, 4], k=4)
+        assert set(got) == {
+            *("pass@1", "max@1", "pass@4", "max@4", "groups", "signal", "undersized"),
+            *("group_size_min", "group_size_mean", "group_size_max"),
+            *("advantage_abs_mean", "advantage_abs_max"),
+        }
+        for k in (1, 4):
+            right = pk.max_at_k(rewards.astype(float), k).mean()
+            assert got[f"pass@{k}"] == pytest.approx(right)
+            assert got[f"max@{k}"] == pytest.approx(right, rel=1e-6)
+        advantages = pk.transform(rewards, 4) * 8
+        assert got["signal"] == pytest.approx(advantages.any(-1).mean())
+        assert got["signal"] < (rewards.std(-1) > 0).mean()
+        assert got["advantage_abs_mean"] == pytest.approx(np.abs(advantages).mean(), rel=1e-6)
+        assert got["advantage_abs_max"] == pytest.approx(np.abs(advantages).max())
+        assert got["undersized"] == 0 and got["groups"] == 30 and got["group_size_max"] == 8
+
+    def test_ragged_groups_and_what_is_left_out(self) -> None:
+        rewards = [0.0, 1.0, 0.0, 0.0, 3.0, 2.0, np.nan, 9.0]
+        ids = ["a", "b", "a", "a", "b", "c", "b", "a"]
+        where = np.array([1, 1, 1, 1, 1, 1, 1, 0], bool)
+        got = pk.group_metrics(rewards, [1, 2, 4], groups=ids, where=where, k=2)
+        assert got["max@1"] == pytest.approx((0 + 2 + 2) / 3)
+        assert got["max@2"] == pytest.approx((0 + 3) / 2)  # "c" is too small
+        assert got["pass@2"] == pytest.approx(1 / 2)
+        assert np.isnan(got["pass@4"])
+        assert (got["groups"], got["group_size_min"], got["group_size_max"]) == (3, 1, 3)
+        assert got["group_size_mean"] == pytest.approx(2)
+        assert got["undersized"] == pytest.approx(1 / 3)
+        assert got["signal"] == pytest.approx(1 / 3)
+
+    def test_on_devices_and_in_programs(self) -> None:
+        rewards = self.rewards()
+        want = pk.group_metrics(rewards, [4], k=4)
+        order = np.random.default_rng(0).permutation(rewards.size)
+        flat, ids = rewards.reshape(-1)[order], (np.arange(rewards.size) // 8)[order]
+        found = [
+            pk.group_metrics(torch.from_numpy(rewards), [4], k=4),
+            pk.group_metrics(torch.from_numpy(flat), [4], groups=ids, k=torch.tensor(4)),
+            jax.jit(lambda x, i, k: pk.group_metrics(x, [4], groups=i, k=k))(flat, ids, 4),
+        ]
+        for got in found:
+            assert set(got) == set(want)
+            for key, right in want.items():
+                assert got[key].shape == ()
+                assert float(got[key]) == pytest.approx(right, rel=2e-6), key
+
+    def test_wrong_arguments(self) -> None:
+        with pytest.raises(ValueError, match=r"rewards must be .* pass groups="):
+            pk.group_metrics(np.zeros(4), [1])
+        with pytest.raises(ValueError, match=r"ks\[1\] must be at least 1; got 0"):
+            pk.group_metrics(np.zeros((2, 4)), [1, 0])
