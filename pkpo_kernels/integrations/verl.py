@@ -10,11 +10,11 @@ schedule of k needs, and which entries are the outputs of one session, hence one
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -30,24 +30,8 @@ _TRAINER = "verl.trainer.ppo.v1.trainer_base"
 _LOGGER = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """What the V1 trainer knows of the batch that it computes advantages for.
-
-    Attributes:
-        step: the training step, which verl counts from 1.
-        n: how many sessions a prompt gets.
-        keys: (bs,) the entries' names, "{uid}_{session}_{output}".
-        metrics: what the trainer logs of this step.
-    """
-
-    step: int
-    n: int
-    keys: Sequence[str]
-    metrics: dict[str, Any]
-
-
-_batch: ContextVar[_Batch | None] = ContextVar("_batch", default=None)
+# What PPOTrainer._compute_advantage was called with, while it runs: self, batch, metrics.
+_call: ContextVar[Mapping[str, Any] | None] = ContextVar("_call", default=None)
 
 
 def advantages(
@@ -75,22 +59,37 @@ def advantages(
     """
     if index is None:
         raise ValueError("index must be the prompts' uids; got None: the batch has no 'uid'")
-    options, batch = Options.of(config), _batch.get()
+    options, call = Options.of(config), _call.get()
     rewards, valid = token_level_rewards.float().sum(-1), response_mask.bool().any(-1)
-    if batch is None:
+    if call is None:
         given = options.advantages(rewards, index, where=valid, step=_step())
     else:
-        given = _of_sessions(options, rewards, valid, index, batch)
+        given = _of_sessions(options, rewards, valid, index, **call)
     given = to_tokens(given, response_mask)
     return given, given
 
 
 def _of_sessions(
-    options: Options, rewards: Tensor, valid: Tensor, index: Any, batch: _Batch
+    options: Options,
+    rewards: Tensor,
+    valid: Tensor,
+    index: Any,
+    *,
+    self: Any,
+    batch: Any,
+    metrics: dict[str, Any],
 ) -> Tensor:
-    """Compute and log the advantages of entries, (bs,) → (bs,), those of a session one sample."""
+    """Compute and log the advantages of entries, (bs,) → (bs,), those of a session one sample.
+
+    Args:
+        options, rewards, valid, index: as in `advantages`.
+        self: the V1 trainer, which counts `global_steps` from 1.
+        batch: its `keys` are the entries' names, "{uid}_{session}_{output}".
+        metrics: what the trainer logs of this step.
+    """
     if len(batch.keys) != len(index):
         raise ValueError(f"keys must be one an entry; got {len(batch.keys)} for {len(index)}")
+    step, n = self.global_steps, self.config.actor_rollout_ref.rollout.n
     sessions, outputs = zip(*(key.rsplit("_", 1) for key in batch.keys), strict=True)
     # The trainer has mixed the entries; a session's reward is its last output's.
     order = sorted(range(len(outputs)), key=lambda entry: int(outputs[entry]))
@@ -100,11 +99,10 @@ def _of_sessions(
         index[order],
         samples=[sessions[entry] for entry in order],
         where=valid[order],
-        step=batch.step,
+        step=step,
     )
     last = list({sessions[entry]: entry for entry in order if valid[entry]}.values())
-    logged = options.metrics(rewards[last], index[last], batch.n, step=batch.step)
-    batch.metrics.update(logged)
+    metrics.update(options.metrics(rewards[last], index[last], n, step=step))
     return given
 
 
@@ -116,17 +114,20 @@ def _step() -> int | None:
 
 
 def _wrap(trainer: Any) -> None:
-    """Have a V1 trainer's class tell `advantages` what it knows of the batch."""
+    """Have a V1 trainer's class tell `advantages` what it is called with.
+
+    It is no more than passed on: trainings with other estimators run through this as well.
+    """
     compute = trainer._compute_advantage
+    signature = inspect.signature(compute)
 
     @functools.wraps(compute)
-    def wrapped(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
-        n = self.config.actor_rollout_ref.rollout.n
-        token = _batch.set(_Batch(self.global_steps, n, batch.keys, metrics))
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        token = _call.set(signature.bind(*args, **kwargs).arguments)
         try:
-            return compute(self, batch, metrics)
+            return compute(*args, **kwargs)
         finally:
-            _batch.reset(token)
+            _call.reset(token)
 
     trainer._compute_advantage = wrapped
 
@@ -165,7 +166,7 @@ def _wrap_trainer_of(module: Any) -> None:
 
 
 def register(name: str = "pkpo") -> None:
-    """Register the estimator under a name, and the V1 trainer's wrapper where it is not yet."""
+    """Register the estimator under a name, as this module does under "pkpo" when it is imported."""
     from verl.trainer.ppo.core_algos import register_adv_est
 
     register_adv_est(name)(advantages)

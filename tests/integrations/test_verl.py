@@ -170,6 +170,24 @@ class TestComputeAdvantage:
             monkeypatch.setattr(SkipManager, "step", step)
             assert_close(batch.advantages(config), batch.expected(k), batch.mask)
 
+    @pytest.mark.parametrize("sessions", [False, True])
+    def test_a_batch_without_a_valid_entry_gets_zeros(self, sessions: bool) -> None:
+        batch, config, metrics = Ragged(), composed("+algorithm.pkpo_k=4"), {}
+        batch.mask = torch.zeros_like(batch.mask)
+        keys = [f"{uid}_{i}_0" for i, uid in enumerate(batch.uids)]
+        call = {
+            "self": SimpleNamespace(config=config, global_steps=1),
+            "batch": SimpleNamespace(keys=keys),
+            "metrics": metrics,
+        }
+        token = plugin._call.set(call if sessions else None)
+        try:
+            advantages = batch.advantages(config.algorithm)
+        finally:
+            plugin._call.reset(token)
+        assert advantages.shape == (32, 12) and (advantages == 0).all()
+        assert metrics.get("pkpo/groups", 0) == 0
+
     def test_prompts_need_uids(self) -> None:
         with pytest.raises(ValueError, match="index must be the prompts' uids; got None"):
             plugin.advantages(torch.ones(4, 2), torch.ones(4, 2), {"pkpo_k": 2})
@@ -222,7 +240,7 @@ class V1Trainer(PPOTrainerSync):  # type: ignore[misc]
 
 def test_v1_trainer(transfer_queue: None) -> None:
     """Sessions of several outputs, mixed with others and padded, in the trainer's own method."""
-    rng = np.random.default_rng(20250520)
+    rng = np.random.default_rng(5)
     keys, scores = [], []
     for uid, sessions in (("a_b", 4), ("c", 4), ("d", 3)):
         for session in range(sessions):
@@ -232,6 +250,8 @@ def test_v1_trainer(transfer_queue: None) -> None:
             scores += [99.0] * (outputs - 1) + [float(session)]
     order = rng.permutation(len(keys))
     keys, scores = [keys[i] for i in order], [scores[i] for i in order]
+    last, *earlier = (keys.index(f"a_b_1_{output}") for output in (2, 1, 0))
+    assert last < min(earlier)
     lengths = rng.integers(1, 6, len(keys)).tolist()
     tags = [{"seq_len": 3 + length} for length in lengths]
     entries = []
@@ -282,7 +302,7 @@ def test_v1_trainer(transfer_queue: None) -> None:
         assert metrics["pkpo/k"] == k and metrics["pkpo/groups"] == 3
         assert metrics["pkpo/max@1"] == pytest.approx((1.5 + 1.5 + 1.0) / 3)
         assert metrics["pkpo/undersized"] == pytest.approx(1 / 3 if k == 4 else 0)
-    assert plugin._batch.get() is None
+    assert plugin._call.get() is None
 
 
 @pytest.mark.parametrize("language", ["sh", "yaml"])
