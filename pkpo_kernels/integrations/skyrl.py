@@ -68,9 +68,10 @@ def register(name: str = "pkpo", **options: Any) -> None:
     Raises:
         ValueError: the name is taken by an estimator that is none of ours.
     """
-    taken = AdvantageEstimatorRegistry._functions.get(name)
-    if getattr(getattr(taken, "__wrapped__", None), "func", None) is _estimate:
-        AdvantageEstimatorRegistry.unregister(name)
+    if name in AdvantageEstimatorRegistry.list_available():
+        taken = getattr(AdvantageEstimatorRegistry.get(name), "__wrapped__", None)
+        if isinstance(taken, partial) and taken.func is _estimate:
+            AdvantageEstimatorRegistry.unregister(name)
     # A partial of a function of this module: pickled, it is a name and the options.
     register_advantage_estimator(name)(partial(_estimate, options))
 

@@ -34,7 +34,7 @@ def post_process(args: Any, samples: Sequence[Any]) -> tuple[list[Any], list[flo
         samples: slime's `Sample` objects, in any order.
 
     Returns:
-        The rewards as they were, None where there is none; and the advantages, finite.
+        The rewards as they were, None where there is none; and the advantages.
 
     Raises:
         ValueError, TypeError: an option is wrong or k is missing, a sample has no `group_index`, or

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import stand_ins
 from alone import assert_close, each_group_alone
+from readme import example
 
 advantage = stand_ins.real_or(stand_ins.rllm, "rllm.trainer.algorithms.advantage")
 config = stand_ins.real_or(stand_ins.rllm, "rllm.trainer.algorithms.config")
@@ -66,6 +68,14 @@ def test_each_task_gets_its_own() -> None:
     got = collected(from_configuration("pkpo"))
     assert_close(np.concatenate(got), flat(2))
     assert got[2] == [0.0] and [len(group) for group in got] == [4, 3, 1, 3]
+
+
+def test_the_launch_in_readme() -> None:
+    exec(compile(example("rLLM"), "README.md", "exec"), {})
+    (name,) = re.findall(r"adv_estimator=(\w+)", example("rLLM", "sh"))
+    rewards = np.random.default_rng(0).normal(size=(2, 16)).tolist()
+    got = collected(from_configuration(name), rewards)
+    assert_close(np.concatenate(got), flat(8, rewards))
 
 
 def test_a_role_may_have_it_alone() -> None:

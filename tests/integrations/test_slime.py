@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import shlex
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import stand_ins
 from alone import assert_close, each_group_alone
+from readme import example
 
 types = stand_ins.real_or(stand_ins.slime, "slime.utils.types")
 sample_hooks = stand_ins.real_or(stand_ins.slime, "slime.rollout.sample_hooks")
@@ -41,6 +44,19 @@ def test_ragged_groups_in_any_order() -> None:
     raw, advantages = slime.post_process(arguments(pkpo_k=3), samples(rewards, groups))
     assert raw == rewards and all(type(advantage) is float for advantage in advantages)
     assert_close(advantages, each_group_alone(rewards, groups, 3))
+
+
+def test_the_launch_in_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = shlex.split(example("slime", "sh").replace("\\\n", ""))
+    monkeypatch.setenv(*launch[0].split("=", 1))
+    monkeypatch.setattr(sample_hooks, "_current_rollout_id", 399)
+    module, _, function = launch[launch.index("--custom-reward-post-process-path") + 1].rpartition(
+        "."
+    )
+    rewards = np.random.default_rng(1).normal(size=16).tolist()
+    hook = getattr(importlib.import_module(module), function)
+    _, advantages = hook(arguments(), samples(rewards, [0] * 16))
+    assert_close(advantages, each_group_alone(rewards, [0] * 16, 8))
 
 
 def test_the_samples_of_a_rollout_are_one() -> None:
