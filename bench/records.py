@@ -232,8 +232,8 @@ def report(path: Path, title: str, tables: Mapping[str, Lines], panels: Sequence
         for line in lines:
             table.add_row(*line)
         console.print(table)
-    if find_spec("matplotlib") is None:
+    if panels and find_spec("matplotlib") is None:
         console.print("no plot: matplotlib is not installed")
-    else:
+    elif panels:
         plot(path.with_suffix(".png"), title, panels)
     console.print(f"in {path}", soft_wrap=True)

@@ -6,9 +6,11 @@ import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pkpo_kernels._arguments import Groups
 from pkpo_kernels.backends import registry
+from pkpo_kernels.conversion import to_host
 from pkpo_kernels.maths.weights import Array, Estimator
 from pkpo_kernels.typing import ImplementationName, Undersized
 from pkpo_kernels.validation import (
@@ -43,13 +45,14 @@ class Entries(NamedTuple):
     kept: Array | None  # (N,) bool, what `where` says
     valid: Array | None  # (N,) bool: kept, and scored; None where all are
     dtype: Any  # of the result
+    traced: bool  # a program is being made, and some values are unknown
 
     @property
     def n(self) -> int:
         return int(self.rewards.shape[0])
 
     @classmethod
-    def of(cls, rewards: Array, where: Any, nan: str = "drop") -> Entries:
+    def of(cls, rewards: Array, where: Any, nan: str = "drop", traced: bool = False) -> Entries:
         array, library = checked_array("rewards", rewards)
         if len(array.shape) != 1:
             raise ValueError(
@@ -80,7 +83,46 @@ class Entries(NamedTuple):
         if array is not rewards and valid is None:
             checked = rewards
         dtype = Groups.of(checked, None, 0).dtype
-        return cls(library, array, kept, valid, dtype)
+        return cls(library, array, kept, valid, dtype, traced)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Tell whether a tensor or JAX array lies on one CPU, where the host sees it."""
+        if self.library == "jax" and not self.traced:
+            devices = self.rewards.devices()
+            return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+        return self.library == "torch" and not self.traced and self.rewards.device.type == "cpu"
+
+    def on_host(self) -> Entries:
+        """Give all to NumPy, rewards in a dtype that it knows."""
+        rewards = self.rewards
+        if dtype_name(rewards.dtype) not in ("float32", "float64"):
+            # As the library computes them, integers too.
+            rewards = rewards.float() if self.library == "torch" else rewards.astype("float32")
+        array = to_host(rewards)
+        kept, valid = (None if x is None else to_host(x) for x in (self.kept, self.valid))
+        valid = None if valid is None or valid.all() else valid
+        return Entries("numpy", array, kept, valid, array.dtype, traced=False)
+
+    def like(self, result: NDArray[Any]) -> Array:
+        """Give a result (N,) of NumPy the library, device and dtype that this one's has."""
+        if self.library == "torch":
+            import torch
+
+            return torch.from_numpy(result).to(self.dtype)
+        import jax
+
+        return jax.device_put(result.astype(self.dtype), self.rewards.device)
+
+
+def on_host(k: Any) -> Any:
+    """Give an array of ks to NumPy, () as an integer; one below 1 as one too large for any group,
+    which leaves it to `undersized` as well."""
+    if isinstance(k, int) or library_of(k) == "numpy":
+        return k
+    values = to_host(k)
+    values = np.where(values >= 1, values, np.iinfo(np.int32).max)
+    return values.astype(np.int64) if values.ndim else int(values)
 
 
 def as_bool(x: Array) -> Array:

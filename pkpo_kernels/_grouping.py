@@ -2,8 +2,8 @@
 segments of the array.
 
 Contiguous blocks are a matrix as they lie. NumPy takes the groups of each size as a matrix, torch
-all groups as one, with a mask. JAX on accelerators, whose programs are made for shapes, and all
-that is traced, for which nobody knows the sizes, sort and scan the array as it is.
+all groups as one, with a mask. JAX, whose programs are made for shapes, and all that is traced, for
+which nobody knows the sizes, sort and scan the array as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pkpo_kernels._entries import Entries, Options
 from pkpo_kernels._ids import (
     Ids,
     by_size,
-    is_traced,
     numbered_columns,
     positions,
     representatives,
@@ -65,15 +64,13 @@ def by_ids(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
     if library == "numpy":
         return _by_size(entries, ids, k, options)
     registry.choose(named, library, entries.rewards)
-    if library == "jax" and named is None and _on_cpu(entries.rewards, k):
-        return _by_size_on_host(entries, ids, k, options)
-    traced, of_kernels = is_traced(entries.rewards), named not in (None, "xla", "torch")
-    if of_kernels and traced:
+    of_kernels = named not in (None, "xla", "torch")
+    if of_kernels and entries.traced:
         raise ValueError(
             f"implementation={named!r} cannot serve group ids inside a program, where nobody knows"
             " the groups' sizes; take None, or contiguous blocks, groups=n"
         )
-    if entries.n and not traced and (of_kernels or library == "torch"):
+    if entries.n and not entries.traced and (of_kernels or library == "torch"):
         position, shape = _positions(entries, ids)
         if of_kernels or shape[0] * shape[1] <= max(MOST_PADDING * entries.n, SMALL):
             return _in_one_matrix(entries, position, shape, k, options)
@@ -95,31 +92,6 @@ def _by_size(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
         of_rows = k if isinstance(k, int) else _k_of_rows(entries, k[index], None)
         out[index] = _rows(entries, entries.rewards[index], of_rows, None, options, groups)
     return out
-
-
-def _by_size_on_host(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
-    """Transform groups of a JAX array on the CPU in NumPy: XLA takes several times as long to sort
-    there, and seconds to compile for every N."""
-    import jax
-
-    on_host = entries._replace(
-        library="numpy",
-        rewards=np.asarray(entries.rewards),
-        valid=None if entries.valid is None else np.asarray(entries.valid),
-    )
-    if not isinstance(k, int):
-        # One that no group admits leaves it to `undersized`, as on a device.
-        k = int(k) if k >= 1 else entries.n + 1
-    out = _by_size(on_host, tuple(map(np.asarray, ids)), k, options)
-    return jax.device_put(out, entries.rewards.device)
-
-
-def _on_cpu(rewards: Array, k: Any) -> bool:
-    """Tell whether a JAX array lies on a single CPU, and the host may know its k."""
-    if is_traced(rewards) or (not isinstance(k, int) and (is_traced(k) or k.ndim)):
-        return False
-    devices = rewards.devices()
-    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def _in_one_matrix(
@@ -165,7 +137,7 @@ def _k_of_rows(entries: Entries, k: Any, where: Array | None) -> Any:
     most = xp.amax(k if where is None else xp.where(where, k, info.min), -1)
     varies = least < most
     on_host = entries.library == "numpy" or (
-        entries.library == "torch" and k.device.type == "cpu" and not is_traced(k)
+        entries.library == "torch" and k.device.type == "cpu" and not entries.traced
     )
     if not on_host:
         return xp.where(varies, 0, most)

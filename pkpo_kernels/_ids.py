@@ -20,9 +20,9 @@ from pkpo_kernels.validation import INTEGERS, Array, dtype_name, is_integer, lib
 Ids = tuple[Array, ...]
 
 
-def checked_ids(argument: str, ids: Any, rewards: Array) -> Ids:
+def checked_ids(argument: str, ids: Any, rewards: Array, *, traced: bool) -> Ids:
     """Check ids of entries and number them: N hashables, or integers (N,) or (N, S), for rewards
-    (N,) → their columns (N,), where the rewards are.
+    (N,) → their columns (N,), where the rewards are. `traced`: inside a program.
 
     Raises:
         ValueError: not N of them, or an id is None or NaN.
@@ -58,7 +58,7 @@ def checked_ids(argument: str, ids: Any, rewards: Array) -> Ids:
             f" {dtype_name(ids.dtype)} and shape {tuple(ids.shape)}"
         )
     ids = ids.tolist() if of == "numpy" else list(ids)
-    if is_traced(rewards) and not all(map(is_integer, ids)):
+    if traced and not all(map(is_integer, ids)):
         raise TypeError(
             f"{argument} must be integers inside jax.jit, torch.compile and vmap, where others"
             f" would be constants of the program; got {shown(ids[0])}: number them outside"

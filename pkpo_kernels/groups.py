@@ -24,8 +24,9 @@ from pkpo_kernels._entries import (
     checked_k,
     checked_scale,
     of_library,
+    on_host,
 )
-from pkpo_kernels._ids import checked_ids
+from pkpo_kernels._ids import checked_ids, is_traced
 from pkpo_kernels.backends import registry
 from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Array
@@ -117,10 +118,10 @@ def transform_groups(
           where equal rows are one group. Or an integer n: contiguous blocks of n entries. Inside
           jax.jit and torch.compile they are integers; any ids, any number of groups and any k are
           one program.
-        k: an integer ≥ 1, or one for each entry, which must not vary within a group; in torch and
-          JAX arrays of theirs, too, () or (N,), which are not read on the host. (Where one varies
-          or is less than 1, its group counts as undersized.) Too large a k is no error:
-          `undersized` decides for each group.
+        k: an integer ≥ 1, or one for each entry, which must not vary within a group. In torch and
+          JAX arrays of theirs, too, () or (N,): where one is less than 1, or varies where the host
+          cannot see it (on a GPU, in a program), its group counts as undersized. Too large a k is
+          no error: `undersized` decides for each group.
         samples: N ids, as for groups. Entries of one group and sample are one sample (a trajectory
           of several turns): its reward is that of its last valid entry, and all its entries that
           `where` keeps get the result.
@@ -136,9 +137,9 @@ def transform_groups(
           largest k that they admit).
         nan: "drop" leaves entries out whose reward is NaN; "propagate" makes their group NaN. An
           infinity makes its group NaN.
-        implementation: a name from `available_implementations()`, or None to choose. In JAX the
-          kernels serve blocks, and ids outside jit; "xla" serves all, and is the default of ids but
-          for arrays on a CPU outside jit, which NumPy computes, sooner and without compiling.
+        implementation: a name from `available_implementations()`, or None to choose: whatever lies
+          on a CPU outside a program is computed by NumPy, which is faster there and compiles
+          nothing. Kernels serve blocks, and ids outside a program; "torch" and "xla" serve all.
 
     Returns:
         (N,) of the same library, device and floating dtype, in the same order (integers and bool:
@@ -164,8 +165,18 @@ def transform_groups(
         checked_name("undersized", undersized, get_args(Undersized)),
         implementation,
     )
-    entries = Entries.of(rewards, where, checked_name("nan", nan, get_args(NaN)))
+    traced = any(map(is_traced, (rewards, groups, samples, where, k)))
+    entries = Entries.of(rewards, where, checked_name("nan", nan, get_args(NaN)), traced)
     k = checked_k(k, entries)
+    if implementation is None and entries.on_cpu:
+        # NumPy is several times as fast there, and compiles nothing.
+        options = options._replace(implementation="numpy")
+        return entries.like(_by_any(entries.on_host(), groups, samples, on_host(k), options))
+    return _by_any(entries, groups, samples, k, options)
+
+
+def _by_any(entries: Entries, groups: Any, samples: Any, k: Any, options: Options) -> Array:
+    """Transform by blocks, by ids, or by ids of groups and samples: k as checked → (N,)."""
     if is_integer(groups):
         n = checked_integer("groups", groups, least=1)
         if entries.n % n:
@@ -176,10 +187,10 @@ def transform_groups(
         if samples is None:
             return _grouping.in_blocks(entries, n, k, options)
         groups = np.arange(entries.n) // n
-    ids = checked_ids("groups", groups, entries.rewards)
+    ids = checked_ids("groups", groups, entries.rewards, traced=entries.traced)
     if samples is None:
         return _grouping.by_ids(entries, ids, k, options)
-    of_samples = checked_ids("samples", samples, entries.rewards)
+    of_samples = checked_ids("samples", samples, entries.rewards, traced=entries.traced)
     return _grouping.by_samples(entries, ids, of_samples, k, options)
 
 

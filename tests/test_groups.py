@@ -116,14 +116,17 @@ def test_wrong_arguments(change: dict[str, Any], error: type[Exception], words: 
 def test_a_device_k_that_varies_makes_its_group_undersized() -> None:
     k = np.full(N, 3)
     k[np.flatnonzero(IDS == 4)[0]] = 2
-    got = pk.transform_groups(jnp.asarray(REWARDS), jnp.asarray(IDS), jnp.asarray(k))
-    close(got, np.where(IDS == 4, 0, WANT))
+    rewards = jnp.asarray(REWARDS)
+    program = jax.jit(lambda k, where: pk.transform_groups(rewards, IDS, k, where=where))
+    close(program(k, np.ones(N, bool)), np.where(IDS == 4, 0, WANT))
     # Samples that are left out have no say.
     where = k == 3
-    got = pk.transform_groups(jnp.asarray(REWARDS), IDS, jnp.asarray(k), where=jnp.asarray(where))
-    close(got, pk.transform_groups(REWARDS, IDS, 3, where=where))
-    with pytest.raises(ValueError, match="k must not vary"):
-        pk.transform_groups(torch.from_numpy(REWARDS), IDS, torch.from_numpy(k))
+    close(program(k, where), pk.transform_groups(REWARDS, IDS, 3, where=where))
+    for array in (torch.from_numpy, jnp.asarray):
+        with pytest.raises(ValueError, match="k must not vary"):
+            pk.transform_groups(array(REWARDS), IDS, array(k))
+        got = pk.transform_groups(array(REWARDS), IDS, array(k * 0))
+        assert not np.asarray(got).any()
 
 
 def test_jax_arrays_on_a_cpu_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -228,7 +231,8 @@ class TestTraced:
         monkeypatch.setattr(
             _grouping, "_as_segments", lambda *given: called.append(0) or as_segments(*given)
         )
-        got = pk.transform_groups(torch.from_numpy(REWARDS), ids, 3)
+        rewards = torch.from_numpy(REWARDS)
+        got = pk.transform_groups(rewards, ids, 3, implementation="torch")
         close(got, pk.transform_groups(REWARDS, ids, 3))
         assert called
 
