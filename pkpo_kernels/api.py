@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels._arguments import Groups, checked_ks, k_of_groups
+from pkpo_kernels._dtensor import is_dtensor, on_every_rank
 from pkpo_kernels.backends import registry
 from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Array
@@ -126,7 +128,7 @@ def transform(
         ValueError: an argument's value is wrong: k < 1, k > n, k = n for "sloo" or "centered", an
           unknown name, `where` of another shape, an axis that is not there.
         TypeError: an argument's type or dtype is wrong, arrays of two libraries are mixed, or one
-          is sparse, nested or distributed.
+          is sparse or nested. (A DTensor is fine where every group is whole on a rank.)
 
     Source: Walder & Karkhanis 2025, "Pass@K Policy Optimization", arXiv 2505.15201.
 
@@ -143,6 +145,18 @@ def transform(
         raise ValueError(
             f"scale must be 'sum' for estimator {chosen.name!r}, which is normalised by itself;"
             " got 'mean'"
+        )
+    if is_dtensor(rewards):
+        local = partial(
+            transform,
+            axis=axis,
+            estimator=estimator,
+            scale=scale,
+            undersized=undersized,
+            implementation=implementation,
+        )
+        return on_every_rank(
+            lambda x, k, w: local(x, k, where=w), rewards, k, where, axis, reduces=False
         )
     groups = Groups.of(rewards, where, axis)
     k = k_of_groups(k, groups, chosen, clip=undersized == "clip")
@@ -216,6 +230,15 @@ def max_at_k(
     array([[0.33333333, 0.66666667, 1.        ],
            [0.66666667, 1.        , 1.        ]])
     """
+    if is_dtensor(rewards):
+        return on_every_rank(
+            lambda x, k, w: max_at_k(x, k, where=w, axis=axis, implementation=implementation),
+            rewards,
+            k,
+            where,
+            axis,
+            reduces=True,
+        )
     groups = Groups.of(rewards, where, axis)
     return _computed(_max_at_k, groups, checked_ks(k, groups), implementation, {})
 

@@ -102,6 +102,36 @@ def test_short_rows_compile() -> None:
     run("-c", COMPILE, "v5e", repr(SHORT))
 
 
+ALONG_AN_AXIS = """
+from bench.tpu_static import Compiler
+Compiler("v5e")
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from pkpo_kernels import distributed
+
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+mesh = Mesh(np.array(devices).reshape(2, 2), ("hosts", "samples"))
+axes = ("hosts", "samples")
+def part(rewards, ids, k):
+    return distributed.transform_groups(rewards, ids, k, axis_name=axes)
+program = jax.shard_map(part, mesh=mesh, in_specs=(P(axes), P(axes), P()), out_specs=P(axes))
+spread, same = NamedSharding(mesh, P(axes)), NamedSharding(mesh, P())
+operands = [
+    jax.ShapeDtypeStruct((4096,), jnp.float32, sharding=spread),
+    jax.ShapeDtypeStruct((4096,), jnp.int32, sharding=spread),
+    jax.ShapeDtypeStruct((), jnp.int32, sharding=same),
+]
+text = jax.jit(program).lower(*operands).compile().as_text()
+assert "all-gather" in text and "all-reduce" not in text
+"""
+
+
+@pytest.mark.slow
+def test_groups_along_the_axes_of_four_chips_compile() -> None:
+    run("-c", ALONG_AN_AXIS)
+
+
 @pytest.mark.parametrize(
     "chip",
     [
