@@ -81,13 +81,14 @@ test-release: .venv/installed  ## what both leave out: all GPUs, every variant, 
 	$(foreach triton,$(TRITONS),$(call ptx_with_triton,$(triton)))
 	$(BIN)/pkpo verify --fuzz 5
 
-# A trainer is installed as it is, with what it imports listed: most would choose another torch or jax.
+# A trainer is installed as it is, with what it imports listed: most would choose another torch or jax,
+# and SkyRL another Python, which it does without.
 .venv-%-trainers/installed: tests/integrations/requirements-%.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv-$*-trainers
 	.venv-$*-trainers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		$* numpy pytest
 	.venv-$*-trainers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r $< -e .
+		--ignore-requires-python -r $< -e .
 	touch $@
 
 # The conftest of all other tests asks for what these environments lack, and the trainers warn.

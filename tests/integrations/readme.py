@@ -13,6 +13,6 @@ FOLDER = Path(pkpo_kernels.integrations.__file__).parent
 def example(section: str, language: str = "python") -> str:
     """Find the first block of code in a language below the heading of a section."""
     text = "\n".join(path.read_text() for path in sorted(FOLDER.glob("README*.md")))
-    (body,) = re.findall(rf"^## {re.escape(section)}\b.*?\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    (body,) = re.findall(rf"^##+ {re.escape(section)}\n(.*?)(?=^##+ |\Z)", text, re.M | re.S)
     (first, *_) = re.findall(rf"^```{language}\n(.*?)^```", body, re.M | re.S)
     return first
