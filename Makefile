@@ -76,10 +76,11 @@ test-all test-release: export XLA_AS_SHIPPED := 1
 test-all: .venv/installed  ## what test leaves out: more shapes, dtypes and variants of the same
 	$(call pytest,-m 'slow and not release')
 
-test-release: .venv/installed  ## what both leave out: all GPUs, every variant, wheels, long fuzzing
+test-release: .venv/installed  ## what both leave out: all GPUs, every variant, wheels, fuzzing, trainers
 	$(call pytest,-m release)
 	$(foreach triton,$(TRITONS),$(call ptx_with_triton,$(triton)))
 	$(BIN)/pkpo verify --fuzz 5
+	$(MAKE) test-integrations
 
 # A trainer is installed as it is, with what it imports listed: most would choose another torch or jax,
 # and SkyRL another Python, which it does without.

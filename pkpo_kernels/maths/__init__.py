@@ -5,6 +5,8 @@ The words of the whole project, in code, docstrings and messages alike:
     entry                  an element of a flat array
     sample                 one attempt at a task: one entry, or several
     group                  all samples of a task; in a matrix, a row
+    block                  a group whose entries lie one behind the other
+    segment                a group's samples in a sorted flat array
     valid, mask            a sample is part of its group where the mask (`where`) is True
     undersized             a group with too few valid samples for its k
     k_is_valid             1 ≤ k ≤ what the group's n valid samples admit

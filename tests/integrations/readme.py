@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pkpo_kernels.integrations
 
-FOLDER = Path(pkpo_kernels.integrations.__file__).parent
+README = Path(pkpo_kernels.integrations.__file__).with_name("README.md")
 
 
 def example(section: str, language: str = "python") -> str:
     """Find the first block of code in a language below the heading of a section."""
-    text = "\n".join(path.read_text() for path in sorted(FOLDER.glob("README*.md")))
+    text = README.read_text()
     (body,) = re.findall(rf"^##+ {re.escape(section)}\n(.*?)(?=^##+ |\Z)", text, re.M | re.S)
     (first, *_) = re.findall(rf"^```{language}\n(.*?)^```", body, re.M | re.S)
     return first
