@@ -151,7 +151,10 @@ class TestRanks:
 
 
 class TestMesh:
-    @pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
+    @pytest.mark.parametrize(
+        "explicit",
+        [pytest.param(False, marks=pytest.mark.slow, id="auto"), pytest.param(True, id="explicit")],
+    )
     def test_as_one_device_would(self, explicit: bool) -> None:
         kind = getattr(jax.sharding.AxisType, "Explicit" if explicit else "Auto")
         mesh = jax.make_mesh((4,), ("samples",), axis_types=(kind,))

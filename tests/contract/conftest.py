@@ -36,6 +36,7 @@ _QUICK_OF_DYNAMIC_K = _names(
 _GROUPS = (
     r"alone\[(?!sloo_minus_one-batch|passk_training-batch|sloo-sum|s-mean)",
     r"each_entry\[(?!nan-sloo_minus_one|clip-passk|zero-centered)",
+    r"in_its_group\[passk",
 )
 # `make test` leaves to `make test-all` all but these …
 _QUICK = {

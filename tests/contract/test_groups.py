@@ -203,7 +203,7 @@ class TestGroups:
         assert subject.transform_groups(nothing, np.zeros(0, np.int64), 3).shape == (0,)
         assert subject.transform_groups(nothing, 4, 3).shape == (0,)
         rewards, ids = np.ones(4, np.float32), np.array([1, 1, 2, 2])
-        for estimator in ESTIMATORS:
+        for estimator in ("sloo_minus_one", "passk_training"):
             left_out = np.zeros(4, bool)
             assert not subject.transform_groups(
                 rewards, ids, 1, where=left_out, estimator=estimator

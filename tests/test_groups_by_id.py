@@ -313,7 +313,7 @@ class TestMetrics:
             pk.group_metrics(np.zeros((2, 4)), [1, 0])
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("kind", [pytest.param("Auto", marks=pytest.mark.slow), "Explicit"])
 def test_entries_spread_over_a_mesh(kind: str) -> None:
     mesh = jax.make_mesh((4,), ("x",), axis_types=(getattr(jax.sharding.AxisType, kind),))
     spread = jax.sharding.NamedSharding(mesh, jax.P("x"))
