@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,42 @@ def test_the_host_never_waits(n: int) -> None:
             pk.max_at_k(rewards, [1, 2, 4], where=where)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_groups_by_id_make_the_host_wait_once() -> None:
+    rewards = torch.randn(640, device="cuda")
+    rewards[::50] = float("nan")
+    ids = torch.randint(0, 40, (640,), device="cuda")
+    where, k = rewards > -1, torch.tensor(3, device="cuda")
+    want = pk.transform_groups(rewards.cpu(), ids.cpu(), 3, where=where.cpu())
+    torch.testing.assert_close(
+        pk.transform_groups(rewards, ids, k, where=where).cpu(), want, rtol=5e-6, atol=1e-6
+    )
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        # Nobody need know how many groups there are.
+        from pkpo_kernels.backends import torch_segments
+
+        pk.transform_groups(rewards, 16, k, where=where)
+        torch_segments.transform(
+            rewards,
+            (ids,),
+            where,
+            k,
+            estimator=pk.ESTIMATORS["sloo"],
+            scale="batch_mean",
+            factor=1.0,
+            undersized="zero",
+            dtype=torch.float32,
+        )
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            pk.transform_groups(rewards, ids, k, where=where)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([one for one in waits if "synchronizing" in str(one.message)]) == 1
 
 
 @pytest.mark.parametrize("n", LENGTHS)
