@@ -82,9 +82,12 @@ def test_every_package_says_that_it_is_typed(package: str) -> None:
 def test_a_wheel_holds_the_three_packages_and_nothing_else(source: Path, tmp_path: Path) -> None:
     files = zipfile.ZipFile(build(source, "wheel", tmp_path)).namelist()
     modules = {name for name in files if ".dist-info/" not in name}
-    expected = files_below(source / "pkpo_kernels") | files_below(source / "kernels")
-    assert {Path(name).name for name in expected} == {Path(name).name for name in modules}
-    assert {name.split("/")[0] for name in modules} == set(PACKAGES)
+    folders = (source, source / "kernels", source / "kernels")
+    assert modules == {
+        f"{package}/{file}"
+        for package, folder in zip(PACKAGES, folders, strict=True)
+        for file in files_below(folder / package)
+    }
     assert all(f"{package}/py.typed" in modules for package in PACKAGES)
     assert any(name.endswith("licenses/LICENSE") for name in files)
 
