@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import pkpo_kernels as pk
 from pkpo_kernels import _grouping, _ids
+from pkpo_kernels.backends import torch_segments
 
 RNG = np.random.default_rng(7)
 N = 60
@@ -63,6 +64,15 @@ class TestIds:
             close(pk.transform_groups(jnp.asarray(REWARDS), jnp.asarray(ids), 3))
             close(pk.transform_groups(REWARDS, torch.from_numpy(ids), 3))
             close(pk.transform_groups(torch.from_numpy(REWARDS), jnp.asarray(ids), 3))
+
+    def test_places_found_on_a_device_are_those_of_the_host(self) -> None:
+        # Tensors on a CPU go the host's way: this is what a GPU does.
+        one, several = (IDS,), (IDS % 3, IDS // 3)
+        for columns in (one, several):
+            want, shape = _ids.positions(_ids.numbered_columns(columns))
+            got, found = torch_segments.positions([torch.from_numpy(column) for column in columns])
+            assert found == shape
+            np.testing.assert_array_equal(got, want)
 
     def test_one_and_its_text_are_two(self) -> None:
         np.testing.assert_array_equal(
