@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -21,15 +21,17 @@ from pkpo_kernels.validation import (
     dtype_name,
     host_integers,
     is_integer,
+    is_traced,
     library_of,
+    shown,
 )
 
 GroupScale = Literal["sum", "mean", "batch_mean"]
 NaN = Literal["drop", "propagate"]
 
 
-class Options(NamedTuple):
-    """How groups are transformed, checked."""
+class Rules(NamedTuple):
+    """Hold how groups are transformed, checked."""
 
     estimator: Estimator
     scale: GroupScale | float
@@ -38,7 +40,7 @@ class Options(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """Entries, checked."""
+    """Hold what a flat call was given, checked."""
 
     library: str
     rewards: Array  # (N,)
@@ -53,6 +55,7 @@ class Entries(NamedTuple):
 
     @classmethod
     def of(cls, rewards: Array, where: Any, nan: str = "drop", traced: bool = False) -> Entries:
+        """Check rewards (N,) and where, (N,) or (N, T)."""
         array, library = checked_array("rewards", rewards)
         if len(array.shape) != 1:
             raise ValueError(
@@ -62,7 +65,7 @@ class Entries(NamedTuple):
         xp = registry.namespace(library)
         kept = None
         if where is not None:
-            kept = as_bool(of_library("where", where, library, "rewards"))
+            kept = as_bool(checked_library("where", where, library, "rewards"))
             if len(kept.shape) == 2:
                 kept = kept.any(-1)
             if tuple(kept.shape) != tuple(array.shape):
@@ -70,20 +73,29 @@ class Entries(NamedTuple):
                     f"where must be (N,) or (N, T) for N={array.shape[0]} rewards;"
                     f" got shape {tuple(where.shape if library_of(where) else kept.shape)}"
                 )
-            if library == "torch":
-                kept = kept.to(array.device)
+            if library == "torch" and kept.device != array.device:
+                raise ValueError(
+                    f"where must be on the device of rewards, {array.device}; got {kept.device}"
+                )
         valid = kept
         if nan == "drop" and dtype_name(array.dtype) in FLOATS:
             scored = array == array
             valid = scored if kept is None else scored & kept
             if library == "numpy" and valid.all():
                 valid = None
-        # What is left out may hold anything, integers that are not exact, too.
-        checked = array if valid is None else xp.where(valid, array, xp.zeros_like(array))
-        if array is not rewards and valid is None:
-            checked = rewards
-        dtype = Groups.of(checked, None, 0).dtype
-        return cls(library, array, kept, valid, dtype, traced)
+        # A list as it was written, where NumPy may have rounded its integers; but what is left out
+        # may hold anything.
+        exact = rewards if valid is None else xp.where(valid, array, xp.zeros_like(array))
+        dtype = Groups.of(exact, None, 0).dtype
+        if library == "jax":
+            # Inside a program even what is made of constants is traced.
+            traced = traced or is_traced(array == array)
+        return cls(library, array if valid is None else exact, kept, valid, dtype, traced)
+
+    @property
+    def there(self) -> dict[str, Any]:
+        """Tell torch's functions where the entries lie."""
+        return {"device": self.rewards.device} if self.library == "torch" else {}
 
     @property
     def on_cpu(self) -> bool:
@@ -97,40 +109,51 @@ class Entries(NamedTuple):
         """Give all to NumPy, rewards in a dtype that it knows."""
         rewards = self.rewards
         if dtype_name(rewards.dtype) not in ("float32", "float64"):
-            # As the library computes them, integers too.
-            rewards = rewards.float() if self.library == "torch" else rewards.astype("float32")
+            # As the library computes them: integers in float64 only where that is its default.
+            xp = registry.namespace(self.library)
+            wide = dtype_name(self.dtype) == "float64"
+            rewards = as_dtype(rewards, xp.float64 if wide else xp.float32)
         array = to_host(rewards)
         kept, valid = (None if x is None else to_host(x) for x in (self.kept, self.valid))
         valid = None if valid is None or valid.all() else valid
         return Entries("numpy", array, kept, valid, array.dtype, traced=False)
 
-    def like(self, result: NDArray[Any]) -> Array:
-        """Give a result (N,) of NumPy the library, device and dtype that this one's has."""
+    def from_host(self, result: NDArray[Any]) -> Array:
+        """Give NumPy's result (N,) the library and device of these entries, and its dtype."""
         if self.library == "torch":
             import torch
 
             return torch.from_numpy(result).to(self.dtype)
         import jax
 
-        return jax.device_put(result.astype(self.dtype), self.rewards.device)
+        result = result.astype(self.dtype)
+        if self.rewards.committed:
+            return jax.device_put(result, self.rewards.device)
+        return jax.numpy.asarray(result)  # free to go where others are, as the rewards are
 
 
-def on_host(k: Any) -> Any:
+def k_on_host(k: Any) -> Any:
     """Give an array of ks to NumPy, () as an integer; one below 1 as one too large for any group,
-    which leaves it to `undersized` as well."""
-    if isinstance(k, int) or library_of(k) == "numpy":
+    which makes it undersized as well."""
+    if isinstance(k, int):
         return k
-    values = to_host(k)
-    values = np.where(values >= 1, values, np.iinfo(np.int32).max)
-    return values.astype(np.int64) if values.ndim else int(values)
+    most = np.iinfo(np.int32).max
+    values = np.where((k := to_host(k)) >= 1, np.minimum(k, most), most).astype(np.int64)
+    return values if values.ndim else int(values)
+
+
+def as_dtype(x: Array, dtype: Any) -> Array:
+    """Convert an array of any library: (...) → (...) of one of its dtypes."""
+    return x.to(dtype) if library_of(x) == "torch" else x.astype(dtype)
 
 
 def as_bool(x: Array) -> Array:
     """Tell what is not 0: (...) of any dtype → (...) bool."""
-    return x.bool() if hasattr(x, "bool") else x.astype(bool)
+    return as_dtype(x, registry.namespace(library_of(x) or "numpy").bool)
 
 
-def of_library(argument: str, value: Any, library: str, beside: str) -> Array:
+def checked_library(argument: str, value: Any, library: str, beside: str) -> Array:
+    """Check that an array (...) is of the library of what goes with it."""
     value, of = checked_array(argument, value)
     if of != library:
         raise TypeError(
@@ -141,9 +164,11 @@ def of_library(argument: str, value: Any, library: str, beside: str) -> Array:
 
 
 def checked_scale(scale: Any, estimator: Estimator) -> GroupScale | float:
-    if not isinstance(scale, str) and isinstance(scale, (int, float, np.integer, np.floating)):
-        if isinstance(scale, bool) or not math.isfinite(scale):
-            raise ValueError(f"scale must be a finite number, or a name; got {scale}")
+    """Check a scale: a name that the estimator admits, or a finite number."""
+    if isinstance(scale, (int, float, np.integer, np.floating)):
+        number: Any = scale
+        if isinstance(scale, bool) or not abs(number) <= sys.float_info.max:
+            raise ValueError(f"scale must be a finite number, or a name; got {shown(scale)}")
         return float(scale)
     name = checked_name("scale", scale, get_args(GroupScale))
     if name == "mean" and estimator.normalized:
@@ -155,31 +180,45 @@ def checked_scale(scale: Any, estimator: Estimator) -> GroupScale | float:
 
 
 def checked_k(k: Any, entries: Entries) -> Any:
-    """An integer, or whole numbers () or (N,) of the rewards' library; none so large that it would
-    overflow there."""
+    """Check k → an integer, or whole numbers () or (N,) where the rewards are, none so large that
+    it would overflow there."""
     most = entries.n + 1
     library = library_of(k)
     if library in ("torch", "jax"):
-        if library != entries.library:
-            raise TypeError(
-                f"k must be integers, or of the same array library as rewards ({entries.library});"
-                f" got a {library} array"
-            )
+        checked_library("k", k, entries.library, "rewards")
         if dtype_name(k.dtype) not in INTEGERS:
             raise TypeError(f"k must be of an integer dtype; got {dtype_name(k.dtype)}")
-        k = k.to(entries.rewards.device) if library == "torch" else k
+        if library == "torch":
+            k = k.to(entries.rewards.device, registry.namespace(library).int64)
+    elif is_integer(k) or host_ks(k).ndim == 0:
+        return min(_at_least_1(int(k)), most)
     else:
-        k = int(k) if is_integer(k) else host_integers("k", k)
-        k = int(k) if not isinstance(k, int) and k.ndim == 0 else k
-        least = k if isinstance(k, int) else k.min(initial=1)
-        if least < 1:
-            raise ValueError(f"k must be at least 1; got k={least}")
-        if isinstance(k, int):
-            return min(k, most)
-        k = np.minimum(k, most).astype(np.int64)
+        k = host_ks(k)
+        _at_least_1(k.min(initial=1))
+        k = _where_rewards_are(np.minimum(k, most).astype(np.int64), entries)
     if len(k.shape) > 0 and tuple(k.shape) != (entries.n,):
         raise ValueError(
             f"k must be an integer, or one for each of {entries.n} rewards; got shape"
             f" {tuple(k.shape)}"
         )
     return k
+
+
+def host_ks(k: Any) -> NDArray[Any]:
+    """Check integers that the host knows; none at all are integers, too."""
+    return (
+        np.zeros(0, np.int64) if isinstance(k, (list, tuple)) and not k else host_integers("k", k)
+    )
+
+
+def _at_least_1(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got k={k}")
+    return k
+
+
+def _where_rewards_are(k: NDArray[np.int64], entries: Entries) -> Array:
+    xp = registry.namespace(entries.library)
+    if entries.library == "jax":
+        return xp.asarray(k, xp.int32)
+    return k if entries.library == "numpy" else xp.from_numpy(k).to(entries.rewards.device)

@@ -1,9 +1,10 @@
 """How groups of a flat array are computed: as rows of matrices where their sizes are known, else as
 segments of the array.
 
-Contiguous blocks are a matrix as they lie. NumPy takes the groups of each size as a matrix, torch
-all groups as one, with a mask. JAX, whose programs are made for shapes, and all that is traced, for
-which nobody knows the sizes, sort and scan the array as it is.
+What lies on a CPU outside a program NumPy computes, which is several times as fast there and
+compiles nothing. Contiguous blocks are a matrix as they lie. NumPy takes the groups of each size as
+a matrix, torch all groups as one, with a mask. JAX, whose programs are made for shapes, and all
+that is traced, for which nobody knows the sizes, sort and scan the array as it is.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ from typing import Any, cast
 
 import numpy as np
 
-from pkpo_kernels._entries import Entries, Options
+from pkpo_kernels._entries import Entries, Rules, as_dtype, k_on_host
 from pkpo_kernels._ids import (
     Ids,
     by_size,
+    checked_ids,
     numbered_columns,
     positions,
     representatives,
 )
-from pkpo_kernels.api import transform
+from pkpo_kernels.api import transform as transform_matrix
 from pkpo_kernels.backends import registry
 from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.typing import EstimatorName
-from pkpo_kernels.validation import dtype_name
+from pkpo_kernels.validation import checked_integer, dtype_name, is_integer
 
 # A matrix with a row for every group may have so many elements for each entry, where one group is
 # much larger than the others …
@@ -33,45 +35,62 @@ MOST_PADDING = 8
 SMALL = 1 << 16
 
 
-def in_blocks(entries: Entries, n: int, k: Any, options: Options) -> Array:
-    """Transform contiguous blocks of n entries: k an integer, () or (N,) → (N,)."""
-    if entries.library == "numpy" and entries.valid is not None:
-        return _by_size(entries, (_index(entries) // n,), k, options)
-    lies = _spread(entries)
-    if lies is not None and _segments("jax").shard_size(entries.rewards, lies) % n:
-        return by_ids(entries, (_index(entries) // n,), None, k, options)
-    shape = entries.n // n, n
-    where = None if entries.valid is None else entries.valid.reshape(shape)
-    k = _k_of_rows(entries, k if isinstance(k, int) or not k.shape else k.reshape(shape), where)
-    out = _rows(entries, entries.rewards.reshape(shape), k, where, options)
-    return out.reshape(entries.n)
+def transform(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules) -> Array:
+    """Transform entries by blocks or by ids, of groups and of samples: k as checked → (N,)."""
+    registry.choose(rules.implementation, entries.library, entries.rewards)  # for its errors
+    # A k of a tensor that is less than 1 has no place to be cut to, and NumPy refuses it.
+    host_knows_k = isinstance(k, int) or rules.undersized != "clip"
+    if rules.implementation is None and entries.on_cpu and host_knows_k:
+        rules = rules._replace(implementation="numpy")
+        out = transform(entries.on_host(), groups, samples, k_on_host(k), rules)
+        return entries.from_host(out)
+    block = checked_block(groups, entries)
+    sharding = _sharding(entries)
+    if block and samples is None and not _straddle(entries, block, sharding):
+        return _in_blocks(entries, block, k, rules)
+    ids = ids_of("groups", groups, entries)
+    of_samples = None if samples is None else ids_of("samples", samples, entries)
+    if sharding is None:
+        return _by_ids(entries, ids, of_samples, k, rules)
+    return _gathered(entries, ids, of_samples, k, rules, sharding)
 
 
-def by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, options: Options) -> Array:
+def checked_block(groups: Any, entries: Entries) -> int:
+    """Check the size of contiguous blocks: an integer that divides N; 0 for ids."""
+    if not is_integer(groups):
+        return 0
+    block = checked_integer("groups", groups, least=1)
+    if entries.n % block:
+        raise ValueError(
+            "groups, the size of contiguous blocks where it is an integer, must divide the number"
+            f" of rewards, {entries.n}; got {block}"
+        )
+    return block
+
+
+def ids_of(argument: str, ids: Any, entries: Entries) -> Ids:
+    """Check ids of entries: N of any kind, or a block's size → columns (N,) each."""
+    if is_integer(ids):
+        return (_index(entries) // int(ids),)
+    return checked_ids(argument, ids, entries.rewards, traced=entries.traced)
+
+
+def standing(entries: Entries, groups: Ids, samples: Ids) -> Array:
+    """Find the entry that stands for each sample, its last valid one: columns (N,) each → (N,) its
+    index, −1 where it has none."""
+    valid = _all(entries) if entries.valid is None else entries.valid
+    if entries.library == "numpy":
+        return representatives((*groups, *samples), valid)
+    return _segments(entries.library).representatives((*groups, *samples), valid)
+
+
+def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: Rules) -> Array:
     """Transform groups of equal ids: columns (N,) each, k an integer, () or (N,) → (N,)."""
-    lies = _spread(entries)
-    if lies is None:
-        return _by_ids(entries, groups, samples, k, options)
-    segments = _segments("jax")
-
-    def whole(x: Any) -> Any:
-        is_array = x is not None and not isinstance(x, int) and len(x.shape) > 0
-        return segments.gathered(x, lies) if is_array else x
-
-    entries = entries._replace(
-        rewards=whole(entries.rewards), kept=whole(entries.kept), valid=whole(entries.valid)
-    )
-    groups, samples = tuple(map(whole, groups)), samples and tuple(map(whole, samples))
-    return segments.placed(_by_ids(entries, groups, samples, whole(k), options), lies)
-
-
-def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, options: Options) -> Array:
     if samples is not None:
-        return _by_samples(entries, groups, samples, k, options)
-    library, named = entries.library, options.implementation
+        return _by_samples(entries, groups, samples, k, rules)
+    library, named = entries.library, rules.implementation
     if library == "numpy":
-        return _by_size(entries, groups, k, options)
-    registry.choose(named, library, entries.rewards)
+        return _by_size(entries, groups, k, rules)
     of_kernels = named not in (None, "xla", "torch")
     if of_kernels and entries.traced:
         raise ValueError(
@@ -81,65 +100,99 @@ def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, options:
     if entries.n and not entries.traced and (of_kernels or library == "torch"):
         position, shape = _positions(entries, groups)
         if of_kernels or shape[0] * shape[1] <= max(MOST_PADDING * entries.n, SMALL):
-            return _in_one_matrix(entries, position, shape, k, options)
-    return _as_segments(entries, groups, k, options)
+            return _in_one_matrix(entries, position, shape, k, rules)
+    return _as_segments(entries, groups, k, rules)
 
 
-def _by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, options: Options) -> Array:
-    """Transform groups of samples that have several entries: the last valid entry of each stands
-    for it, and all that are kept get its result."""
+def _by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, rules: Rules) -> Array:
+    """Transform groups of samples that have several entries: columns (N,) each → (N,). One entry
+    stands for each sample, and all that are kept get its result."""
     xp = registry.namespace(entries.library)
-    valid = _all(entries) if entries.valid is None else entries.valid
-    if entries.library == "numpy":
-        last = representatives((*groups, *samples), valid)
-    else:
-        last = _segments(entries.library).representatives((*groups, *samples), valid)
-    stands = entries._replace(valid=last == _index(entries))
-    out = _by_ids(stands, groups, None, k, options)
+    last = standing(entries, groups, samples)
+    out = _by_ids(entries._replace(valid=last == _index(entries)), groups, None, k, rules)
     kept = last >= 0 if entries.kept is None else (last >= 0) & entries.kept
     return xp.where(kept, out[xp.clip(last, 0, None)], xp.zeros_like(out))
 
 
-def _spread(entries: Entries) -> Any:
-    """Tell how JAX's entries are spread over devices, as far as their type says it."""
-    return _segments("jax").spread(entries.rewards) if entries.library == "jax" else None
+# ---- On several devices ------------------------------------------------------------------------
+
+
+def _sharding(entries: Entries) -> Any:
+    """Tell how JAX's entries lie on a mesh, where their type says it."""
+    return _segments("jax").sharding_of(entries.rewards) if entries.library == "jax" else None
+
+
+def _straddle(entries: Entries, block: int, sharding: Any) -> bool:
+    """Tell whether blocks lie across devices."""
+    return sharding is not None and bool(
+        _segments("jax").shard_size(entries.rewards, sharding) % block
+    )
+
+
+def _gathered(
+    entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: Rules, sharding: Any
+) -> Array:
+    """Transform groups on every device, each of which gets all entries and keeps its own."""
+    segments = _segments("jax")
+
+    def gather(x: Any) -> Any:
+        is_array = x is not None and not isinstance(x, int) and len(x.shape) > 0
+        return segments.gathered(x, sharding) if is_array else x
+
+    entries = entries._replace(
+        rewards=gather(entries.rewards), kept=gather(entries.kept), valid=gather(entries.valid)
+    )
+    samples = None if samples is None else tuple(map(gather, samples))
+    out = _by_ids(entries, tuple(map(gather, groups)), samples, gather(k), rules)
+    return segments.resharded(out, sharding)
 
 
 # ---- As rows -----------------------------------------------------------------------------------
 
 
-def _by_size(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
-    """Transform groups in NumPy, those of a size together."""
-    counted = None if entries.valid is None else np.flatnonzero(entries.valid)
+def _in_blocks(entries: Entries, n: int, k: Any, rules: Rules) -> Array:
+    """Transform contiguous blocks of n entries: k an integer, () or (N,) → (N,)."""
+    if entries.library == "numpy" and entries.valid is not None:
+        # To the bit what a group gets alone: a mask adds up in another order.
+        return _by_size(entries, (_index(entries) // n,), k, rules)
+    shape = entries.n // n, n
+    where = None if entries.valid is None else entries.valid.reshape(shape)
+    k = _k_of_rows(entries, k if isinstance(k, int) or not k.shape else k.reshape(shape), where)
+    out = _rows(entries, entries.rewards.reshape(shape), k, where, rules)
+    return out.reshape(entries.n)
+
+
+def _by_size(entries: Entries, ids: Ids, k: Any, rules: Rules) -> Array:
+    """Transform groups in NumPy, those of a size together: columns (N,) each → (N,)."""
+    at = None if entries.valid is None else np.flatnonzero(entries.valid)
     numbers = numbered_columns(ids)
-    matrices = by_size(numbers if counted is None else numbers[counted])
-    groups = sum(map(len, matrices))
+    matrices = by_size(numbers if at is None else numbers[at])
+    n_groups = sum(map(len, matrices))
     out = np.zeros(entries.n, entries.dtype)
     for index in matrices:
-        index = index if counted is None else counted[index]
+        index = index if at is None else at[index]
         of_rows = k if isinstance(k, int) else _k_of_rows(entries, k[index], None)
-        out[index] = _rows(entries, entries.rewards[index], of_rows, None, options, groups)
+        out[index] = _rows(entries, entries.rewards[index], of_rows, None, rules, n_groups)
     return out
 
 
 def _in_one_matrix(
-    entries: Entries, position: Array, shape: tuple[int, int], k: Any, options: Options
+    entries: Entries, position: Array, shape: tuple[int, int], k: Any, rules: Rules
 ) -> Array:
     """Transform groups as rows of one matrix, whose elements they have at position (N,)."""
 
     def as_rows(values: Array) -> Array:
-        flat = xp.zeros(shape[0] * shape[1], dtype=values.dtype, **there)
+        flat = xp.zeros(shape[0] * shape[1], dtype=values.dtype, **entries.there)
         if entries.library == "torch":
             return flat.scatter_(0, position, values).reshape(shape)
         return flat.at[position].set(values).reshape(shape)
 
     xp = registry.namespace(entries.library)
-    there = {"device": entries.rewards.device} if entries.library == "torch" else {}
     where = None
     if entries.valid is not None or shape[0] * shape[1] > entries.n:
         where = as_rows(_all(entries) if entries.valid is None else entries.valid)
     k = _k_of_rows(entries, k if isinstance(k, int) or not k.shape else as_rows(k), where)
-    return _rows(entries, as_rows(entries.rewards), k, where, options).reshape(-1)[position]
+    return _rows(entries, as_rows(entries.rewards), k, where, rules).reshape(-1)[position]
 
 
 def _positions(entries: Entries, ids: Ids) -> tuple[Array, tuple[int, int]]:
@@ -148,8 +201,9 @@ def _positions(entries: Entries, ids: Ids) -> tuple[Array, tuple[int, int]]:
     if entries.library == "torch" and entries.rewards.device.type != "cpu":
         return _segments("torch").positions(ids)
     at, shape = positions(numbered_columns([np.asarray(column) for column in ids]))
-    xp = registry.namespace(entries.library)
-    return xp.asarray(at), shape
+    if entries.library == "torch":
+        return registry.namespace("torch").from_numpy(at), shape
+    return registry.namespace("jax").asarray(at), shape
 
 
 def _k_of_rows(entries: Entries, k: Any, where: Array | None) -> Any:
@@ -164,10 +218,7 @@ def _k_of_rows(entries: Entries, k: Any, where: Array | None) -> Any:
     least = xp.amin(k if where is None else xp.where(where, k, info.max), -1)
     most = xp.amax(k if where is None else xp.where(where, k, info.min), -1)
     varies = least < most
-    on_host = entries.library == "numpy" or (
-        entries.library == "torch" and k.device.type == "cpu" and not entries.traced
-    )
-    if not on_host:
+    if entries.library != "numpy" and not entries.on_cpu:
         return xp.where(varies, 0, most)
     if varies.any():
         row = int(varies.nonzero()[0][0])
@@ -184,24 +235,21 @@ def _rows(
     rows: Array,
     k: Any,
     where: Array | None,
-    options: Options,
-    groups: int | None = None,
+    rules: Rules,
+    n_groups: int | None = None,
 ) -> Array:
     """Transform rows (G, n), k an integer, () or (G,), where (G, n) → the same, in the entries'
-    dtype; `groups` where there are more than these."""
+    dtype; `n_groups` where there are more than these."""
     xp = registry.namespace(entries.library)
-    estimator, scale, undersized, implementation = options
-    if (
-        where is None
-        and undersized != "clip"
-        and (isinstance(k, int) or entries.library == "numpy")
-    ):
+    estimator, scale, undersized, implementation = rules
+    host_knows_k = isinstance(k, int) or entries.library == "numpy"
+    if where is None and undersized != "clip" and host_knows_k:
         # With a mask no k is an error: each row has its own way out.
         too_large = np.max(k, initial=1) > estimator.largest_k(rows.shape[1])
         where = xp.ones_like(rows) == 1 if too_large else None
     if scale not in ("sum", "mean") and dtype_name(rows.dtype) in ("float16", "bfloat16"):
-        rows = _cast(rows, xp.float32)  # so that the result is rounded to it once
-    out = transform(
+        rows = as_dtype(rows, xp.float32)  # so that the result is rounded to it once
+    out = transform_matrix(
         rows,
         k,
         where=where,
@@ -210,40 +258,55 @@ def _rows(
         undersized=undersized,
         implementation=implementation,
     )
+    if entries.library != "numpy":
+        return _scaled(entries, out, rows, where, rules, n_groups)
+    with np.errstate(all="ignore"):  # what overflows or underflows has a documented result
+        return _scaled(entries, out, rows, where, rules, n_groups)
+
+
+def _scaled(
+    entries: Entries,
+    out: Array,
+    rows: Array,
+    where: Array | None,
+    rules: Rules,
+    n_groups: int | None,
+) -> Array:
+    """Scale results of rows (G, n) to what the loss needs, in the entries' dtype."""
+    xp, scale = registry.namespace(entries.library), rules.scale
     if isinstance(scale, float):
         out = out * scale
     elif scale == "batch_mean":
         sizes: Any = rows.shape[1]
-        if groups is None:
-            groups = max(1, rows.shape[0])
-            if where is not None:
-                sizes = _cast(where.sum(-1), out.dtype)[:, None]
-                groups = xp.clip((sizes > 0).sum(), 1, None)
-        out = out * (entries.n / groups)
-        if estimator.normalized:
-            out = out / sizes if where is None else out / xp.clip(sizes, 1, None)
-    return _cast(out, entries.dtype)
+        if where is not None:
+            sizes = as_dtype(where.sum(-1), out.dtype)[:, None]
+        if n_groups is None:
+            n_groups = rows.shape[0] if where is None else (sizes > 0).sum()
+        # At least one, for what has none: a division by 0 is no number, and warns.
+        out = out * (entries.n / xp.clip(as_dtype(xp.asarray(n_groups), out.dtype), 1, None))
+        if rules.estimator.normalized:
+            out = out / (xp.clip(sizes, 1, None) if where is not None else sizes)
+    return as_dtype(out, entries.dtype)
 
 
 # ---- As segments -------------------------------------------------------------------------------
 
 
-def _as_segments(entries: Entries, ids: Ids, k: Any, options: Options) -> Array:
-    """Transform groups where they lie, no value looked at."""
+def _as_segments(entries: Entries, ids: Ids, k: Any, rules: Rules) -> Array:
+    """Transform groups where they lie, no value looked at: columns (N,) each → (N,)."""
     xp = registry.namespace(entries.library)
     if isinstance(k, int):
-        there = {"device": entries.rewards.device} if entries.library == "torch" else {}
-        k = xp.full((), k, **there)
-    named = isinstance(options.scale, str)
+        k = xp.full((), k, **entries.there)
+    named = isinstance(rules.scale, str)
     return _segments(entries.library).transform(
         entries.rewards,
         ids,
         _all(entries) if entries.valid is None else entries.valid,
         k,
-        estimator=options.estimator,
-        scale=options.scale if named else "sum",
-        factor=1.0 if named else options.scale,
-        undersized=options.undersized,
+        estimator=rules.estimator,
+        scale=rules.scale if named else "sum",
+        factor=1.0 if named else rules.scale,
+        undersized=rules.undersized,
         dtype=entries.dtype,
     )
 
@@ -259,16 +322,12 @@ def _segments(library: str) -> Any:
 
 
 def _index(entries: Entries) -> Array:
+    """Number the entries: (N,) 0..N−1."""
     xp = registry.namespace(entries.library)
-    there = {"device": entries.rewards.device} if entries.library == "torch" else {}
-    return xp.arange(entries.n, **there)
+    return xp.arange(entries.n, **entries.there)
 
 
 def _all(entries: Entries) -> Array:
     """Say that all entries are valid: (N,) bool."""
     xp = registry.namespace(entries.library)
     return xp.ones_like(entries.rewards) == 1
-
-
-def _cast(x: Array, dtype: Any) -> Array:
-    return x.to(dtype) if hasattr(x, "new_full") else x.astype(dtype)

@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.conversion import to_host
-from pkpo_kernels.validation import INTEGERS, Array, dtype_name, is_integer, library_of, shown
+from pkpo_kernels.validation import (
+    INTEGERS,
+    Array,
+    dtype_name,
+    is_integer,
+    is_traced,
+    library_of,
+    shown,
+)
 
 # Whole numbers (N,) each that together tell ids apart, of the library of the rewards.
 Ids = tuple[Array, ...]
@@ -30,60 +38,45 @@ def checked_ids(argument: str, ids: Any, rewards: Array, *, traced: bool) -> Ids
           and objects; other ids than integers inside a program.
     """
     library, of = library_of(rewards), library_of(ids)
-    length = len(ids) if of is None and hasattr(ids, "__len__") else 0
-    if of is not None:
-        length = ids.shape[0] if ids.ndim else 0
-    if isinstance(ids, (str, bytes, dict)) or (of is None and not hasattr(ids, "__len__")):
+    has_length = hasattr(ids, "__len__") if of is None else ids.ndim > 0
+    if not has_length or isinstance(ids, (str, bytes, dict, set, frozenset)):
         raise TypeError(
             f"{argument} must be N hashable ids, or integers (N,) or (N, S); got {shown(ids)}"
         )
-    if of is not None and ids.ndim not in (1, 2):
+    if of is not None and ids.ndim > 2:
         raise ValueError(
             f"{argument} must have one id for each reward, (N,) or (N, S);"
             f" got shape {tuple(ids.shape)}"
         )
+    length = len(ids) if of is None else ids.shape[0]
     if length != rewards.shape[0]:
         raise ValueError(
             f"{argument} must have one id for each reward; got {length} for"
             f" {rewards.shape[0]} rewards"
         )
+    if of != library and is_traced(ids):
+        raise TypeError(
+            f"{argument} must be of the same array library as rewards ({library}) inside a program;"
+            f" got a {of} array"
+        )
     if of is not None and dtype_name(ids.dtype) in INTEGERS:
         if of == library and of != "numpy":
             ids = ids.to(rewards.device) if of == "torch" else ids
             return (ids,) if ids.ndim == 1 else tuple(ids[:, i] for i in range(ids.shape[1]))
-        return _moved(_numbered_rows(argument, to_host(ids)), rewards)
+        return _to_device(_numbered_rows(argument, to_host(ids)), rewards)
     if of in ("torch", "jax") or (of == "numpy" and (ids.dtype.kind not in "OUS" or ids.ndim > 1)):
         raise TypeError(
             f"{argument} must be integers (N,) or (N, S), or N hashable ids; got an array of dtype"
             f" {dtype_name(ids.dtype)} and shape {tuple(ids.shape)}"
         )
     ids = ids.tolist() if of == "numpy" else list(ids)
-    if traced and not all(map(is_integer, ids)):
+    others = [one for one in ids if not is_integer(one)] if traced else []
+    if others and library_of(others[0]) is None:
         raise TypeError(
             f"{argument} must be integers inside jax.jit, torch.compile and vmap, where others"
-            f" would be constants of the program; got {shown(ids[0])}: number them outside"
+            f" would be constants of the program; got {shown(others[0])}: number them outside"
         )
-    return _moved(_numbered(argument, ids), rewards)
-
-
-def is_traced(array: Array) -> bool:
-    """Tell whether an array's values are unknown: a program is being made, or a batch hidden."""
-    library = library_of(array)
-    if library == "jax":
-        import jax
-
-        return isinstance(array, jax.core.Tracer)
-    if library == "torch":
-        import torch
-        from torch.utils._python_dispatch import _get_current_dispatch_mode
-
-        return (
-            torch.compiler.is_compiling()
-            or type(array) not in (torch.Tensor, torch.nn.Parameter)
-            or torch._C._functorch.is_functorch_wrapped_tensor(array)
-            or _get_current_dispatch_mode() is not None
-        )
-    return False
+    return _to_device(_numbered(argument, ids), rewards)
 
 
 def _numbered_rows(argument: str, ids: NDArray[Any]) -> NDArray[np.int64]:
@@ -98,12 +91,13 @@ def _numbered_rows(argument: str, ids: NDArray[Any]) -> NDArray[np.int64]:
     return _numbered(argument, whole.reshape(-1).tolist())
 
 
-def _moved(numbers: NDArray[np.int64], rewards: Array) -> Ids:
+def _to_device(numbers: NDArray[np.int64], rewards: Array) -> Ids:
     """Move numbers (N,) to where the rewards are."""
     library = library_of(rewards)
     if library == "torch":
         import torch
 
+        numbers = np.require(numbers, requirements=["C", "W"])
         return (torch.from_numpy(numbers).to(rewards.device, non_blocking=True),)
     if library == "jax":
         import jax.numpy as jnp
@@ -137,7 +131,9 @@ def _numbered(argument: str, ids: list[Any]) -> NDArray[np.int64]:
     for key in numbers:
         if key is None or key != key:
             at = next(i for i, one in enumerate(ids) if one is key)
-            raise ValueError(f"{argument} must be ids; got {key} at {argument}[{at}]")
+            raise ValueError(
+                f"{argument} must be ids, neither None nor NaN; got {key} at {argument}[{at}]"
+            )
     return codes
 
 

@@ -7,6 +7,7 @@ the whole, keep one's own part.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels import groups as flat
-from pkpo_kernels._entries import Entries, checked_k, on_host
+from pkpo_kernels._entries import Entries, checked_k, k_on_host
 from pkpo_kernels._ids import checked_ids
 from pkpo_kernels.conversion import to_host
 from pkpo_kernels.maths.weights import Array
@@ -55,7 +56,12 @@ def transform_groups(
         ValueError, TypeError: as `pk.transform_groups` does, on all ranks where it is so on one;
           ranks that differ in k or options.
     """
-    if axis_name is not None:
+    if axis_name is not None or library_of(rewards) == "jax":
+        if axis_name is None:
+            raise ValueError(
+                "axis_name must name the mesh axis that JAX's entries are spread over, inside"
+                " jax.shard_map; got None"
+            )
         return _along_axis(rewards, groups, k, samples, where, axis_name, options)
     return _over_ranks(rewards, groups, k, samples, where, process_group, options)
 
@@ -84,9 +90,10 @@ def _along_axis(
             )
         return lax.all_gather(x, axis_name, tiled=True)
 
+    everywhere = whole("rewards", rewards)
     n = rewards.shape[0]
     out = flat.transform_groups(
-        whole("rewards", rewards),
+        everywhere,
         whole("groups", groups),
         whole("k", k),
         samples=whole("samples", samples),
@@ -131,8 +138,11 @@ def _over_ranks(
     try:
         entries = Entries.of(rewards, where)
         part = _part(entries, groups, k, samples, options)
-    except (ValueError, TypeError) as error:
-        part = error  # all ranks hear of it: none waits for one that has left
+        pickle.dumps(part)
+    except Exception as error:
+        # All ranks hear of it: none waits for one that has left.
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        part = kind(str(error))
     parts: list[Any] = [None] * dist.get_world_size(process_group)
     rank = dist.get_rank(process_group)
     try:
@@ -150,11 +160,12 @@ def _over_ranks(
     own = _of_all(parts)[first : first + entries.n]
     if entries.library == "numpy":
         return own.astype(entries.dtype)
-    return entries.like(own.copy()).to(entries.rewards.device)
+    return entries.from_host(own.copy()).to(entries.rewards.device)
 
 
 def _part(entries: Entries, groups: Any, k: Any, samples: Any, options: dict[str, Any]) -> _Part:
     """Check a rank's arguments, and give them to NumPy."""
+    flat.transform_groups(entries.rewards[:0], [], 1, **options)  # for the options' errors
     checked = checked_k(k, entries)
     for argument, ids in (("groups", groups), ("samples", samples)):
         if not (is_integer(ids) or ids is None):
@@ -165,7 +176,7 @@ def _part(entries: Entries, groups: Any, k: Any, samples: Any, options: dict[str
         None if entries.kept is None else to_host(entries.kept),
         _portable(groups),
         _portable(samples),
-        int(k) if is_integer(k) else on_host(checked),
+        int(k) if is_integer(k) else k_on_host(checked),
         options,
     )
 
@@ -211,7 +222,12 @@ def _joined(argument: str, ids: Sequence[Any]) -> Any:
             raise ValueError(f"{argument} must be of one kind on all ranks; got {kinds}")
         return ids[0]
     some = [one for one in ids if len(one)]
-    if some and all(isinstance(one, np.ndarray) and one.dtype.kind in "iu" for one in some):
+    columns = {one.shape[1:] for one in some if isinstance(one, np.ndarray)}
+    if len(columns) > 1:
+        shapes = [tuple(np.shape(one)) for one in ids]
+        raise ValueError(f"{argument} must have as many columns on all ranks; got {shapes}")
+    dtypes = {one.dtype if isinstance(one, np.ndarray) else None for one in some}
+    if len(dtypes) == 1 and None not in dtypes:
         return np.concatenate(some)
     return list(chain.from_iterable(map(_listed, some)))
 

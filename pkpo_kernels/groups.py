@@ -19,14 +19,12 @@ from pkpo_kernels._entries import (
     Entries,
     GroupScale,
     NaN,
-    Options,
+    Rules,
     as_bool,
     checked_k,
+    checked_library,
     checked_scale,
-    of_library,
-    on_host,
 )
-from pkpo_kernels._ids import checked_ids, is_traced
 from pkpo_kernels.backends import registry
 from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Array
@@ -40,12 +38,7 @@ from pkpo_kernels.typing import (
     TorchTensor,
     Undersized,
 )
-from pkpo_kernels.validation import (
-    checked_array,
-    checked_integer,
-    checked_name,
-    is_integer,
-)
+from pkpo_kernels.validation import checked_array, checked_name, is_traced
 
 EntryIds = Sequence[Hashable] | NDArray[Any] | TorchTensor | JaxArray
 
@@ -159,7 +152,7 @@ def transform_groups(
     array([0., 2., 0., 6.])
     """
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
-    options = Options(
+    rules = Rules(
         chosen,
         checked_scale(scale, chosen),
         checked_name("undersized", undersized, get_args(Undersized)),
@@ -167,30 +160,7 @@ def transform_groups(
     )
     traced = any(map(is_traced, (rewards, groups, samples, where, k)))
     entries = Entries.of(rewards, where, checked_name("nan", nan, get_args(NaN)), traced)
-    k = checked_k(k, entries)
-    if implementation is None and entries.on_cpu:
-        # NumPy is several times as fast there, and compiles nothing.
-        options = options._replace(implementation="numpy")
-        return entries.like(_by_any(entries.on_host(), groups, samples, on_host(k), options))
-    return _by_any(entries, groups, samples, k, options)
-
-
-def _by_any(entries: Entries, groups: Any, samples: Any, k: Any, options: Options) -> Array:
-    """Transform by blocks, by ids, or by ids of groups and samples: k as checked → (N,)."""
-    if is_integer(groups):
-        n = checked_integer("groups", groups, least=1)
-        if entries.n % n:
-            raise ValueError(
-                "groups must divide the number of rewards where it is the size of contiguous"
-                f" blocks; got groups={n} for {entries.n} rewards"
-            )
-        if samples is None:
-            return _grouping.in_blocks(entries, n, k, options)
-        groups = np.arange(entries.n) // n
-    ids = checked_ids("groups", groups, entries.rewards, traced=entries.traced)
-    if samples is not None:
-        samples = checked_ids("samples", samples, entries.rewards, traced=entries.traced)
-    return _grouping.by_ids(entries, ids, samples, k, options)
+    return _grouping.transform(entries, groups, samples, checked_k(k, entries), rules)
 
 
 def to_tokens(advantages: Array, mask: Array) -> Array:
@@ -206,7 +176,7 @@ def to_tokens(advantages: Array, mask: Array) -> Array:
            [-1.,  0.,  0.]])
     """
     advantages, library = checked_array("advantages", advantages)
-    mask = of_library("mask", mask, library, "advantages")
+    mask = checked_library("mask", mask, library, "advantages")
     if len(advantages.shape) != 1 or tuple(mask.shape[:-1]) != tuple(advantages.shape):
         raise ValueError(
             "mask must be (N, T) for advantages (N,);"

@@ -7,11 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from pkpo_kernels._entries import Entries
+import numpy as np
+
+from pkpo_kernels import _grouping
+from pkpo_kernels._entries import Entries, GroupScale, as_bool, as_dtype, checked_k, checked_library
 from pkpo_kernels.backends import registry
 from pkpo_kernels.groups import transform_groups
+from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Array
-from pkpo_kernels.validation import checked_array, checked_integers, checked_mask, dtype_name
+from pkpo_kernels.typing import EstimatorName, Undersized
+from pkpo_kernels.validation import (
+    checked_array,
+    checked_integers,
+    checked_name,
+    dtype_name,
+    is_traced,
+)
 
 
 def group_metrics(
@@ -19,8 +30,12 @@ def group_metrics(
     ks: Any,
     *,
     groups: Any = None,
+    samples: Any = None,
     where: Any = None,
     k: Any = None,
+    estimator: EstimatorName = "sloo_minus_one",
+    scale: GroupScale | float = "batch_mean",
+    undersized: Undersized = "zero",
 ) -> dict[str, Array]:
     """Summarise a step's rewards, flat (N,) with group ids or a matrix (..., n), as scalars on
     their device.
@@ -29,24 +44,24 @@ def group_metrics(
         rewards: (N,) with `groups`, or (..., n) without: n samples of one task in each row. NaN is
           a sample that could not be scored.
         ks: the ks of pass@k and max@k, integers ≥ 1.
-        groups: as for `transform_groups`.
+        groups, samples: as for `transform_groups`.
         where: as for `transform_groups`, or in the shape of a matrix of rewards.
         k: the k that is trained with, as for `transform_groups`; None leaves out what depends on
           it.
+        estimator, scale, undersized: those that are trained with.
 
     Returns:
-        A dict of () arrays (floats, in NumPy):
+        A dict of () arrays (floats, in NumPy); NaN where there is nothing to average:
 
-        - "pass@k", "max@k" for each of ks: the means over the groups with at least k samples, NaN
-          where there is none. For pass@k a sample is correct whose reward is greater than 0.
+        - "pass@k", "max@k" for each of ks: the means over the groups with at least k samples. For
+          pass@k a sample is correct whose reward is greater than 0.
         - "groups", and "group_size_min", "group_size_mean", "group_size_max", of groups with a
           valid sample.
-        - "signal": the share of groups of which any sample gets an advantage other than 0 at the
-          trained k. (That rewards differ is not enough: a single failure among n samples cannot
-          lower the best of k = 2.)
-        - "undersized": the share of groups with fewer samples than the trained k.
-        - "advantage_abs_mean", "advantage_abs_max": over valid samples, for estimator
-          "sloo_minus_one" at scale "batch_mean".
+        - "signal": the share of groups of which any sample gets an advantage other than 0. (That
+          rewards differ is not enough: a single failure among n samples cannot lower the best of
+          k = 2.)
+        - "undersized": the share of groups with too few samples for the trained k.
+        - "advantage_abs_mean", "advantage_abs_max": over valid samples.
 
     Raises:
         ValueError, TypeError: as `transform_groups` does.
@@ -55,20 +70,40 @@ def group_metrics(
     >>> metrics["pass@2"], metrics["max@2"], metrics["signal"], metrics["group_size_max"]
     (0.5, 1.0, 0.5, 3.0)
     """
+    with np.errstate(all="ignore"):  # NaN is a documented result
+        return _group_metrics(rewards, ks, groups, samples, where, k, estimator, scale, undersized)
+
+
+def _group_metrics(
+    rewards: Array,
+    ks: Any,
+    groups: Any,
+    samples: Any,
+    where: Any,
+    k: Any,
+    estimator: EstimatorName,
+    scale: GroupScale | float,
+    undersized: Undersized,
+) -> dict[str, Array]:
     ks = checked_integers("ks", ks if hasattr(ks, "__len__") else [ks], least=1)
+    chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
     if groups is None:
         rewards, where, groups = _flat(rewards, where)
-    entries = Entries.of(rewards, where)
-    xp = registry.namespace(entries.library)
-    rewards = entries.rewards
+    entries = Entries.of(rewards, where, traced=any(map(is_traced, (rewards, groups, where, k))))
+    k = None if k is None else checked_k(k, entries)
+    xp, rewards = registry.namespace(entries.library), entries.rewards
     if dtype_name(rewards.dtype) in ("float16", "bfloat16"):
-        rewards = (
-            rewards.to(xp.float32) if entries.library == "torch" else rewards.astype("float32")
-        )
+        rewards = as_dtype(rewards, xp.float32)
     is_valid = rewards == rewards if entries.valid is None else entries.valid
+    if samples is not None:
+        ids = [
+            _grouping.ids_of("groups", groups, entries),
+            _grouping.ids_of("samples", samples, entries),
+        ]
+        is_valid = _grouping.standing(entries, *ids) == xp.arange(entries.n, **entries.there)
 
     def sums(values: Array, k: Any) -> Array:
-        """s (Eq 19) of every sample, which over a group adds up to k times its max@k."""
+        """Give every sample its s (Eq 19), which over a group adds up to k times its max@k."""
         options: Any = {"where": is_valid, "estimator": "s", "scale": "sum"}
         return transform_groups(values, groups, k, **options)
 
@@ -77,33 +112,41 @@ def group_metrics(
     sizes = xp.where(is_valid, xp.round(1 / xp.where(is_valid, share, 1)), 0)
 
     def mean(of_groups: Array, among: Array) -> Array:
-        """The mean over groups of what adds up to it, over those that `among` names."""
-        number = xp.round(xp.sum(xp.where(among, share, 0)))
-        return xp.sum(of_groups) / xp.where(number > 0, number, xp.nan)
+        """Average over groups what adds up to it, over those that `among` names."""
+        groups = xp.round(xp.sum(xp.where(among, share, 0)))
+        return xp.sum(xp.where(among, of_groups, 0)) / xp.where(groups > 0, groups, xp.nan)
+
+    ones = xp.where(is_valid, xp.ones_like(share), 0)
+    number = xp.sum(ones)
+
+    def largest(values: Array) -> Array:
+        """Find the largest of values (N,), at least 0; NaN where there is no valid sample."""
+        with_0 = xp.concatenate([0 * values.sum()[None], values])
+        return xp.where(number > 0, xp.amax(with_0), xp.nan)
 
     found: dict[str, Array] = {}
     for one in ks:
         found[f"pass@{one}"] = mean(sums(rewards > 0, one) / one, sizes >= one)
         found[f"max@{one}"] = mean(sums(rewards, one) / one, sizes >= one)
+    most = largest(sizes)
     found["groups"] = xp.round(xp.sum(share))
-    found["group_size_mean"] = mean(is_valid, is_valid)
-    if entries.n:
-        found["group_size_min"] = xp.amin(xp.where(is_valid, sizes, xp.inf))
-        found["group_size_max"] = xp.amax(sizes)
+    found["group_size_min"] = most - largest(xp.where(is_valid, most - sizes, 0))
+    found["group_size_mean"] = mean(ones, is_valid)
+    found["group_size_max"] = most
     if k is not None:
-        advantages = transform_groups(rewards, groups, k, where=is_valid)
-        magnitude = xp.abs(advantages)
+        options: Any = {"estimator": estimator, "scale": scale, "undersized": undersized}
+        magnitude = xp.abs(transform_groups(rewards, groups, k, where=is_valid, **options))
         # The largest of a group is its max@n.
-        any_signal = sums(magnitude > 0, _whole(xp.clip(sizes, 1, None)))
+        any_signal = sums(magnitude > 0, _integers(xp.clip(sizes, 1, None)))
         found["signal"] = mean(share * any_signal, is_valid)
-        found["undersized"] = mean(xp.where(sizes < k, share, 0), is_valid)
-        found["advantage_abs_mean"] = xp.sum(magnitude) / xp.sum(is_valid)
-        if entries.n:
-            found["advantage_abs_max"] = xp.amax(magnitude)
+        is_undersized = (k < 1) | (_integers(chosen.largest_k(sizes)) < k)
+        found["undersized"] = mean(xp.where(is_undersized, share, 0), is_valid)
+        found["advantage_abs_mean"] = xp.sum(magnitude) / xp.where(number > 0, number, xp.nan)
+        found["advantage_abs_max"] = largest(magnitude)
     return {key: float(x) if entries.library == "numpy" else x for key, x in found.items()}
 
 
-def _flat(rewards: Any, where: Any) -> tuple[Array, Array, int]:
+def _flat(rewards: Any, where: Any) -> tuple[Array, Array | None, int]:
     """Flatten a matrix and its mask (..., n) → (N,), and n."""
     rewards, library = checked_array("rewards", rewards)
     if len(rewards.shape) < 2:
@@ -112,9 +155,15 @@ def _flat(rewards: Any, where: Any) -> tuple[Array, Array, int]:
             f" got shape {tuple(rewards.shape)}: pass groups="
         )
     if where is not None:
-        where = checked_mask(where, rewards, library).reshape(-1)
+        where = as_bool(checked_library("where", where, library, "rewards"))
+        if tuple(where.shape) != tuple(rewards.shape):
+            raise ValueError(
+                f"where must have the shape of rewards, {tuple(rewards.shape)};"
+                f" got {tuple(where.shape)}"
+            )
+        where = where.reshape(-1)
     return rewards.reshape(-1), where, int(rewards.shape[-1])
 
 
-def _whole(x: Array) -> Array:
+def _integers(x: Array) -> Array:
     return x.long() if hasattr(x, "long") else x.astype("int32")

@@ -334,3 +334,23 @@ def checked_mask(where: Any, rewards: Array, library: str) -> Array:
             f"where must be on the device of rewards, {rewards.device}; got {where.device}"
         )
     return where
+
+
+def is_traced(array: Array) -> bool:
+    """Tell whether an array's values are unknown: a program is being made, or a batch hidden."""
+    library = library_of(array)
+    if library == "jax":
+        import jax
+
+        return isinstance(array, jax.core.Tracer)
+    if library == "torch":
+        import torch
+        from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+        return (
+            torch.compiler.is_compiling()
+            or type(array) not in (torch.Tensor, torch.nn.Parameter)
+            or torch._C._functorch.is_functorch_wrapped_tensor(array)
+            or _get_current_dispatch_mode() is not None
+        )
+    return False

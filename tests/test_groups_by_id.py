@@ -92,10 +92,11 @@ class TestIds:
         ({"groups": [[1]] * N}, TypeError, ["hashable", "list at groups[0]", "(N, S)"]),
         ({"groups": IDS.astype(float)}, TypeError, ["integers (N,) or (N, S)", "float64"]),
         ({"groups": IDS[None]}, ValueError, ["groups", "got 1 for 60"]),
+        ({"groups": set(range(N))}, TypeError, ["groups"]),
         ({"groups": "abc"}, TypeError, ["groups", "'abc'"]),
         ({"groups": None}, TypeError, ["groups", "None"]),
         ({"groups": True}, TypeError, ["groups", "True"]),
-        ({"groups": 7}, ValueError, ["groups must divide", "groups=7", "60"]),
+        ({"groups": 7}, ValueError, ["groups", "must divide", "rewards, 60; got 7"]),
         ({"groups": 0}, ValueError, ["groups must be at least 1"]),
         ({"samples": IDS[:-2]}, ValueError, ["samples", "58", "60"]),
         ({"k": 0}, ValueError, ["k must be at least 1", "k=0"]),
@@ -299,6 +300,32 @@ class TestMetrics:
         assert got["group_size_mean"] == pytest.approx(2)
         assert got["undersized"] == pytest.approx(1 / 3)
         assert got["signal"] == pytest.approx(1 / 3)
+
+    def test_of_what_is_trained_with(self) -> None:
+        # sloo needs k < n: no group of two has a signal at k = 2.
+        options: dict[str, Any] = {"groups": 2, "k": 2}
+        got = pk.group_metrics([0.0, 1.0, 2.0, 5.0], [1], estimator="sloo", **options)
+        assert (got["signal"], got["undersized"], got["advantage_abs_max"]) == (0, 1, 0)
+        got = pk.group_metrics([0.0, 1.0, 2.0, 5.0], [1], scale="sum", **options)
+        assert got["advantage_abs_max"] == pytest.approx(3)
+
+    def test_samples_of_several_entries(self) -> None:
+        rewards, groups, samples = [9.0, 1.0, 0.0, 5.0, 0.0], [0, 0, 0, 1, 1], [1, 1, 2, 1, 1]
+        for array in (np.asarray, torch.tensor, jnp.asarray):
+            given = array(rewards), array(groups), array(samples)
+            got = pk.group_metrics(given[0], [1], groups=given[1], samples=given[2], k=2)
+            assert float(got["max@1"]) == pytest.approx((0.5 + 0) / 2)
+            assert float(got["group_size_mean"]) == pytest.approx(1.5)
+            assert float(got["advantage_abs_mean"]) == pytest.approx(5 / 2 / 3)
+
+    @pytest.mark.filterwarnings("error")
+    def test_nothing_at_all(self) -> None:
+        full = set(pk.group_metrics(np.ones((2, 2)), [1], k=1))
+        for rewards in (np.full((2, 2), np.nan), np.zeros((0, 2))):
+            for array in (np.asarray, torch.tensor, jnp.asarray):
+                got = pk.group_metrics(array(rewards), [1], k=1)
+                assert set(got) == full and float(got["groups"]) == 0
+                assert np.isnan([float(got[name]) for name in full - {"groups"}]).all(), got
 
     def test_on_devices_and_in_programs(self) -> None:
         rewards = self.rewards()

@@ -33,12 +33,12 @@ class Primitives(Protocol):
 
     @property
     def xp(self) -> Any:
-        """Name the module of the library's functions."""
+        """Give the module of the library's functions."""
 
     def floating(self, x: Array) -> Array:
         """Convert whole numbers to the dtype in which weights are computed."""
 
-    def whole(self, keys: Array) -> Array:
+    def order_keys(self, keys: Array) -> Array:
         """Reinterpret floats as whole numbers in the same order, NaN at the ends, which sort
         faster."""
 
@@ -58,8 +58,8 @@ class Primitives(Protocol):
     def product_from_right(
         self, segments: Segments, numerators: Array, denominators: Array
     ) -> Array:
-        """Multiply ratios (N,) of every segment from the last but one on; what comes out at the
-        last is of no account."""
+        """Multiply ratios (N,) of every segment, from its last but one down; what comes out at its
+        last is unspecified."""
 
 
 def segments_of(ops: Primitives, keys: Sequence[Array]) -> Segments:
@@ -83,7 +83,7 @@ def transform(
     ops: Primitives,
     keys: Array,
     ids: Sequence[Array],
-    counted: Array,
+    valid: Array,
     k: Array,
     *,
     limit: float,
@@ -91,13 +91,13 @@ def transform(
     scale: str,
     undersized: str,
 ) -> Array:
-    """Transform groups: keys, ids, counted (N,), k () or (N,) → (N,), in the dtype of keys.
+    """Transform groups: keys, ids, valid (N,), k () or (N,) → (N,), in the dtype of keys.
 
     Args:
         ops: the array library.
         keys: the rewards, in the dtype to compute in.
         ids: whole numbers, equal among the samples of one group.
-        counted: bool, which entries are samples; the others get 0, whatever they hold.
+        valid: bool, which entries are samples; the others get 0, whatever they hold.
         k: whole numbers; where it varies within a group, the group is undersized.
         limit: the largest finite number of the rewards' precision.
         estimator, undersized: as for rows.
@@ -105,13 +105,13 @@ def transform(
           with a sample).
     """
     xp, index = ops.xp, ops.index
-    # What is left out comes last in its group, and is a segment of its own.
-    whole = ops.whole(keys)
-    most = xp.iinfo(whole.dtype).max
-    (*in_order, whole), order = ops.sort(
-        (*ids, xp.where(counted, xp.clip(whole, None, most - 1), most))
+    # What is left out comes last in its group, behind any NaN, and is a segment of its own.
+    order_keys = ops.order_keys(keys)
+    most = xp.iinfo(order_keys.dtype).max
+    (*in_order, order_keys), order = ops.sort(
+        (*ids, xp.where(valid, xp.clip(order_keys, None, most - 1), most))
     )
-    left_out = whole == most
+    left_out = order_keys == most
     ordered = xp.where(left_out, 0, keys[order])
     segments = segments_of(ops, (left_out, *in_order))
     first, last = segments

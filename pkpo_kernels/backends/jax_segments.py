@@ -25,7 +25,7 @@ from pkpo_kernels.maths.weights import Estimator
 def transform(
     rewards: jax.Array,
     ids: Sequence[jax.Array],
-    counted: jax.Array,
+    valid: jax.Array,
     k: jax.Array,
     *,
     estimator: Estimator,
@@ -34,7 +34,7 @@ def transform(
     undersized: str,
     dtype: Any,
 ) -> jax.Array:
-    """Transform groups: rewards, ids, counted (N,), k () or (N,) → (N,) of dtype, a constant of the
+    """Transform groups: rewards, ids, valid (N,), k () or (N,) → (N,) of dtype, a constant of the
     loss: `_segments.transform`, times a factor."""
     compute = jnp.float64 if jnp.float64 in (dtype, rewards.dtype) else jnp.float32
     keys = lax.stop_gradient(rewards).astype(compute)
@@ -42,7 +42,7 @@ def transform(
         Primitives(keys),
         keys,
         ids,
-        counted,
+        valid,
         k,
         limit=float(np.finfo(compute).max),
         estimator=estimator,
@@ -64,31 +64,31 @@ def representatives(ids: Sequence[jax.Array], valid: jax.Array) -> jax.Array:
 # devices: every device gets the whole batch, and keeps its part of the result.
 
 
-def spread(x: jax.Array) -> Any:
+def sharding_of(x: jax.Array) -> Any:
     """Tell how an array (N,) is spread over devices along Explicit axes: its NamedSharding, None
     where it is not."""
-    lies: Any = jax.typeof(x).sharding
-    if jax.sharding.AxisType.Explicit not in lies.mesh.axis_types or lies.spec[0] is None:
+    of_type: Any = jax.typeof(x).sharding
+    if jax.sharding.AxisType.Explicit not in of_type.mesh.axis_types or of_type.spec[0] is None:
         return None
     # A type knows no devices; an array does.
-    of_array: Any = lies if isinstance(x, jax.core.Tracer) else x.sharding
+    of_array: Any = of_type if isinstance(x, jax.core.Tracer) else x.sharding
     return of_array
 
 
-def gathered(x: jax.Array, like: NamedSharding) -> jax.Array:
+def gathered(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     """Give every device of a mesh the whole of an array."""
-    return placed(x, NamedSharding(like.mesh, PartitionSpec()))
+    return resharded(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
-def placed(x: jax.Array, like: NamedSharding) -> jax.Array:
-    """Spread an array over devices like another."""
-    return jax.sharding.reshard(x, like)
+def resharded(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Spread an array (N,) over devices."""
+    return jax.sharding.reshard(x, sharding)
 
 
-def shard_size(x: jax.Array, lies: NamedSharding) -> int:
+def shard_size(x: jax.Array, sharding: NamedSharding) -> int:
     """Count the entries (N,) of one device."""
-    names = lies.spec[0] if isinstance(lies.spec[0], tuple) else (lies.spec[0],)
-    return int(x.shape[0] // math.prod(lies.mesh.shape[name] for name in names))
+    names = sharding.spec[0] if isinstance(sharding.spec[0], tuple) else (sharding.spec[0],)
+    return int(x.shape[0] // math.prod(sharding.mesh.shape[name] for name in names))
 
 
 class Primitives:
@@ -103,7 +103,7 @@ class Primitives:
     def floating(self, x: jax.Array) -> jax.Array:
         return x.astype(self.dtype)
 
-    def whole(self, keys: jax.Array) -> jax.Array:
+    def order_keys(self, keys: jax.Array) -> jax.Array:
         dtype = jnp.int64 if keys.dtype == jnp.float64 else jnp.int32
         signed = lax.bitcast_convert_type(keys, dtype)
         # Of negative numbers all bits but the sign run the other way.

@@ -14,7 +14,7 @@ from pkpo_kernels.maths.weights import Estimator
 def transform(
     rewards: torch.Tensor,
     ids: Sequence[torch.Tensor],
-    counted: torch.Tensor,
+    valid: torch.Tensor,
     k: torch.Tensor,
     *,
     estimator: Estimator,
@@ -23,13 +23,11 @@ def transform(
     undersized: str,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Transform groups: rewards, ids, counted (N,), k () or (N,) → (N,) of dtype, detached:
+    """Transform groups: rewards, ids, valid (N,), k () or (N,) → (N,) of dtype, detached:
     `_segments.transform`, times a factor."""
     compute = _transform_op if torch.compiler.is_compiling() else _transform
     of_name = estimator.name
-    return compute(
-        rewards.detach(), list(ids), counted, k, of_name, scale, factor, undersized, dtype
-    )
+    return compute(rewards.detach(), list(ids), valid, k, of_name, scale, factor, undersized, dtype)
 
 
 def representatives(ids: Sequence[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
@@ -41,7 +39,7 @@ def representatives(ids: Sequence[torch.Tensor], valid: torch.Tensor) -> torch.T
 def _transform(
     rewards: torch.Tensor,
     ids: list[torch.Tensor],
-    counted: torch.Tensor,
+    valid: torch.Tensor,
     k: torch.Tensor,
     estimator: str,
     scale: str,
@@ -55,7 +53,7 @@ def _transform(
         Primitives(keys),
         keys,
         ids,
-        counted,
+        valid,
         k,
         limit=torch.finfo(compute).max,
         estimator=ESTIMATORS[estimator],
@@ -81,7 +79,7 @@ _representatives_op = torch.library.custom_op(
 def _(
     rewards: torch.Tensor,
     ids: list[torch.Tensor],
-    counted: torch.Tensor,
+    valid: torch.Tensor,
     k: torch.Tensor,
     estimator: str,
     scale: str,
@@ -122,7 +120,7 @@ class Primitives:
     def floating(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.precise)
 
-    def whole(self, keys: torch.Tensor) -> torch.Tensor:
+    def order_keys(self, keys: torch.Tensor) -> torch.Tensor:
         signed = keys.view(torch.int64 if keys.dtype == torch.float64 else torch.int32)
         # Of negative numbers all bits but the sign run the other way.
         return torch.where(signed < 0, signed ^ torch.iinfo(signed.dtype).max, signed)

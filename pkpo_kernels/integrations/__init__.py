@@ -137,7 +137,7 @@ centered, passk_training; got 'slo'; did you mean 'sloo'?
         *,
         samples: Any = None,
         where: Array | None = None,
-        step: int | None = 0,
+        step: int | None = None,
     ) -> Array:
         """Transform flat rewards (N,) into advantages (N,) by `pkpo_kernels.transform_groups`, in
         float32 or better.
@@ -168,14 +168,15 @@ centered, passk_training; got 'slo'; did you mean 'sloo'?
         groups: Any,
         n: int,
         *,
+        samples: Any = None,
         where: Array | None = None,
-        step: int | None = 0,
+        step: int | None = None,
     ) -> dict[str, float]:
         """Describe a batch for the trainer's log: k, and what `pkpo_kernels.group_metrics` finds,
         for the best of 1, 2, 4, … samples, each as "pkpo/…".
 
         Args:
-            rewards, groups, where, step: as for `advantages`; one entry a sample.
+            rewards, groups, samples, where, step: as for `advantages`.
             n: how many samples a group has at most. The names depend on it, and not on k: they stay
               the same while k is annealed.
 
@@ -184,7 +185,17 @@ centered, passk_training; got 'slo'; did you mean 'sloo'?
         """
         k = self.k_at(step)
         ks = [2**i for i in range(n.bit_length())]
-        found = group_metrics(_at_least_single(rewards), ks, groups=groups, where=where, k=k)
+        found = group_metrics(
+            _at_least_single(rewards),
+            ks,
+            groups=groups,
+            samples=samples,
+            where=where,
+            k=k,
+            estimator=self.estimator,
+            scale=self.scale,
+            undersized=self.undersized,
+        )
         return {f"pkpo/{name}": float(value) for name, value in {"k": k, **found}.items()}
 
 
