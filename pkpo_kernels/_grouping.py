@@ -270,7 +270,7 @@ def _scaled(
     rows: Array,
     where: Array | None,
     rules: Rules,
-    n_groups: int | None,
+    n_groups: Any,
 ) -> Array:
     """Scale results of rows (G, n) to what the loss needs, in the entries' dtype."""
     xp, scale = registry.namespace(entries.library), rules.scale
@@ -282,8 +282,12 @@ def _scaled(
             sizes = as_dtype(where.sum(-1), out.dtype)[:, None]
         if n_groups is None:
             n_groups = rows.shape[0] if where is None else (sizes > 0).sum()
-        # At least one, for what has none: a division by 0 is no number, and warns.
-        out = out * (entries.n / xp.clip(as_dtype(xp.asarray(n_groups), out.dtype), 1, None))
+        # At least one, for what has none.
+        if isinstance(n_groups, int):
+            n_groups = max(1, n_groups)
+        else:
+            n_groups = xp.clip(as_dtype(n_groups, out.dtype), 1, None)
+        out = out * (entries.n / n_groups)
         if rules.estimator.normalized:
             out = out / (xp.clip(sizes, 1, None) if where is not None else sizes)
     return as_dtype(out, entries.dtype)
