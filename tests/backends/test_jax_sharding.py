@@ -181,7 +181,7 @@ def test_interpreted_kernels() -> None:
 
 @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
 @pytest.mark.parametrize(
-    # Not "pallas_interpret": on eight devices the callbacks of JAX's interpreter wait for each other.
+    # Not "pallas_interpret": on eight devices its callbacks wait for each other.
     "implementation",
     [pytest.param(None, marks=pytest.mark.slow), pytest.param("xla", marks=pytest.mark.slow)],
 )
