@@ -2,9 +2,10 @@
 
     python -m bench.grouping [--device auto|cpu|cuda|tpu] [--quick] [--out FOLDER]
 
-Groups of one size, as contiguous blocks, by integer ids in any order, on the device and as NumPy's,
-and by ids of text, hashing included; JAX's also under jax.jit. All take turns, each result is
-checked against that of the matrix, and every figure is a ratio to the matrix of the same library.
+Groups of one size: as contiguous blocks, by integer ids in any order, on the device and as NumPy's,
+and by ids of text, looked up in every call; JAX's also under jax.jit. All take turns, each result
+is checked against that of the matrix, and every figure is a ratio to the matrix of the same
+library.
 """
 
 from __future__ import annotations

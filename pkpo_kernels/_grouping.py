@@ -2,9 +2,10 @@
 segments of the array.
 
 What lies on a CPU outside a program NumPy computes, which is several times as fast there and
-compiles nothing. Contiguous blocks are a matrix as they lie. NumPy takes the groups of each size as
-a matrix, torch all groups as one, with a mask. JAX, whose programs are made for shapes, and all
-that is traced, for which nobody knows the sizes, sort and scan the array as it is.
+compiles nothing (but blocks of tensors without a mask, where torch is as fast). Contiguous blocks
+are a matrix as they lie. NumPy takes the groups of each size as a matrix, torch all groups as one,
+with a mask. JAX, whose programs are made for shapes, and all that is traced, for which nobody knows
+the sizes, sort and scan the array as it is.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ def transform(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules)
     # A k of a tensor that is less than 1 has no place to be cut to, and NumPy refuses it.
     host_knows_k = isinstance(k, int) or rules.undersized != "clip"
     if rules.implementation is None and entries.on_cpu and host_knows_k:
-        rules = rules._replace(implementation="numpy")
-        out = transform(entries.on_host(), groups, samples, k_on_host(k), rules)
-        return entries.from_host(out)
+        on_host = entries.on_host()
+        if entries.library == "jax" or not is_integer(groups) or on_host.valid is not None:
+            rules = rules._replace(implementation="numpy")
+            return entries.from_host(transform(on_host, groups, samples, k_on_host(k), rules))
+        entries = entries._replace(valid=None)  # a matrix without a mask torch computes as fast
     block = checked_block(groups, entries)
     sharding = _sharding(entries)
     if block and samples is None and not _straddle(entries, block, sharding):

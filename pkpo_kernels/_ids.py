@@ -69,7 +69,8 @@ def checked_ids(argument: str, ids: Any, rewards: Array, *, traced: bool) -> Ids
             f"{argument} must be integers (N,) or (N, S), or N hashable ids; got an array of dtype"
             f" {dtype_name(ids.dtype)} and shape {tuple(ids.shape)}"
         )
-    ids = ids.tolist() if of == "numpy" else list(ids)
+    if not isinstance(ids, (list, tuple)):  # which are not copied: that takes as long as hashing
+        ids = ids.tolist() if of == "numpy" else list(ids)
     others = [one for one in ids if not is_integer(one)] if traced else []
     if others and library_of(others[0]) is None:
         raise TypeError(
@@ -109,7 +110,7 @@ def _to_device(numbers: NDArray[np.int64], rewards: Array) -> Ids:
     return (numbers,)
 
 
-def _numbered(argument: str, ids: list[Any]) -> NDArray[np.int64]:
+def _numbered(argument: str, ids: Sequence[Any]) -> NDArray[np.int64]:
     """Number objects by first appearance: N → (N,)."""
     numbers: defaultdict[Any, int] = defaultdict()
     numbers.default_factory = numbers.__len__

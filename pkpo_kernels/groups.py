@@ -108,9 +108,10 @@ def transform_groups(
           torch.Tensor, a jax.Array or a tracer. A NaN is a sample that could not be scored.
         groups: which group each entry belongs to: N hashable ids in a list or an array of strings
           or objects (1 and "1" are two ids), integers (N,) of any library, or integer rows (N, S),
-          where equal rows are one group. Or an integer n: contiguous blocks of n entries. Inside
-          jax.jit and torch.compile they are integers; any ids, any number of groups and any k are
-          one program.
+          where equal rows are one group (in a program and on a GPU a sort for each column: number
+          long rows outside). Or an integer n, the size of a group, not their number: contiguous
+          blocks of n entries. Inside jax.jit and torch.compile ids are integers, and any ids, any
+          number of groups and any k are one program.
         k: an integer ≥ 1, or one for each entry, which must not vary within a group. In torch and
           JAX arrays of theirs, too, () or (N,): where one is less than 1, or varies where the host
           cannot see it (on a GPU, in a program), its group counts as undersized. Too large a k is
@@ -128,11 +129,13 @@ def transform_groups(
           already: there "batch_mean" is × N / (G · own size), and "mean" is refused.)
         undersized: what groups with too few samples for k get: "zero", "nan", or "clip" (the
           largest k that they admit).
-        nan: "drop" leaves entries out whose reward is NaN; "propagate" makes their group NaN. An
-          infinity makes its group NaN.
+        nan: "drop" leaves entries out whose reward is NaN; "propagate" makes their group NaN, and
+          spares a GPU the mask. An infinity makes its group NaN.
         implementation: a name from `available_implementations()`, or None to choose: whatever lies
           on a CPU outside a program is computed by NumPy, which is faster there and compiles
-          nothing. Kernels serve blocks, and ids outside a program; "torch" and "xla" serve all.
+          nothing. Kernels serve blocks, and ids outside a program: of tensors by default, of JAX
+          where one is named, since a matrix of new shape is a new program. "torch" and "xla" serve
+          all.
 
     Returns:
         (N,) of the same library, device and floating dtype, in the same order (integers and bool:
