@@ -16,7 +16,9 @@ from pkpo_kernels.typing import ImplementationName, Undersized
 from pkpo_kernels.validation import (
     FLOATS,
     INTEGERS,
+    check_device,
     checked_array,
+    checked_library,
     checked_name,
     dtype_name,
     host_integers,
@@ -73,10 +75,7 @@ class Entries(NamedTuple):
                     f"where must be (N,) or (N, T) for N={array.shape[0]} rewards;"
                     f" got shape {tuple(where.shape if library_of(where) else kept.shape)}"
                 )
-            if library == "torch" and kept.device != array.device:
-                raise ValueError(
-                    f"where must be on the device of rewards, {array.device}; got {kept.device}"
-                )
+            check_device("where", kept, array, library)
         valid = kept
         if nan == "drop" and dtype_name(array.dtype) in FLOATS:
             scored = array == array
@@ -152,17 +151,6 @@ def as_bool(x: Array) -> Array:
     return as_dtype(x, registry.namespace(library_of(x) or "numpy").bool)
 
 
-def checked_library(argument: str, value: Any, library: str, beside: str) -> Array:
-    """Check that an array (...) is of the library of what goes with it."""
-    value, of = checked_array(argument, value)
-    if of != library:
-        raise TypeError(
-            f"{argument} must be of the same array library as {beside} ({library}); got"
-            f" a {of} array"
-        )
-    return value
-
-
 def checked_scale(scale: Any, estimator: Estimator) -> GroupScale | float:
     """Check a scale: a name that the estimator admits, or a finite number."""
     if isinstance(scale, (int, float, np.integer, np.floating)):
@@ -190,12 +178,14 @@ def checked_k(k: Any, entries: Entries) -> Any:
             raise TypeError(f"k must be of an integer dtype; got {dtype_name(k.dtype)}")
         if library == "torch":
             k = k.to(entries.rewards.device, registry.namespace(library).int64)
-    elif is_integer(k) or host_ks(k).ndim == 0:
-        return min(_at_least_1(int(k)), most)
     else:
-        k = host_ks(k)
-        _at_least_1(k.min(initial=1))
-        k = _where_rewards_are(np.minimum(k, most).astype(np.int64), entries)
+        # An integer without NumPy: torch.compile follows it.
+        values = k if is_integer(k) else host_ks(k)
+        if is_integer(k) or values.ndim == 0:
+            _at_least_1(int(values))
+            return min(int(values), most)
+        _at_least_1(values.min(initial=1))
+        k = _where_rewards_are(np.minimum(values, most).astype(np.int64), entries)
     if len(k.shape) > 0 and tuple(k.shape) != (entries.n,):
         raise ValueError(
             f"k must be an integer, or one for each of {entries.n} rewards; got shape"
@@ -211,10 +201,9 @@ def host_ks(k: Any) -> NDArray[Any]:
     )
 
 
-def _at_least_1(k: int) -> int:
+def _at_least_1(k: int) -> None:
     if k < 1:
         raise ValueError(f"k must be at least 1; got k={k}")
-    return k
 
 
 def _where_rewards_are(k: NDArray[np.int64], entries: Entries) -> Array:

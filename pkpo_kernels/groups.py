@@ -22,7 +22,6 @@ from pkpo_kernels._entries import (
     Rules,
     as_bool,
     checked_k,
-    checked_library,
     checked_scale,
 )
 from pkpo_kernels.backends import registry
@@ -38,7 +37,7 @@ from pkpo_kernels.typing import (
     TorchTensor,
     Undersized,
 )
-from pkpo_kernels.validation import checked_array, checked_name, is_traced
+from pkpo_kernels.validation import checked_array, checked_library, checked_name, is_traced
 
 EntryIds = Sequence[Hashable] | NDArray[Any] | TorchTensor | JaxArray
 

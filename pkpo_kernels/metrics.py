@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pkpo_kernels import _grouping
-from pkpo_kernels._entries import Entries, GroupScale, as_bool, as_dtype, checked_k, checked_library
+from pkpo_kernels._entries import Entries, GroupScale, as_bool, as_dtype, checked_k
 from pkpo_kernels.backends import registry
 from pkpo_kernels.groups import transform_groups
 from pkpo_kernels.maths.estimators import ESTIMATORS
@@ -19,6 +19,7 @@ from pkpo_kernels.typing import EstimatorName, Undersized
 from pkpo_kernels.validation import (
     checked_array,
     checked_integers,
+    checked_library,
     checked_name,
     dtype_name,
     is_traced,
@@ -89,7 +90,8 @@ def _group_metrics(
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
     if groups is None:
         rewards, where, groups = _flat(rewards, where)
-    entries = Entries.of(rewards, where, traced=any(map(is_traced, (rewards, groups, where, k))))
+    traced = any(map(is_traced, (rewards, groups, samples, where, k)))
+    entries = Entries.of(rewards, where, traced=traced)
     k = None if k is None else checked_k(k, entries)
     xp, rewards = registry.namespace(entries.library), entries.rewards
     if dtype_name(rewards.dtype) in ("float16", "bfloat16"):

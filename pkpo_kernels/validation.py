@@ -314,14 +314,28 @@ def checked_axis(axis: Any, shape: Sequence[int]) -> int:
     return at % len(shape)
 
 
+def checked_library(argument: str, value: Any, library: str, beside: str) -> Array:
+    """Check that an array (...) is of the library of what goes with it."""
+    value, of = checked_array(argument, value)
+    if of != library:
+        raise TypeError(
+            f"{argument} must be of the same array library as {beside} ({library}); got"
+            f" a {of} array"
+        )
+    return value
+
+
+def check_device(argument: str, tensor: Array, rewards: Array, library: str) -> None:
+    """Check that what goes with tensors of rewards lies where they do."""
+    if library == "torch" and tensor.device != rewards.device:
+        raise ValueError(
+            f"{argument} must be on the device of rewards, {rewards.device}; got {tensor.device}"
+        )
+
+
 def checked_mask(where: Any, rewards: Array, library: str) -> Array:
     """Check a mask against the rewards (...), which are of this library: → (...) bool."""
-    where, where_library = checked_array("where", where)
-    if where_library != library:
-        raise TypeError(
-            f"where must be of the same array library as rewards ({library}); got"
-            f" a {where_library} array"
-        )
+    where = checked_library("where", where, library, "rewards")
     if dtype_name(where.dtype) != "bool":
         raise TypeError(f"where must be of dtype bool; got {dtype_name(where.dtype)}")
     if tuple(where.shape) != tuple(rewards.shape):
@@ -329,10 +343,7 @@ def checked_mask(where: Any, rewards: Array, library: str) -> Array:
             f"where must have the shape of rewards, {tuple(rewards.shape)};"
             f" got {tuple(where.shape)}"
         )
-    if library == "torch" and where.device != rewards.device:
-        raise ValueError(
-            f"where must be on the device of rewards, {rewards.device}; got {where.device}"
-        )
+    check_device("where", where, rewards, library)
     return where
 
 

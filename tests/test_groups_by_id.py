@@ -1,4 +1,4 @@
-"""Groups by id: what ids may be, what is refused, programs that trace it, and what trainers log."""
+"""Groups by id: what ids may be, what is refused, and programs that trace it."""
 
 from __future__ import annotations
 
@@ -261,95 +261,6 @@ class TestToTokens:
             pk.to_tokens(np.zeros(3), np.ones((2, 3)))
 
 
-class TestMetrics:
-    def rewards(self) -> np.ndarray[Any, Any]:
-        rewards = (np.random.default_rng(1).random((30, 8)) < 0.3).astype(np.float32)
-        rewards[:3] = 0
-        rewards[3] = [1, 1, 1, 1, 1, 1, 1, 0]  # differs, and yet no signal at k=4
-        return rewards
-
-    def test_they_are_what_they_are_called(self) -> None:
-        rewards = self.rewards()
-        got = pk.group_metrics(rewards, [1, 4], k=4)
-        assert set(got) == {
-            *("pass@1", "max@1", "pass@4", "max@4", "groups", "signal", "undersized"),
-            *("group_size_min", "group_size_mean", "group_size_max"),
-            *("advantage_abs_mean", "advantage_abs_max"),
-        }
-        for k in (1, 4):
-            right = pk.max_at_k(rewards.astype(float), k).mean()
-            assert got[f"pass@{k}"] == pytest.approx(right)
-            assert got[f"max@{k}"] == pytest.approx(right, rel=1e-6)
-        advantages = pk.transform(rewards, 4) * 8
-        assert got["signal"] == pytest.approx(advantages.any(-1).mean())
-        assert got["signal"] < (rewards.std(-1) > 0).mean()
-        assert got["advantage_abs_mean"] == pytest.approx(np.abs(advantages).mean(), rel=1e-6)
-        assert got["advantage_abs_max"] == pytest.approx(np.abs(advantages).max())
-        assert got["undersized"] == 0 and got["groups"] == 30 and got["group_size_max"] == 8
-
-    def test_ragged_groups_and_what_is_left_out(self) -> None:
-        rewards = [0.0, 1.0, 0.0, 0.0, 3.0, 2.0, np.nan, 9.0]
-        ids = ["a", "b", "a", "a", "b", "c", "b", "a"]
-        where = np.array([1, 1, 1, 1, 1, 1, 1, 0], bool)
-        got = pk.group_metrics(rewards, [1, 2, 4], groups=ids, where=where, k=2)
-        assert got["max@1"] == pytest.approx((0 + 2 + 2) / 3)
-        assert got["max@2"] == pytest.approx((0 + 3) / 2)  # "c" is too small
-        assert got["pass@2"] == pytest.approx(1 / 2)
-        assert np.isnan(got["pass@4"])
-        assert (got["groups"], got["group_size_min"], got["group_size_max"]) == (3, 1, 3)
-        assert got["group_size_mean"] == pytest.approx(2)
-        assert got["undersized"] == pytest.approx(1 / 3)
-        assert got["signal"] == pytest.approx(1 / 3)
-
-    def test_of_what_is_trained_with(self) -> None:
-        # sloo needs k < n: no group of two has a signal at k = 2.
-        options: dict[str, Any] = {"groups": 2, "k": 2}
-        got = pk.group_metrics([0.0, 1.0, 2.0, 5.0], [1], estimator="sloo", **options)
-        assert (got["signal"], got["undersized"], got["advantage_abs_max"]) == (0, 1, 0)
-        got = pk.group_metrics([0.0, 1.0, 2.0, 5.0], [1], scale="sum", **options)
-        assert got["advantage_abs_max"] == pytest.approx(3)
-
-    def test_samples_of_several_entries(self) -> None:
-        rewards, groups, samples = [9.0, 1.0, 0.0, 5.0, 0.0], [0, 0, 0, 1, 1], [1, 1, 2, 1, 1]
-        for array in (np.asarray, torch.tensor, jnp.asarray):
-            given = array(rewards), array(groups), array(samples)
-            got = pk.group_metrics(given[0], [1], groups=given[1], samples=given[2], k=2)
-            assert float(got["max@1"]) == pytest.approx((0.5 + 0) / 2)
-            assert float(got["group_size_mean"]) == pytest.approx(1.5)
-            assert float(got["advantage_abs_mean"]) == pytest.approx(5 / 2 / 3)
-
-    @pytest.mark.filterwarnings("error")
-    def test_nothing_at_all(self) -> None:
-        full = set(pk.group_metrics(np.ones((2, 2)), [1], k=1))
-        for rewards in (np.full((2, 2), np.nan), np.zeros((0, 2))):
-            for array in (np.asarray, torch.tensor, jnp.asarray):
-                got = pk.group_metrics(array(rewards), [1], k=1)
-                assert set(got) == full and float(got["groups"]) == 0
-                assert np.isnan([float(got[name]) for name in full - {"groups"}]).all(), got
-
-    def test_on_devices_and_in_programs(self) -> None:
-        rewards = self.rewards()
-        want = pk.group_metrics(rewards, [4], k=4)
-        order = np.random.default_rng(0).permutation(rewards.size)
-        flat, ids = rewards.reshape(-1)[order], (np.arange(rewards.size) // 8)[order]
-        found = [
-            pk.group_metrics(torch.from_numpy(rewards), [4], k=4),
-            pk.group_metrics(torch.from_numpy(flat), [4], groups=ids, k=torch.tensor(4)),
-            jax.jit(lambda x, i, k: pk.group_metrics(x, [4], groups=i, k=k))(flat, ids, 4),
-        ]
-        for got in found:
-            assert set(got) == set(want)
-            for key, right in want.items():
-                assert got[key].shape == ()
-                assert float(got[key]) == pytest.approx(right, rel=2e-6), key
-
-    def test_wrong_arguments(self) -> None:
-        with pytest.raises(ValueError, match=r"rewards must be .* pass groups="):
-            pk.group_metrics(np.zeros(4), [1])
-        with pytest.raises(ValueError, match=r"ks\[1\] must be at least 1; got 0"):
-            pk.group_metrics(np.zeros((2, 4)), [1, 0])
-
-
 @pytest.mark.parametrize("kind", [pytest.param("Auto", marks=pytest.mark.slow), "Explicit"])
 def test_entries_spread_over_a_mesh(kind: str) -> None:
     mesh = jax.make_mesh((4,), ("x",), axis_types=(getattr(jax.sharding.AxisType, kind),))
@@ -411,22 +322,6 @@ class TestWhatWasBrokenOnce:
     def test_arrays_that_may_go_anywhere_still_may(self) -> None:
         elsewhere = jax.device_put(jnp.ones(N), jax.devices()[1])
         close(pk.transform_groups(jnp.asarray(REWARDS), IDS, 3) * elsewhere)
-
-    def test_a_group_too_small_for_k_has_no_say_in_max_at_k(self) -> None:
-        got = pk.group_metrics([np.inf, 1.0, 2.0, 5.0], [2], groups=[0, 1, 1, 1])
-        assert got["max@2"] == pytest.approx((2 + 5 + 5) / 3)
-
-    def test_metrics_take_every_k(self) -> None:
-        want = pk.group_metrics(REWARDS, [2], groups=IDS, k=3)
-        for array in (np.asarray, torch.tensor, jnp.asarray):
-            for k in ([3] * N, np.full(N, 3), array([3] * N)):
-                got = pk.group_metrics(array(REWARDS), [2], groups=IDS, k=k)
-                assert float(got["undersized"]) == pytest.approx(want["undersized"])
-        got = pk.group_metrics(torch.from_numpy(REWARDS), [2], groups=IDS, k=torch.tensor(0))
-        assert float(got["undersized"]) == 1
-        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-            got = pk.group_metrics(jnp.asarray(REWARDS), [2], groups=jnp.asarray(IDS), k=3)
-        assert float(got["signal"]) == pytest.approx(want["signal"])
 
     @pytest.mark.filterwarnings("error")
     def test_results_that_overflow_are_no_warnings(self) -> None:
