@@ -65,7 +65,7 @@ class TestIds:
             close(pk.transform_groups(REWARDS, torch.from_numpy(ids), 3))
             close(pk.transform_groups(torch.from_numpy(REWARDS), jnp.asarray(ids), 3))
 
-    def test_places_found_on_a_device_are_those_of_the_host(self) -> None:
+    def test_positions_found_on_a_device_are_those_of_the_host(self) -> None:
         # Tensors on a CPU go the host's way: this is what a GPU does.
         one, several = (IDS,), (IDS % 3, IDS // 3)
         for columns in (one, several):
