@@ -191,17 +191,16 @@ def test_distributed_tensors_are_refused() -> None:
 
 
 @pytest.mark.slow  # to import
-def test_real_distributed_tensors_are_refused() -> None:
+def test_distributed_rewards_that_only_ids_group_are_refused() -> None:
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        rewards = distribute_tensor(torch.zeros(2, 3), init_device_mesh("cpu", (1,)), [Shard(0)])
+        rewards = distribute_tensor(torch.zeros(6), init_device_mesh("cpu", (1,)), [Shard(0)])
         with pytest.raises(TypeError, match=r"got a DTensor: pass rewards.to_local\(\)"):
-            pk.transform(rewards, 2)
-        assert pk.transform(rewards.to_local(), 2).shape == (2, 3)
+            pk.transform_groups(rewards, [1, 1, 1, 2, 2, 2], 2)
     finally:
         distributed.destroy_process_group()
 
