@@ -1,0 +1,72 @@
+"""The paper's experiments: each writes CSVs and figures to a folder and checks what must hold.
+
+    python -m bench.paper toy|policies|strings|arc [--seeds 3] [--quick] [--out FOLDER]
+
+The exit code is 1 where a claim does not hold. With --quick an experiment is smaller than what its
+claims are made of: they are shown, and decide nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench import records
+from bench.paper.claims import Outcome, claims_table
+
+# module → what it is
+EXPERIMENTS = {
+    "toy": "One parameter, a reward that is known: the variance of gradient estimates (5.1).",
+    "policies": "Softmax policies whose pass@k is known exactly (5.2).",
+}
+DEFAULT_OUT = Path("build/paper")
+
+SeedsOption = Annotated[int, typer.Option(min=1, help="Runs of everything random.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Smaller; its claims decide nothing.")]
+OutOption = Annotated[Path, typer.Option(help="The folder of the CSVs and figures.")]
+
+
+def perform(name: str, seeds: int, quick: bool, out: Path) -> Outcome:
+    """Run an experiment and write its rows and its claims: NAME.csv, NAME-claims.csv."""
+    where = records.origin("cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    wall, cpu = time.perf_counter(), time.process_time()
+    found: Outcome = import_module(f"bench.paper.{name}").run(seeds, quick, out)
+    spent = {
+        "wall_s": round(time.perf_counter() - wall),
+        "cpu_s": round(time.process_time() - cpu),
+        "form": "quick" if quick else "full",
+    }
+    records.write_table(out / f"{name}.csv", found.rows, where)
+    claims = [claim.row for claim in found.claims]
+    records.write_table(out / f"{name}-claims.csv", claims, spent | where)
+    records.report(out / f"{name}-claims.csv", name, {name: claims_table(claims)}, [])
+    return found
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+def _command(name: str) -> None:
+    def command(
+        seeds: SeedsOption = 3, quick: QuickOption = False, out: OutOption = DEFAULT_OUT
+    ) -> None:
+        found = perform(name, seeds, quick, out)
+        broken = [claim.what for claim in found.claims if not claim.holds]
+        if broken and not quick:
+            Console(stderr=True).print(f"{name}: does not hold: {'; '.join(broken)}")
+            raise typer.Exit(1)
+
+    app.command(name, help=EXPERIMENTS[name])(command)
+
+
+for _name in EXPERIMENTS:
+    _command(_name)
+
+if __name__ == "__main__":
+    app()

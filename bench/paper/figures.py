@@ -1,0 +1,83 @@
+"""How the experiments' figures look: panels in a row, a colour a schedule, spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.paper.claims import KS
+
+_SCHEDULES = [f"k={k}" for k in KS]
+_MARKERS = "ov^sDP*x"
+
+
+def color(name: str) -> Any:
+    """Choose a schedule's colour: from dark to light as k rises, red for one that changes."""
+    if name in _SCHEDULES:
+        return colormaps["viridis"](_SCHEDULES.index(name) / len(_SCHEDULES))
+    return "crimson"
+
+
+def panels(count: int) -> tuple[Figure, Sequence[Axes]]:
+    """Open a figure with panels in a row: as wide as a page, so the more the narrower."""
+    # A Figure made without pyplot needs no display and leaves no state behind.
+    canvas = Figure(figsize=(13, 3.8), layout="constrained")
+    return canvas, canvas.subplots(1, count, squeeze=False)[0]
+
+
+def points(axes: Axes, name: str, of: Mapping[Any, Sequence[float]], look: Any = None) -> None:
+    """Draw x → figures of all seeds: their mean and deviation, x on an axis of powers of two."""
+    means = [float(np.mean(values)) for values in of.values()]
+    deviations = [float(np.std(values, ddof=len(values) > 1)) for values in of.values()]
+    look = {"marker": "o", "color": color(name)} if look is None else look
+    axes.errorbar(list(of), means, deviations, label=name, ms=4, lw=1.2, capsize=2, **look)
+    axes.set_xscale("log", base=2)
+
+
+def marked(index: int) -> dict[str, Any]:
+    """Choose how the index-th of many curves looks."""
+    return {"marker": _MARKERS[index % len(_MARKERS)], "color": f"C{index}"}
+
+
+def curve(axes: Axes, name: str, of: Sequence[NDArray[Any]], width: int = 1) -> None:
+    """Draw curves over steps, one a seed (steps,): their mean, and shade from least to largest.
+
+    With a width every step shows the mean of so many around it.
+    """
+    padded = np.pad(of, ((0, 0), (width // 2, (width - 1) // 2)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1)
+    smooth = windows.mean(-1)[:, :: max(1, len(of[0]) // 200)]
+    steps = np.linspace(0, len(of[0]), smooth.shape[1])
+    axes.plot(steps, smooth.mean(0), color=color(name), label=name, lw=1.4)
+    axes.fill_between(steps, smooth.min(0), smooth.max(0), color=color(name), alpha=0.15, lw=0)
+    axes.set_xlabel("step")
+
+
+def switch(axes: Axes, step: float) -> None:
+    """Mark the step at which a schedule changes."""
+    axes.axvline(step, color=color("a switch"), ls=":", lw=1)
+
+
+def save(canvas: Figure, path: Path, title: str) -> None:
+    """Write a figure to a small PNG, with one legend of all panels' labels."""
+    labels: dict[str, Any] = {}
+    for axes in canvas.axes:
+        axes.grid(alpha=0.3)
+        axes.title.set_fontsize(10)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            labels.setdefault(label, handle)
+    canvas.legend(labels.values(), labels, loc="outside lower center", ncols=8, fontsize=9)
+    canvas.suptitle(title)
+    drawn = BytesIO()
+    canvas.savefig(drawn, format="png", dpi=90)
+    # A palette of few colours is all that lines need, and a third of the size.
+    Image.open(drawn).convert("RGB").quantize(96).save(path, "PNG", optimize=True)

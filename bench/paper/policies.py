@@ -1,0 +1,369 @@
+"""Section 5.2 without a network: softmax policies whose pass@k is known exactly.
+
+"ambiguous": a prompt does not tell which of its tasks it stands for, as where a model cannot know
+better. Each of its tasks has a right answer of its own, and the policy sees the prompt alone: it
+should spread k samples over likely answers. The best policy for every k is known exactly.
+
+"shared": every task has a right answer of its own, some answers being much commoner than others,
+and a task's logits are common[answer] + own[task, answer]. What is learned of one task moves all: a
+policy that is trained for pass@1 puts everything on the commonest answers and never finds the rest.
+
+All runs of an experiment, whatever their seed, schedule and learning rate, are one compiled
+program: the ks of every step are data, as are the learning rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpy.typing import NDArray
+
+import pkpo_kernels as pk
+from bench.paper import figures
+from bench.paper.claims import KS, Claim, Outcome, mean_of
+from bench.records import Row
+from pkpo_kernels.schedules import Schedule, piecewise_constant
+
+SAMPLES = 16
+Floats = NDArray[np.float64]
+
+
+class Tasks(NamedTuple):
+    """What is trained on."""
+
+    row_of: Any  # (tasks,): whose logits of its own a task's policy reads
+    answer_of: Any  # (tasks,): what is right
+
+
+class Seed(NamedTuple):
+    """What a seed decides: data for the program, in every field an axis of seeds."""
+
+    row_of: Any
+    answer_of: Any
+    batches: Any  # (steps, batch): tasks
+    uniforms: Any  # (steps, batch, SAMPLES): what samples are drawn with
+
+
+class Case(NamedTuple):
+    """How is trained: data for the program, in every field an axis of cases."""
+
+    ks: Any  # (steps,)
+    lr: Any
+
+
+class Params(NamedTuple):
+    """Of a policy: logits = share · common + own[row]."""
+
+    common: Any  # (answers,)
+    own: Any  # (rows, answers)
+
+
+class Curves(NamedTuple):
+    """What is kept of every step."""
+
+    solved: Any  # share of the tasks that were ever solved
+    entropy: Any  # of the policy, in nats
+    passes: Any  # share of the step's samples
+
+
+@partial(jax.jit, static_argnames="optimizer")
+def train(
+    start: Params, share: float, cases: Case, seeds: Seed, optimizer: str
+) -> tuple[Any, Curves]:
+    """Train every case with every seed: → chances of the right answer (cases, seeds, tasks), and
+    curves (cases, seeds, steps, …)."""
+
+    def one(case: Case, seed: Seed) -> tuple[Any, Curves]:
+        update = {"Adam": optax.adam, "SGD": optax.sgd}[optimizer](case.lr)
+
+        def log_policy(params: Params, tasks: Any) -> Any:  # (tasks, answers)
+            return jax.nn.log_softmax(share * params.common + params.own[seed.row_of[tasks]])
+
+        def step(carry: Any, now: Any) -> tuple[Any, Curves]:
+            (params, state, solved), (k, tasks, uniforms) = carry, now
+            log_p = log_policy(params, tasks)
+            # The inverse of the distribution function: one random number a sample.
+            below = jnp.cumsum(jnp.exp(log_p), -1)  # (batch, answers)
+            at = uniforms * below[:, -1:]
+            answers = (at[..., None] > below[:, None]).sum(-1)  # (batch, SAMPLES)
+            rewards = (answers == seed.answer_of[tasks, None]).astype(jnp.float32)
+            advantages = pk.transform(rewards, k)
+
+            def loss(params: Params) -> Any:
+                log_p = jnp.take_along_axis(log_policy(params, tasks), answers, -1)
+                return -(advantages * log_p).sum(-1).mean()
+
+            updates, state = update.update(jax.grad(loss)(params), state)
+            solved = solved.at[tasks].max(rewards.max(-1))
+            entropy = -(jnp.exp(log_p) * log_p).sum(-1).mean()
+            curves = Curves(solved.mean(), entropy, rewards.mean())
+            return (optax.apply_updates(params, updates), state, solved), curves
+
+        carry = start, update.init(start), jnp.zeros(len(seed.answer_of))
+        every = case.ks, seed.batches, seed.uniforms
+        (params, *_), curves = jax.lax.scan(step, carry, every)
+        log_p = log_policy(params, jnp.arange(len(seed.answer_of)))
+        return jnp.exp(jnp.take_along_axis(log_p, seed.answer_of[:, None], -1)[:, 0]), curves
+
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(cases, seeds)
+
+
+def exact_passes(chances: NDArray[Any], of: str = "pass") -> dict[str, float]:
+    """Average pass@k over tasks from their chances (tasks,): pass_1, pass_2 …
+
+    >>> exact_passes(np.array([0.0, 0.5]))["pass_2"]
+    0.375
+    """
+    chances = np.asarray(chances, np.float64)
+    return {f"{of}_{k}": float((1 - (1 - chances) ** k).mean()) for k in KS}
+
+
+class Setting(NamedTuple):
+    """A name, and what a case is made of."""
+
+    name: str
+    schedule: Schedule
+    lr: float
+
+
+def constant(k: int, lr: float) -> Setting:
+    """Train for one k."""
+    return Setting(f"k={k}", piecewise_constant([k], []), lr)
+
+
+# Of every setting and seed a row, and its curves.
+Found = tuple[list[dict[str, Any]], list[Curves]]
+
+
+class Experiment(NamedTuple):
+    """A policy and its tasks, and for how long it learns."""
+
+    name: str
+    start: Params
+    share: float
+    tasks: Sequence[Tasks]  # one for each seed
+    batch: int
+    steps: int
+
+    def run(self, settings: Sequence[Setting], optimizer: str = "Adam") -> Found:
+        """Train every setting with every seed, all in one program."""
+        steps = np.arange(self.steps)
+        seeds = [self._seed(*it) for it in enumerate(self.tasks)]
+        cases = [Case(np.int32(it.schedule(steps)), np.float32(it.lr)) for it in settings]
+        data = (type(it[0])(*map(np.stack, zip(*it, strict=True))) for it in (cases, seeds))
+        found = train(self.start, self.share, *data, optimizer)
+        chances, curves = jax.tree.map(np.asarray, found)
+        rows, each = [], []
+        for i, j in np.ndindex(chances.shape[:2]):
+            mine = Curves(*(curve[i, j] for curve in curves))
+            row = {"experiment": self.name, "optimizer": optimizer, "lr": settings[i].lr}
+            row |= {"trained for": settings[i].name, "seed": j, **exact_passes(chances[i, j])}
+            row |= {"solved": float(mine.solved[-1]), "entropy": float(mine.entropy[-50:].mean())}
+            rows.append(row)
+            each.append(mine)
+        return rows, each
+
+    def _seed(self, seed: int, tasks: Tasks) -> Seed:
+        """Draw all that is random: JAX's own generators would take longer to compile than all else
+        that there is."""
+        rng, shape = np.random.default_rng([seed, 1]), (self.steps, self.batch)
+        batches = rng.integers(0, len(tasks.row_of), shape, np.int32)
+        return Seed(*tasks, batches, rng.random((*shape, SAMPLES), np.float32))
+
+
+# ---- ambiguous prompts -------------------------------------------------------------------------
+
+LR = 0.05
+ANSWERS, PROMPTS, TASKS_A_PROMPT = 24, 64, 32
+
+
+def ambiguous_tasks(seed: int) -> Tasks:
+    """Draw every prompt's right answers from a distribution of its own, from nearly sure to nearly
+    flat."""
+    rng = np.random.default_rng(seed)
+    alphas = rng.uniform(0.15, 1.2, PROMPTS)
+    likely = [rng.dirichlet(np.full(ANSWERS, alpha)) for alpha in alphas]
+    right = [rng.choice(ANSWERS, TASKS_A_PROMPT, p=p) for p in likely]
+    return Tasks(np.repeat(np.arange(PROMPTS), TASKS_A_PROMPT), np.concatenate(right))
+
+
+def best_policy(p: Floats, k: int) -> Floats:
+    """Find the q (rows, answers) that maximizes Σ_a p_a (1 − (1 − q_a)^k) in every row of p.
+
+    Where q_a > 0 all p_a (1 − q_a)^(k−1) are one level, found by bisection.
+
+    >>> best_policy(np.array([[0.8, 0.2, 0.0]]), 2).round(3).tolist()
+    [[0.8, 0.2, 0.0]]
+    """
+    if k == 1:
+        return np.eye(p.shape[1])[p.argmax(-1)]
+    low, high = np.zeros((len(p), 1)), np.ones((len(p), 1))
+    q = p
+    for _ in range(100):
+        level = (low + high) / 2
+        ratio = np.divide(level, p, out=np.full_like(p, np.inf), where=p > 0)
+        q = np.maximum(0, 1 - ratio ** (1 / (k - 1)))
+        too_much = q.sum(-1, keepdims=True) > 1
+        low, high = np.where(too_much, level, low), np.where(too_much, high, level)
+    return q / q.sum(-1, keepdims=True)
+
+
+def optima(tasks: Tasks) -> dict[str, Floats]:
+    """Compute the chances (tasks,) under the best policy for every k; a policy can know no more
+    than how often an answer is right in its pool."""
+    often = np.zeros((PROMPTS, ANSWERS))
+    np.add.at(often, tuple(tasks), 1 / TASKS_A_PROMPT)
+    return {f"k={k}": best_policy(often, k)[tuple(tasks)] for k in KS}
+
+
+def ambiguous(seeds: int, quick: bool, out: Path) -> Outcome:
+    """Train for every k, and compare with the optima."""
+    tasks = [ambiguous_tasks(seed) for seed in range(seeds)]
+    start = Params(np.zeros(ANSWERS), np.zeros((PROMPTS, ANSWERS)))
+    of = Experiment("ambiguous", start, 0.0, tasks, 128, 200 if quick else 400)
+    rows, curves = of.run([constant(k, LR) for k in KS])
+    best = [optima(it) for it in tasks]
+    for row in rows:
+        row |= exact_passes(best[row["seed"]][row["trained for"]], "optimum")
+    draw_ambiguous(out / "policies-ambiguous.png", rows, curves)
+    return Outcome(rows, ambiguous_claims(rows))
+
+
+def ambiguous_claims(rows: Sequence[Row]) -> list[Claim]:
+    """Hold means over seeds against the paper."""
+    at = mean_of(rows, "trained for")
+    leads, short = [], []
+    for k in KS:
+        own = at[f"k={k}"][f"pass_{k}"]
+        leads += [own - at[f"k={other}"][f"pass_{k}"] for other in KS if other != k]
+        short.append(at[f"k={k}"][f"optimum_{k}"] - own)
+    entropies = np.diff([at[f"k={k}"]["entropy"] for k in KS])
+    gain = at["k=16"]["pass_16"] - at["k=1"]["pass_16"]
+    return [
+        Claim("5.2.1", "pass@k is best where k was trained for: least lead", min(leads), 0.005),
+        Claim("5.2.1", "furthest from the exact optimum", max(short), most=0.03),
+        Claim("5.2.1", "entropy rises with k: least step", float(min(entropies)), 0.0),
+        Claim("5.2.1", "pass@16: k=16 less k=1", gain, 0.35),
+    ]
+
+
+def draw_ambiguous(path: Path, rows: Sequence[Row], curves: Sequence[Curves]) -> None:
+    """Draw pass@k beside the optima, and what happens on the way."""
+    at = mean_of(rows, "trained for")
+    best = {k: at[f"k={k}"][f"optimum_{k}"] for k in KS}
+    canvas, panels = figures.panels(3)
+    for name, mean in at.items():
+        mine = [row for row in rows if row["trained for"] == name]
+        relative = {k: [row[f"pass_{k}"] / best[k] for row in mine] for k in KS}
+        figures.points(panels[0], name, relative)
+        exact = [mean[f"optimum_{k}"] / best[k] for k in KS]
+        panels[0].plot(KS, exact, ":", color=figures.color(name))
+    panels[0].set(title="pass@k of the best possible (dots: exact optimum)", xlabel="k_eval")
+    _draw_curves(panels[1:], rows, curves)
+    figures.save(canvas, path, "Ambiguous prompts, trained for k")
+
+
+# ---- shared logits -----------------------------------------------------------------------------
+
+SHARE, SHARED_ANSWERS, TASKS = 4.0, 64, 256
+RATES = (0.003, 0.01, 0.03, 0.1, 0.2)
+SGD_RATES = (0.3, 1.0, 3.0, 10.0, 30.0)
+SWITCHED = "8→1"
+
+
+def shared_tasks(seed: int) -> Tasks:
+    """Draw right answers, the a-th with a chance of 1/a, but for a factor."""
+    p = 1 / np.arange(1, SHARED_ANSWERS + 1)
+    drawn = np.random.default_rng(seed).choice(SHARED_ANSWERS, TASKS, p=p / p.sum())
+    return Tasks(np.arange(TASKS), drawn)
+
+
+def shared(seeds: int, quick: bool, out: Path) -> Outcome:
+    """Train for every k, for 8 and then for 1; for 1 at other rates; and by plain SGD."""
+    tasks = [shared_tasks(seed) for seed in range(seeds)]
+    steps = 300 if quick else 1000
+    start = Params(np.zeros(SHARED_ANSWERS), np.zeros((TASKS, SHARED_ANSWERS)))
+    of = Experiment("shared", start, SHARE, tasks, 64, steps)
+    switched = Setting(SWITCHED, piecewise_constant([8, 1], [steps // 2]), LR)
+    cases = [*(constant(k, LR) for k in KS), switched]
+    rates = [] if quick else [constant(1, lr) for lr in RATES]
+    rows, curves = of.run([*cases, *rates])
+    named = slice(0, len(cases) * seeds)
+    draw_shared(out / "policies-shared.png", rows[named], curves[named], steps // 2)
+    if not quick:
+        rows += of.run([constant(k, lr) for k in (1, 8) for lr in SGD_RATES], "SGD")[0]
+        draw_rates(out / "policies-rates.png", rows)
+    return Outcome(rows, shared_claims(rows[named]))
+
+
+def shared_claims(rows: Sequence[Row]) -> list[Claim]:
+    """Hold means over seeds against the paper."""
+    at = mean_of(rows, "trained for")
+
+    def gain(name: str, k: int) -> float:
+        return at[name][f"pass_{k}"] - at["k=1"][f"pass_{k}"]
+
+    stalled, later = at["k=1"]["pass_16"], min(gain(SWITCHED, k) for k in KS)
+    return [
+        Claim("5.2.3", "k=1 stalls: its pass@16", stalled, most=0.70),
+        Claim("5.2.3", "pass@1: k=4 less k=1", gain("k=4", 1), 0.12),
+        Claim("5.2.2", "8→1 less k=1: least gain, pass@1 to pass@16", later, 0.20),
+    ]
+
+
+def draw_shared(path: Path, rows: Sequence[Row], curves: Sequence[Curves], switch: int) -> None:
+    """Draw what happens on the way, and pass@k at the end."""
+    canvas, panels = figures.panels(4)
+    _draw_curves(panels[:2], rows, curves)
+    for name in dict.fromkeys(row["trained for"] for row in rows):
+        mine = [i for i, row in enumerate(rows) if row["trained for"] == name]
+        figures.curve(panels[2], name, [curves[i].passes for i in mine], 25)
+        figures.points(panels[3], name, {k: [rows[i][f"pass_{k}"] for i in mine] for k in KS})
+    panels[2].set(title="rolling pass@1")
+    panels[3].set(title="pass@k at the end", xlabel="k_eval")
+    for axes in panels[:3]:
+        figures.switch(axes, switch)
+    figures.save(canvas, path, "Shared logits, trained for k (shade and bars: over seeds)")
+
+
+def draw_rates(path: Path, rows: Iterable[Row]) -> None:
+    """Draw pass@1 and pass@16 against the learning rate, Adam's and SGD's."""
+    canvas, panels = figures.panels(4)
+    views = [(optimizer, k) for optimizer in ("Adam", "SGD") for k in (1, 16)]
+    for axes, (optimizer, k_eval) in zip(panels, views, strict=True):
+        for name in ("k=1", "k=8"):
+            found: dict[float, list[float]] = {}
+            for row in rows:
+                if (row["optimizer"], row["trained for"]) == (optimizer, name):
+                    found.setdefault(row["lr"], []).append(row[f"pass_{k_eval}"])
+            figures.points(axes, name, dict(sorted(found.items())))
+        axes.set(title=f"{optimizer}: pass@{k_eval}", xlabel="learning rate", ylim=(0, 1))
+        axes.set_xscale("log")
+    figures.save(canvas, path, "Shared logits: what another learning rate, or plain SGD, gives")
+
+
+# ---- both --------------------------------------------------------------------------------------
+
+
+def _draw_curves(panels: Sequence[Any], rows: Sequence[Row], curves: Sequence[Curves]) -> None:
+    """Draw the solve rate and the entropy over steps in two panels."""
+    for name in dict.fromkeys(row["trained for"] for row in rows):
+        mine = [c for row, c in zip(rows, curves, strict=True) if row["trained for"] == name]
+        figures.curve(panels[0], name, [curve.solved for curve in mine])
+        figures.curve(panels[1], name, [curve.entropy for curve in mine], 5)
+    panels[0].set(title="cumulative solve rate")
+    panels[1].set(title="entropy, nats")
+
+
+def run(seeds: int, quick: bool, out: Path) -> Outcome:
+    """Train on both kinds of tasks."""
+    both = [ambiguous(seeds, quick, out), shared(seeds, quick, out)]
+    rows: list[Mapping[str, Any]] = [row for one in both for row in one.rows]
+    return Outcome(rows, [claim for one in both for claim in one.claims])
