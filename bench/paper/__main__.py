@@ -23,6 +23,7 @@ from bench.paper.claims import Outcome, claims_table
 EXPERIMENTS = {
     "toy": "One parameter, a reward that is known: the variance of gradient estimates (5.1).",
     "policies": "Softmax policies whose pass@k is known exactly (5.2).",
+    "strings": "A transformer writes programs for strings (5.2).",
 }
 DEFAULT_OUT = Path("build/paper")
 

@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.paper.runs import KS
 from bench.records import Lines, Row
-
-# Of how many fresh samples the best is taken, wherever policies are compared.
-KS = (1, 2, 4, 8, 16)
 
 
 class Claim(NamedTuple):

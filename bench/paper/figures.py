@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.paper.claims import KS
+from bench.paper.runs import KS, Curves
+from bench.records import Row
 
 _SCHEDULES = [f"k={k}" for k in KS]
 _MARKERS = "ov^sDP*x"
@@ -62,9 +63,43 @@ def curve(axes: Axes, name: str, of: Sequence[NDArray[Any]], width: int = 1) -> 
     axes.set_xlabel("step")
 
 
-def switch(axes: Axes, step: float) -> None:
-    """Mark the step at which a schedule changes."""
-    axes.axvline(step, color=color("a switch"), ls=":", lw=1)
+def training(
+    axes: Sequence[Axes], rows: Sequence[Row], curves: Sequence[Curves], switch: float | None = None
+) -> None:
+    """Draw curves of every schedule, a panel a kind, and mark the step at which one switches."""
+    for name, mine in by(rows, "trained for").items():
+        of = [curves[i] for i in mine]
+        for panel, kind, width in zip(axes, Curves._fields, (1, 5, 25), strict=False):
+            curve(panel, name, [getattr(one, kind) for one in of], width)
+    titles = ("cumulative solve rate", "entropy, nats", "rolling pass@1")
+    for panel, title in zip(axes, titles, strict=False):
+        panel.set(title=title)
+        if switch is not None:
+            panel.axvline(switch, color=color("a switch"), ls=":", lw=1)
+
+
+def passes(axes: Axes, rows: Sequence[Row], of: str) -> None:
+    """Draw pass@k in the end of every schedule, from the columns `of`_1, `of`_2 …"""
+    for name, mine in by(rows, "trained for").items():
+        points(axes, name, {k: [rows[i][f"{of}_{k}"] for i in mine] for k in KS})
+    axes.set(title=f"pass@k in the end, {of}", xlabel="k_eval")
+
+
+def rates(axes: Axes, rows: Sequence[Row], column: str) -> None:
+    """Draw a figure of every schedule against the learning rate."""
+    for name, mine in by(rows, "trained for").items():
+        found = by([rows[i] for i in mine], "lr")
+        of = {lr: [rows[mine[i]][column] for i in found[lr]] for lr in sorted(found)}
+        points(axes, name, of)
+    axes.set(title=column.replace("_", ": pass@"), xlabel="learning rate", xscale="log")
+
+
+def by(rows: Sequence[Row], column: str) -> dict[Any, list[int]]:
+    """Collect the indices of rows by what they have in a column."""
+    found: dict[Any, list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(row[column], []).append(i)
+    return found
 
 
 def save(canvas: Figure, path: Path, title: str) -> None:

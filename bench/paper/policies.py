@@ -14,7 +14,7 @@ program: the ks of every step are data, as are the learning rates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +27,20 @@ from numpy.typing import NDArray
 
 import pkpo_kernels as pk
 from bench.paper import figures
-from bench.paper.claims import KS, Claim, Outcome, mean_of
+from bench.paper.claims import Claim, Outcome, mean_of
+from bench.paper.runs import (
+    KS,
+    SAMPLES,
+    SWITCHED,
+    Case,
+    Curves,
+    Setting,
+    constant,
+    stacked,
+    switched,
+)
 from bench.records import Row
-from pkpo_kernels.schedules import Schedule, piecewise_constant
 
-SAMPLES = 16
 Floats = NDArray[np.float64]
 
 
@@ -51,26 +60,11 @@ class Seed(NamedTuple):
     uniforms: Any  # (steps, batch, SAMPLES): what samples are drawn with
 
 
-class Case(NamedTuple):
-    """How is trained: data for the program, in every field an axis of cases."""
-
-    ks: Any  # (steps,)
-    lr: Any
-
-
 class Params(NamedTuple):
     """Of a policy: logits = share · common + own[row]."""
 
     common: Any  # (answers,)
     own: Any  # (rows, answers)
-
-
-class Curves(NamedTuple):
-    """What is kept of every step."""
-
-    solved: Any  # share of the tasks that were ever solved
-    entropy: Any  # of the policy, in nats
-    passes: Any  # share of the step's samples
 
 
 @partial(jax.jit, static_argnames="optimizer")
@@ -125,19 +119,6 @@ def exact_passes(chances: NDArray[Any], of: str = "pass") -> dict[str, float]:
     return {f"{of}_{k}": float((1 - (1 - chances) ** k).mean()) for k in KS}
 
 
-class Setting(NamedTuple):
-    """A name, and what a case is made of."""
-
-    name: str
-    schedule: Schedule
-    lr: float
-
-
-def constant(k: int, lr: float) -> Setting:
-    """Train for one k."""
-    return Setting(f"k={k}", piecewise_constant([k], []), lr)
-
-
 # Of every setting and seed a row, and its curves.
 Found = tuple[list[dict[str, Any]], list[Curves]]
 
@@ -154,20 +135,16 @@ class Experiment(NamedTuple):
 
     def run(self, settings: Sequence[Setting], optimizer: str = "Adam") -> Found:
         """Train every setting with every seed, all in one program."""
-        steps = np.arange(self.steps)
-        seeds = [self._seed(*it) for it in enumerate(self.tasks)]
-        cases = [Case(np.int32(it.schedule(steps)), np.float32(it.lr)) for it in settings]
-        data = (type(it[0])(*map(np.stack, zip(*it, strict=True))) for it in (cases, seeds))
-        found = train(self.start, self.share, *data, optimizer)
+        seeds = stacked([self._seed(*it) for it in enumerate(self.tasks)])
+        cases = stacked([Case.of(setting, self.steps) for setting in settings])
+        found = train(self.start, self.share, cases, seeds, optimizer)
         chances, curves = jax.tree.map(np.asarray, found)
         rows, each = [], []
         for i, j in np.ndindex(chances.shape[:2]):
-            mine = Curves(*(curve[i, j] for curve in curves))
+            each.append(Curves(*(curve[i, j] for curve in curves)))
             row = {"experiment": self.name, "optimizer": optimizer, "lr": settings[i].lr}
             row |= {"trained for": settings[i].name, "seed": j, **exact_passes(chances[i, j])}
-            row |= {"solved": float(mine.solved[-1]), "entropy": float(mine.entropy[-50:].mean())}
-            rows.append(row)
-            each.append(mine)
+            rows.append(row | each[-1].last())
         return rows, each
 
     def _seed(self, seed: int, tasks: Tasks) -> Seed:
@@ -266,7 +243,7 @@ def draw_ambiguous(path: Path, rows: Sequence[Row], curves: Sequence[Curves]) ->
         exact = [mean[f"optimum_{k}"] / best[k] for k in KS]
         panels[0].plot(KS, exact, ":", color=figures.color(name))
     panels[0].set(title="pass@k of the best possible (dots: exact optimum)", xlabel="k_eval")
-    _draw_curves(panels[1:], rows, curves)
+    figures.training(panels[1:], rows, curves)
     figures.save(canvas, path, "Ambiguous prompts, trained for k")
 
 
@@ -275,7 +252,6 @@ def draw_ambiguous(path: Path, rows: Sequence[Row], curves: Sequence[Curves]) ->
 SHARE, SHARED_ANSWERS, TASKS = 4.0, 64, 256
 RATES = (0.003, 0.01, 0.03, 0.1, 0.2)
 SGD_RATES = (0.3, 1.0, 3.0, 10.0, 30.0)
-SWITCHED = "8→1"
 
 
 def shared_tasks(seed: int) -> Tasks:
@@ -291,8 +267,7 @@ def shared(seeds: int, quick: bool, out: Path) -> Outcome:
     steps = 300 if quick else 1000
     start = Params(np.zeros(SHARED_ANSWERS), np.zeros((TASKS, SHARED_ANSWERS)))
     of = Experiment("shared", start, SHARE, tasks, 64, steps)
-    switched = Setting(SWITCHED, piecewise_constant([8, 1], [steps // 2]), LR)
-    cases = [*(constant(k, LR) for k in KS), switched]
+    cases = [*(constant(k, LR) for k in KS), switched(steps, LR)]
     rates = [] if quick else [constant(1, lr) for lr in RATES]
     rows, curves = of.run([*cases, *rates])
     named = slice(0, len(cases) * seeds)
@@ -321,45 +296,23 @@ def shared_claims(rows: Sequence[Row]) -> list[Claim]:
 def draw_shared(path: Path, rows: Sequence[Row], curves: Sequence[Curves], switch: int) -> None:
     """Draw what happens on the way, and pass@k at the end."""
     canvas, panels = figures.panels(4)
-    _draw_curves(panels[:2], rows, curves)
-    for name in dict.fromkeys(row["trained for"] for row in rows):
-        mine = [i for i, row in enumerate(rows) if row["trained for"] == name]
-        figures.curve(panels[2], name, [curves[i].passes for i in mine], 25)
-        figures.points(panels[3], name, {k: [rows[i][f"pass_{k}"] for i in mine] for k in KS})
-    panels[2].set(title="rolling pass@1")
-    panels[3].set(title="pass@k at the end", xlabel="k_eval")
-    for axes in panels[:3]:
-        figures.switch(axes, switch)
+    figures.training(panels[:3], rows, curves, switch)
+    figures.passes(panels[3], rows, "pass")
     figures.save(canvas, path, "Shared logits, trained for k (shade and bars: over seeds)")
 
 
-def draw_rates(path: Path, rows: Iterable[Row]) -> None:
+def draw_rates(path: Path, rows: Sequence[Row]) -> None:
     """Draw pass@1 and pass@16 against the learning rate, Adam's and SGD's."""
     canvas, panels = figures.panels(4)
-    views = [(optimizer, k) for optimizer in ("Adam", "SGD") for k in (1, 16)]
-    for axes, (optimizer, k_eval) in zip(panels, views, strict=True):
-        for name in ("k=1", "k=8"):
-            found: dict[float, list[float]] = {}
-            for row in rows:
-                if (row["optimizer"], row["trained for"]) == (optimizer, name):
-                    found.setdefault(row["lr"], []).append(row[f"pass_{k_eval}"])
-            figures.points(axes, name, dict(sorted(found.items())))
-        axes.set(title=f"{optimizer}: pass@{k_eval}", xlabel="learning rate", ylim=(0, 1))
-        axes.set_xscale("log")
+    views = [(optimizer, f"pass_{k}") for optimizer in ("Adam", "SGD") for k in (1, 16)]
+    for axes, (optimizer, column) in zip(panels, views, strict=True):
+        mine = [row for row in rows if row["optimizer"] == optimizer]
+        figures.rates(axes, [row for row in mine if row["trained for"] in ("k=1", "k=8")], column)
+        axes.set(title=f"{optimizer}: pass@{column[5:]}", ylim=(0, 1))
     figures.save(canvas, path, "Shared logits: what another learning rate, or plain SGD, gives")
 
 
 # ---- both --------------------------------------------------------------------------------------
-
-
-def _draw_curves(panels: Sequence[Any], rows: Sequence[Row], curves: Sequence[Curves]) -> None:
-    """Draw the solve rate and the entropy over steps in two panels."""
-    for name in dict.fromkeys(row["trained for"] for row in rows):
-        mine = [c for row, c in zip(rows, curves, strict=True) if row["trained for"] == name]
-        figures.curve(panels[0], name, [curve.solved for curve in mine])
-        figures.curve(panels[1], name, [curve.entropy for curve in mine], 5)
-    panels[0].set(title="cumulative solve rate")
-    panels[1].set(title="entropy, nats")
 
 
 def run(seeds: int, quick: bool, out: Path) -> Outcome:

@@ -23,7 +23,8 @@ from scipy.special import ndtr
 
 import pkpo_kernels as pk
 from bench.paper import figures
-from bench.paper.claims import KS, Claim, Outcome
+from bench.paper.claims import Claim, Outcome
+from bench.paper.runs import KS
 from bench.records import Lines, Row, figure, number
 from pkpo_kernels.typing import EstimatorName
 

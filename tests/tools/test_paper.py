@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import pkpo_kernels as pk
 from bench.paper import __main__ as command
 from bench.paper import policies, toy
-from bench.paper.claims import KS, Claim, Outcome
+from bench.paper.claims import Claim, Outcome
+from bench.paper.runs import KS
 from bench.records import read_table
 from pkpo_kernels.maths import reference
 
