@@ -15,7 +15,7 @@ WORKERS ?= auto
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench readme-tables clean
+.PHONY: help demo test test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench paper-quick paper readme-tables clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -125,7 +125,18 @@ bench: .venv/installed  ## throughput, accuracy and scaling on this machine, tab
 	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.grouping
 
-readme-tables: .venv/installed  ## the tables of bench/README.md from bench/results
+# Where the paper's experiments write; those that bench/paper/README.md shows are in bench/paper/results.
+PAPER_OUT ?= build/paper
+
+paper-quick: .venv/installed  ## the paper's toy and softmax policies: figures, and what must hold, in a minute
+	$(BIN)/python -m bench.paper toy --out $(PAPER_OUT)
+	$(BIN)/python -m bench.paper policies --out $(PAPER_OUT)
+
+paper: paper-quick  ## all of the paper's experiments, in a quarter of an hour
+	$(BIN)/python -m bench.paper strings --out $(PAPER_OUT)
+	$(BIN)/python -m bench.paper arc --out $(PAPER_OUT)
+
+readme-tables: .venv/installed  ## the tables of bench/README.md and bench/paper/README.md from their results
 	$(BIN)/python -m bench.readme_tables
 
 clean:  ## remove everything that was made

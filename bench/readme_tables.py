@@ -1,4 +1,4 @@
-"""Fill the tables and plots of bench/README.md from bench/results/.
+"""Fill the tables and plots of bench/README.md from bench/results/, and bench/paper's likewise.
 
     python -m bench.readme_tables [--check]
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
@@ -20,9 +20,11 @@ from typing import Annotated
 import typer
 
 from bench import accuracy, grouping, scaling, throughput
+from bench.paper import tables as paper
 from bench.records import RESULTS, Lines, Row, number, pivot, read_table
 
 README = RESULTS.parent / "README.md"
+Table = Callable[[Path], str]  # a folder of results → what fills a block
 _BLOCK = re.compile(r"(<!-- results: (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -153,7 +155,7 @@ def tpu_static(results: Path) -> str:
     return f"{about}; nothing was run (`results/{path.name}`).\n\n{table}"
 
 
-TABLES: dict[str, Callable[[Path], str]] = {
+TABLES: dict[str, Table] = {
     "throughput": measured(
         "throughput",
         lambda rows: [
@@ -169,13 +171,31 @@ TABLES: dict[str, Callable[[Path], str]] = {
 }
 
 
-def filled(text: str, results: Path = RESULTS) -> str:
+def of_paper(name: str, tables: Callable[[Sequence[Row]], Sequence[Lines]]) -> Table:
+    """Make what fills a block of bench/paper: what an experiment must show, and its figures."""
+
+    def block(results: Path) -> str:
+        claims = read_table(results / f"{name}-claims.csv")
+        run = claims[0]
+        about = f"Found on {run['device']} ({run['conditions']}), {run['date']} at commit "
+        about += f"{run['commit']}, in {run['wall_s']} s, {run['cpu_s']} s of processors "
+        parts = [f"{about}(`results/{name}.csv`).", markdown(paper.claims_table(claims))]
+        parts += map(markdown, tables(read_table(results / f"{name}.csv")))
+        return "\n\n".join(parts)
+
+    return block
+
+
+PAPER_TABLES = {name: of_paper(name, tables) for name, tables in paper.EXPERIMENTS.items()}
+
+
+def filled(text: str, results: Path = RESULTS, tables: Mapping[str, Table] = TABLES) -> str:
     """Make all blocks of a text anew; ValueError for a name without a table."""
 
     def block(found: re.Match[str]) -> str:
-        if found[2] not in TABLES:
-            raise ValueError(f"results must be one of {', '.join(TABLES)}; got {found[2]!r}")
-        return f"{found[1]}\n{TABLES[found[2]](results)}\n\n{found[4]}"
+        if found[2] not in tables:
+            raise ValueError(f"results must be one of {', '.join(tables)}; got {found[2]!r}")
+        return f"{found[1]}\n{tables[found[2]](results)}\n\n{found[4]}"
 
     return _BLOCK.sub(block, text)
 
@@ -187,14 +207,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     check: Annotated[bool, typer.Option("--check", help="Only say whether they agree.")] = False,
 ) -> None:
-    """Fill the tables of bench/README.md from the files in bench/results/."""
-    text = README.read_text()
-    new = filled(text)
-    if check and new != text:
-        typer.echo("bench/README.md and bench/results/ disagree; run make readme-tables")
-        raise typer.Exit(1)
-    if new != text:
-        README.write_text(new)
+    """Fill the tables of bench/README.md and bench/paper/README.md from the files in results/."""
+    every = (README, RESULTS, TABLES), (paper.README, paper.RESULTS, PAPER_TABLES)
+    for readme, results, tables in every:
+        text = readme.read_text()
+        new = filled(text, results, tables)
+        if check and new != text:
+            typer.echo(f"{readme} and {results} disagree; run make readme-tables")
+            raise typer.Exit(1)
+        if new != text:
+            readme.write_text(new)
 
 
 if __name__ == "__main__":

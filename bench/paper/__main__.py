@@ -11,19 +11,21 @@ from __future__ import annotations
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from bench import records
-from bench.paper.claims import Outcome, claims_table
+from bench.paper.claims import Outcome
+from bench.paper.tables import claims_table
 
 # module → what it is
 EXPERIMENTS = {
     "toy": "One parameter, a reward that is known: the variance of gradient estimates (5.1).",
     "policies": "Softmax policies whose pass@k is known exactly (5.2).",
     "strings": "A transformer writes programs for strings (5.2).",
+    "arc": "It writes programs for tasks of ARC-AGI-1 (5.2.3).",
 }
 DEFAULT_OUT = Path("build/paper")
 
@@ -43,11 +45,17 @@ def perform(name: str, seeds: int, quick: bool, out: Path) -> Outcome:
         "cpu_s": round(time.process_time() - cpu),
         "form": "quick" if quick else "full",
     }
-    records.write_table(out / f"{name}.csv", found.rows, where)
+    rows = [{name: _rounded(value) for name, value in row.items()} for row in found.rows]
+    records.write_table(out / f"{name}.csv", rows, where)
     claims = [claim.row for claim in found.claims]
     records.write_table(out / f"{name}-claims.csv", claims, spent | where)
     records.report(out / f"{name}-claims.csv", name, {name: claims_table(claims)}, [])
     return found
+
+
+def _rounded(value: Any) -> Any:
+    """Keep six digits of a float: more would be noise, and make files large."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)

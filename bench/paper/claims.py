@@ -1,4 +1,4 @@
-"""What an experiment must show, what it showed, and the tables of both.
+"""What an experiment must show, and what it showed.
 
 An experiment gives an Outcome. Its rows and its claims are kept as CSVs of bench.records; figures
 are drawn by the experiment itself.
@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.paper.runs import KS
-from bench.records import Lines, Row
+from bench.records import Row
 
 
 class Claim(NamedTuple):
@@ -51,35 +50,6 @@ class Outcome(NamedTuple):
 
     rows: Sequence[Row]
     claims: Sequence[Claim]
-
-
-def claims_table(rows: Iterable[Row]) -> Lines:
-    """Lay out claims, a line each, as they were written to a CSV."""
-    columns = ("section", "claim", "must hold", "found", "holds")
-    return [["§", *columns[1:]], *([row[name] for name in columns] for row in rows)]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Write the mean over seeds and, where there are several, their deviation.
-
-    >>> spread([0.5]), spread([0.5, 0.6])
-    ('0.500', '0.550 ± 0.071')
-    """
-    mean = f"{np.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
-
-
-def passes_table(rows: Iterable[Row], of: str, more: Sequence[str]) -> Lines:
-    """Lay out pass@k of the columns `of`_1, `of`_2 …, and more columns: a schedule a line."""
-    names: dict[str, list[Row]] = {}
-    for row in rows:
-        names.setdefault(row["trained for"], []).append(row)
-    columns = {f"{of}_{k}": f"pass@{k}" for k in KS} | {name: name for name in more}
-    lines = [
-        [name, *(spread([float(row[column]) for row in found]) for column in columns)]
-        for name, found in names.items()
-    ]
-    return [["trained for", *columns.values()], *lines]
 
 
 def mean_of(rows: Iterable[Row], by: str) -> dict[str, dict[str, float]]:

@@ -78,11 +78,11 @@ def training(
             panel.axvline(switch, color=color("a switch"), ls=":", lw=1)
 
 
-def passes(axes: Axes, rows: Sequence[Row], of: str) -> None:
+def passes(axes: Axes, rows: Sequence[Row], of: str, title: str) -> None:
     """Draw pass@k in the end of every schedule, from the columns `of`_1, `of`_2 …"""
     for name, mine in by(rows, "trained for").items():
         points(axes, name, {k: [rows[i][f"{of}_{k}"] for i in mine] for k in KS})
-    axes.set(title=f"pass@k in the end, {of}", xlabel="k_eval")
+    axes.set(title=title, xlabel="k_eval")
 
 
 def rates(axes: Axes, rows: Sequence[Row], column: str) -> None:

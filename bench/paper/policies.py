@@ -148,8 +148,7 @@ class Experiment(NamedTuple):
         return rows, each
 
     def _seed(self, seed: int, tasks: Tasks) -> Seed:
-        """Draw all that is random: JAX's own generators would take longer to compile than all else
-        that there is."""
+        """Draw all that is random: JAX's own generators take seconds to compile."""
         rng, shape = np.random.default_rng([seed, 1]), (self.steps, self.batch)
         batches = rng.integers(0, len(tasks.row_of), shape, np.int32)
         return Seed(*tasks, batches, rng.random((*shape, SAMPLES), np.float32))
@@ -297,7 +296,7 @@ def draw_shared(path: Path, rows: Sequence[Row], curves: Sequence[Curves], switc
     """Draw what happens on the way, and pass@k at the end."""
     canvas, panels = figures.panels(4)
     figures.training(panels[:3], rows, curves, switch)
-    figures.passes(panels[3], rows, "pass")
+    figures.passes(panels[3], rows, "pass", "pass@k in the end")
     figures.save(canvas, path, "Shared logits, trained for k (shade and bars: over seeds)")
 
 

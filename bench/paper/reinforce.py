@@ -20,8 +20,6 @@ from bench.paper.runs import KS, SAMPLES, Case, Curves, Setting, stacked
 from bench.paper.transformer import Params, Shape, log_probs, sample
 
 BATCH = 32
-# Fresh samples of a task that judge what was trained.
-JUDGED_SAMPLES = 64
 
 
 class Tasks(NamedTuple):
@@ -37,7 +35,7 @@ class Seed(NamedTuple):
     start: Params
     batches: Any  # (steps, BATCH): tasks
     uniforms: Any  # (steps, BATCH, SAMPLES, length): what samples are drawn with
-    judged: Any  # (tasks, JUDGED_SAMPLES, length)
+    judged: Any  # (tasks, samples, length), of what judges the result
 
 
 def attempt(params: Params, shape: Shape, tasks: Tasks, uniforms: Any) -> tuple[Any, Any, Any]:
@@ -92,15 +90,17 @@ def runs(
     settings: Sequence[Setting],
     starts: Sequence[Params],
     steps: int,
+    samples: int,
 ) -> tuple[list[dict[str, Any]], list[Curves]]:
-    """Train in every setting from every start, a seed each: → of each run a row, and its curves."""
+    """Train in every setting from every start, a seed each: → of each run a row, and its curves.
+    It is judged by fresh samples, so many of every task."""
     most = max(len(of.prompts) for of in judged.values())
     seeds = []
     for seed, start in enumerate(starts):
         rng = np.random.default_rng([seed, 1])
         batches = rng.integers(0, len(tasks.prompts), (steps, BATCH), np.int32)
         uniforms = rng.random((steps, BATCH, SAMPLES, shape.length), np.float32)
-        fresh = rng.random((most, JUDGED_SAMPLES, shape.length), np.float32)
+        fresh = rng.random((most, samples, shape.length), np.float32)
         seeds.append(Seed(start, batches, uniforms, fresh))
     cases = stacked([Case.of(setting, steps) for setting in settings])
     found = train(shape, tasks, judged, cases, stacked(seeds))
@@ -113,25 +113,3 @@ def runs(
             row |= {f"{name}_{k}": float(value) for k, value in zip(KS, of[i, j], strict=True)}
         rows.append(row | each[-1].last())
     return rows, each
-
-
-@partial(jax.jit, static_argnames="shape")
-def supervise(
-    shape: Shape, params: Params, prompts: Any, answers: Any, batches: Any, rates: Any
-) -> tuple[Params, Any]:
-    """Learn answers (examples, length) to prompts (examples, prompt): batches (steps, batch) with a
-    learning rate each → parameters, losses (steps,)."""
-
-    def step(carry: Any, now: Any) -> tuple[Any, Any]:
-        (params, state), (chosen, rate) = carry, now
-
-        def loss(params: Params) -> Any:
-            return -log_probs(params, shape, prompts[chosen], answers[chosen][:, None]).mean()
-
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, state = optax.adam(rate).update(gradient, state)
-        return (optax.apply_updates(params, updates), state), value
-
-    carry = params, optax.adam(0.0).init(params)
-    (params, _), losses = jax.lax.scan(step, carry, (batches, rates))
-    return params, losses

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from bench.paper import figures
 from bench.paper.claims import Claim, Outcome
-from bench.paper.reinforce import Tasks, runs, supervise
+from bench.paper.reinforce import Tasks, runs
 from bench.paper.runs import KS, SWITCHED, Curves, constant, switched
-from bench.paper.transformer import Params, Shape, init
+from bench.paper.transformer import Params, Shape, init, supervise
 from bench.records import Row
 
 LETTERS, SIZE, LENGTH = 5, 5, 3
@@ -121,7 +121,7 @@ def run(seeds: int, quick: bool, out: Path) -> Outcome:
     else:
         settings = [*(constant(k, LR) for k in KS), switched(steps, LR)]
     rates = [] if quick else [*(constant(1, lr) for lr in OTHER_RATES), constant(8, OTHER_RATES[0])]
-    rows, curves = runs(SHAPE, pool, judged, [*settings, *rates], [start] * seeds, steps)
+    rows, curves = runs(SHAPE, pool, judged, [*settings, *rates], [start] * seeds, steps, 64)
     named = slice(0, len(settings) * seeds)
     draw(out / "strings.png", rows[named], curves[named], steps // 2)
     if not quick:
@@ -155,8 +155,8 @@ def draw(path: Path, rows: Sequence[Row], curves: Sequence[Curves], switch: int)
     """Draw what happens on the way, and pass@k at the end on the pool and held out."""
     canvas, panels = figures.panels(5)
     figures.training(panels[:3], rows, curves, switch)
-    figures.passes(panels[3], rows, "pool")
-    figures.passes(panels[4], rows, "held out")
+    for axes, of in zip(panels[3:], ("pool", "held out"), strict=True):
+        figures.passes(axes, rows, of, f"pass@k in the end, {of}")
     figures.save(canvas, path, "Programs for strings, trained for k (shade and bars: over seeds)")
 
 

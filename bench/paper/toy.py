@@ -25,7 +25,8 @@ import pkpo_kernels as pk
 from bench.paper import figures
 from bench.paper.claims import Claim, Outcome
 from bench.paper.runs import KS
-from bench.records import Lines, Row, figure, number
+from bench.paper.tables import COMBINED
+from bench.records import Row
 from pkpo_kernels.typing import EstimatorName
 
 SIGMA = 0.1
@@ -110,7 +111,6 @@ PARTITIONED = {
 OURS: tuple[EstimatorName, ...] = ("s", "sloo", "sloo_minus_one", "centered")
 NAMES = (*PARTITIONED, *OURS)
 DEFAULT: EstimatorName = "sloo_minus_one"
-COMBINED = "combined"
 
 
 def estimators(n: int, k: int) -> dict[str, Estimator]:
@@ -239,25 +239,7 @@ def _estimates(row: Row) -> int:
     return sum(row[name] != "" for name in NAMES)
 
 
-# ---- tables and figures ------------------------------------------------------------------------
-
-
-def variance_table(rows: Iterable[Row]) -> Lines:
-    """Lay out mean variances at n = 16: θ and k a line; what the best combination leaves also as a
-    share of the lowest."""
-    cases: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if int(row["n"]) == N and int(row["k"]) in KS:
-            cases.setdefault((row["theta"], row["k"]), []).append(row)
-    lines = [[f"n={N}", *NAMES, COMBINED]]
-    for (theta, k), mine in cases.items():
-        there = [name for name in (*NAMES, COMBINED) if number(mine[0], name) is not None]
-        means = {n: float(np.mean([float(row[n]) for row in mine])) for n in there}
-        lowest = min(means[name] for name in means if name != COMBINED)
-        cells = [figure(means[name]) if name in means else "–" for name in NAMES]
-        share = f"{figure(means[COMBINED])} ({means[COMBINED] / lowest:.2f}x)"
-        lines.append([f"θ={theta}, k={k}", *cells, share])
-    return lines
+# ---- figures ----------------------------------------------------------------------------------
 
 
 def draw_effective_rewards(path: Path, draws: int) -> None:

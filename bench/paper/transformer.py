@@ -1,4 +1,4 @@
-"""A small decoder-only transformer that writes answers of a few tokens to prompts.
+"""A small decoder-only transformer that writes answers of a few tokens to prompts, and learns some.
 
 Samples of one task share its prompt: it is read once, and every answer attends to it.
 """
@@ -6,11 +6,13 @@ Samples of one task share its prompt: it is read once, and every answer attends 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 Params = dict[str, Any]
 
@@ -113,3 +115,25 @@ def sample(params: Params, shape: Shape, prompts: Any, uniforms: Any) -> tuple[A
         tokens = (uniforms[..., t, None] * below[..., -1:] > below).sum(-1)
         answers = jnp.concatenate([answers, tokens[..., None].astype(jnp.int32)], -1)
     return answers, entropy
+
+
+@partial(jax.jit, static_argnames="shape")
+def supervise(
+    shape: Shape, params: Params, prompts: Any, answers: Any, batches: Any, rates: Any
+) -> tuple[Params, Any]:
+    """Learn answers (examples, length) to prompts (examples, prompt): batches (steps, batch) with a
+    learning rate each → parameters, losses (steps,)."""
+
+    def step(carry: Any, now: Any) -> tuple[Any, Any]:
+        (params, state), (chosen, rate) = carry, now
+
+        def loss(params: Params) -> Any:
+            return -log_probs(params, shape, prompts[chosen], answers[chosen][:, None]).mean()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optax.adam(rate).update(gradient, state)
+        return (optax.apply_updates(params, updates), state), value
+
+    carry = params, optax.adam(0.0).init(params)
+    (params, _), losses = jax.lax.scan(step, carry, (batches, rates))
+    return params, losses

@@ -19,6 +19,7 @@ from bench.paper import __main__ as command
 from bench.paper import policies, toy
 from bench.paper.claims import Claim, Outcome
 from bench.paper.runs import KS
+from bench.paper.tables import variance_table
 from bench.records import read_table
 from pkpo_kernels.maths import reference
 
@@ -46,7 +47,7 @@ def test_toy(tmp_path: Path) -> None:
     assert found["that of s, of it"] > 20 > found["that of sloo, of it"] > 2
     assert found["k = n: off the partitioned form"] < 1e-9
     rows = read_table(tmp_path / "toy.csv")
-    head, *lines = toy.variance_table(rows)
+    head, *lines = variance_table(rows)
     assert len(lines) == len(toy.THETAS) * len(KS) and {len(line) for line in lines} == {len(head)}
     assert all(float(row["combined"]) < 1.001 * float(row["sloo_minus_one"]) for row in rows)
     assert {path.name for path in tmp_path.glob("*.png")} == {
