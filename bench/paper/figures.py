@@ -91,7 +91,9 @@ def rates(axes: Axes, rows: Sequence[Row], column: str) -> None:
         found = by([rows[i] for i in mine], "lr")
         of = {lr: [rows[mine[i]][column] for i in found[lr]] for lr in sorted(found)}
         points(axes, name, of)
-    axes.set(title=column.replace("_", ": pass@"), xlabel="learning rate", xscale="log")
+    every = sorted(by(rows, "lr"))
+    axes.set(title=column.replace("_", ": pass@"), xlabel="learning rate")
+    axes.set_xticks(every, [f"{rate:g}" for rate in every], rotation=30)
 
 
 def by(rows: Sequence[Row], column: str) -> dict[Any, list[int]]:

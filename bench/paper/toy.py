@@ -209,7 +209,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         for k, at in zip(KS, OPTIMA, strict=True)
     ]
     worst = max(row["z"] for row in rows)
-    what = f"unbiased: largest |z| of all {sum(_estimates(row) for row in rows)} means"
+    what = f"unbiased: largest abs(z) of {sum(_estimates(row) for row in rows)} means"
     found.append(Claim("5.1", what, worst, most=4.5))
     at_4 = variances(rows, N, K, THETA)
     ours = at_4.pop(DEFAULT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from typer.testing import CliRunner
 
 import pkpo_kernels as pk
 from bench.paper import __main__ as command
-from bench.paper import policies, toy
+from bench.paper import policies, tables, toy
 from bench.paper.claims import Claim, Outcome
 from bench.paper.runs import KS
-from bench.paper.tables import variance_table
+from bench.readme_tables import PAPER_TABLES, filled
 from bench.records import read_table
 from pkpo_kernels.maths import reference
 
@@ -47,7 +48,7 @@ def test_toy(tmp_path: Path) -> None:
     assert found["that of s, of it"] > 20 > found["that of sloo, of it"] > 2
     assert found["k = n: off the partitioned form"] < 1e-9
     rows = read_table(tmp_path / "toy.csv")
-    head, *lines = variance_table(rows)
+    head, *lines = tables.variance_table(rows)
     assert len(lines) == len(toy.THETAS) * len(KS) and {len(line) for line in lines} == {len(head)}
     assert all(float(row["combined"]) < 1.001 * float(row["sloo_minus_one"]) for row in rows)
     assert {path.name for path in tmp_path.glob("*.png")} == {
@@ -123,6 +124,28 @@ def test_no_policy_is_better_than_the_best(rng: np.random.Generator, k: int) -> 
         other = rng.dirichlet(np.full(6, 0.5), 4)
         for share in (1.0, 0.01):
             assert np.all(value((1 - share) * best + share * other) <= value(best) + 1e-12)
+
+
+# ---- README ------------------------------------------------------------------------------------
+
+
+def test_readme_and_the_results_agree() -> None:
+    text = tables.README.read_text()
+    assert filled(text, tables.RESULTS, PAPER_TABLES) == text, "run make readme-tables"
+    assert all(f"<!-- results: {name} -->" in text for name in command.EXPERIMENTS)
+    plots = re.findall(r"^!\[.*\]\((.*)\)$", text, re.MULTILINE)
+    assert len(plots) >= 6
+    for plot in plots:
+        assert (tables.README.parent / plot).stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("name", command.EXPERIMENTS)
+def test_what_is_kept_is_whole(name: str) -> None:
+    claims = read_table(tables.RESULTS / f"{name}-claims.csv")
+    assert {(claim["form"], claim["holds"]) for claim in claims} == {("full", "yes")}
+    rows = read_table(tables.RESULTS / f"{name}.csv")
+    assert 0 < len(rows) <= 100 and {row["seed"] for row in rows} == {"0", "1", "2"}
+    assert all(row[it] for row in rows for it in ("device", "date", "commit", "versions"))
 
 
 # ---- claims ------------------------------------------------------------------------------------
