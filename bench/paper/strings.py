@@ -113,7 +113,7 @@ def taught(steps: int) -> Params:
 def run(seeds: int, quick: bool, out: Path) -> Outcome:
     """Train for every k and for 8, then 1; and for some at other rates."""
     steps = 120 if quick else 400
-    start = taught(1000 if quick else 2400)
+    start = taught(600 if quick else 2400)
     pool, held_out = tasks_of(POOL, 2, 2).tasks, tasks_of(HELD_OUT, 3, 2).tasks
     judged = {"pool": Tasks(*(it[:HELD_OUT] for it in pool)), "held out": held_out}
     if quick:

@@ -51,7 +51,7 @@ def passes_table(rows: Sequence[Row], of: str, more: Sequence[str] = ()) -> Line
     lines = [
         [name, *_means(found, columns)] for (name,), found in _grouped(mine, "trained for").items()
     ]
-    return [[f"trained for ({of})", *(f"pass@{k}" for k in KS), *more], *lines]
+    return [["trained for", *(f"pass@{k}" for k in KS), *more], *lines]
 
 
 def rates_table(rows: Sequence[Row], columns: Sequence[str]) -> Lines:
