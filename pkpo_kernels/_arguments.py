@@ -62,8 +62,19 @@ class Groups(NamedTuple):
         there = {"device": self.rewards.device} if self.library == "torch" else {}
         return xp.full((math.prod(self.leading), columns), value, dtype=self.dtype, **there)
 
-    def fold(self, x: Array) -> Array:
-        """(..., n) → (rows, n)."""
+    @property
+    def lie_in_rows(self) -> bool:
+        """Tell whether tensors lie in memory as (rows, n) one after the other."""
+        return all(
+            x is None or (self.axis == x.ndim - 1 and x.is_contiguous())
+            for x in (self.rewards, self.where)
+        )
+
+    def rows(self) -> tuple[Array, Array | None]:
+        """Fold rewards and mask: (..., n) → (rows, n)."""
+        return self._fold(self.rewards), None if self.where is None else self._fold(self.where)
+
+    def _fold(self, x: Array) -> Array:
         if self.axis < len(self.leading):
             x = registry.namespace(self.library).moveaxis(x, self.axis, -1)
         return x.reshape(math.prod(self.leading), self.n)

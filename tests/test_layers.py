@@ -19,7 +19,7 @@ PACKAGES = {
 # From the bottom up. Modules of one layer do not import each other: no backend is called by
 # another. A name that ends in a dot is a package whose modules may.
 LAYERS = (
-    ("typing", "validation", "backends._installed"),
+    ("typing", "validation", "backends._installed", "_calls"),
     ("maths.weights", "backends._devices"),
     ("maths.estimators",),
     ("maths.reference", "backends._rows"),

@@ -63,8 +63,13 @@ def coefficients(estimator: Estimator, device: torch.device) -> torch.Tensor:
     return _on_device("coefficients", device, (tuple(above), tuple(at_k_1)))
 
 
+def whole_numbers(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Get some integers: (count,) int64."""
+    return _on_device("whole_numbers", device, numbers)
+
+
 def _on_device(what: str, device: torch.device, arguments: tuple[Any, ...]) -> torch.Tensor:
-    """Get a table in float32, made now unless it is there."""
+    """Get a table, made now unless it is there."""
     key = (what, device, arguments)
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     table = _tables.pop(key, None)
@@ -136,5 +141,8 @@ def _numbers(key: _Key) -> torch.Tensor:
         "ratios": tables.ratios,
         "coefficients": lambda *both: both,
     }
-    numbers = torch.tensor(makers[what](*arguments), dtype=torch.float64).to(torch.float32)
+    if what == "whole_numbers":
+        numbers = torch.tensor(arguments, dtype=torch.int64)
+    else:
+        numbers = torch.tensor(makers[what](*arguments), dtype=torch.float64).to(torch.float32)
     return numbers.pin_memory() if device.type == "cuda" else numbers

@@ -165,7 +165,7 @@ class JaxBackend(NamedTuple):
     ) -> jax.Array:
         """Estimate the best of each k: rewards (rows, N), each k an integer or (), where (rows, N)
         or None → (rows, len(ks)) of dtype, a constant of the loss."""
-        return self._rows(rewards, ks, where, MAX_AT_K, "sum", "nan", dtype)
+        return self._rows(rewards, list(ks), where, MAX_AT_K, "sum", "nan", dtype)
 
     def _rows(
         self,

@@ -46,6 +46,8 @@ LIKE_OTHERS = (
     "n=128 float16",
     "n=128 float32, k scalar",
     "n=4096 float32, where, index shift 1",
+    "n=1000 float32",
+    "n=8192 float32",
 )
 
 
@@ -104,7 +106,12 @@ def test_kernels_of_long_rows_compile(target: str, variant: Variant) -> None:
 
 
 @pytest.mark.parametrize(
-    "n", [pytest.param(n, marks=() if n <= 16 else pytest.mark.slow) for n in BUDGETED_N]
+    "n",
+    [
+        *(n for n in BUDGETED_N if n <= 16),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in BUDGETED_N if 16 < n <= 128),
+        *(pytest.param(n, marks=pytest.mark.release) for n in BUDGETED_N if n > 128),
+    ],
 )
 def test_figures_stay_within_their_budget(n: int) -> None:
     row = gpu_static.measure(transform_variant(n), "sm_90")
