@@ -35,7 +35,7 @@ LAYERS = (
     ("api", "_ids", "_entries"),
     ("_grouping",),
     ("groups",),
-    ("metrics", "distributed", "schedules", "evaluation.", "selfcheck."),
+    ("metrics", "distributed", "schedules", "evaluation.", "selfcheck.", "_warm_up"),
     ("integrations.",),
     ("maths", "backends", ""),
     ("cli.",),

@@ -527,6 +527,26 @@ class TestWhatIsCompiled:
             pk.transform(rewards, k, implementation="triton")
         assert programs() == before
 
+    @pytest.mark.slow  # compiles six kernels
+    def test_nothing_is_compiled_after_warming_up(self) -> None:
+        # Of a dtype and a length that no other test asks for together.
+        calls = ("transform", "transform, where", "max_at_k")
+        for dynamic_k in (False, True):
+            pk.warm_up(9, calls, dtype="float16", dynamic_k=dynamic_k, implementation="triton")
+        before = programs()
+        assert before >= 4
+        flat = torch.randn(80 * 9, device=DEVICE).half()
+        mask = torch.ones(80 * 9 + 1, dtype=torch.bool, device=DEVICE)
+        for rows in (3, 64, 80):
+            rewards, where = flat[: rows * 9].view(rows, 9), mask[1 : rows * 9 + 1].view(rows, 9)
+            assert where.data_ptr() % 16
+            for k in (1, 9, torch.tensor(4), torch.tensor(4, dtype=torch.int32)):
+                k = k.to(DEVICE) if isinstance(k, torch.Tensor) else k
+                pk.transform(rewards, k, implementation="triton")
+                pk.transform(rewards, k, where=where, implementation="triton")
+            pk.max_at_k(rewards, [1, 2, 9], implementation="triton")
+        assert programs() == before
+
     def test_every_class_of_strides_is_one_program(self) -> None:
         # Of a dtype and a length that no other test asks for together.
         before = programs()
