@@ -335,15 +335,15 @@ def _computed(
     """Compute for groups, by a backend that serves them where they lie: `_transform` or
     `_max_at_k`'s result. The next call of the form does the same."""
     if groups.library == "jax":
-        from pkpo_kernels.backends import jax
+        from pkpo_kernels.backends import jax_meshes
 
-        layout = jax.layout_of(groups.rewards, k, groups.where, groups.axis)
+        layout = jax_meshes.layout_of(groups.rewards, k, groups.where, groups.axis)
         if layout is not None:
-            shard = jax.one_shard(groups.rewards)
+            shard = jax_meshes.one_shard(groups.rewards)
             chosen = registry.choose(implementation, groups.library, shard, traced=True)
             options["backend"] = chosen.backend
             reduces = compute is _max_at_k
-            return jax.on_every_device(compute, groups, k, options, layout, reduces)
+            return jax_meshes.on_every_device(compute, groups, k, options, layout, reduces)
     traced = any(map(is_traced, (groups.rewards, groups.where, k)))
     library, backend = registry.choose(
         implementation, groups.library, groups.rewards, traced=traced

@@ -27,7 +27,7 @@ LAYERS = (
     (
         *("backends.numpy", "backends.torch", "backends.triton"),
         *("backends.xla", "backends.pallas", "backends.jax_triton"),
-        *("backends.torch_segments", "backends.jax_segments"),
+        *("backends.torch_segments", "backends.jax_segments", "backends.jax_meshes"),
     ),
     ("backends.jax",),
     ("backends.registry",),

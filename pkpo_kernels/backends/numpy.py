@@ -24,7 +24,13 @@ from numpy.typing import NDArray
 
 from pkpo_kernels.backends._rows import RANGE_SCALE
 from pkpo_kernels.maths.estimators import MAX_AT_K
-from pkpo_kernels.maths.weights import Estimator, GapWeights, clamp_k, host_weights
+from pkpo_kernels.maths.weights import (
+    LONGEST_KEPT,
+    Estimator,
+    GapWeights,
+    clamp_k,
+    host_weights,
+)
 
 Floats = NDArray[np.float64]
 
@@ -38,8 +44,6 @@ INDEX_BITS = np.int64((1 << 29) - 1)
 # Beyond all that 32 bits can hold, and with the same bits at 0.
 BEYOND = 2.0**1000
 LARGE = float(np.finfo(np.float64).max) * RANGE_SCALE
-# Weights of rows of so many samples at most are kept: 20 MB if all are as long.
-LONGEST_KEPT = 8192
 
 
 def transform_rows(
