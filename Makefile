@@ -124,6 +124,7 @@ bench: .venv/installed  ## throughput, accuracy and scaling on this machine, tab
 	$(BIN)/python -m bench.accuracy
 	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.grouping
+	$(BIN)/python -m bench.host
 
 readme-tables: .venv/installed  ## the tables of bench/README.md from bench/results
 	$(BIN)/python -m bench.readme_tables

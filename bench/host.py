@@ -1,6 +1,6 @@
 """What a call takes of the host, beside dispatching torch's own operations for the same.
 
-    python -m bench.host [--out FOLDER]
+    python -m bench.host [--quick] [--out FOLDER]
 
 Needs no GPU, but a C compiler: Triton's real launcher runs over a CUDA driver that does nothing
 (stub_libcuda.c), on tensors in the CPU's memory, so that what is timed is all that a call does but
@@ -10,7 +10,8 @@ least of many rounds over the sort form's least, in one run. The last line is
 
     host eager R compiled R max_at_k R
 
-the plain call, the operator that a compiled program calls, and max@k for four ks.
+the plain call, the operator that a compiled program calls, and max@k for four ks. A second table
+has small calls on the CPU itself, one thread, beside torch's mean and std.
 """
 
 from __future__ import annotations
@@ -20,30 +21,43 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 from unittest import mock
 
 import typer
 
 from bench import records
-from bench.records import CommitOption, OutOption
+from bench.records import CommitOption, OutOption, Row
 
 ROWS, N, K = 1024, 16, 8
 KS = [1, 2, 4, 8]
 SORT_FORM = "torch, sort form"
-CALLS, ROUNDS = 200, 60
+# What group-relative advantages are without us.
+MEAN_AND_STD = "torch, (x - mean) / std"
+SMALL = ((64, 8), (1024, 64))
+ROUNDS = 60
+# Of a round's calls of one candidate.
+SECONDS = 2e-3
 # Set for the process that runs over the driver.
 _OVER_STUB = "PKPO_BENCH_OVER_STUB"
 
 
-def main(out: OutOption = records.RESULTS, commit: CommitOption = None) -> None:
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Few rounds, too few to trust.")] = False,
+    out: OutOption = records.RESULTS,
+    commit: CommitOption = None,
+) -> None:
     """Measure what a call takes of the host."""
     if os.environ.get(_OVER_STUB):
-        report(out, commit)
+        report(2 if quick else ROUNDS, out, commit)
         return
     with TemporaryDirectory() as folder:
         source = Path(__file__).with_name("stub_libcuda.c")
@@ -59,37 +73,72 @@ def main(out: OutOption = records.RESULTS, commit: CommitOption = None) -> None:
     raise typer.Exit(again.returncode)
 
 
-def report(out: Path, commit: str | None) -> None:
+def report(rounds: int, out: Path, commit: str | None) -> None:
     """Time all, write the table, and print it."""
     with over_stub():
-        spent = least_seconds(candidates())
-    rows = [
-        {"candidate": name, "us": 1e6 * one, "of_sort_form": one / spent[SORT_FORM]}
-        for name, one in spent.items()
-    ]
+        rows = timed("a GPU's", SORT_FORM, candidates(), rounds)
+    for shape in SMALL:
+        rows += timed(f"{shape[0]} x {shape[1]}", MEAN_AND_STD, small_calls(*shape), rounds)
     where = records.origin("cpu", commit)
     path = out / records.file_name("host", where["device"])
     records.write_table(path, rows, where)
-    records.report(path, f"{ROWS} x {N}, k={K}", {"the host's work": lines_of(rows)}, [])
-    ratios = {row["candidate"]: row["of_sort_form"] for row in rows}
+    tables = {"a GPU's calls": gpu_lines(rows), "small calls on a CPU": cpu_lines(rows)}
+    records.report(path, f"k={K}", tables, [])
+    ratios = {row["candidate"]: row["ratio"] for row in rows if row["calls"] == "a GPU's"}
     eager, compiled, best = (f"{ratios[name]:.2f}" for name in ("eager", "compiled", "max_at_k"))
     print(f"host eager {eager} compiled {compiled} max_at_k {best}")
 
 
-def lines_of(rows: Any) -> list[list[str]]:
-    """Lay out ratios and times, a candidate a line."""
-    head = ["a call", "of the sort form's dispatch", "µs, that machine's"]
+def timed(
+    calls: str, beside: str, found: dict[str, Callable[[], Any]], rounds: int
+) -> list[dict[str, Any]]:
+    """Time calls → a row for each, with its ratio to one of them."""
+    spent = least_seconds(found, rounds)
+    return [
+        {"calls": calls, "candidate": name, "us": 1e6 * one, "ratio": one / spent[beside]}
+        for name, one in spent.items()
+    ]
+
+
+def gpu_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """Lay out what calls for a GPU take of the host, a call a line."""
+    head = [f"a call, {ROWS} x {N}", "of dispatching the sort form", "µs there"]
     return [
         head,
         *(
-            [
-                row["candidate"],
-                f"{float(row['of_sort_form']):.2f}",
-                records.figure(float(row["us"])),
-            ]
+            [row["candidate"], f"{float(row['ratio']):.2f}", records.figure(float(row["us"]))]
             for row in rows
+            if row["calls"] == "a GPU's"
         ),
     ]
+
+
+def cpu_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """Lay out small calls on a CPU, a call a line and a shape a column."""
+    return records.pivot(
+        [row for row in rows if row["calls"] != "a GPU's"],
+        lambda row: row["candidate"],
+        lambda row: row["calls"],
+        lambda row: f"{float(row['ratio']):.2f} x ({records.figure(float(row['us']))} µs)",
+        "a call",
+    )
+
+
+def small_calls(rows: int, n: int) -> dict[str, Callable[[], Any]]:
+    """Bind what is timed on a CPU, one thread."""
+    import torch
+
+    import pkpo_kernels as pk
+
+    x = torch.randn(rows, n)
+    array = x.numpy()
+    k = n // 2
+    return {
+        MEAN_AND_STD: lambda: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6),
+        "pk.transform, a tensor": lambda: pk.transform(x, k),
+        "pk.transform, NumPy's array": lambda: pk.transform(array, k),
+        'pk.transform, a tensor, "torch"': lambda: pk.transform(x, k, implementation="torch"),
+    }
 
 
 def candidates() -> dict[str, Callable[[], Any]]:
@@ -125,18 +174,22 @@ def candidates() -> dict[str, Callable[[], Any]]:
     }
 
 
-def least_seconds(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def least_seconds(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Time calls in turns: name → the least processor time of one."""
-    for call in calls.values():
-        call(), call()
+    times = {}
+    for name, call in calls.items():
+        call()
+        start = time.thread_time()
+        call()
+        times[name] = max(1, int(SECONDS / (time.thread_time() - start)))
     spent = dict.fromkeys(calls, float("inf"))
     gc.disable()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, call in calls.items():
             start = time.thread_time()
-            for _ in range(CALLS):
+            for _ in range(times[name]):
                 call()
-            spent[name] = min(spent[name], (time.thread_time() - start) / CALLS)
+            spent[name] = min(spent[name], (time.thread_time() - start) / times[name])
     gc.enable()
     return spent
 
@@ -168,8 +221,9 @@ def over_stub() -> ExitStack:
     patch(_calls, "_stream", lambda torch, rewards: _calls._stream_of_gpu(torch, 0))
     patch(launch, "stream_to_keep", lambda device: launch.stream_of_gpu(0))
     triton.runtime.driver.set_active(CudaDriver())
+    patches.callback(_calls.forget)  # what was prepared for that driver
     return patches
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

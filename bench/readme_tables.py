@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from bench import accuracy, grouping, scaling, throughput
+from bench import accuracy, grouping, host, scaling, throughput
 from bench.records import RESULTS, Lines, Row, number, pivot, read_table
 
 README = RESULTS.parent / "README.md"
@@ -161,6 +161,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
         ],
     ),
     "accuracy": measured("accuracy", lambda rows: [accuracy.lines_of(rows)]),
+    "host": measured("host", lambda rows: [host.gpu_lines(rows), host.cpu_lines(rows)]),
     "grouping": measured("grouping", lambda rows: [grouping.times_the_matrix(rows)]),
     "scaling": measured("scaling", lambda rows: [scaling.growth(rows), scaling.annealing(rows)]),
     "gpu static": gpu_static,

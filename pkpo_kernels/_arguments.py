@@ -74,13 +74,21 @@ class Groups(NamedTuple):
         """Fold rewards and mask: (..., n) → (rows, n)."""
         return self._fold(self.rewards), None if self.where is None else self._fold(self.where)
 
+    @property
+    def _is_matrix(self) -> bool:
+        return self.axis == 1 and self.rewards.ndim == 2
+
     def _fold(self, x: Array) -> Array:
+        if self._is_matrix:
+            return x
         if self.axis < len(self.leading):
             x = registry.namespace(self.library).moveaxis(x, self.axis, -1)
         return x.reshape(math.prod(self.leading), self.n)
 
     def unfold(self, out: Array) -> Array:
         """(rows, n) → the shape that the rewards came in."""
+        if self._is_matrix:
+            return out
         out = out.reshape(*self.leading, out.shape[-1])
         if self.axis < len(self.leading):
             out = registry.namespace(self.library).moveaxis(out, -1, self.axis)

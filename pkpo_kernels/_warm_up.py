@@ -36,17 +36,18 @@ def warm_up(
     seconds for each call.
 
     Triton compiles a kernel for an n, a dtype, an estimator, with `where` or without, with k an
-    integer or a tensor; the number of rows, the value of k, row strides and masks at any address
-    are no part of it. Its cache on disk outlives the process. JAX compiles a program for a shape
-    besides, and its own cache is to be switched on (`jax_compilation_cache_dir`); a call inside
-    your own `jax.jit` is compiled with it, and not here. NumPy has nothing to compile.
+    integer or a tensor; the value of k, row strides and masks at any address are no part of it, the
+    number of rows only as few or many (65,536 and more). Its cache on disk outlives the process.
+    JAX compiles a program for a shape besides, and its own cache is to be switched on
+    (`jax_compilation_cache_dir`); a call inside your own `jax.jit` is compiled with it, and not
+    here. NumPy has nothing to compile.
 
     Args:
         n: the number of samples, or several.
         what: the calls: "transform", "transform, where", "max_at_k", "max_at_k, where"; one or
           several.
         library: "torch" or "jax".
-        rows: how many; to JAX alone it matters.
+        rows: how many.
         dtype: of the rewards, by name, or "bool".
         dynamic_k: k is a tensor or an array, one for all groups.
         estimator, scale, undersized, implementation: as for `transform`.

@@ -62,7 +62,7 @@ def to_host(array: Array) -> NDArray[Any]:
 def rewards_to_host(rewards: Array, library: str, dtype: Any) -> NDArray[Any]:
     """Give rewards (...) to NumPy, in float32 or float64 as their library computes them, without a
     copy where they are that already; `dtype` is the result's."""
-    if dtype_name(rewards.dtype) not in ("float32", "float64"):
+    if rewards.dtype != dtype or dtype_name(dtype) not in ("float32", "float64"):
         xp = registry.namespace(library)
         # Integers in float64 only where that is their library's default.
         rewards = as_dtype(rewards, xp.float64 if dtype_name(dtype) == "float64" else xp.float32)
@@ -72,7 +72,7 @@ def rewards_to_host(rewards: Array, library: str, dtype: Any) -> NDArray[Any]:
 def k_to_host(k: Any) -> Any:
     """Give an array of ks, whose values may be anything, to NumPy, () as an integer: what is in no
     group's 1..n stays so. Integers stay as they are."""
-    if library_of(k) is None:
+    if isinstance(k, int | tuple):
         return k
     values = np.clip(to_host(k), 0, np.iinfo(np.int32).max).astype(np.int64)
     return values if values.ndim else int(values)

@@ -10,7 +10,7 @@ import torch
 import triton
 
 from pkpo_triton.coefficients import Estimator
-from pkpo_triton.plan import OPTIONS, Plan, plan
+from pkpo_triton.plan import FEW_ROWS, OPTIONS, Plan, plan
 
 # So many neighbouring floats are what memory moves at a time.
 ROWS_OF_A_SECTOR = 8
@@ -22,10 +22,14 @@ def plan_transform(
     where: torch.Tensor | None,
     estimator: Estimator,
     dtype: torch.dtype,
+    *,
+    any_rows: bool = False,
 ) -> Plan | None:
-    """Plan a kernel for rewards (rows, n), None for rows that the library sorts."""
+    """Plan a kernel for rewards (rows, n), None for rows that the library sorts; one for any number
+    of rows where that is open."""
     uniform = isinstance(k, int) and where is None and not estimator.normalized
-    return _plan(rewards, where, dtype, uniform=uniform)
+    few_rows = not any_rows and rewards.shape[0] < FEW_ROWS
+    return _plan(rewards, where, dtype, uniform=uniform, few_rows=few_rows)
 
 
 def plan_max_at_k(
@@ -36,12 +40,24 @@ def plan_max_at_k(
 
 
 def _plan(
-    rewards: torch.Tensor, where: torch.Tensor | None, dtype: torch.dtype, *, uniform: bool
+    rewards: torch.Tensor,
+    where: torch.Tensor | None,
+    dtype: torch.dtype,
+    *,
+    uniform: bool,
+    few_rows: bool = False,
 ) -> Plan | None:
     if torch.float64 in (rewards.dtype, dtype):
         raise ValueError("rewards and dtype must not be float64: the kernels compute in float32")
     itemsize = max(rewards.element_size(), dtype.itemsize)
-    return plan(rewards.shape[1], itemsize, masked=where is not None, uniform=uniform, warp=_warp())
+    return plan(
+        rewards.shape[1],
+        itemsize,
+        masked=where is not None,
+        uniform=uniform,
+        warp=_warp(),
+        few_rows=few_rows,
+    )
 
 
 @functools.cache

@@ -164,7 +164,8 @@ def _(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     either_k = k if dynamic_k is None else dynamic_k
-    chosen = matrices.plan_transform(rewards, either_k, where, from_text(rules)[0], dtype)
+    estimator, _, _ = from_text(rules)
+    chosen = matrices.plan_transform(rewards, either_k, where, estimator, dtype, any_rows=True)
     return matrices.empty_result(rewards, dtype, chosen)
 
 

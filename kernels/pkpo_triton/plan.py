@@ -33,7 +33,20 @@ class Plan(NamedTuple):
         return self.samples_per_thread * self.threads_per_row
 
 
-def plan(n: int, itemsize: int, *, masked: bool, uniform: bool, warp: int = 32) -> Plan | None:
+# Fewer rows than this leave most of a GPU idle where a thread has several of them: an H200 has 132
+# multiprocessors, and 8 rows a thread make blocks of 512.
+FEW_ROWS = 1 << 16
+
+
+def plan(
+    n: int,
+    itemsize: int,
+    *,
+    masked: bool,
+    uniform: bool,
+    warp: int = 32,
+    few_rows: bool = False,
+) -> Plan | None:
     """Plan a kernel for rows of n samples, None for those that the library sorts.
 
     Args:
@@ -43,9 +56,11 @@ def plan(n: int, itemsize: int, *, masked: bool, uniform: bool, warp: int = 32) 
         uniform: all rows share weights known to the host, and no std is asked for; the opposite
             takes registers for every row.
         warp: threads that run in step: 32, on some of AMD's GPUs 64.
+        few_rows: there are fewer than FEW_ROWS.
 
     | n       | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
     | to 8    | 1             | n                | uniform: 8 rows a thread: 28 at 8; 4 rows: 30
+    |         |               |                  | few rows: 1, for every multiprocessor has some
     | to 16   | 1             | n                | uniform: 2 rows a thread, 1 warp: 39; 4: 40
     | to 32   | 1             | n                | 55; 2 threads: 75. 1 warp: 54, but sm_100 spills
     | masked  | 2             | 16               | 48 on the ALU; 1 thread: 55, and sm_100 spills
@@ -59,9 +74,9 @@ def plan(n: int, itemsize: int, *, masked: bool, uniform: bool, warp: int = 32) 
         warps = 1 if 8 < n <= 16 else 2
         rows_a_thread = 1
         if uniform and n <= 16:
-            rows_a_thread = 8 if n <= 8 else 2
+            rows_a_thread = (1 if few_rows else 8) if n <= 8 else 2
             if n & (n - 1):  # such rows are filled up in a tile, which takes registers
-                rows_a_thread //= 2
+                rows_a_thread = max(1, rows_a_thread // 2)
         return Plan(n, 1, warp * warps * rows_a_thread, warps, 1, warp, "chain")
     if n > LONGEST_ON_CHIP:
         return None

@@ -83,6 +83,14 @@ FAR = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def as_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are those for many rows, of which there are few here."""
+    from pkpo_triton import matrices as of_launches
+
+    monkeypatch.setattr(of_launches, "FEW_ROWS", 0)
+
+
 @pytest.mark.parametrize("case", FAR, ids=str)
 def test_rows_beyond_two_to_the_31_elements(
     case: Case, device: Device, rng: np.random.Generator

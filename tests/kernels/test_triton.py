@@ -547,6 +547,19 @@ class TestWhatIsCompiled:
             pk.max_at_k(rewards, [1, 2, 9], implementation="triton")
         assert programs() == before
 
+    def test_few_rows_and_many_are_two_programs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from pkpo_triton import matrices
+
+        monkeypatch.setattr(matrices, "FEW_ROWS", 600)
+        before = programs()
+        for rows, compiled in ((2, 1), (64, 1), (599, 1), (600, 2), (1000, 2), (599, 2)):
+            # Of a dtype and a length that no other test asks for together.
+            rewards = torch.randn(rows, 6, device=DEVICE).bfloat16()
+            got = pk.transform(rewards, 2, implementation="triton")
+            want = pk.transform(rewards, 2, implementation="torch")
+            torch.testing.assert_close(got, want, rtol=2e-2, atol=1e-3)
+            assert programs() == before + compiled
+
     def test_every_class_of_strides_is_one_program(self) -> None:
         # Of a dtype and a length that no other test asks for together.
         before = programs()
