@@ -1,7 +1,7 @@
 """The kernels as they ship, on the machine that executes PTX: what only it can show.
 
 Run with TEST_DEVICE=ptx. Their results are the business of the contract and of
-test_triton.py, which run there too.
+test_triton.py and test_launches.py, which run there too.
 """
 
 from __future__ import annotations
