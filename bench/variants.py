@@ -135,10 +135,10 @@ def _variant(
             signature[argument] = pointers[argument]
         else:
             signature[argument] = "fp64" if argument in HostWeights._fields else "i32"
-    of_rows = ["rewards_stride_row", "where_stride_row", "out_stride_row"]
-    strides = ["n_samples", *of_rows] if n % 16 == 0 else []
+    numbers = ["n_samples"] if n % 16 == 0 else []
     if not masked:  # then 0, a multiple too
-        strides += ["where_stride_row", "where_stride_sample"]
+        numbers.append("where_stride_sample")
+    told = {it.name for it in kernel.params if not it.do_not_specialize_on_alignment}
     return Variant(
         name=name,
         kernel=kernel,
@@ -147,7 +147,7 @@ def _variant(
         divisible=tuple(
             argument
             for argument, kind in signature.items()
-            if kind.startswith("*") or argument in strides
+            if (kind.startswith("*") or argument in numbers) and argument in told
         ),
         num_warps=chosen.num_warps,
         n=n,
