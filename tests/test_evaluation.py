@@ -14,6 +14,7 @@ import pytest
 
 from pkpo_kernels import evaluate
 from pkpo_kernels.evaluation import AtK, Difference
+from pkpo_kernels.evaluation.intervals import MOST_DRAWN, summarize
 
 
 def exact(task: list[Any], k: int) -> Fraction:
@@ -142,6 +143,33 @@ def test_all_k_share_the_resamples() -> None:
     one, two = evaluate(tasks, [1, 2], resamples=300).rows
     # max@1 of (v, v, 0) is 2v/3, max@2 is v.
     assert np.multiply(one.bootstrap, 1.5) == pytest.approx(two.bootstrap, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", ["even", "a few far away", "few with many samples"])
+def test_many_different_tasks_are_resampled_as_if_one_by_one(
+    rng: np.random.Generator, shape: str
+) -> None:
+    """Against every task drawn: the ends differ by no more than those of two sets of resamples."""
+    tasks, resamples = 2 * MOST_DRAWN, 4000
+    values = rng.random((tasks, 2))
+    if shape == "a few far away":
+        values[:5] += 300 * rng.random((5, 1))
+    present = np.ones_like(values)
+    if shape == "few with many samples":
+        present[40:, 1] = 0
+    (first, second), how = summarize(
+        np.where(present, values, np.nan), [1, 2], 0.95, resamples=resamples, seed=1
+    )
+    assert "256 tasks farthest from the mean" in how
+    means = np.empty((resamples, 2))
+    for i in range(resamples):
+        drawn = np.bincount(rng.integers(0, tasks, tasks), minlength=tasks)
+        means[i] = (drawn @ (values * present)) / (drawn @ present)
+    for row, column in ((first, 0), (second, 1)):
+        want = np.quantile(means[:, column], [0.025, 0.975])
+        # Four standard errors of the difference of two such quantiles.
+        allowed = 4 * math.sqrt(2 * 0.025 * 0.975 / resamples) / 0.058 * means[:, column].std()
+        assert row.bootstrap == pytest.approx(want, abs=allowed)
 
 
 def test_one_task_says_nothing_of_its_spread() -> None:

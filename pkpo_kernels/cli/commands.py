@@ -219,6 +219,7 @@ def passk(
     if result.difference is not None:
         title = f"{file} minus {against}, paired by task"
         show_intervals(title, result.difference, result.metric, confidence)
+    typer.echo(f"bootstrap: {result.bootstrap}")
     for path in written:
         typer.echo(f"written to {path}")
 
