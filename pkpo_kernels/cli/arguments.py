@@ -7,6 +7,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
+
+from pkpo_kernels.typing import Metric
 
 # How many ks `passk` takes.
 _MOST_KS = 100_000
@@ -31,6 +34,19 @@ def parsed_ks(text: str) -> list[int]:
             raise ValueError(f"-k must name at most {_MOST_KS} ks in all; got {text!r}")
         ks.update(dict.fromkeys(range(first, last + 1)))
     return list(ks)
+
+
+def parsed_metric(text: str | None) -> Metric | None:
+    """Parse --metric: a metric's name, or its first word.
+
+    >>> parsed_metric("max"), parsed_metric("pass@k"), parsed_metric(None)
+    ('max@k', 'pass@k', None)
+    """
+    names: dict[str | None, Metric] = {name: name for name in get_args(Metric)}
+    names |= {"pass": "pass@k", "max": "max@k"}
+    if text is not None and text not in names:
+        raise ValueError(f"--metric must be pass, max or pass^k; got {text!r}")
+    return names.get(text)
 
 
 def parsed_names(text: str | None) -> list[str] | None:

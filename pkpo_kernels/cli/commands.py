@@ -15,7 +15,7 @@ import typer
 from pkpo_kernels import api
 from pkpo_kernels.backends import registry
 from pkpo_kernels.cli import machine, verification
-from pkpo_kernels.cli.arguments import check_different, parsed_ks, parsed_names
+from pkpo_kernels.cli.arguments import check_different, parsed_ks, parsed_metric, parsed_names
 from pkpo_kernels.cli.plot import check_plot, drawn
 from pkpo_kernels.cli.rollout_files import check_output, read_rollouts, write_transformed
 from pkpo_kernels.cli.rollouts import Floats, Rollouts
@@ -160,7 +160,11 @@ def passk(
     file: RolloutFile,
     k: Annotated[str, typer.Option("-k", "--k", help="Such as 1,5,10 or 1-10.")],
     metric: Annotated[
-        str | None, typer.Option(help="pass or max; else pass where all rewards are 0 or 1.")
+        str | None,
+        typer.Option(
+            help="pass (one of k passes), max (the best of k) or pass^k (all k pass); else pass"
+            " where all rewards are 0 or 1, max elsewhere."
+        ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
@@ -176,11 +180,9 @@ def passk(
     task_column: TaskColumn = None,
     reward_columns: RewardColumns = None,
 ) -> None:
-    """pass@k or max@k over the tasks of a file, with intervals over tasks."""
+    """pass@k, max@k or pass^k over the tasks of a file, with intervals over tasks."""
     ks = parsed_ks(k)
-    metrics: dict[str | None, Metric | None] = {None: None, "pass": "pass@k", "max": "max@k"}
-    if metric not in metrics:
-        raise ValueError(f"--metric must be pass or max; got {metric!r}")
+    chosen = parsed_metric(metric)
     if plot is not None:
         check_plot(plot)
     if json_file is not None:
@@ -195,10 +197,10 @@ def passk(
     }
     rewards, *others = (rollouts.by_task() for rollouts in runs.values())
 
-    def evaluated(run: Any, chosen: Metric | None, other: Any = None) -> Evaluation:
-        return evaluate(run, ks, metric=chosen, against=other, confidence=confidence, seed=seed)
+    def evaluated(run: Any, metric: Metric | None, other: Any = None) -> Evaluation:
+        return evaluate(run, ks, metric=metric, against=other, confidence=confidence, seed=seed)
 
-    result = evaluated(rewards, metrics[metric], *others)
+    result = evaluated(rewards, chosen, *others)
     written: dict[Path, bytes] = {}
     if plot is not None:
         curves = [result, *(evaluated(other, result.metric) for other in others)]
@@ -219,7 +221,8 @@ def passk(
     if result.difference is not None:
         title = f"{file} minus {against}, paired by task"
         show_intervals(title, result.difference, result.metric, confidence)
-    typer.echo(f"bootstrap: {result.bootstrap}")
+    for sentence in result.methods:
+        typer.echo(sentence)
     for path in written:
         typer.echo(f"written to {path}")
 

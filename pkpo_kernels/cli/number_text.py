@@ -1,4 +1,4 @@
-"""Numbers as text: pass@k in percent, max@k as it is."""
+"""Numbers as text: pass@k and pass^k in percent, max@k as it is."""
 
 from __future__ import annotations
 

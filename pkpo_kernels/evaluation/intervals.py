@@ -10,7 +10,17 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from pkpo_kernels.validation import listed
+
 Floats = NDArray[np.float64]
+Limits = tuple[float, float]
+
+# Between which estimates lie.
+PROPORTION: Limits = (0.0, 1.0)
+DIFFERENCE: Limits = (-1.0, 1.0)
+ANY: Limits = (-math.inf, math.inf)
+# Of equal estimates: they are rounded.
+_NO_WIDTH = 1e-12
 
 # Counts held at a time by the bootstrap: 8 MiB.
 _COUNTS = 1 << 20
@@ -30,7 +40,8 @@ class AtK:
     Attributes:
         k: how many samples the policy gets.
         estimate: the mean over the tasks that have at least k samples; NaN where none has.
-        bootstrap, normal: (low, high) of an interval, NaN below two tasks.
+        bootstrap, normal: (low, high) of an interval, NaN below two tasks; of pass@k and pass^k
+            within [0, 1], where either may be Wilson's: see `evaluate`.
         tasks: how many tasks have at least k samples.
         too_small: how many have fewer, and are no part of the mean.
     """
@@ -53,19 +64,27 @@ class Difference(AtK):
 
 
 def summarize(
-    values: Floats, ks: Sequence[int], confidence: float, resamples: int, seed: int
-) -> tuple[list[AtK], str]:
+    values: Floats,
+    ks: Sequence[int],
+    confidence: float,
+    resamples: int,
+    seed: int,
+    limits: Sequence[Limits],
+) -> tuple[list[AtK], tuple[str, ...]]:
     """Average the tasks' estimates, with intervals: (tasks, columns) → an `AtK` a column, and how
-    tasks were resampled, in words.
+    the intervals were found, in sentences.
 
     Args:
         values: (tasks, columns) each task's estimate; NaN where it has fewer samples than k.
         ks: (columns,) the k of each column.
         confidence, resamples, seed: as for `evaluate`. All columns share the draws.
+        limits: (columns,) between which each column's estimates lie: PROPORTION, DIFFERENCE of
+          two, or ANY.
 
-    >>> (row,), how = summarize(np.array([[0.0], [0.5], [1.0]]), [1], 0.95, resamples=100, seed=0)
+    >>> values = np.array([[0.0], [0.5], [1.0]])
+    >>> (row,), (how,) = summarize(values, [1], 0.9, resamples=100, seed=0, limits=[PROPORTION])
     >>> row.estimate, row.tasks, how
-    (0.5, 3, '100 resamples of all tasks')
+    (0.5, 3, 'bootstrap: 100 resamples of all tasks')
     """
     present = ~np.isnan(values)
     filled = np.where(present, values, 0.0)
@@ -78,22 +97,52 @@ def summarize(
     tail = (1 - confidence) / 2
     z = NormalDist().inv_cdf(1 - tail)
     rows = []
-    for column, k in enumerate(ks):
+    replaced: dict[str, list[str]] = {}
+    for column, (k, (least, most)) in enumerate(zip(ks, limits, strict=True)):
         there = values[present[:, column], column]
         tasks, too_small = len(there), len(values) - len(there)
         estimate = float(there.mean()) if tasks else math.nan
-        bootstrap = normal = (math.nan, math.nan)
+        ends = dict.fromkeys(("bootstrap", "normal"), (math.nan, math.nan))
         if tasks > 1:
             # A resample may hold none of the tasks that have k samples: it says nothing.
             held = counts[:, column] > 0
-            means = sums[held, column] / counts[held, column]
+            means = np.clip(sums[held, column] / counts[held, column], least, most)
             if len(means):
                 low, high = np.quantile(means, [tail, 1 - tail])
-                bootstrap = (float(low), float(high))
+                ends["bootstrap"] = (float(low), float(high))
             half = z * float(there.std(ddof=1)) / math.sqrt(tasks)
-            normal = (estimate - half, estimate + half)
-        rows.append(AtK(k, estimate, bootstrap, normal, tasks, too_small))
-    return rows, how
+            ends["normal"] = (estimate - half, estimate + half)
+            for name, (low, high) in ends.items():
+                useful = least <= low < high - _NO_WIDTH and high <= most
+                if (least, most) == PROPORTION and not useful:
+                    ends[name] = _wilson(estimate, tasks, z)
+                    replaced.setdefault(name, []).append(str(k))
+                else:
+                    ends[name] = (max(low, least), min(high, most))
+        rows.append(AtK(k, estimate, ends["bootstrap"], ends["normal"], tasks, too_small))
+    sentences = [f"bootstrap: {how}"]
+    if replaced:
+        places = " and ".join(f"{name} at k={listed(at)}" for name, at in replaced.items())
+        sentences.append(
+            f"Wilson's interval stands for {places}, which had no width or left 0..100 %: at that"
+            " mean no tasks spread wider than those that all pass or all fail, which it assumes"
+        )
+    return rows, tuple(sentences)
+
+
+def _wilson(estimate: float, tasks: int, z: float) -> tuple[float, float]:
+    """Give Wilson's score interval of a proportion, from tasks that each pass or fail.
+
+    A task's estimate lies in [0, 1], hence its variance is at most p(1 − p), which is that of such
+    tasks: where the variance seen says nothing, the interval is too wide rather than too narrow.
+
+    >>> tuple(round(end, 4) for end in _wilson(1.0, 40, 1.96))
+    (0.9124, 1.0)
+    """
+    share = z * z / tasks
+    middle = (estimate + share / 2) / (1 + share)
+    half = math.sqrt(share * estimate * (1 - estimate) + share * share / 4) / (1 + share)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _resampled_sums(table: Floats, resamples: int, seed: int) -> tuple[Floats, str]:
@@ -107,7 +156,7 @@ def _resampled_sums(table: Floats, resamples: int, seed: int) -> tuple[Floats, s
         how = (
             f"{resamples} resamples: the {FARTHEST} tasks farthest from the mean drawn one by one,"
         )
-        how += f" the sum of the other {tasks - FARTHEST} by its normal limit"
+        how += f" the sum of the other {tasks - FARTHEST} normal"
         return _sums_with_normal_rest(table, resamples, rng), how
     # How often each distinct row is drawn is multinomial. With 0/1 rewards there are few of them,
     # and drawing those numbers is far cheaper than drawing tasks one by one.

@@ -179,7 +179,10 @@ REFUSED = {
     "too many": ("passk {ragged} -k 1-99999,5-900000000", "at most 100000 ks in all; got '1-9"),
     "falling range": ("passk {ragged} -k 5-1", "got '5-1'"),
     "zero": ("passk {ragged} -k 0", "got '0'"),
-    "metric": ("passk {ragged} -k 1 --metric best", "--metric must be pass or max; got 'best'"),
+    "metric": (
+        "passk {ragged} -k 1 --metric best",
+        "--metric must be pass, max or pass^k; got 'best'",
+    ),
     "confidence": ("passk {ragged} -k 1 --confidence 95", "confidence must be between 0 and 1"),
     "seed": ("passk {ragged} -k 1 --seed -1", "seed must be at least 0; got -1"),
     "plot": ("passk {ragged} -k 1 --plot {out}", "--plot must end in one of"),
