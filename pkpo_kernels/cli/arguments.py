@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -49,8 +49,23 @@ def parsed_metric(text: str | None) -> Metric | None:
     return names.get(text)
 
 
+def parsed_only(given: Sequence[str]) -> dict[str, str]:
+    """Parse --only, which may be given several times.
+
+    >>> parsed_only(["filter=strict-match"])
+    {'filter': 'strict-match'}
+    """
+    only = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not (name and sign) or name in only:
+            raise ValueError(f"--only must be KEY=TEXT, each key once; got {text!r}")
+        only[name] = value
+    return only
+
+
 def parsed_names(text: str | None) -> list[str] | None:
-    """Parse --reward-columns, a line of CSV.
+    """Parse --reward-key, a line of CSV.
 
     >>> parsed_names('s0,"a,b"')
     ['s0', 'a,b']

@@ -179,7 +179,7 @@ def _distinct_rows(table: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     """Find distinct rows: (tasks, columns) → (distinct,) where each is first, and how often."""
     # Sorting one number for each row is an order of magnitude faster than sorting rows. Columns are
     # added one by one, so that equal rows give equal numbers.
-    weights = (np.random.default_rng(0).random(table.shape[1]) + 0.5).tolist()
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, (table.shape[1],)).tolist()
     number = np.zeros(len(table))
     for column, weight in zip(table.T, weights, strict=True):
         number += weight * column

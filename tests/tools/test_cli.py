@@ -151,7 +151,7 @@ REFUSED = {
     ),
     "reward column": (
         "transform {ragged} -k 2 -o {out} --reward-columns score",
-        "--reward-columns must name a key; got 'score'; there are task_id, rewards",
+        "--reward-key must name a key; got 'score'; there are task_id, rewards",
     ),
     "columns as no list": (
         """passk {ragged} -k 1 --reward-columns "s0"x""",
@@ -235,7 +235,10 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
     path.write_text('{"task_id": "a", "rewards": [1]}\n{"task_id": "b", "rewards": [null]}\n')
     for command in (["passk"], ["transform", "-o", tmp_path / "o.csv"]):
         code, _, err = pkpo(*command, path, "-k", "1")
-        assert (code, err) == (2, f"pkpo: {path}:2: a reward must be a number; got null\n")
+        assert (code, err) == (
+            2,
+            f"pkpo: {path}:2: a reward must be a number; got null; --null drop or zero takes it\n",
+        )
     assert os.listdir(tmp_path) == ["r.jsonl"]
 
 
