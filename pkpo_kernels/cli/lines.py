@@ -77,7 +77,9 @@ class Lines:
         self._numbers: list[int] = []
 
     def fail(self, reason: str, line: int | None = None) -> NoReturn:
-        """Refuse the file, for what is on this line."""
+        """Refuse the file, for what is on this line, or on a line before that is still to be
+        checked."""
+        self._flush()
         raise RolloutFileError(self.path, reason, line)
 
     def choose(
@@ -166,9 +168,14 @@ class Lines:
         self.collected.add(task_ids, flat, lengths, lines, one_sample_a_line=one)
 
     def _flush(self) -> None:
-        flat = np.array(self._flat, np.float64)
-        self.add_all(self._task_ids, flat, np.array(self._lengths, np.int64), self._numbers)
+        """Check together what was kept of lines."""
+        task_ids, numbers = self._task_ids, self._numbers
+        lengths = np.array(self._lengths, np.int64)
+        # A line that is refused may have left its rewards.
+        flat = np.array(self._flat, np.float64)[: lengths.sum()]
         self._flat, self._task_ids, self._lengths, self._numbers = array("d"), [], [], []
+        if numbers:
+            self.add_all(task_ids, flat, lengths, numbers)
 
     def checked_id(self, task_id: Any, line: int) -> TaskId:
         """Check the id of a task: text or a number. A float without decimals is an integer, which
@@ -201,8 +208,7 @@ class Lines:
 
     def finish(self) -> tuple[Collected, str]:
         """Check the lines together: → what they said, and what was taken of them, in words."""
-        if self._numbers:
-            self._flush()
+        self._flush()
         collected = self.collected
         if not collected.index:
             only = ", ".join(f"{key}={text}" for key, text in self.options.only.items())

@@ -172,6 +172,10 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
         GOOD + '{"task_id": "b", "rewards": [0, NaN]}\n{"task_id": "c", "rewards": [0]}',
         "{}:2: a reward must be finite; got nan",
     ),
+    "nan_first.jsonl": (
+        '{"task_id": "b", "rewards": [NaN]}\n{"task_id": "c", "rewards": ["x"]}\nbroken',
+        "{}:1: a reward must be finite; got nan",
+    ),
     "infinite.jsonl": (
         '{"task_id": "b", "reward": 1e999}',
         "{}:1: a reward must be finite; got inf",
