@@ -121,8 +121,10 @@ def _whole_k(k: int, groups: Groups, estimator: Estimator, *, clip: bool) -> int
     if groups.where is not None:
         # An export's symbolic n is no integer, and may not compare.
         return min(k, groups.n + 1) if isinstance(groups.n, int) else k
+    if not isinstance(groups.n, int):
+        return k
     largest = estimator.largest_k(groups.n)
-    if k <= largest or not isinstance(groups.n, int):
+    if k <= largest:
         return k
     # Groups too small for any k are left to the implementation, as with a k that nobody knows.
     return largest if largest >= 1 else _on_device(groups.n + 1, groups)
@@ -140,8 +142,8 @@ def _check_k(least: int, most: int, groups: Groups, estimator: Estimator, *, cli
     n = groups.n
     if least < 1:
         raise ValueError(f"k must be at least 1; got k={least}")
-    if clip or groups.where is not None:
-        return  # each group has a way out, or its own n
+    if clip or groups.where is not None or not isinstance(n, int):
+        return  # each group has a way out, or its own n, which an export may leave open
     if most > n:
         raise ValueError(f"k must be at most the number of samples; got k={most} with n={n}")
     if most > estimator.largest_k(n):
