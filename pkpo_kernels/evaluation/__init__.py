@@ -17,7 +17,7 @@ import numpy as np
 
 from pkpo_kernels.evaluation import intervals
 from pkpo_kernels.evaluation.intervals import AtK, Difference
-from pkpo_kernels.evaluation.runs import Run, check_same_tasks
+from pkpo_kernels.evaluation.runs import Run, check_same_tasks, from_pandas
 from pkpo_kernels.typing import FlatHostIntegers, Metric
 from pkpo_kernels.validation import checked_integer, checked_integers, checked_name, shown
 
@@ -74,7 +74,8 @@ def evaluate(
     Args:
         rewards: numbers or bools, as a (tasks, samples) array of NumPy, torch or JAX; or a sequence
             of 1-D sequences, one a task, of any lengths; or a mapping from task id to such a
-            sequence. Computed in float64.
+            sequence, or a pandas Series of lists, whose index has the ids (of a DataFrame with a
+            sample a row, `df.groupby("task_id")["reward"].agg(list)`). Computed in float64.
         k: at least 1, or a sequence of such.
         where: bool, given as `rewards` are and of their shape: True where a sample is valid.
         metric: "pass@k" (one of k passes; rewards are 0 or 1), "pass^k" (all k pass; 0 or 1 too)
@@ -118,6 +119,7 @@ def evaluate(
     2 0.4444 3 0
     5 nan 0 3
     """
+    rewards, against = from_pandas("rewards", rewards), from_pandas("against", against)
     runs = [Run.read("rewards", rewards, where)]
     if against is not None:
         check_same_tasks(rewards, against)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,7 @@ class Run:
             TypeError, ValueError: as `evaluate` does.
         """
         where_name = "where" if name == "rewards" else f"{name}_where"
+        rewards, where = from_pandas(name, rewards), from_pandas(where_name, where)
         if isinstance(rewards, Mapping):
             order = tuple(rewards) if order is None else order
             if where is not None:
@@ -177,6 +179,32 @@ def _pass_hat_k(n: NDArray[np.int64], c: NDArray[np.int64], ks: Sequence[int]) -
 
     pairs = list(zip(n[:, 0].tolist(), c[:, 0].tolist(), strict=True))
     return np.array([[of_one(n, c, k) if k <= c else 0.0 for k in ks] for n, c in pairs])
+
+
+def from_pandas(name: str, value: Any) -> Any:
+    """Make a mapping of a pandas Series of lists, by its index; other values stay as they are.
+
+    Raises:
+        TypeError: it is a DataFrame, of which any column might be the ids.
+        ValueError: two lists have one label.
+    """
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        columns = [repr(column) for column in value.columns]
+        raise TypeError(
+            f"{name} must be a Series of lists, a mapping or a matrix; got a DataFrame of columns"
+            f" {listed(columns)}: pass df.groupby(ID)[REWARD].agg(list) where a row is one sample,"
+            " df.set_index(ID)[REWARDS] where it is a task with a list, or df[[S0, S1]].to_numpy()"
+        )
+    if pandas is None or not isinstance(value, pandas.Series):
+        return value
+    if not value.index.is_unique:
+        label = value.index[value.index.duplicated()][0]
+        raise ValueError(
+            f"{name} must have one list for each label of its index; got {label!r} more than once:"
+            " pass series.groupby(level=0).agg(list) where an entry is one sample"
+        )
+    return dict(zip(value.index.tolist(), value.tolist(), strict=True))
 
 
 def check_same_tasks(rewards: Any, against: Any) -> None:
