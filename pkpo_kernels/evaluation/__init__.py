@@ -146,8 +146,8 @@ def evaluate_runs(
     seed: int = 0,
     progress: Callable[[float], None] = lambda tasks: None,
 ) -> Evaluation:
-    """Evaluate a run, or two of the same tasks in one order, as `evaluate` does; tells how many of
-    the tasks of all runs are done."""
+    """Evaluate a run, or two of the same tasks in one order, as `evaluate` does; tells how
+    many of the tasks of all runs are done."""
     ks = _checked_ks(k)
     _check_settings(metric, confidence)
     resamples = checked_integer("resamples", resamples, least=1)
@@ -155,10 +155,14 @@ def evaluate_runs(
     metric = _resolved_metric(metric, runs)
 
     lengths = runs[0].lengths
-    values: list[Any] = []
-    for run in runs:
-        before = len(values) * len(lengths)
-        values.append(run.values(ks, metric, lambda done: progress(before + done)))  # noqa: B023
+    done = 0
+
+    def advance(tasks: int) -> None:
+        nonlocal done
+        done += tasks
+        progress(done)
+
+    values = [run.values(ks, metric, advance) for run in runs]
     proportions = metric != "max@k"
     limits = [intervals.PROPORTION if proportions else intervals.ANY] * len(ks)
     if len(runs) > 1:

@@ -115,16 +115,14 @@ class Run:
             None if self.task_ids is None else tuple(self.task_ids[i] for i in order.tolist()),
         )
 
-    def values(
-        self, ks: tuple[int, ...], metric: Metric, progress: Callable[[float], None]
-    ) -> Floats:
+    def values(self, ks: tuple[int, ...], metric: Metric, advance: Callable[[int], None]) -> Floats:
         """Estimate the metric of every task: → (tasks, ks), NaN where a task has fewer samples than
-        k; tells how many of the tasks are done.
+        k; tells of how many tasks more it is done.
 
         Of 0/1 rewards the best is 1 where one passes: max@k is pass@k.
         """
         if self.correct is None:
-            return self._max_values(ks, progress)
+            return self._max_values(ks, advance)
         # Few pairs (n, c) are distinct, however many tasks there are.
         pairs = np.stack([self.lengths, self.correct], axis=1)
         distinct, index = np.unique(pairs, axis=0, return_inverse=True)
@@ -138,11 +136,10 @@ class Run:
             found = pass_at_k(least_n, c, capped)
         return np.where(n < capped, np.nan, found)[index.reshape(-1)]
 
-    def _max_values(self, ks: tuple[int, ...], progress: Callable[[float], None]) -> Floats:
+    def _max_values(self, ks: tuple[int, ...], advance: Callable[[int], None]) -> Floats:
         values = np.full((len(self.lengths), len(ks)), np.nan)
         by_length = np.argsort(self.lengths, kind="stable")
         changes = np.flatnonzero(np.diff(self.lengths[by_length])) + 1
-        done = 0
         for tasks in np.split(by_length, changes):
             n = int(self.lengths[tasks[0]])
             possible = [i for i, k in enumerate(ks) if k <= n]
@@ -152,8 +149,7 @@ class Run:
                 if possible:
                     best = max_at_k(self.rows(some), [ks[i] for i in possible])
                     values[some[:, None], possible] = best
-                done += len(some)
-                progress(done)
+                advance(len(some))
         return values
 
 

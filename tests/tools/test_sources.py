@@ -206,6 +206,11 @@ class TestMemory:
         pq.write_table(pa.table(table), tmp_path / "r.parquet")
         got = read_rollouts(tmp_path / "r.parquet")
         np.testing.assert_array_equal(np.stack(got.rewards), rewards)
+        # Of long lists fewer: a row has 24 bytes of rewards, and more as it is written.
+        metadata = pq.ParquetFile(tmp_path / "r.parquet").metadata
+        monkeypatch.setattr(parquet, "_BYTES", 100)
+        assert parquet._rows_at_a_time(metadata, {"task_id"}) == 8
+        assert 1 < parquet._rows_at_a_time(metadata, {"rewards"}) < 5
         table["task_id"][33] = 7
         pq.write_table(pa.table(table), tmp_path / "r.parquet")
         with pytest.raises(RolloutFileError, match=":34: task_id 7 was on line 8 already"):

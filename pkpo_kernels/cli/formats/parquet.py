@@ -17,8 +17,8 @@ from pkpo_kernels.validation import LARGEST_EXACT
 
 # Integers that int64 holds.
 _IDS = 1 << 63
-# Rows that are read at a time.
-_ROWS = 1 << 16
+# Rows, and bytes of the columns that are used, that are read at a time.
+_ROWS, _BYTES = 1 << 16, 1 << 25
 
 
 def read(source: Source, lines: Lines) -> None:
@@ -34,7 +34,8 @@ def read(source: Source, lines: Lines) -> None:
         if columns.apart is not None:
             also.append(columns.names[columns.apart])
         start, rows = 0, parquet.metadata.num_rows
-        for batch in parquet.iter_batches(_ROWS, columns=[*names, *also]):
+        size = _rows_at_a_time(parquet.metadata, {*names, *also})
+        for batch in parquet.iter_batches(size, columns=[*names, *also]):
             source.tell(start / rows)
             numbers = np.arange(start + 1, start + 1 + len(batch))
             start += len(batch)
@@ -44,6 +45,17 @@ def read(source: Source, lines: Lines) -> None:
             _add(lines, columns, [table[name] for name in names], numbers)
     except pa.ArrowException as error:
         lines.fail(f"not a Parquet file of rollouts: {error}")
+
+
+def _rows_at_a_time(metadata: Any, names: set[str]) -> int:
+    """Find how many rows of these columns are read at a time: a list may be long."""
+    size = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if any(f"{column.path_in_schema}.".startswith(f"{name}.") for name in names):
+                # However few bits a value takes in the file.
+                size += max(column.total_uncompressed_size, 8 * column.num_values)
+    return max(1, min(_ROWS, metadata.num_rows * _BYTES // max(size, 1)))
 
 
 def _taken(
