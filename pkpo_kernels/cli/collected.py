@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.cli.rollouts import ByTask, Floats, InARow, TaskId
+from pkpo_kernels.validation import shown
 
 __all__ = ["Collected", "Null"]
 
@@ -133,7 +134,7 @@ class Collected:
             self._lines.extend(lines)
             if len(again):
                 at, task = int(again[0]), int(tasks[again[0]])
-                reason = f"task_id {task_ids[at]!r} was on line {self._lines[task]} already"
+                reason = f"task_id {shown(task_ids[at])} was on line {self._lines[task]} already"
                 self._fail(reason, lines[at])
         if len(index) > len(self._lengths):
             grown = np.zeros((2, 2 * len(index)), np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from array import array
@@ -16,10 +17,12 @@ from pkpo_kernels.cli.collected import Collected, Null
 from pkpo_kernels.cli.columns import Columns, choose_columns, describe_columns
 from pkpo_kernels.cli.layouts import Layout
 from pkpo_kernels.cli.rollouts import Floats, PathLike, RolloutFileError, TaskId
-from pkpo_kernels.validation import LARGEST_EXACT, listed, not_exact
+from pkpo_kernels.validation import LARGEST_EXACT, listed, not_exact, shown
 
 __all__ = ["Lines", "Options", "shown_json"]
 
+# Ids of more characters are held by a digest: prompts, which are as long as people write.
+_LONGEST_ID = 256
 # Lines and samples that are checked together.
 _LINES, _SAMPLES = 1 << 13, 1 << 16
 
@@ -142,7 +145,7 @@ class Lines:
                 self.fail(f"a reward must be a number; got {told}", line)
             self._flat.fromlist(rewards)
         if not rewards:
-            self.fail(f"task {task_id!r} has no rewards", line)
+            self.fail(f"task {shown(task_id)} has no rewards", line)
         # From 2^53 on a closer look: integers beyond it are refused, floats are not.
         if max(rewards) >= LARGEST_EXACT or min(rewards) <= -LARGEST_EXACT:
             self.check_exact((reward for reward in rewards if type(reward) is int), lambda _: line)
@@ -163,7 +166,7 @@ class Lines:
         has, (lines,); flat (samples,) the rewards, of which NaN is null."""
         if len(lengths) and not lengths.min():
             empty = int(np.argmin(lengths))
-            self.fail(f"task {task_ids[empty]!r} has no rewards", lines[empty])
+            self.fail(f"task {shown(task_ids[empty])} has no rewards", lines[empty])
         one = self.one_sample_a_line is True
         self.collected.add(task_ids, flat, lengths, lines, one_sample_a_line=one)
 
@@ -179,12 +182,15 @@ class Lines:
 
     def checked_id(self, task_id: Any, line: int) -> TaskId:
         """Check the id of a task: text or a number. A float without decimals is an integer, which
-        it may have been."""
+        it may have been. For a long prompt its beginning and a digest stand, unless it is to be
+        written."""
         if type(task_id) is str:
             if not task_id.strip():
                 self.fail(f"the task_id is {'blank' if task_id else 'empty'}", line)
             if not task_id.isascii():
                 self._check_text(task_id, line)
+            if len(task_id) > _LONGEST_ID and not self.options.ordered:
+                return f"{task_id[:64]}… ({_digest(task_id)})"
             return task_id
         if type(task_id) is float and math.isfinite(task_id):
             return int(task_id) if task_id.is_integer() else task_id
@@ -225,6 +231,11 @@ class Lines:
             done = {"drop": "left out", "zero": "made 0"}[self.options.null]
             told.append(f"null rewards {done}: {collected.nulls}")
         return collected, "; ".join(told)
+
+
+def _digest(text: str) -> str:
+    """Digest text, for which nobody will find another of the same digest."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _is_number(value: Any) -> bool:

@@ -27,8 +27,8 @@ Progress = Callable[[float], None]
 _ZST_READERS: dict[str, Callable[[Any, BinaryIO], Any]] = {
     "compression.zstd": lambda module, file: module.ZstdFile(file),
     "backports.zstd": lambda module, file: module.ZstdFile(file),
-    "zstandard": lambda module, file: module.ZstdDecompressor().stream_reader(file),
     "pyarrow": lambda module, file: module.CompressedInputStream(file, "zstd"),
+    "zstandard": lambda module, file: _Frames(module, file),
 }
 # Lines between two reports of progress.
 _LINES = 512
@@ -51,7 +51,9 @@ class Source:
 
     def tell(self, share: float | None = None) -> None:
         """Tell how much is read: what has passed, or a share of the file."""
-        if self.path != STDIN:
+        if self.path == STDIN:
+            self._progress(0.0)  # of nobody knows how many
+        else:
             self._progress(self._raw.tell() if share is None else share * self._size)
 
     def lines(self) -> Iterator[str]:
@@ -134,6 +136,38 @@ def _zst(path: PathLike, raw: BinaryIO) -> Any:
             continue
         return reader(module, raw)
     raise ModuleNotFoundError(f"{os.fspath(path)}: .zst needs a reader; pip install zstandard")
+
+
+class _Frames:
+    """Reads the frames of a .zst file by the library zstandard, whose own stream takes a file that
+    is cut off for one that ends."""
+
+    def __init__(self, module: Any, file: BinaryIO) -> None:
+        self._decompressor = module.ZstdDecompressor()
+        self._file = file
+        self._frame: Any = None
+        self._held = b""
+        self._more = b""
+
+    def read(self, size: int) -> bytes:
+        """Read up to so many bytes; none at the end.
+
+        Raises:
+            EOFError: it is not the end of a frame.
+        """
+        while not self._held:
+            piece = self._more or self._file.read(1 << 16)
+            if not piece:
+                if self._frame is not None:
+                    raise EOFError("it is cut off")
+                return b""
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._held = self._frame.decompress(piece)
+            self._more = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        content, self._held = self._held[:size], self._held[size:]
+        return content
 
 
 class _Decompressed(io.RawIOBase):

@@ -212,8 +212,8 @@ def check_same_tasks(rewards: Any, against: Any) -> None:
             "against must be a mapping if and only if rewards is one;"
             f" got {type(against).__name__} and {type(rewards).__name__}"
         )
-    missing = [repr(task) for task in rewards if task not in against]
-    extra = [repr(task) for task in against if task not in rewards]
+    missing = [shown(task) for task in rewards if task not in against]
+    extra = [shown(task) for task in against if task not in rewards]
     faults = [
         f"{verb} {listed(tasks)}" for verb, tasks in (("lacks", missing), ("adds", extra)) if tasks
     ]
@@ -277,7 +277,7 @@ def _task_indices(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _task_name(index: int, task_ids: tuple[Any, ...] | None) -> str:
-    return repr(index if task_ids is None else task_ids[index])
+    return shown(index if task_ids is None else task_ids[index])
 
 
 def _shape(lengths: NDArray[np.int64]) -> str:

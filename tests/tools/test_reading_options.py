@@ -198,6 +198,18 @@ class TestIds:
         with pytest.raises(RolloutFileError, match=":2: the task_id is blank"):
             read_rollouts(path)
 
+    def test_long_prompts_are_held_by_a_digest(self, tmp_path: Path) -> None:
+        prompts = ["x" * 3000 + end for end in "abab"] + ["short"]
+        lines = [{"task_id": prompt, "reward": i % 3 // 2} for i, prompt in enumerate(prompts)]
+        path = put(tmp_path / "r.jsonl", "\n".join(map(json.dumps, lines)))
+        assert plain(read_rollouts(path)) == {prompts[0]: [0, 1], prompts[1]: [0, 0], "short": [0]}
+        run = read_run(path).run
+        assert run.lengths.tolist() == [2, 2, 1]
+        assert run.task_ids is not None
+        assert all(len(str(task)) < 128 for task in run.task_ids)
+        again = put(tmp_path / "s.jsonl", "\n".join(map(json.dumps, lines[::-1])))
+        assert pkpo("passk", path, "-k", "1", "--against", again)[0] == 0
+
     def test_two_runs_pair_by_text_where_one_has_no_numbers(self, tmp_path: Path) -> None:
         one = put(tmp_path / "r.jsonl", '{"task_id": 2, "reward": 1}\n{"task_id": 1, "reward": 0}')
         other = put(tmp_path / "r.csv", "task_id,reward\n1,1\n2,1\n")

@@ -55,6 +55,22 @@ class TestCompressed:
         with pytest.raises(RolloutFileError, match=r"r\.csv\.zst: not a whole \.zst file: "):
             read_rollouts(path)
 
+    @pytest.mark.parametrize("module", sources._ZST_READERS)
+    def test_a_zst_of_several_frames_and_one_that_is_cut_off(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+    ) -> None:
+        pytest.importorskip(module)
+        pa = pytest.importorskip("pyarrow")
+        reader = sources._ZST_READERS[module]
+        monkeypatch.setattr(sources, "_ZST_READERS", {module: reader})
+        codec = pa.Codec("zstd")
+        frames = [codec.compress(text.encode(), asbytes=True) for text in JSONL.splitlines(True)]
+        path = put(tmp_path / "r.jsonl.zst", b"".join(frames))
+        assert plain(read_rollouts(path)) == TASKS
+        put(path, b"".join(frames)[:-4])
+        with pytest.raises(RolloutFileError, match=r"r\.jsonl\.zst: not a whole \.zst file: "):
+            read_rollouts(path)
+
     def test_zst_without_a_reader(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sources, "_ZST_READERS", {"no_such_module": None})
         with pytest.raises(ModuleNotFoundError, match=r"\.zst needs a reader; pip install zst"):
