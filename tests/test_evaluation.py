@@ -14,7 +14,7 @@ import pytest
 
 from pkpo_kernels import evaluate
 from pkpo_kernels.evaluation import AtK, Difference
-from pkpo_kernels.evaluation.intervals import ANY, MOST_DRAWN, summarize
+from pkpo_kernels.evaluation.intervals import ANY, MOST_TASKS, summarize
 
 
 def exact(task: list[Any], k: int) -> Fraction:
@@ -204,7 +204,7 @@ def test_many_different_tasks_are_resampled_as_if_one_by_one(
     rng: np.random.Generator, shape: str
 ) -> None:
     """Against every task drawn: the ends differ by no more than those of two sets of resamples."""
-    tasks, resamples = 2 * MOST_DRAWN, 4000
+    tasks, resamples = 2 * MOST_TASKS, 4000
     values = rng.random((tasks, 2))
     if shape == "a few far away":
         values[:5] += 300 * rng.random((5, 1))

@@ -90,15 +90,17 @@ def evaluate(
         seed: of the bootstrap, at least 0. The same seed and input give the same intervals.
 
     Returns:
-        An :class:`Evaluation`. Every k has two intervals over tasks: the percentile bootstrap
-        (tasks are drawn with replacement; the draws are shared by all k and both runs; where more
-        than 2048 tasks differ, the 256 farthest from the mean are drawn one by one, and the sum of
-        the others is normal, which is what it tends to), and the normal one, estimate ± z·sd/√tasks
-        with the standard deviation between tasks (ddof 1). Of pass@k and pass^k they stay within
-        [0, 1]: where either would leave it, or has no width since all tasks are alike, Wilson's
-        score interval stands for it, which takes tasks to be as different as tasks of that mean can
-        be; `methods` says where. In the paired difference the tasks' own difficulty cancels, hence
-        it is usually far narrower than the two runs' intervals suggest.
+        An :class:`Evaluation`. Every k has two intervals, and `methods` says how they were found:
+
+        - The percentile bootstrap: tasks are drawn with replacement, the draws are shared by all k
+          and both runs. Of more than 2048 tasks that differ, the 256 farthest from the mean are
+          drawn one by one, and the sum of the others is normal, which is what it tends to.
+        - The normal one, estimate ± z·sd/√tasks with the standard deviation between tasks (ddof 1).
+
+        Of pass@k and pass^k they stay within [0, 1]: where either would leave it, or has no width
+        since all tasks are alike, Wilson's score interval stands for it, which takes tasks to be as
+        different as tasks of that mean can be. In the paired difference the tasks' own difficulty
+        cancels, hence it is usually far narrower than the two runs' intervals suggest.
 
         The intervals are over tasks, not seeds: they say how far a figure would move with other
         tasks, not with another seed of sampling or of training.

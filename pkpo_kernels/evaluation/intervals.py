@@ -26,10 +26,10 @@ _NO_WIDTH = 1e-12
 _COUNTS = 1 << 20
 # Drawing one number of a multinomial costs about as much as drawing this many tasks.
 _FEW = 8
-# With more distinct rows than this not every one is drawn: drawing a row of 150000 tasks takes tens
-# of seconds, and moves an interval by less than the choice of its 10000 resamples does.
-MOST_DRAWN = 2048
-# Of those the rows that are: the ones farthest from the mean.
+# With more tasks than this, and of them more that differ, not every one is drawn: to draw 150000
+# takes half a minute, and moves an interval by less than the choice of its 10000 resamples does.
+MOST_TASKS, MOST_DISTINCT = 2048, 512
+# Those that are drawn then: the ones farthest from the mean.
 FARTHEST = 256
 
 
@@ -152,11 +152,9 @@ def _resampled_sums(table: Floats, resamples: int, seed: int) -> tuple[Floats, s
     rng = np.random.default_rng(seed)
     tasks = len(table)
     first, sizes = _distinct_rows(table)
-    if len(first) > MOST_DRAWN:
-        how = (
-            f"{resamples} resamples: the {FARTHEST} tasks farthest from the mean drawn one by one,"
-        )
-        how += f" the sum of the other {tasks - FARTHEST} normal"
+    if tasks > MOST_TASKS and len(first) > MOST_DISTINCT:
+        how = f"{resamples} resamples, in which the {FARTHEST} tasks farthest from the mean are"
+        how += f" drawn one by one, and the sum of the other {tasks - FARTHEST} is normal"
         return _sums_with_normal_rest(table, resamples, rng), how
     # How often each distinct row is drawn is multinomial. With 0/1 rewards there are few of them,
     # and drawing those numbers is far cheaper than drawing tasks one by one.

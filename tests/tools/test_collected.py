@@ -32,7 +32,7 @@ def refuse(reason: str, line: int | None) -> NoReturn:
     null=st.sampled_from(["drop", "zero"]),
     threshold=st.sampled_from([None, 0.5]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_pieces_of_a_file_are_its_tasks(
     lines: list[tuple[int, list[float]]],
     cuts: set[int],
