@@ -63,6 +63,12 @@ class TestNull:
         got = read_rollouts(tmp_path / "r.parquet", Options(null="zero"))
         assert plain(got) == {"a": [0.5, 0], "b": [1]}
 
+    @pytest.mark.parametrize("rewards", ["[null, 9007199254740993]", "[9007199254740993, NaN]"])
+    def test_a_null_hides_no_integer_that_is_too_large(self, tmp_path: Path, rewards: str) -> None:
+        path = put(tmp_path / "r.jsonl", f'{{"task_id": "a", "rewards": {rewards}}}')
+        with pytest.raises(RolloutFileError, match=r":1: rewards must be integers of at most 2"):
+            read_rollouts(path, Options(null="drop"))
+
     def test_an_infinite_reward_is_no_null(self, tmp_path: Path) -> None:
         path = put(tmp_path / "r.csv", "task_id,reward\na,inf\n")
         with pytest.raises(RolloutFileError, match=r":2: a reward must be finite; got inf$"):
