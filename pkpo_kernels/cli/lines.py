@@ -146,9 +146,9 @@ class Lines:
             self._flat.fromlist(rewards)
         if not rewards:
             self.fail(f"task {shown(task_id)} has no rewards", line)
-        # From 2^53 on a closer look: integers beyond it are refused, floats are not. A NaN hides how
-        # large the others are.
-        if not (-LARGEST_EXACT < min(rewards) and max(rewards) < LARGEST_EXACT):
+        # From 2^53 on a closer look: integers beyond it are refused, floats are not. So too where a
+        # NaN hides how large the others are.
+        if not (min(rewards) > -LARGEST_EXACT and max(rewards) < LARGEST_EXACT):
             self.check_exact((reward for reward in rewards if type(reward) is int), lambda _: line)
         self._task_ids.append(task_id)
         self._lengths.append(len(rewards))
