@@ -291,6 +291,10 @@ def test_a_longdouble_beyond_float64(tmp_path: Path) -> None:
         ({"task_id": ["a", "b"], "rewards": [[1], None]}, ":2: rewards is null"),
         ({"task_id": ["a", None], "rewards": [[1], [1]]}, ":2: task_id is null"),
         ({"task_id": ["a", ""], "rewards": [[1], [1]]}, ":2: the task_id is empty"),
+        (
+            {"task_id": [[{"role": "user"}]], "reward": [1]},
+            ": task_id must be text or numbers; got l",
+        ),
         ({"task_id": ["a", "b"], "rewards": [[1], []]}, ":2: task 'b' has no rewards"),
         ({"task_id": ["a", "a"], "rewards": [[1], [0]]}, ":2: task_id 'a' was on line 1 already"),
         ({"task_id": ["a", "b"], "rewards": [[1.0], [1.0, None]]}, ":2: a reward must be finite"),

@@ -141,8 +141,12 @@ def _ids_of(lines: Lines, column: Any, numbers: NDArray[np.int64]) -> list[TaskI
     bytes pass for one."""
     import pyarrow as pa
 
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        column = column.cast(pa.string())
+    dtype = column.type
+    if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
+        try:
+            column = column.cast(pa.string())
+        except pa.ArrowNotImplementedError:
+            lines.fail(f"task_id must be text or numbers; got {dtype}")
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
