@@ -15,7 +15,7 @@ WORKERS ?= auto
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench readme-tables clean
+.PHONY: help demo test test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench readme-tables dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -128,5 +128,13 @@ bench: .venv/installed  ## throughput, accuracy and scaling on this machine, tab
 readme-tables: .venv/installed  ## the tables of bench/README.md from bench/results
 	$(BIN)/python -m bench.readme_tables
 
+dist: .venv/installed  ## a wheel and an sdist, checked, and `pkpo verify` of the wheel installed alone
+	rm -rf dist build/installed
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python tests/released.py dist
+	$(PYTHON) -m venv build/installed
+	build/installed/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd build && installed/bin/pkpo verify
+
 clean:  ## remove everything that was made
-	rm -rf .venv .venv-*-trainers demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-*-trainers demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -53,6 +53,11 @@ class Groups(NamedTuple):
         return self.rewards.shape[self.axis]
 
     @property
+    def n_is_open(self) -> bool:
+        """Whether n is a symbol of JAX's export, which need not compare with k."""
+        return self.library == "jax" and not isinstance(self.n, int)
+
+    @property
     def leading(self) -> tuple[int, ...]:
         return (*self.rewards.shape[: self.axis], *self.rewards.shape[self.axis + 1 :])
 
@@ -140,6 +145,8 @@ def _whole_k(k: int, groups: Groups, estimator: Estimator, *, clip: bool) -> int
     if groups.where is not None:
         # An export's symbolic n is no integer, and may not compare.
         return min(k, groups.n + 1) if isinstance(groups.n, int) else k
+    if groups.n_is_open:
+        return k
     largest = estimator.largest_k(groups.n)
     if k <= largest or not isinstance(groups.n, int):
         return k
@@ -159,8 +166,8 @@ def _check_k(least: int, most: int, groups: Groups, estimator: Estimator, *, cli
     n = groups.n
     if least < 1:
         raise ValueError(f"k must be at least 1; got k={least}")
-    if clip or groups.where is not None:
-        return  # each group has a way out, or its own n
+    if clip or groups.where is not None or groups.n_is_open:
+        return  # each group has a way out, or its own n, or one that is known later
     if most > n:
         raise ValueError(f"k must be at most the number of samples; got k={most} with n={n}")
     if most > estimator.largest_k(n):
