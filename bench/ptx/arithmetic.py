@@ -133,6 +133,10 @@ def unordered(compare: Callable[..., Array], a: Array, b: Array) -> Array:
     return compare(a, b) | np.isnan(a) | np.isnan(b)
 
 
+def as_number(compare: Callable[..., Array], a: Array, b: Array) -> Array:
+    return ordered(compare, a, b).astype(np.float32)
+
+
 def to_integer(rounding: Callable[[Array], Array], name: str, of_nan: int, x: Array) -> Array:
     """Rounded, kept within the integers there are."""
     nan = np.isnan(x)

@@ -17,6 +17,7 @@ from bench.ptx.arithmetic import (
     Array,
     add_halves,
     any_function,
+    as_number,
     extract,
     float_max,
     float_min,
@@ -166,6 +167,7 @@ for _name, _compare in _COMPARISONS.items():
         (rf"setp\.{_name}", _FLOAT, "pred: t t", partial(ordered, _compare)),
         (rf"setp\.{_name}u", _FLOAT, "pred: t t", partial(unordered, _compare)),
     ]
+    _TABLE.append((rf"set\.{_name}\.f32", "f32", "f32: t t", partial(as_number, _compare)))
 _TABLE += [
     *(
         (rf"setp\.{name}", r"u(16|32|64)", "pred: t t", _COMPARISONS[same])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import triton
 
-from pkpo_triton import kernel, long_rows, table_cache
+from pkpo_triton import kernel, long_rows, packed_launch, table_cache
 from pkpo_triton.coefficients import (
     UNDERSIZED,
     Estimator,
@@ -99,6 +99,11 @@ def _transform(
     rows, n = rewards.shape
     static_k = k if isinstance(k, int) else None
     uniform = static_k is not None and where is None
+    if isinstance(k, int) and where is None and not estimator.normalized:
+        packed_for = packed_launch.plan_packed(rewards, dtype, _backend())
+        if packed_for is not None:
+            with _device_of(rewards):
+                return packed_launch.transform_packed(rewards, k, estimator, scale, packed_for)
     chosen = _plan(rewards, where, dtype, uniform=uniform and not estimator.normalized)
     out = _empty_result(rewards, dtype)
     if out.numel() == 0:
@@ -220,6 +225,14 @@ def _chain_table(chosen: Plan, unread: torch.Tensor) -> torch.Tensor:
     if chosen.threads_per_row == 1:
         return unread
     return table_cache.inverses(chosen.samples_per_thread, unread.device)
+
+
+@functools.cache
+def _backend() -> str:
+    """Ask Triton what it compiles for here; "" where it interprets."""
+    if triton.knobs.runtime.interpret:
+        return ""
+    return str(triton.runtime.driver.active.get_current_target().backend)
 
 
 @functools.cache
