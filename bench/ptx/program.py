@@ -134,7 +134,7 @@ class Program:
             elif statement.startswith(".reg"):
                 scopes[-1].declare(statement)
             elif statement.startswith(".shared"):
-                self._set_aside(statement, scopes[-1])
+                self._set_aside(line, statement, scopes[-1])
             elif statement.startswith("."):
                 if not statement.startswith(".pragma"):
                     raise UnknownInstructionError(f"line {line}: {statement}")
@@ -168,11 +168,11 @@ class Program:
         else:
             self.blocks[-1].instructions.append(it)
 
-    def _set_aside(self, statement: str, scope: _Scope) -> None:
+    def _set_aside(self, line: int, statement: str, scope: _Scope) -> None:
         """Lay out a variable in shared memory, all of them from multiples of 128 on."""
         found = re.fullmatch(r"\.shared\s+\.align\s+\d+\s+\.(\w+)\s+(\w+)\[(\d+)\]", statement)
         if found is None:
-            raise UnknownInstructionError(statement)
+            raise UnknownInstructionError(f"line {line}: {statement}")
         type_, name, count = found.groups()
         free = self.variables["global_smem"]
         self.variables[scope.name(name)] = free
