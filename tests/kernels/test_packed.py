@@ -253,7 +253,7 @@ def close_rows(draw: st.DrawFn, n: int) -> Rows:
 
 
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
