@@ -160,6 +160,7 @@ def matrices(n: int, rng: np.random.Generator) -> list[Any]:
     normal = rng.standard_normal((rows, n))
     kinds = [normal, np.sort(normal), np.sort(normal)[:, ::-1], np.round(normal), normal + 1e3]
     mixed = np.choose(np.arange(rows)[:, None] % len(kinds), kinds)
+    near_ties = 1 + np.argsort(normal) * 2.0**-23
     # What makes a row NaN is known to one thread alone, and so is one of two values.
     infinite, irregular, wide, anywhere = (mixed.copy() for _ in range(4))
     infinite[::2, 0], infinite[1::2, n - 1] = np.inf, -np.inf
@@ -170,7 +171,7 @@ def matrices(n: int, rng: np.random.Generator) -> list[Any]:
     # Neighbours alike, so that what comes from another row is no help.
     pattern = np.arange(rows) // 4 % 3
     levels[pattern == 0], levels[pattern == 1] = np.arange(n) == n - 1, np.arange(n) != 0
-    out = [mixed, infinite, irregular, wide, anywhere, levels, 1 - levels]
+    out = [mixed, near_ties, infinite, irregular, wide, anywhere, levels, 1 - levels]
     # Blocks of two values, but for one thread: the last lane of a warp, and so the last to be heard
     # of, in its first samples or in its last.
     rows_of_warp = max(1, 32 // chosen.threads_per_row)
