@@ -36,11 +36,21 @@ def shared_memory(WORDS: tl.constexpr):
     )
 
 
+@triton.constexpr_function
+def _read_each(n):
+    return " ".join(f"ld.shared.f32 ${i}, [${n + i}];" for i in range(n))
+
+
+@triton.constexpr_function
+def _read_each_operands(n):
+    return ",".join(["=&f"] * n + ["r"] * n)
+
+
 @triton.jit
-def get(address):
-    """Read a word of shared memory: (T,) → (T,)."""
+def get_each(addresses, N: tl.constexpr):
+    """Read a word of shared memory for each address: N × (T,) → N × (T,)."""
     return tl.inline_asm_elementwise(
-        "ld.shared.f32 $0, [$1];", "=f,r", [address], tl.float32, is_pure=False, pack=1
+        _read_each(N), _read_each_operands(N), addresses, _floats(N), is_pure=False, pack=1
     )
 
 
@@ -104,62 +114,77 @@ def store_four(address, x, OFFSET: tl.constexpr):
     )  # fmt: skip
 
 
-# ---- Registers ---------------------------------------------------------------------------------
+# ---- Sorting -----------------------------------------------------------------------------------
 
 
 @triton.constexpr_function
-def _network(n):
-    copies = [f"mov.f32 ${i}, ${n + i};" for i in range(n)]
+def _integers(n):
+    return (tl.int32,) * n
+
+
+@triton.constexpr_function
+def _sorted(n, keys, addresses):
     comparators = [
-        f"min.f32 lower, ${a}, ${b}; max.f32 ${b}, ${a}, ${b}; mov.f32 ${a}, lower;"
+        f"min.f32 lower, key{a}, key{b}; max.f32 key{b}, key{a}, key{b}; mov.b32 key{a}, lower;"
         for a, b in thread_network(n)
     ]
-    return f"{{ .reg .f32 lower; {' '.join(copies + comparators)} }}"
+    declared = f".reg .b32 lower, upper, key<{n}>;"
+    return f"{{ {declared} {' '.join([*keys, *comparators, *addresses])} }}"
+
+
+# N addresses, N inputs, the address of the row. No output may lie where an input does that is still
+# to be read.
+@triton.constexpr_function
+def _sorted_operands(n, of_input):
+    return ",".join(["=&r"] * n + [of_input] * n + ["r"])
 
 
 @triton.constexpr_function
-def _network_operands(n):
-    # No output may lie where an input does that is still to be read.
-    return ",".join(["=&f"] * n + ["f"] * n)
+def _sorted_by_upper_bits(n):
+    # With the mask in a register one instruction replaces a key's lowest bits; Triton's operations
+    # become two. As an address becomes three of them instead of two.
+    keys = [f"mov.b32 upper, {-n};"]
+    keys += [f"lop3.b32 key{i}, ${n + i}, upper, {i}, 0xEA;" for i in range(n)]
+    addresses = [
+        f"and.b32 key{i}, key{i}, {n - 1}; mad.lo.s32 ${i}, key{i}, 4, ${2 * n};" for i in range(n)
+    ]
+    return _sorted(n, keys, addresses)
 
 
 @triton.jit
-def sort_in_thread(keys, N: tl.constexpr):
-    """Sort each thread's keys: N × (T,) → the same in ascending order. NaNs may be lost."""
+def sort_by_upper_bits(rewards, row, N: tl.constexpr):
+    """Sort rows of N words in shared memory by all but the lowest log2 N bits, and by their indices
+    where those are equal: N × (T,), (T,) → addresses in ascending order, N × (T,).
+
+    A key is a reward with its index in the lowest bits. A NaN's may be lost, and another be there
+    twice.
+    """
     return tl.inline_asm_elementwise(
-        _network(N), _network_operands(N), keys, _floats(N), is_pure=True, pack=1
-    )
+        _sorted_by_upper_bits(N), _sorted_operands(N, "f"), rewards + (row,), _integers(N),
+        is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 @triton.constexpr_function
-def _replaced(bits, number):
-    return (
-        f"{{ .reg .b32 upper; mov.b32 upper, {-(1 << bits)};"
-        f" lop3.b32 $0, $1, upper, {number}, 0xEA; }}"
-    )
+def _sorted_by_keys(n):
+    keys = [f"mov.b32 key{i}, ${n + i};" for i in range(n)]
+    addresses = [
+        f"and.b32 key{i}, key{i}, {4 * n - 1}; add.s32 ${i}, key{i}, ${2 * n};" for i in range(n)
+    ]
+    return _sorted(n, keys, addresses)
 
 
 @triton.jit
-def replace_lowest_bits(x, NUMBER: tl.constexpr, BITS: tl.constexpr):
-    """Put a number in the place of the lowest bits: (T,) → (T,). One instruction, where Triton's
-    operations become two."""
+def sort_by_keys(keys, row, N: tl.constexpr):
+    """Sort rows of N words in shared memory by keys, positive numbers that hold a word's offset in
+    bytes in their lowest bits: N × (T,), (T,) → addresses in ascending order, N × (T,)."""
     return tl.inline_asm_elementwise(
-        _replaced(BITS, NUMBER), "=f,f", [x], tl.float32, is_pure=True, pack=1
-    )
+        _sorted_by_keys(N), _sorted_operands(N, "r"), keys + (row,), _integers(N),
+        is_pure=True, pack=1,
+    )  # fmt: skip
 
 
-@triton.constexpr_function
-def _word(bits):
-    return f"and.b32 $0, $1, {(1 << bits) - 1}; mad.lo.s32 $0, $0, 4, $2;"
-
-
-@triton.jit
-def word_at_lowest_bits(address, x, BITS: tl.constexpr):
-    """Find the word that x's lowest bits count from an address: twice (T,) → (T,). Two
-    instructions, where Triton's operations become three."""
-    return tl.inline_asm_elementwise(
-        _word(BITS), "=&r,f,r", [x, address], tl.int32, is_pure=True, pack=1
-    )
+# ---- Comparing ---------------------------------------------------------------------------------
 
 
 @triton.jit

@@ -31,18 +31,17 @@ import triton.language as tl
 
 from pkpo_triton.assembly import (
     all_differ,
-    get,
+    get_each,
     get_four,
     is_at_most,
     load,
     load_four,
     put,
     put_four,
-    replace_lowest_bits,
     shared_memory,
-    sort_in_thread,
+    sort_by_keys,
+    sort_by_upper_bits,
     store_four,
-    word_at_lowest_bits,
 )
 from pkpo_triton.estimator import range_scale
 
@@ -138,15 +137,6 @@ def _write_row(row, values, tile: tl.constexpr):
     """Write each thread's row: (T,) and N × (T,)."""
     for quarter in tl.static_range(tile.N // 4):
         put_four(row, values[4 * quarter : 4 * quarter + 4], 16 * quarter)
-
-
-@triton.jit
-def _read_at(addresses, tile: tl.constexpr):
-    """Read rewards in the order of their addresses: N × (T,) → N × (T,)."""
-    rewards = ()
-    for c in tl.static_range(tile.N):
-        rewards = rewards + (get(addresses[c]),)
-    return rewards
 
 
 # ---- Values ------------------------------------------------------------------------------------
@@ -261,14 +251,8 @@ def _transform_by_levels(rewards, row, weights, LEVELS: tl.constexpr, tile: tl.c
 @triton.jit
 def _transform_by_sorting(rewards, irregular, row, weights, tile: tl.constexpr):
     """Write the values of any rows: N × (T,) and twice (T,)."""
-    keys = ()
-    for c in tl.static_range(tile.N):
-        keys = keys + (replace_lowest_bits(rewards[c], c, tile.BITS),)
-    keys = sort_in_thread(keys, tile.N)
-    addresses = ()
-    for c in tl.static_range(tile.N):
-        addresses = addresses + (word_at_lowest_bits(row, keys[c], tile.BITS),)
-    ordered = _read_at(addresses, tile)  # but for the lowest bits
+    addresses = sort_by_upper_bits(rewards, row, tile.N)  # N × (T,)
+    ordered = get_each(addresses, tile.N)  # N × (T,)
     signs = (ordered[1] - ordered[0]).to(tl.int32, bitcast=True)
     for c in tl.static_range(2, tile.N):
         signs = signs | (ordered[c] - ordered[c - 1]).to(tl.int32, bitcast=True)
@@ -284,8 +268,8 @@ def _transform_unusual(addresses, row, weights, tile: tl.constexpr):
     """Write the values of rows that are in order but for the lowest bits, or that are not finite,
     or large: N × (T,), (T,)."""
     # They are read again: kept until here, they would take registers in every program.
-    addresses = _sort_exactly(_read_at(addresses, tile), addresses, row, tile)
-    ordered = _read_at(addresses, tile)
+    addresses = _sort_exactly(get_each(addresses, tile.N), addresses, row, tile)
+    ordered = get_each(addresses, tile.N)
     scale, unscale = range_scale(ordered[0], ordered[tile.N - 1], True)
     # NaN where the range overflows, or where any sample is not finite: the network may have lost it.
     unscale += (ordered[tile.N - 1] - ordered[0]) * 0.0
@@ -322,14 +306,9 @@ def _sort_exactly(nearly, addresses, row, tile: tl.constexpr):
             joins = ((bits ^ previous) & -tile.N) == 0
             run = tl.where(joins, run, c << (2 * tile.BITS + 2))
         lowest = (bits ^ (bits >> 31)) & (tile.N - 1)
-        key = run | ((lowest << (tile.BITS + 2)) + (addresses[c] - row))
-        keys = keys + (key.to(tl.float32, bitcast=True),)
+        keys = keys + (run | ((lowest << (tile.BITS + 2)) + (addresses[c] - row)),)
         previous = bits
-    keys = sort_in_thread(keys, tile.N)
-    exact = ()
-    for c in tl.static_range(tile.N):
-        exact = exact + ((keys[c].to(tl.int32, bitcast=True) & (4 * tile.N - 1)) + row,)
-    return exact
+    return sort_by_keys(keys, row, tile.N)
 
 
 # ---- The kernel --------------------------------------------------------------------------------
