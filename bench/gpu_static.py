@@ -313,9 +313,10 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
 CAPTION = """\
 Executed: by a machine for PTX on the CPU. Counted: instructions of SASS, as often as their line of
 PTX was executed. A model: the most that these allow of an H200's copy of the same bytes. Nothing
-was measured. On normal rewards, on two or four values, or where a row's are all within n neighbouring
-floats; in lanes an element, wavefronts of shared memory times 32, with conflicts / without; bytes of
-sectors loaded / stored; barriers, shared bytes of a program; processor seconds of a cold compilation."""
+was measured. On normal rewards, on two or four values, or where all of a row's lie within n
+neighbouring floats; in lanes an element, wavefronts of shared memory times 32, with conflicts /
+without; bytes of sectors loaded / stored; barriers, shared bytes of a program; processor seconds of
+a cold compilation."""
 
 
 def shown(figures: Any, names: str, digits: int = 1) -> str:

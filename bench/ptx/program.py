@@ -82,8 +82,8 @@ class Program:
         blocks: in the order of the text.
         registers: name → its bits, "1" for a predicate, and its row among those.
         rows: bits → how many registers.
-        variables: name → where it lies in shared memory; "global_smem", what a launch asks for, lies
-          behind all others.
+        variables: name → where it lies in shared memory; "global_smem", what a launch asks for,
+          lies behind all others.
 
     Raises:
         UnknownInstructionError: for an instruction that the machine does not have.

@@ -1,6 +1,6 @@
-"""The packed kernel, for what is usual: float32, whole rows one after the other, weights that all of
-them share; on NVIDIA's GPUs. The others: `pkpo_triton.kernel`. Which is launched:
-`pkpo_triton.plan.packed_plan`.
+"""The packed kernel, for what is usual: float32, whole rows one after the other, weights that all
+of them share, on NVIDIA's GPUs. For all else there is `pkpo_triton.kernel`; which of the two it is,
+`pkpo_triton.plan.packed_plan` says.
 
 A row lies in one thread. A key is a reward whose lowest bits are replaced by its index in the row,
 so that one network of minima and maxima sorts both, and nothing is searched or led back:
@@ -114,9 +114,7 @@ def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
     for step in tl.static_range(tile.N // 4):
         if FULL:
             x = get_four(along, tile.STEP * step)  # 4 × (T,)
-            store_four(
-                block.out_address + block.thread.to(tl.int64) * 16, x, 16 * tile.T * step
-            )
+            store_four(block.out_address + block.thread.to(tl.int64) * 16, x, 16 * tile.T * step)
         else:
             sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
             x = get_four(_address(base, sample, tile), 0)  # 4 × (T,)
@@ -127,16 +125,16 @@ def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
 def _read_row(row, tile: tl.constexpr):
     """Read each thread's row in the order of its samples: (T,) → N × (T,)."""
     rewards = ()
-    for quarter in tl.static_range(tile.N // 4):
-        rewards = rewards + get_four(row, 16 * quarter)
+    for quad in tl.static_range(tile.N // 4):
+        rewards = rewards + get_four(row, 16 * quad)
     return rewards
 
 
 @triton.jit
 def _write_row(row, values, tile: tl.constexpr):
     """Write each thread's row: (T,) and N × (T,)."""
-    for quarter in tl.static_range(tile.N // 4):
-        put_four(row, values[4 * quarter : 4 * quarter + 4], 16 * quarter)
+    for quad in tl.static_range(tile.N // 4):
+        put_four(row, values[4 * quad : 4 * quad + 4], 16 * quad)
 
 
 # ---- Values ------------------------------------------------------------------------------------
@@ -156,20 +154,20 @@ def _put_values(addresses, ordered, weights, tile: tl.constexpr):
     """Write the values of sorted rows over their rewards: twice N × (T,)."""
     offset = tl.zeros([tile.T], tl.float32)
     if weights.has_offset != 0:
-        for quarter in tl.static_range(tile.N // 4):
-            of_gaps = load_four(weights.offset_address, 16 * quarter)  # 4 × ()
-            for i in tl.static_range(1 if quarter == 0 else 0, 4):
-                gap = ordered[4 * quarter + i] - ordered[4 * quarter + i - 1]
+        for quad in tl.static_range(tile.N // 4):
+            of_gaps = load_four(weights.offset_address, 16 * quad)  # 4 × ()
+            for i in tl.static_range(1 if quad == 0 else 0, 4):
+                gap = ordered[4 * quad + i] - ordered[4 * quad + i - 1]
                 offset = tl.fma(tl.full([tile.T], of_gaps[i], tl.float32), gap, offset)
     smallest = _smallest_value(ordered[tile.N - 1], offset, weights)
     put(addresses[0], smallest)
     total = tl.zeros([tile.T], tl.float32)
-    for quarter in tl.static_range(tile.N // 4):
-        of_gaps = load_four(weights.sums_address, 16 * quarter)  # 4 × ()
-        for i in tl.static_range(1 if quarter == 0 else 0, 4):
-            gap = ordered[4 * quarter + i] - ordered[4 * quarter + i - 1]
+    for quad in tl.static_range(tile.N // 4):
+        of_gaps = load_four(weights.sums_address, 16 * quad)  # 4 × ()
+        for i in tl.static_range(1 if quad == 0 else 0, 4):
+            gap = ordered[4 * quad + i] - ordered[4 * quad + i - 1]
             total = tl.fma(tl.full([tile.T], of_gaps[i], tl.float32), gap, total)
-            put(addresses[4 * quarter + i], total + smallest)
+            put(addresses[4 * quad + i], total + smallest)
 
 
 @triton.jit
@@ -216,7 +214,9 @@ def _transform_by_levels(rewards, row, weights, LEVELS: tl.constexpr, tile: tl.c
         count = tl.zeros([tile.T], tl.float32)
         for c in tl.static_range(tile.N):
             is_below = is_at_most(rewards[c], level)
-            above = tl.minimum(above, tl.fma(is_below, tl.full([tile.T], FAR, tl.float32), rewards[c]))
+            above = tl.minimum(
+                above, tl.fma(is_below, tl.full([tile.T], FAR, tl.float32), rewards[c])
+            )
             count += is_below
         goes_on = level < largest
         gap = tl.where(goes_on, above - level, 0.0)
@@ -271,7 +271,7 @@ def _transform_unusual(addresses, row, weights, tile: tl.constexpr):
     addresses = _sort_exactly(get_each(addresses, tile.N), addresses, row, tile)
     ordered = get_each(addresses, tile.N)
     scale, unscale = range_scale(ordered[0], ordered[tile.N - 1], True)
-    # NaN where the range overflows, or where any sample is not finite: the network may have lost it.
+    # NaN where the range overflows, or where any sample is not finite, which the network may lose.
     unscale += (ordered[tile.N - 1] - ordered[0]) * 0.0
     samples = _read_row(row, tile)
     scaled = ()
@@ -319,10 +319,10 @@ def packed_kernel(
     rewards_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
     N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Transform one block of rows, (n_rows, N) → (n_rows, N), float32 at multiples of 16 bytes, with
-    weights (2, N): the regimes are `pkpo_triton.plan.packed_plan`'s.
+    """Transform one block of rows: (n_rows, N) → (n_rows, N), both float32 and at multiples of 16
+    bytes, with weights (2, N). The regimes: `pkpo_triton.plan.packed_plan`.
 
-    LEVELS: so many distinct values a row may have to be counted.
+    LEVELS: so many distinct values rows may have to be counted.
     """
     PERIOD: tl.constexpr = N if N > 32 else 32  # there are 32 banks
     tile: tl.constexpr = Tile(

@@ -199,9 +199,7 @@ def test_rows_that_mislead(n: int, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("estimator", ["s", "sloo", "centered"])
-def test_other_estimators_of_mixed_rows(
-    n: int, estimator: str, rng: np.random.Generator
-) -> None:
+def test_other_estimators_of_mixed_rows(n: int, estimator: str, rng: np.random.Generator) -> None:
     large = ("large", "overflow", "mixed")
     kinds = {
         name: rewards

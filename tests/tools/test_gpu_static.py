@@ -313,7 +313,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, target: str) -> gpu_static.Row:
 def test_the_whole_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     row = measured(monkeypatch, "sm_90")
     assert row.normal is not None and 50 < row.normal.instructions < 80
-    assert row.normal == row.two_values == row.near_ties  # a network takes the same way for all rows
+    assert (
+        row.normal == row.two_values == row.near_ties
+    )  # a network takes the same way for all rows
     assert row.of_copy is not None and 0.5 < row.of_copy < 1
     plain = gpu_static.plain(row)
     assert plain["normal"]["alu"] == row.normal.alu
