@@ -94,6 +94,8 @@ def gpu_static(results: Path) -> str:
         [
             ("instructions (counted)", "ours", "normal_instructions", 0),
             ("the same, rows of two values", "ours", "two_values_instructions", 0),
+            ("the same, rows of four values", "ours", "four_values_instructions", 0),
+            ("the same, rows of near ties", "ours", "near_ties_instructions", 0),
             ("the same, `tl.sort`, scan, scatter", tl_sort, "normal_instructions", 0),
             ("the same, torch.compile's sort alone", inductor, "normal_instructions", 0),
             ("lanes that exchange (executed)", "ours", "normal_shuffles normal_wavefronts", 0),
@@ -101,7 +103,8 @@ def gpu_static(results: Path) -> str:
             ("the same, rows of two values", "ours", "two_values_of_copy", 2),
         ],
     )
-    about = f"Executed on the CPU, for {rows[0]['target']}, commit {rows[0]['commit']}"
+    commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
+    about = f"Executed on the CPU, for {rows[0]['target']}, commit {commits}"
     return f"{about}; nothing was measured (`results/{path.name}`).\n\n{table}"
 
 

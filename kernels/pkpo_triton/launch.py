@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import triton
 
-from pkpo_triton import kernel, long_rows, table_cache
+from pkpo_triton import kernel, long_rows, packed, table_cache
 from pkpo_triton.coefficients import (
     UNDERSIZED,
     Estimator,
@@ -29,19 +29,21 @@ from pkpo_triton.matrices import (
     constants,
     empty_result,
     plan_max_at_k,
+    plan_packed,
     plan_transform,
     readable,
     reads_all,
     strides,
 )
-from pkpo_triton.plan import LONGEST_ON_CHIP, Plan
+from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS, PackedPlan, Plan
 
 
 class Launch:
     """A kernel, its grid and all its arguments but the tensors of a call.
 
     Args:
-        entry: the entry kernel, whose first arguments are rewards, where, k and the result.
+        entry: the entry kernel, whose first arguments are rewards, where, k and the result, or
+          rewards and the result.
         grid: how many programs.
         arguments: the others, in the kernel's order.
         constants: its constants, and how it is compiled.
@@ -52,7 +54,7 @@ class Launch:
 
     __slots__ = (
         *("_arguments", "_compiled", "_constants", "_dynamic_k", "_empty", "_entry", "_grid"),
-        *("_k", "_stream"),
+        *("_k", "_stream", "_takes_all"),
     )
 
     def __init__(
@@ -68,6 +70,7 @@ class Launch:
     ) -> None:
         self._entry, self._grid, self._empty = entry, (grid, 1, 1), empty
         self._dynamic_k, self._k = dynamic_k, k
+        self._takes_all = "where_ptr" in entry.arg_names
         self._arguments, self._constants = tuple(arguments), constants
         self._compiled: Any = None  # by the first call
         self._stream = 0
@@ -76,27 +79,31 @@ class Launch:
         """Launch it for matrices of the form, on the device and the stream that it was prepared on:
         rewards, where and k as the kernel reads them → the result. A k of the host is known."""
         out = self._empty(rewards)
-        k = k if self._dynamic_k else self._k
-        if self._compiled is None:
+        compiled, k = self._compiled, k if self._dynamic_k else self._k
+        tensors = (rewards, where, k, out) if self._takes_all else (rewards, out)
+        if compiled is None:
             # Of bools the kernel reads the bytes.
-            tensors = (as_bytes(rewards), as_bytes(where), k, out)
-            compiled = self._entry[self._grid](*tensors, *self._arguments, **self._constants)
-            if compiled is not None:  # not interpreted
-                names = self._entry.arg_names[len(tensors) + len(self._arguments) :]
-                self._arguments += tuple(self._constants[name] for name in names)
-                driver = triton.runtime.driver.active
-                self._stream = driver.get_current_stream(driver.get_current_device())
-                compiled[self._grid]  # loads it
-                self._compiled = compiled
+            self._compile([as_bytes(x) for x in tensors])
             return out
-        compiled, runtime = self._compiled, triton.knobs.runtime
-        tensors = (rewards, where, k, out)
+        runtime = triton.knobs.runtime
         if _calls_of(runtime.launch_enter_hook) or _calls_of(runtime.launch_exit_hook):
             compiled[self._grid](*tensors, *self._arguments, stream=self._stream)
         else:  # the same without what hooks are told
             launched = (self._stream, compiled.function, compiled.packed_metadata, None, None, None)
             compiled.run(*self._grid, *launched, *tensors, *self._arguments)
         return out
+
+    def _compile(self, tensors: Sequence[torch.Tensor | None]) -> None:
+        """Compile it, if it is not interpreted, and launch it."""
+        compiled = self._entry[self._grid](*tensors, *self._arguments, **self._constants)
+        if compiled is None:
+            return
+        names = self._entry.arg_names[len(tensors) + len(self._arguments) :]
+        self._arguments += tuple(self._constants[name] for name in names)
+        driver = triton.runtime.driver.active
+        self._stream = driver.get_current_stream(driver.get_current_device())
+        compiled[self._grid]  # loads it
+        self._compiled = compiled
 
 
 def _calls_of(hook: Any) -> Any:
@@ -129,6 +136,12 @@ def transform(
     """
     rewards = rewards.detach()
     rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
+    packed_for = plan_packed(rewards, k, where, estimator, dtype)
+    if packed_for is not None:
+        assert isinstance(k, int)
+        launch = _launch_of_packed(rewards, k, estimator, scale, packed_for)
+        with _device_of(rewards):
+            return launch(rewards, where, k)
     chosen = plan_transform(rewards, k, where, estimator, dtype)
     if rewards.numel() == 0:
         return empty_result(rewards, dtype, chosen)
@@ -161,6 +174,10 @@ def prepared_transform(
 ) -> Launch | None:
     """Prepare `transform` for matrices of the form of these, on their device and its current
     stream; None where a call takes more than a launch."""
+    packed_for = plan_packed(rewards, k, where, estimator, dtype)
+    if packed_for is not None:
+        assert isinstance(k, int)
+        return _launch_of_packed(rewards, k, estimator, scale, packed_for)
     chosen = plan_transform(rewards, k, where, estimator, dtype)
     if chosen is None or rewards.numel() == 0:
         return None
@@ -236,6 +253,32 @@ def _launch_of_transform(
         },
         empty,
         dynamic_k=static_k is None,
+    )
+
+
+def _launch_of_packed(
+    rewards: torch.Tensor, k: int, estimator: Estimator, scale: str, chosen: PackedPlan
+) -> Launch:
+    """Put together what transforms rewards, one at least, by the packed kernel."""
+    rows, n = rewards.shape
+    weights = host_weights(estimator, n, k, scale=scale)
+    with _device_of(rewards):
+        of_gaps = table_cache.gap_weights(estimator, n, k, weights, rewards.device)
+    return Launch(
+        packed.packed_kernel,
+        triton.cdiv(rows, chosen.block_rows),
+        (of_gaps, rows, int(has_offset(estimator, k)), weights.max_coefficient),
+        {
+            "N": n,
+            "BLOCK_ROWS": chosen.block_rows,
+            "LEVELS": chosen.levels,
+            "num_warps": chosen.num_warps,
+            "maxnreg": chosen.max_registers,
+            "num_stages": 1,
+            **OPTIONS,
+        },
+        torch.empty_like,
+        dynamic_k=False,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 import triton
 
 from pkpo_triton.coefficients import Estimator
-from pkpo_triton.plan import FEW_ROWS, OPTIONS, Plan, plan
+from pkpo_triton.plan import FEW_ROWS, OPTIONS, PackedPlan, Plan, packed_plan, plan
 
 # So many neighbouring floats are what memory moves at a time.
 ROWS_OF_A_SECTOR = 8
@@ -30,6 +30,26 @@ def plan_transform(
     uniform = isinstance(k, int) and where is None and not estimator.normalized
     few_rows = not any_rows and rewards.shape[0] < FEW_ROWS
     return _plan(rewards, where, dtype, uniform=uniform, few_rows=few_rows)
+
+
+def plan_packed(
+    rewards: torch.Tensor,
+    k: Any,
+    where: torch.Tensor | None,
+    estimator: Estimator,
+    dtype: torch.dtype,
+) -> PackedPlan | None:
+    """Plan a packed kernel for rewards (rows, n), None where another serves them."""
+    usual = (
+        isinstance(k, int)
+        and where is None
+        and not estimator.normalized
+        and rewards.dtype == dtype == torch.float32
+        and rewards.is_contiguous()
+        and rewards.numel() > 0
+        and _is_aligned(rewards)
+    )
+    return packed_plan(rewards.shape[1], usual=usual, backend=_backend()) if usual else None
 
 
 def plan_max_at_k(
@@ -58,6 +78,14 @@ def _plan(
         warp=_warp(),
         few_rows=few_rows,
     )
+
+
+@functools.cache
+def _backend() -> str:
+    """Ask Triton what it compiles for here; "" where it interprets."""
+    if triton.knobs.runtime.interpret:
+        return ""
+    return str(triton.runtime.driver.active.get_current_target().backend)
 
 
 @functools.cache

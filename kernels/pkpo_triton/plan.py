@@ -89,3 +89,38 @@ def plan(
     num_warps = block_rows * threads_per_row // warp
     weights = "ready" if uniform else "chain"
     return Plan(samples_per_thread, threads_per_row, block_rows, num_warps, vector, warp, weights)
+
+
+class PackedPlan(NamedTuple):
+    """Constants of a packed kernel, a row a thread: see `pkpo_triton.packed`."""
+
+    block_rows: int
+    num_warps: int
+    levels: int  # rows of so many distinct values are counted, which costs less than to sort them
+    max_registers: int | None  # a thread's, where the compiler would take more than it needs
+
+
+_PACKED = {
+    16: PackedPlan(block_rows=32, num_warps=1, levels=2, max_registers=None),
+    32: PackedPlan(block_rows=32, num_warps=1, levels=3, max_registers=None),
+    # As few as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes 243.
+    64: PackedPlan(block_rows=32, num_warps=1, levels=4, max_registers=200),
+}
+
+
+def packed_plan(n: int, *, usual: bool, backend: str) -> PackedPlan | None:
+    """Plan a packed kernel for rows of n samples, None where there is none: `plan` serves all.
+
+    Args:
+        n: samples in a row.
+        usual: rewards and results are float32, whole rows one after the other from a multiple of 16
+            bytes on; none is left out; all rows share weights known to the host, and no std is
+            asked for.
+        backend: Triton's name for what it compiles for: "cuda", "hip"; "" where it interprets.
+
+    | n     | instructions a sample, sm_90: normal, 2, 3, 4 values | in `plan`'s kernel: normal, 2 |
+    | 16    | 25, 19, 25, 25                                       | 40, 25                        |
+    | 32    | 26, 16, 22, 26                                       | 55, 26                        |
+    | 64    | 30, 14, 20, 26                                       | 66, 21                        |
+    """
+    return _PACKED.get(n) if usual and backend == "cuda" else None
