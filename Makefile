@@ -15,7 +15,7 @@ WORKERS ?= auto
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench paper-quick paper readme-tables clean
+.PHONY: help demo test test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench paper-quick paper readme-tables dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,10 +50,10 @@ define pytest
 	PALLAS_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PALLAS_TESTS)
 	TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PTX_TESTS)
 endef
-TRITON_TESTS := tests/contract tests/kernels/test_triton.py \
-	tests/backends/test_jax.py tests/backends/test_jax_triton.py
+OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_launches.py
+TRITON_TESTS := $(OF_TRITON) tests/backends/test_jax.py tests/backends/test_jax_triton.py
 PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py tests/backends/test_jax.py
-PTX_TESTS := tests/contract tests/kernels/test_triton.py tests/kernels/test_ptx_kernels.py
+PTX_TESTS := $(OF_TRITON) tests/kernels/test_packed.py tests/kernels/test_ptx_kernels.py
 # What the environments of RL trainers are made around.
 TRAINERS := torch jax
 # The ends of the range of Tritons that pyproject.toml allows.
@@ -63,8 +63,8 @@ TRITONS := 3.5.0 3.9.0
 define ptx_with_triton
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target build/triton-$(1) triton==$(1)
-	PYTHONPATH=build/triton-$(1) TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) \
-		tests/contract tests/kernels/test_triton.py
+	PYTHONPATH=build/triton-$(1) TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) $(OF_TRITON) \
+		tests/kernels/test_packed.py
 
 endef
 
@@ -104,7 +104,7 @@ test-integrations: $(TRAINERS:%=.venv-%-trainers/installed)  ## in the RL traine
 
 gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that the kernels promise
 	$(GPU_ENV) TEST_DEVICE=$(GPU_DEVICE) $(GPU_PYTHON) -m pytest -m 'not release' \
-		tests/kernels/test_gpu.py tests/contract tests/kernels/test_triton.py
+		tests/kernels/test_gpu.py $(OF_TRITON) tests/kernels/test_packed.py
 
 gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile and torch.sort
 	$(GPU_ENV) $(GPU_PYTHON) -m bench.throughput --device $(GPU_DEVICE) $(GPU_BENCH)
@@ -124,6 +124,7 @@ bench: .venv/installed  ## throughput, accuracy and scaling on this machine, tab
 	$(BIN)/python -m bench.accuracy
 	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.grouping
+	$(BIN)/python -m bench.host
 
 # Where the paper's experiments write; those that bench/paper/README.md shows are in bench/paper/results.
 PAPER_OUT ?= build/paper
@@ -139,5 +140,13 @@ paper: paper-quick  ## all of the paper's experiments, in a quarter of an hour
 readme-tables: .venv/installed  ## the tables of bench/README.md and bench/paper/README.md from their results
 	$(BIN)/python -m bench.readme_tables
 
+dist: .venv/installed  ## a wheel and an sdist, checked, and `pkpo verify` of the wheel installed alone
+	rm -rf dist build/installed
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python tests/released.py dist
+	$(PYTHON) -m venv build/installed
+	build/installed/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd build && installed/bin/pkpo verify
+
 clean:  ## remove everything that was made
-	rm -rf .venv .venv-*-trainers demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-*-trainers demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

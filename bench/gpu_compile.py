@@ -32,7 +32,7 @@ class Usage(NamedTuple):
     registers: int  # a thread's; on AMD its vector registers
     spilled_words: int  # of 32 bits, that a thread keeps in memory
     spilled_scalars: int  # on AMD, scalar registers kept in lanes of vector registers
-    shared_bytes: int  # a program's
+    shared_bytes: int  # a program's, what the kernel sets aside itself included
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def compiled_cold(variant: Variant, target: GPUTarget) -> Iterator[Compiled]:
         triton.knobs.cache.dir = empty
         start = processor_seconds()
         options = {"num_warps": variant.num_warps, "num_stages": 1, **OPTIONS}
+        if variant.max_registers is not None:
+            options["maxnreg"] = variant.max_registers
         kernel = triton.compile(source_of(variant), target=target, options=options)
         seconds = processor_seconds() - start
         usage = nvidia_usage(kernel) if target.backend == "cuda" else amd_usage(kernel)
@@ -99,7 +101,9 @@ def nvidia_usage(kernel: Any) -> Usage:
     registers, stack, local = map(int, found.groups())
     # The binary's own figure of shared memory holds what is reserved for the system, and lacks what
     # the launch asks for.
-    return Usage(registers, (stack + local) // 4, 0, kernel.metadata.shared)
+    variables = re.findall(r"\.shared \.align \d+ \.b32 \w+\[(\d+)\]", kernel.asm["ptx"])
+    shared = 4 * sum(map(int, variables)) + kernel.metadata.shared
+    return Usage(registers, (stack + local) // 4, 0, shared)
 
 
 def amd_usage(kernel: Any) -> Usage:

@@ -1,10 +1,11 @@
 """What the Triton kernels do for an element, executed and counted without a GPU.
 
-    python -m bench.gpu_static [--quick] [--out FILE] [--target sm_90]
+    python -m bench.gpu_static [--quick] [--only KERNEL] [--out FILE] [--target sm_90]
 
 Every kernel that pkpo_triton ships is compiled, beside two others that sort the same rows, and then
 launched through the library on a machine that executes PTX on the CPU (`bench.ptx`), as two whole
-programs: on normal rewards, and on rows of two values, whose paths differ. A figure is
+programs: on normal rewards, on rows of two and of four values, and on rewards of which a row's are
+all within n neighbouring floats, whose paths differ. A figure is
 
     executed  by that machine: shuffles, wavefronts and sectors of memory, barriers
     counted   in the machine code, which nothing executes: an instruction counts as often as the
@@ -26,10 +27,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
 from pkpo_triton import kernel as kernels
+from pkpo_triton import matrices, packed
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
@@ -39,7 +42,7 @@ import pkpo_kernels as pk
 from bench import commit_id, gpu_baselines, variants
 from bench.gpu_compile import TARGETS, Compiled, compile_variant, compiled_cold
 from bench.ptx.driver import Device
-from bench.records import RESULTS, versions, write_table
+from bench.records import RESULTS, read_table, versions, write_table
 from bench.sass import counted
 from bench.variants import Variant
 from pkpo_kernels.maths.estimators import ESTIMATORS
@@ -98,7 +101,8 @@ class Figures(NamedTuple):
 
 def execute(compiled: Compiled, call: Callable[[], Any]) -> Figures:
     """The figures of the one launch that a call makes, which must be of what was compiled."""
-    with Device(int(compiled.target.arch)) as device:
+    # As many rows as there are meant to be.
+    with Device(int(compiled.target.arch)) as device, mock.patch.object(matrices, "FEW_ROWS", 0):
         call()
     (launched,) = device.launches
     if launched.cubin != compiled.kernel.asm["cubin"]:
@@ -126,18 +130,30 @@ TORCH = {
 }
 
 
-def rewards_of(variant: Variant, *, two_values: bool) -> torch.Tensor:
-    """(rows, n) for PROGRAMS whole programs."""
+# Rewards of so many kinds, by the names of their figures.
+KINDS = ("normal", "two_values", "four_values", "near_ties")
+
+
+def rewards_of(variant: Variant, kind: str) -> torch.Tensor:
+    """(rows, n) for PROGRAMS whole programs; of bools always the same."""
     rows = PROGRAMS * variant.elements // variant.n
     normal = torch.randn(rows, variant.n, generator=torch.Generator().manual_seed(0))
     type_ = TORCH[dtype(variant)]
-    return (normal > 0 if two_values or type_ == torch.bool else normal).to(type_)
+    if kind == "two_values" or type_ == torch.bool:
+        return (normal > 0).to(type_)
+    if kind == "four_values":
+        return (normal.abs() * 2).floor().clamp(max=3).to(type_)
+    if kind == "near_ties":
+        return (1 + normal.argsort(1) * 2.0**-23).to(type_)
+    return normal.to(type_)
 
 
 def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "triton") -> Any:
     """The result of what a variant is of: a call of the library, or a baseline."""
     if variant.kernel in gpu_baselines.KERNELS:
         return gpu_baselines.launch_baseline(variant, rewards)
+    if variant.kernel is packed.packed_kernel:
+        return pk.transform(rewards, K, implementation=implementation)
     constants = variant.constants
     options: dict[str, Any] = {"implementation": implementation}
     if constants["MASKED"]:
@@ -199,6 +215,8 @@ class Row:
     shared_bytes: int
     normal: Figures | None = None
     two_values: Figures | None = None
+    four_values: Figures | None = None
+    near_ties: Figures | None = None
     of_copy: float | None = None
     two_values_of_copy: float | None = None
 
@@ -216,8 +234,8 @@ def measure(variant: Variant, target_name: str) -> Row:
     with compiled_cold(variant, target) as compiled:
         row |= {"compile_seconds": compiled.seconds, **compiled.usage._asdict()}
         if target.backend == "cuda":
-            for kind in ("normal", "two_values"):
-                rewards = rewards_of(variant, two_values=kind == "two_values")
+            for kind in KINDS:
+                rewards = rewards_of(variant, kind)
                 row[kind] = execute(compiled, functools.partial(launch, variant, rewards))
         if target_name == H200:
             size = bytes_per_element(variant)
@@ -241,9 +259,18 @@ def warm_up(target_name: str) -> None:
     compile_variant(gpu_baselines.sort_baseline(QUICK_N), TARGETS[target_name])
 
 
-def measure_all(target_name: str, largest_n: int | None = None) -> list[Row]:
+def measure_all(
+    target_name: str, largest_n: int | None = None, only: Sequence[str] = ()
+) -> list[Row]:
+    """All kernels, those for rows up to a length, or those of certain names."""
     every = catalogue(TARGETS[target_name].warp_size)
-    chosen = [at for at, it in enumerate(every) if largest_n is None or it.n <= largest_n]
+    if unknown := set(only) - {it.name for it in every}:
+        raise ValueError(f"--only must name kernels of the table; got {sorted(unknown)}")
+    chosen = [
+        at
+        for at, it in enumerate(every)
+        if (largest_n is None or it.n <= largest_n) and (not only or it.name in only)
+    ]
     # The longest first, so that no process is left alone with one in the end
     longest_first = sorted(chosen, key=lambda index: -every[index].n)
     rows: dict[int, Row] = {}
@@ -278,6 +305,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     ("a model", "of copy", lambda row: shown(row, "of_copy", 2)),
     ("counted", "2 values", lambda row: shown(row.two_values, "instructions")),
     ("a model", "of copy", lambda row: shown(row, "two_values_of_copy", 2)),
+    ("counted", "4 values", lambda row: shown(row.four_values, "instructions")),
+    ("counted", "near ties", lambda row: shown(row.near_ties, "instructions")),
     ("compiled", "regs", lambda row: shown(row, "registers", 0)),
     ("", "spilled", lambda row: shown(row, "spilled_words", 0)),
     ("", "shared", lambda row: shown(row, "shared_bytes", 0)),
@@ -286,9 +315,10 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
 CAPTION = """\
 Executed: by a machine for PTX on the CPU. Counted: instructions of SASS, as often as their line of
 PTX was executed. A model: the most that these allow of an H200's copy of the same bytes. Nothing
-was measured. On normal rewards, or on two values; in lanes an element, wavefronts of shared memory
-times 32, with conflicts / without; bytes of sectors loaded / stored; barriers, shared bytes of a
-program; processor seconds of a cold compilation."""
+was measured. On normal rewards, on two or four values, or where all of a row's lie within n
+neighbouring floats; in lanes an element, wavefronts of shared memory times 32, with conflicts /
+without; bytes of sectors loaded / stored; barriers, shared bytes of a program; processor seconds of
+a cold compilation."""
 
 
 def shown(figures: Any, names: str, digits: int = 1) -> str:
@@ -310,19 +340,31 @@ def table(rows: Sequence[Row], target_name: str) -> Table:
 
 
 def plain(row: Row) -> dict[str, Any]:
-    """A row of the file: figures of both kinds of rewards, None where only compiled."""
-    kinds = {"normal": row.normal, "two_values": row.two_values}
-    return asdict(row) | {name: kind and kind._asdict() for name, kind in kinds.items()}
+    """A row of the file: figures of all kinds of rewards, None where only compiled."""
+    figures = {kind: getattr(row, kind) for kind in KINDS}
+    return asdict(row) | {kind: of and of._asdict() for kind, of in figures.items()}
+
+
+def beside_others(rows: Sequence[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
+    """Put rows in the place of those of the same kernels in a file, and leave its others as they
+    are."""
+    measured = {row["kernel"] for row in rows}
+    kept = [dict(row) for row in read_table(file) if row["kernel"] not in measured]
+    return sorted([*kept, *rows], key=lambda row: int(row["n"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"only n up to {QUICK_N}; no file")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KERNEL",
+        help="of this name; again for more. Other rows of the file stay as they are",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="the file of figures, instead of bench/results/…")
     parser.add_argument("--target", choices=TARGETS, default=H200)
     arguments = parser.parse_args()
     target: str = arguments.target
-    rows = measure_all(target, QUICK_N if arguments.quick else None)
+    rows = measure_all(target, QUICK_N if arguments.quick else None, arguments.only)
     Console(width=200).print(table(rows, target))
     file: Path | None = arguments.out
     if file is None and not arguments.quick:
@@ -330,7 +372,8 @@ def main() -> None:
     if file is not None:
         compilers = f"{versions('triton', 'torch')}, ptxas {triton.knobs.nvidia.ptxas.version}"
         origin = {"target": target, "commit": commit_id(), "versions": compilers}
-        write_table(file, [plain(row) for row in rows], origin)
+        told = [plain(row) for row in rows]
+        write_table(file, beside_others(told, file) if arguments.only else told, origin)
 
 
 if __name__ == "__main__":

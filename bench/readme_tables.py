@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from bench import accuracy, grouping, scaling, throughput
+from bench import accuracy, grouping, host, scaling, throughput
 from bench.paper import tables as paper
 from bench.records import RESULTS, Lines, Row, number, pivot, read_table
 
@@ -96,6 +96,8 @@ def gpu_static(results: Path) -> str:
         [
             ("instructions (counted)", "ours", "normal_instructions", 0),
             ("the same, rows of two values", "ours", "two_values_instructions", 0),
+            ("the same, rows of four values", "ours", "four_values_instructions", 0),
+            ("the same, rows of near ties", "ours", "near_ties_instructions", 0),
             ("the same, `tl.sort`, scan, scatter", tl_sort, "normal_instructions", 0),
             ("the same, torch.compile's sort alone", inductor, "normal_instructions", 0),
             ("lanes that exchange (executed)", "ours", "normal_shuffles normal_wavefronts", 0),
@@ -103,7 +105,8 @@ def gpu_static(results: Path) -> str:
             ("the same, rows of two values", "ours", "two_values_of_copy", 2),
         ],
     )
-    about = f"Executed on the CPU, for {rows[0]['target']}, commit {rows[0]['commit']}"
+    commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
+    about = f"Executed on the CPU, for {rows[0]['target']}, commit {commits}"
     return f"{about}; nothing was measured (`results/{path.name}`).\n\n{table}"
 
 
@@ -163,6 +166,7 @@ TABLES: dict[str, Table] = {
         ],
     ),
     "accuracy": measured("accuracy", lambda rows: [accuracy.lines_of(rows)]),
+    "host": measured("host", lambda rows: [host.gpu_lines(rows), host.cpu_lines(rows)]),
     "grouping": measured("grouping", lambda rows: [grouping.times_the_matrix(rows)]),
     "scaling": measured("scaling", lambda rows: [scaling.growth(rows), scaling.annealing(rows)]),
     "gpu static": gpu_static,

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pkpo_triton import kernel as kernels
-from pkpo_triton import long_rows
+from pkpo_triton import long_rows, packed
 from pkpo_triton.coefficients import HostWeights
-from pkpo_triton.plan import plan
+from pkpo_triton.plan import packed_plan, plan
 
 _DTYPES = {
     "float32": ("fp32", 4),
@@ -27,6 +27,29 @@ class Variant(NamedTuple):
     num_warps: int
     n: int  # samples in a row
     elements: int  # rewards that one program handles
+    max_registers: int | None = None  # that the compiler may use; None for as many as it likes
+
+
+def usual_variant(n: int, warp: int = 32) -> Variant:
+    """What the library launches for float32 rows of n samples, one after the other, and one k."""
+    backend = "cuda" if warp == 32 else "hip"
+    chosen = packed_plan(n, usual=True, backend=backend)
+    if chosen is None:
+        return transform_variant(n, warp=warp)
+    constants = {"N": n, "BLOCK_ROWS": chosen.block_rows, "LEVELS": chosen.levels}
+    pointers = dict.fromkeys(("rewards_ptr", "out_ptr", "weights_ptr"), "*fp32")
+    numbers = {"n_rows": "i32", "has_offset": "i32", "max_coefficient": "fp32"}
+    return Variant(
+        name=f"n={n} float32",
+        kernel=packed.packed_kernel,
+        signature=pointers | numbers | dict.fromkeys(constants, "constexpr"),
+        constants=constants,
+        divisible=tuple(pointers),
+        num_warps=chosen.num_warps,
+        n=n,
+        elements=chosen.block_rows * n,
+        max_registers=chosen.max_registers,
+    )
 
 
 def transform_variant(
@@ -39,7 +62,7 @@ def transform_variant(
     normalized: bool = False,
     warp: int = 32,
 ) -> Variant:
-    """The transform of contiguous rows of n samples.
+    """The general transform of contiguous rows of n samples.
 
     Args:
         n: samples in a row, a length that fits on chip.
@@ -135,10 +158,10 @@ def _variant(
             signature[argument] = pointers[argument]
         else:
             signature[argument] = "fp64" if argument in HostWeights._fields else "i32"
-    of_rows = ["rewards_stride_row", "where_stride_row", "out_stride_row"]
-    strides = ["n_samples", *of_rows] if n % 16 == 0 else []
+    numbers = ["n_samples"] if n % 16 == 0 else []
     if not masked:  # then 0, a multiple too
-        strides += ["where_stride_row", "where_stride_sample"]
+        numbers.append("where_stride_sample")
+    told = {it.name for it in kernel.params if not it.do_not_specialize_on_alignment}
     return Variant(
         name=name,
         kernel=kernel,
@@ -147,7 +170,7 @@ def _variant(
         divisible=tuple(
             argument
             for argument, kind in signature.items()
-            if kind.startswith("*") or argument in strides
+            if (kind.startswith("*") or argument in numbers) and argument in told
         ),
         num_warps=chosen.num_warps,
         n=n,
@@ -159,10 +182,10 @@ def shipped(warp: int = 32) -> Iterator[Variant]:
     """Every regime, with and without a mask; every dtype in a thread of its own and in several;
     every kind of k."""
     for n in (8, 16, 32, 64, 128, 256, 1024, 4096, 8192):
-        yield transform_variant(n, warp=warp)
+        yield usual_variant(n, warp)
     # No powers of two.
-    for n in (5, 24, 100, 1000):
-        yield transform_variant(n, warp=warp)
+    for n in (5, 12, 24, 100, 1000):
+        yield usual_variant(n, warp)
     for dtype in ("bfloat16", "float16", "bool"):
         yield transform_variant(32, dtype, masked=True, warp=warp)
         yield transform_variant(128, dtype, warp=warp)

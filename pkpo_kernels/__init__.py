@@ -9,6 +9,7 @@ Importing this loads NumPy alone; torch and JAX are used only where the caller h
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pkpo_kernels._warm_up import warm_up
 from pkpo_kernels.api import max_at_k, pass_at_k, transform
 from pkpo_kernels.backends.registry import available_implementations
 from pkpo_kernels.groups import to_tokens, transform_groups
@@ -35,6 +36,7 @@ __all__ = [
     "to_tokens",
     "transform",
     "transform_groups",
+    "warm_up",
 ]
 
 

@@ -53,6 +53,11 @@ class Groups(NamedTuple):
         return self.rewards.shape[self.axis]
 
     @property
+    def n_is_open(self) -> bool:
+        """Whether n is a symbol of JAX's export, which need not compare with k."""
+        return self.library == "jax" and not isinstance(self.n, int)
+
+    @property
     def leading(self) -> tuple[int, ...]:
         return (*self.rewards.shape[: self.axis], *self.rewards.shape[self.axis + 1 :])
 
@@ -62,14 +67,33 @@ class Groups(NamedTuple):
         there = {"device": self.rewards.device} if self.library == "torch" else {}
         return xp.full((math.prod(self.leading), columns), value, dtype=self.dtype, **there)
 
-    def fold(self, x: Array) -> Array:
-        """(..., n) → (rows, n)."""
+    @property
+    def lie_in_rows(self) -> bool:
+        """Tell whether tensors lie in memory as (rows, n) one after the other."""
+        return all(
+            x is None or (self.axis == x.ndim - 1 and x.is_contiguous())
+            for x in (self.rewards, self.where)
+        )
+
+    def rows(self) -> tuple[Array, Array | None]:
+        """Fold rewards and mask: (..., n) → (rows, n)."""
+        return self._fold(self.rewards), None if self.where is None else self._fold(self.where)
+
+    @property
+    def _is_matrix(self) -> bool:
+        return self.axis == 1 and self.rewards.ndim == 2
+
+    def _fold(self, x: Array) -> Array:
+        if self._is_matrix:
+            return x
         if self.axis < len(self.leading):
             x = registry.namespace(self.library).moveaxis(x, self.axis, -1)
         return x.reshape(math.prod(self.leading), self.n)
 
     def unfold(self, out: Array) -> Array:
         """(rows, n) → the shape that the rewards came in."""
+        if self._is_matrix:
+            return out
         out = out.reshape(*self.leading, out.shape[-1])
         if self.axis < len(self.leading):
             out = registry.namespace(self.library).moveaxis(out, -1, self.axis)
@@ -121,6 +145,8 @@ def _whole_k(k: int, groups: Groups, estimator: Estimator, *, clip: bool) -> int
     if groups.where is not None:
         # An export's symbolic n is no integer, and may not compare.
         return min(k, groups.n + 1) if isinstance(groups.n, int) else k
+    if groups.n_is_open:
+        return k
     largest = estimator.largest_k(groups.n)
     if k <= largest or not isinstance(groups.n, int):
         return k
@@ -140,8 +166,8 @@ def _check_k(least: int, most: int, groups: Groups, estimator: Estimator, *, cli
     n = groups.n
     if least < 1:
         raise ValueError(f"k must be at least 1; got k={least}")
-    if clip or groups.where is not None:
-        return  # each group has a way out, or its own n
+    if clip or groups.where is not None or groups.n_is_open:
+        return  # each group has a way out, or its own n, or one that is known later
     if most > n:
         raise ValueError(f"k must be at most the number of samples; got k={most} with n={n}")
     if most > estimator.largest_k(n):

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from pkpo_kernels._arguments import Groups
 from pkpo_kernels.backends import registry
-from pkpo_kernels.conversion import to_host
+from pkpo_kernels.backends._devices import on_one_cpu
+from pkpo_kernels.conversion import (
+    as_dtype,
+    k_to_host,
+    result_from_host,
+    rewards_to_host,
+    to_host,
+)
 from pkpo_kernels.maths.weights import Array, Estimator
 from pkpo_kernels.typing import ImplementationName, Undersized
 from pkpo_kernels.validation import (
@@ -99,51 +106,28 @@ class Entries(NamedTuple):
     @property
     def on_cpu(self) -> bool:
         """Tell whether a tensor or JAX array lies on one CPU, where the host sees it."""
-        if self.library == "jax" and not self.traced:
-            devices = self.rewards.devices()
-            return len(devices) == 1 and next(iter(devices)).platform == "cpu"
-        return self.library == "torch" and not self.traced and self.rewards.device.type == "cpu"
+        return not self.traced and on_one_cpu(self.library, self.rewards)
 
     def on_host(self) -> Entries:
         """Give all to NumPy, rewards in a dtype that it knows."""
-        rewards = self.rewards
-        if dtype_name(rewards.dtype) not in ("float32", "float64"):
-            # As the library computes them: integers in float64 only where that is its default.
-            xp = registry.namespace(self.library)
-            wide = dtype_name(self.dtype) == "float64"
-            rewards = as_dtype(rewards, xp.float64 if wide else xp.float32)
-        array = to_host(rewards)
+        array = rewards_to_host(self.rewards, self.library, self.dtype)
         kept, valid = (None if x is None else to_host(x) for x in (self.kept, self.valid))
         valid = None if valid is None or valid.all() else valid
         return Entries("numpy", array, kept, valid, array.dtype, traced=False)
 
     def from_host(self, result: NDArray[Any]) -> Array:
         """Give NumPy's result (N,) the library and device of these entries, and its dtype."""
-        if self.library == "torch":
-            import torch
-
-            return torch.from_numpy(result).to(self.dtype)
-        import jax
-
-        result = result.astype(self.dtype)
-        if self.rewards.committed:
-            return jax.device_put(result, self.rewards.device)
-        return jax.numpy.asarray(result)  # free to go where others are, as the rewards are
+        return result_from_host(result, self.rewards, self.library, self.dtype)
 
 
 def k_on_host(k: Any) -> Any:
-    """Give an array of ks to NumPy, () as an integer; one below 1 as one too large for any group,
-    which makes it undersized as well."""
+    """Give an array of ks to NumPy, as `k_to_host`; one below 1 as one too large for any group,
+    which makes it undersized as well, and is no error."""
+    k = k_to_host(k)
+    most = int(np.iinfo(np.int32).max)
     if isinstance(k, int):
-        return k
-    most = np.iinfo(np.int32).max
-    values = np.where((k := to_host(k)) >= 1, np.minimum(k, most), most).astype(np.int64)
-    return values if values.ndim else int(values)
-
-
-def as_dtype(x: Array, dtype: Any) -> Array:
-    """Convert an array of any library: (...) → (...) of one of its dtypes."""
-    return x.to(dtype) if library_of(x) == "torch" else x.astype(dtype)
+        return k if k >= 1 else most
+    return np.where(k >= 1, k, most)
 
 
 def as_bool(x: Array) -> Array:

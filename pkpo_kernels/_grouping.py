@@ -2,10 +2,9 @@
 segments of the array.
 
 What lies on a CPU outside a program NumPy computes, which is several times as fast there and
-compiles nothing (but blocks of tensors without a mask, where torch is as fast). Contiguous blocks
-are a matrix as they lie. NumPy takes the groups of each size as a matrix, torch all groups as one,
-with a mask. JAX, whose programs are made for shapes, and all that is traced, for which nobody knows
-the sizes, sort and scan the array as it is.
+compiles nothing. Contiguous blocks are a matrix as they lie. NumPy takes the groups of each size as
+a matrix, torch all groups as one, with a mask. JAX, whose programs are made for shapes, and all
+that is traced, for which nobody knows the sizes, sort and scan the array as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from pkpo_kernels._entries import Entries, Rules, as_dtype, k_on_host
+from pkpo_kernels._entries import Entries, Rules, k_on_host
 from pkpo_kernels._ids import (
     Ids,
     by_size,
@@ -25,6 +24,7 @@ from pkpo_kernels._ids import (
 )
 from pkpo_kernels.api import transform as transform_matrix
 from pkpo_kernels.backends import registry
+from pkpo_kernels.conversion import as_dtype
 from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.typing import EstimatorName
 from pkpo_kernels.validation import checked_integer, dtype_name, is_integer
@@ -38,15 +38,13 @@ SMALL = 1 << 16
 
 def transform(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules) -> Array:
     """Transform entries by blocks or by ids, of groups and of samples: k as checked → (N,)."""
-    registry.choose(rules.implementation, entries.library, entries.rewards)  # for its errors
+    # For its errors.
+    registry.choose(rules.implementation, entries.library, entries.rewards, traced=entries.traced)
     # A k of a tensor that is less than 1 has no place to be cut to, and NumPy refuses it.
     host_knows_k = isinstance(k, int) or rules.undersized != "clip"
-    if rules.implementation is None and entries.on_cpu and host_knows_k:
-        on_host = entries.on_host()
-        if entries.library == "jax" or not is_integer(groups) or on_host.valid is not None:
-            rules = rules._replace(implementation="numpy")
-            return entries.from_host(transform(on_host, groups, samples, k_on_host(k), rules))
-        entries = entries._replace(valid=None)  # a matrix without a mask torch computes as fast
+    if rules.implementation in (None, "numpy") and entries.on_cpu and host_knows_k:
+        rules = rules._replace(implementation="numpy")
+        return entries.from_host(transform(entries.on_host(), groups, samples, k_on_host(k), rules))
     block = checked_block(groups, entries)
     sharding = _sharding(entries)
     if block and samples is None and not _straddle(entries, block, sharding):

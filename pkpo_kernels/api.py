@@ -4,16 +4,18 @@ unfold."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pkpo_kernels import _calls
 from pkpo_kernels._arguments import Groups, checked_ks, k_of_groups
 from pkpo_kernels._dtensor import is_dtensor, on_every_rank
 from pkpo_kernels.backends import registry
+from pkpo_kernels.conversion import k_to_host, result_from_host, rewards_to_host, to_host
 from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.typing import (
@@ -30,7 +32,7 @@ from pkpo_kernels.typing import (
     Scale,
     Undersized,
 )
-from pkpo_kernels.validation import checked_name, host_integers
+from pkpo_kernels.validation import checked_name, host_integers, is_traced
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
 UNDERSIZED: tuple[Undersized, ...] = get_args(Undersized)
@@ -138,6 +140,12 @@ def transform(
     array([[0.66666667, 0.33333333, 0.33333333],
            [0.66666667, 0.66666667, 0.66666667]])
     """
+    form = _calls.form_of(
+        *("transform", rewards, k, where), estimator, axis, scale, undersized, implementation
+    )
+    again = _calls.find(form)
+    if again is not None:
+        return again(rewards, where, k)
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
     checked_name("scale", scale, SCALES)
     checked_name("undersized", undersized, UNDERSIZED)
@@ -161,7 +169,7 @@ def transform(
     groups = Groups.of(rewards, where, axis)
     k = k_of_groups(k, groups, chosen, clip=undersized == "clip")
     options = {"estimator": chosen, "scale": scale, "undersized": undersized}
-    return _computed(_transform, groups, k, implementation, options)
+    return _computed(_transform, groups, k, implementation, options, form)
 
 
 @overload
@@ -230,6 +238,10 @@ def max_at_k(
     array([[0.33333333, 0.66666667, 1.        ],
            [0.66666667, 1.        , 1.        ]])
     """
+    form = _calls.form_of("max_at_k", rewards, k, where, axis, implementation)
+    again = _calls.find(form)
+    if again is not None:
+        return again(rewards, where, k)
     if is_dtensor(rewards):
         return on_every_rank(
             lambda x, k, w: max_at_k(x, k, where=w, axis=axis, implementation=implementation),
@@ -240,7 +252,7 @@ def max_at_k(
             reduces=True,
         )
     groups = Groups.of(rewards, where, axis)
-    return _computed(_max_at_k, groups, checked_ks(k, groups), implementation, {})
+    return _computed(_max_at_k, groups, checked_ks(k, groups), implementation, {}, form)
 
 
 @overload
@@ -318,20 +330,82 @@ def _computed(
     k: Any,
     implementation: str | None,
     options: dict[str, Any],
+    form: Hashable | None,
 ) -> Array:
     """Compute for groups, by a backend that serves them where they lie: `_transform` or
-    `_max_at_k`'s result."""
+    `_max_at_k`'s result. The next call of the form does the same."""
     if groups.library == "jax":
-        from pkpo_kernels.backends import jax
+        from pkpo_kernels.backends import jax_meshes
 
-        layout = jax.layout_of(groups.rewards, k, groups.where, groups.axis)
+        layout = jax_meshes.layout_of(groups.rewards, k, groups.where, groups.axis)
         if layout is not None:
-            shard = jax.one_shard(groups.rewards)
-            options["backend"] = registry.choose(implementation, groups.library, shard)
+            shard = jax_meshes.one_shard(groups.rewards)
+            chosen = registry.choose(implementation, groups.library, shard, traced=True)
+            options["backend"] = chosen.backend
             reduces = compute is _max_at_k
-            return jax.on_every_device(compute, groups, k, options, layout, reduces)
-    backend = registry.choose(implementation, groups.library, groups.rewards)
-    return compute(groups, k, backend=backend, **options)
+            return jax_meshes.on_every_device(compute, groups, k, options, layout, reduces)
+    traced = any(map(is_traced, (groups.rewards, groups.where, k)))
+    library, backend = registry.choose(
+        implementation, groups.library, groups.rewards, traced=traced
+    )
+    if library != groups.library:
+        computed = partial(_by_host, partial(compute, backend=backend, **options))
+    else:
+        computed = partial(compute, backend=backend, **options)
+    if form is None:
+        return computed(groups, k)
+    again = None
+    if isinstance(backend, registry.Prepares) and groups.lie_in_rows:
+        prepared = _prepared_max_at_k if compute is _max_at_k else _prepared_transform
+        again = prepared(groups, k, backend, **options)
+    if again is None:
+        # Without the tensors of this call.
+        of_form = groups._replace(rewards=None, where=None)
+        static_k = k if isinstance(k, int | tuple) else None
+        again = partial(_of_form, computed, of_form, static_k)
+    _calls.remember(form, again)
+    return again(groups.rewards, groups.where, k)
+
+
+def _prepared_transform(
+    groups: Groups, k: Any, backend: registry.Prepares, **options: Any
+) -> _calls.Again | None:
+    """Prepare what transforms groups of this form that lie in rows, in any leading shape."""
+    if not isinstance(k, int) and tuple(k.shape) not in ((), groups.leading):
+        return None
+    of_rows = k if isinstance(k, int) or k.ndim == 0 else k.reshape(-1)
+    rewards, where = groups.rows()
+    return backend.prepared_transform(rewards, of_rows, where, dtype=groups.dtype, **options)
+
+
+def _prepared_max_at_k(groups: Groups, k: Any, backend: registry.Prepares) -> _calls.Again | None:
+    """Prepare what estimates the best of k of groups of this form that lie in rows."""
+    several = isinstance(k, tuple) or (not isinstance(k, int) and k.ndim > 0)
+    shape = (*groups.leading, len(k)) if several else groups.leading
+    ks = k if several else (k,) if isinstance(k, int) else k[None]
+    rewards, where = groups.rows()
+    return backend.prepared_max_at_k(rewards, ks, where, dtype=groups.dtype, shape=shape)
+
+
+def _of_form(
+    compute: Callable[..., Array], groups: Groups, static_k: Any, rewards: Any, where: Any, k: Any
+) -> Array:
+    """Compute for arrays of a form that is known."""
+    of_call = groups._replace(rewards=rewards, where=where)
+    return compute(of_call, k if static_k is None else static_k)
+
+
+def _by_host(compute: Callable[..., Array], groups: Groups, k: Any) -> Array:
+    """Have NumPy compute, and give the result back to the groups' library."""
+    out = compute(_on_host(groups), k_to_host(k))
+    return result_from_host(out, groups.rewards, groups.library, groups.dtype)
+
+
+def _on_host(groups: Groups) -> Groups:
+    """Give groups to NumPy."""
+    rewards = rewards_to_host(groups.rewards, groups.library, groups.dtype)
+    where = None if groups.where is None else to_host(groups.where)
+    return Groups("numpy", rewards, where, rewards.dtype, groups.axis)
 
 
 def _transform(
@@ -343,19 +417,17 @@ def _transform(
     if not isinstance(k, int) and len(k.shape) > 0:
         xp = registry.namespace(groups.library)
         k = xp.broadcast_to(k, groups.leading).reshape(math.prod(groups.leading))
-    rewards = groups.fold(groups.rewards)
-    where = None if groups.where is None else groups.fold(groups.where)
+    rewards, where = groups.rows()
     return groups.unfold(backend.transform_rows(rewards, k, where, dtype=groups.dtype, **options))
 
 
 def _max_at_k(groups: Groups, k: Any, *, backend: registry.Backend) -> Array:
     """Estimate the best of k → the leading shape, and for several ks an axis of them."""
     several = isinstance(k, tuple) or (not isinstance(k, int) and len(k.shape) > 0)
-    ks = list(k) if several else [k]
+    ks = k if several else [k]
     if groups.n == 0:
         out = groups.full(len(ks), math.nan)
     else:
-        rewards = groups.fold(groups.rewards)
-        where = None if groups.where is None else groups.fold(groups.where)
+        rewards, where = groups.rows()
         out = backend.max_at_k_rows(rewards, ks, where, dtype=groups.dtype)
     return out.reshape(*groups.leading, len(ks)) if several else out.reshape(groups.leading)

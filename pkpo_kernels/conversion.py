@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.backends import registry
-from pkpo_kernels.validation import Array, library_of
+from pkpo_kernels.validation import Array, dtype_name, library_of
 
 
 def from_host(values: NDArray[Any], library: str, dtype: str | None = "float32") -> Array:
@@ -54,3 +54,44 @@ def to_host(array: Array) -> NDArray[Any]:
     if plain.dtype.kind == "V" and "float" in plain.dtype.name:
         plain = plain.astype(np.float64)
     return plain
+
+
+# ---- What NumPy computes for tensors and JAX arrays that lie on a CPU ---------------------------
+
+
+def rewards_to_host(rewards: Array, library: str, dtype: Any) -> NDArray[Any]:
+    """Give rewards (...) to NumPy, in float32 or float64 as their library computes them, without a
+    copy where they are that already; `dtype` is the result's."""
+    if rewards.dtype != dtype or dtype_name(dtype) not in ("float32", "float64"):
+        xp = registry.namespace(library)
+        # Integers in float64 only where that is their library's default.
+        rewards = as_dtype(rewards, xp.float64 if dtype_name(dtype) == "float64" else xp.float32)
+    return to_host(rewards)
+
+
+def k_to_host(k: Any) -> Any:
+    """Give an array of ks, whose values may be anything, to NumPy, () as an integer: what is in no
+    group's 1..n stays so. Integers stay as they are."""
+    if isinstance(k, int | tuple):
+        return k
+    values = np.clip(to_host(k), 0, np.iinfo(np.int32).max).astype(np.int64)
+    return values if values.ndim else int(values)
+
+
+def result_from_host(result: NDArray[Any], rewards: Array, library: str, dtype: Any) -> Array:
+    """Give NumPy's result (...) the library and device of the rewards, and a dtype of theirs."""
+    if library == "torch":
+        tensor = registry.namespace(library).from_numpy(result)
+        return tensor if tensor.dtype == dtype else tensor.to(dtype)
+    import jax
+
+    result = result.astype(dtype, copy=False)
+    if rewards.committed:
+        return jax.device_put(result, rewards.device)
+    with jax.default_device(rewards.device):  # free to go where others are, as the rewards are
+        return jax.device_put(result)
+
+
+def as_dtype(x: Array, dtype: Any) -> Array:
+    """Convert an array of any library: (...) → (...) of one of its dtypes."""
+    return x.to(dtype) if library_of(x) == "torch" else x.astype(dtype)

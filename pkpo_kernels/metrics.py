@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from pkpo_kernels import _grouping
-from pkpo_kernels._entries import Entries, GroupScale, as_bool, as_dtype, checked_k
+from pkpo_kernels._entries import Entries, GroupScale, as_bool, checked_k
 from pkpo_kernels.backends import registry
+from pkpo_kernels.conversion import as_dtype
 from pkpo_kernels.groups import transform_groups
 from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Array

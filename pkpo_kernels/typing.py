@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 EstimatorName = Literal["sloo_minus_one", "sloo", "s", "centered", "passk_training"]
 Scale = Literal["sum", "mean"]
 Undersized = Literal["zero", "nan", "clip"]
-Metric = Literal["pass@k", "max@k"]
+Metric = Literal["pass@k", "max@k", "pass^k"]
 ImplementationName = Literal[
     "numpy",
     "reference",

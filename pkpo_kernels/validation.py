@@ -155,7 +155,7 @@ def checked_array(argument: str, value: Any) -> tuple[Array, str]:
     library = library_of(value)
     if library == "torch":
         _check_plain_tensor(argument, value)
-        return value, library
+        return value.resolve_neg(), library  # a view may be marked as negated, which memory is not
     if library == "jax":
         return value, library
     _check_dense(argument, value)

@@ -14,6 +14,7 @@ import pytest
 
 from pkpo_kernels import evaluate
 from pkpo_kernels.evaluation import AtK, Difference
+from pkpo_kernels.evaluation.intervals import ANY, MOST_TASKS, summarize
 
 
 def exact(task: list[Any], k: int) -> Fraction:
@@ -61,6 +62,22 @@ def test_max_at_k_of_binary_rewards_is_pass_at_k(ragged: list[list[int]]) -> Non
     for one, other in zip(passed.rows, best.rows, strict=True):
         assert one.estimate == pytest.approx(other.estimate, rel=1e-13)
         assert one.bootstrap == pytest.approx(other.bootstrap, abs=0.2)
+
+
+def test_pass_hat_k_is_the_chance_that_all_k_pass(ragged: list[list[int]]) -> None:
+    result = evaluate(ragged, range(1, 10), resamples=10, metric="pass^k")
+    assert result.metric == "pass^k"
+    for row in result.rows:
+        # All pass where the worst does.
+        worst = [
+            -exact([-reward for reward in task], row.k) for task in ragged if len(task) >= row.k
+        ]
+        if worst:
+            assert row.estimate == pytest.approx(mean(worst), rel=1e-13, abs=1e-15)
+    assert math.isnan(result.rows[-1].estimate)
+    # C(999, 500)/C(1000, 500) of one that fails in a thousand.
+    row = evaluate([[0] + [1] * 999] * 2, 500, resamples=10, metric="pass^k").rows[0]
+    assert row.estimate == pytest.approx(0.5, rel=1e-12)
 
 
 def test_every_form_of_the_same_rewards_gives_the_same() -> None:
@@ -136,12 +153,78 @@ def test_bootstrap_is_repeatable_and_covers_as_promised(rng: np.random.Generator
     assert 178 <= hits <= 199
 
 
+# Wilson's interval of 20 of 20 and of 0 of 20 at 95 %: 20/(20 + z²) and z²/(20 + z²).
+ALL_PASS = (20 / (20 + NormalDist().inv_cdf(0.975) ** 2), 1.0)
+NONE_PASS = (0.0, 1 - ALL_PASS[0])
+
+
+@pytest.mark.parametrize("metric", ["pass@k", "pass^k"])
+@pytest.mark.parametrize(("reward", "want"), [(1, ALL_PASS), (0, NONE_PASS)])
+def test_where_all_or_none_pass_the_interval_is_wilsons(
+    metric: Any, reward: int, want: tuple[float, float]
+) -> None:
+    result = evaluate([[reward] * 4] * 20, [1, 4], metric=metric)
+    for row in result.rows:
+        assert row.estimate == reward
+        assert row.bootstrap == pytest.approx(want, abs=1e-12)
+        assert row.normal == pytest.approx(want, abs=1e-12)
+    assert (
+        "Wilson's interval stands for bootstrap at k=1, 4 and normal at k=1, 4"
+        in (result.methods[1])
+    )
+
+
+def test_intervals_of_proportions_stay_within_0_and_1(rng: np.random.Generator) -> None:
+    for chance in (0.001, 0.03, 0.5, 0.97, 0.999):
+        for tasks in (2, 5, 40, 3000):
+            passed = rng.random((tasks, 5)) < chance
+            other = rng.random((tasks, 5)) < chance
+            result = evaluate(passed, [1, 3, 5], against=other, resamples=50)
+            for row in result.rows:
+                for low, high in (row.bootstrap, row.normal):
+                    assert 0 <= low < high <= 1
+            assert result.difference is not None
+            for row in result.difference:
+                for low, high in (row.bootstrap, row.normal):
+                    assert -1 <= low <= high <= 1
+    # max@k is no proportion, and nothing is said of its rewards.
+    assert evaluate([[0.0, 0.5], [0.5, 1.0]], 2, metric="max@k").rows[0].normal[1] > 1
+
+
 def test_all_k_share_the_resamples() -> None:
     """With one draw for both, 2 · (the row at k=1) is the row at k=2, interval and all."""
     tasks = [[value, value, 0] for value in (0.0, 3.0, 6.0, 9.0, 15.0)]
     one, two = evaluate(tasks, [1, 2], resamples=300).rows
     # max@1 of (v, v, 0) is 2v/3, max@2 is v.
     assert np.multiply(one.bootstrap, 1.5) == pytest.approx(two.bootstrap, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", ["even", "a few far away", "few with many samples"])
+def test_many_different_tasks_are_resampled_as_if_one_by_one(
+    rng: np.random.Generator, shape: str
+) -> None:
+    """Against every task drawn: the ends differ by no more than those of two sets of resamples."""
+    tasks, resamples = 2 * MOST_TASKS, 4000
+    values = rng.random((tasks, 2))
+    if shape == "a few far away":
+        values[:5] += 300 * rng.random((5, 1))
+    present = np.ones_like(values)
+    if shape == "few with many samples":
+        present[40:, 1] = 0
+    (first, second), (how,) = summarize(
+        *(np.where(present, values, np.nan), [1, 2], 0.95),
+        **{"resamples": resamples, "seed": 1, "limits": [ANY] * 2},
+    )
+    assert "256 tasks farthest from the mean" in how
+    means = np.empty((resamples, 2))
+    for i in range(resamples):
+        drawn = np.bincount(rng.integers(0, tasks, tasks), minlength=tasks)
+        means[i] = (drawn @ (values * present)) / (drawn @ present)
+    for row, column in ((first, 0), (second, 1)):
+        want = np.quantile(means[:, column], [0.025, 0.975])
+        # Four standard errors of the difference of two such quantiles.
+        allowed = 4 * math.sqrt(2 * 0.025 * 0.975 / resamples) / 0.058 * means[:, column].std()
+        assert row.bootstrap == pytest.approx(want, abs=allowed)
 
 
 def test_one_task_says_nothing_of_its_spread() -> None:
@@ -218,7 +301,7 @@ def test_many_tasks(rng: np.random.Generator) -> None:
         (
             {"metric": "pass"},
             ValueError,
-            r"metric must be None or one of pass@k, max@k; got 'pass'; did you mean",
+            r"metric must be None or one of pass@k, max@k, pass\^k; got 'pass'; did you mean",
         ),
         ({"confidence": 95}, ValueError, "confidence must be between 0 and 1; got 95"),
         ({"confidence": "0.9"}, TypeError, "confidence must be a number; got '0.9'"),
@@ -246,6 +329,7 @@ def test_many_tasks(rng: np.random.Generator) -> None:
         ),
         ({"rewards": [[0.0], [], [1, math.inf]]}, ValueError, "finite numbers; got inf in task 2"),
         ({"rewards": [[0, 2]], "metric": "pass@k"}, ValueError, "metric must be 'max@k'"),
+        ({"rewards": [[0, 2]], "metric": "pass^k"}, ValueError, r"got 'pass\^k'"),
         (
             {"against": [[0, 0.5]] * 2, "metric": "pass@k"},
             ValueError,

@@ -19,7 +19,7 @@ PACKAGES = {
 # From the bottom up. Modules of one layer do not import each other: no backend is called by
 # another. A name that ends in a dot is a package whose modules may.
 LAYERS = (
-    ("typing", "validation", "backends._installed"),
+    ("typing", "validation", "backends._installed", "_calls"),
     ("maths.weights", "backends._devices"),
     ("maths.estimators",),
     ("maths.reference", "backends._rows"),
@@ -27,7 +27,7 @@ LAYERS = (
     (
         *("backends.numpy", "backends.torch", "backends.triton"),
         *("backends.xla", "backends.pallas", "backends.jax_triton"),
-        *("backends.torch_segments", "backends.jax_segments"),
+        *("backends.torch_segments", "backends.jax_segments", "backends.jax_meshes"),
     ),
     ("backends.jax",),
     ("backends.registry",),
@@ -35,7 +35,7 @@ LAYERS = (
     ("api", "_ids", "_entries"),
     ("_grouping",),
     ("groups",),
-    ("metrics", "distributed", "schedules", "evaluation.", "selfcheck."),
+    ("metrics", "distributed", "schedules", "evaluation.", "selfcheck.", "_warm_up"),
     ("integrations.",),
     ("maths", "backends", ""),
     ("cli.",),

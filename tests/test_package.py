@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
@@ -12,8 +13,10 @@ import tarfile
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import released
 
 import pkpo_kernels as pk
 
@@ -101,6 +104,53 @@ def test_an_sdist_holds_the_tree_and_what_its_tests_need(source: Path, tmp_path:
     some = [f"tests/{part}.py" for part in ("test_package", "tools/test_rollouts")]
     tests = run(sys.executable, "-m", "pytest", "-q", "-x", *some, cwd=unpacked)
     assert tests.returncode == 0, tests.stdout + tests.stderr
+
+
+METADATA = """\
+Metadata-Version: 2.4
+Name: pkpo-kernels
+Version: 1.2
+Description-Content-Type: text/markdown
+
+# pkpo_kernels
+"""
+TREE = {"pkpo_kernels/__init__.py", "kernels/pkpo_triton/sort.py", "LICENSE", "README.md"}
+
+
+def released_files(dist: Path, modules: set[str], tree: set[str], metadata: str) -> None:
+    """Write a wheel and an sdist of version 1.2 by hand."""
+    with zipfile.ZipFile(dist / "pkpo_kernels-1.2-py3-none-any.whl", "w") as wheel:
+        for name in modules | {"pkpo_kernels-1.2.dist-info/licenses/LICENSE"}:
+            wheel.writestr(name, "")
+        wheel.writestr("pkpo_kernels-1.2.dist-info/METADATA", metadata)
+    with tarfile.open(dist / "pkpo_kernels-1.2.tar.gz", "w:gz") as sdist:
+        for name, content in {**dict.fromkeys(tree, ""), "PKG-INFO": metadata}.items():
+            member = tarfile.TarInfo(f"pkpo_kernels-1.2/{name}")
+            member.size = len(content)
+            sdist.addfile(member, io.BytesIO(content.encode()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({}, None),
+        ({"version": "1.3"}, "pkpo_kernels-1.2-py3-none-any.whl is not of version 1.3"),
+        ({"modules": {"pkpo_kernels/__init__.py"}}, "whl lacks pkpo_triton/sort.py"),
+        ({"modules": TREE}, "whl holds, and git does not, LICENSE, README.md, kernels/pkpo_trit"),
+        ({"tree": TREE | {"notes.txt"}}, "tar.gz holds, and git does not, notes.txt"),
+        ({"changelog": "## 1.1\n"}, "CHANGELOG.md has no heading '## 1.2'"),
+        ({"metadata": METADATA.replace("markdown", "plain")}, "whl has no README"),
+    ],
+)
+def test_what_is_released_is_checked(
+    tmp_path: Path, changes: dict[str, Any], fault: str | None
+) -> None:
+    modules = {"pkpo_kernels/__init__.py", "pkpo_triton/sort.py"}
+    given = {"version": "1.2", "modules": modules, "tree": TREE, "metadata": METADATA} | changes
+    released_files(tmp_path, given["modules"], given["tree"], given["metadata"])
+    changelog = given.get("changelog", "## 1.3\n## 1.2\n")
+    found = list(released.faults(tmp_path, given["version"], TREE, changelog))
+    assert not found if fault is None else any(fault in one for one in found), found
 
 
 @pytest.mark.release

@@ -175,7 +175,7 @@ def test_calls_are_checked_without_torch_and_jax(tmp_path: Path) -> None:
     check(tmp_path, WITHOUT, numpy_calls=NUMPY, wrong=WRONG)
 
 
-@pytest.mark.slow  # mypy reads torch and JAX
+@pytest.mark.release  # mypy reads torch and JAX
 def test_calls_are_checked_with_torch_and_jax(tmp_path: Path) -> None:
     check(tmp_path, WITH, numpy_calls=NUMPY, wrong=WRONG, torch_calls=TORCH, jax_calls=JAX)
 

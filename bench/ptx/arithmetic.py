@@ -133,6 +133,11 @@ def unordered(compare: Callable[..., Array], a: Array, b: Array) -> Array:
     return compare(a, b) | np.isnan(a) | np.isnan(b)
 
 
+def as_number(compare: Callable[..., Array], a: Array, b: Array) -> Array:
+    """1.0 where two floats compare so, else 0.0."""
+    return np.asarray(ordered(compare, a, b)).astype(np.float32)
+
+
 def to_integer(rounding: Callable[[Array], Array], name: str, of_nan: int, x: Array) -> Array:
     """Rounded, kept within the integers there are."""
     nan = np.isnan(x)
@@ -199,6 +204,17 @@ def extract(a: Array, position: Array, length: Array) -> Array:
         negative = (length > 0) & (((a >> np.maximum(top, 0).astype(a.dtype)) & 1) != 0)
         field = np.where(negative, field | ~mask, field)
     return field.view(a.dtype) if field.ndim else field[()].view(a.dtype)
+
+
+def insert(a: Array, b: Array, position: Array, length: Array) -> Array:
+    """b, with a field of bits replaced by the lowest bits of a."""
+    b = np.asarray(b)
+    position, length = (np.asarray(x & np.uint32(255)).astype(np.int64) for x in (position, length))
+    one = b.dtype.type(1)
+    every = ~b.dtype.type(0)
+    ones = np.where(length >= 8 * b.dtype.itemsize, every, shift_left(one, length) - one)
+    field = shift_left(ones, position)
+    return (b & ~field) | (shift_left(a, position) & field)
 
 
 def permute_bytes(a: Array, b: Array, selector: Array) -> Array:

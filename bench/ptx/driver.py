@@ -22,11 +22,13 @@ from unittest import mock
 
 import torch
 import triton
+from pkpo_triton import operators
 from triton.backends.compiler import GPUTarget
 
 from bench.ptx.launch import Launch
 from bench.ptx.memory import Pointer
 from bench.ptx.program import Program
+from pkpo_kernels import _calls
 from pkpo_kernels.backends import _devices
 
 # Bytes of shared memory that a CTA may have, by compute capability.
@@ -63,6 +65,12 @@ def _program(ptx: str) -> Program:
     return Program(ptx)
 
 
+def _forget_launches() -> None:
+    """Have calls prepared anew: launches are another driver's."""
+    _calls.forget()
+    operators.forget()
+
+
 class Device:
     """What Triton takes for an NVIDIA GPU and its driver, as long as it is entered.
 
@@ -96,6 +104,7 @@ class Device:
     def __enter__(self) -> Device:
         if self in self._active:
             raise RuntimeError("a Device must be entered once at a time; it is entered already")
+        _forget_launches()
         self._entered = ExitStack()
         triton.knobs.runtime.kernel_load_start_hook.add(self._about_to_load)
         self._active.append(self)
@@ -107,6 +116,7 @@ class Device:
         return self
 
     def __exit__(self, *_: object) -> None:
+        _forget_launches()
         self._entered.close()
         triton.knobs.runtime.kernel_load_start_hook.remove(self._about_to_load)
         self._active.remove(self)

@@ -83,7 +83,7 @@ class Emitter:
         if special := _SPECIAL.fullmatch(operand):
             return f"M.special[{special[1]!r}][L]"
         if operand not in self.program.registers:
-            return self._named("constant", _immediate(operand, type_))
+            return self._named("constant", self._constant(operand, type_))
         slot, holds = self._slot(operand, type_)
         if holds == "bf16":
             return f"from_bf16({slot})"
@@ -91,6 +91,12 @@ class Emitter:
             known = kind(type_)
             return f"{slot}.astype(np.uint{known.bits}).view(np.{known.numpy})"
         return slot
+
+    def _constant(self, text: str, type_: str) -> Any:
+        """A number in the text, or where a variable lies in shared memory."""
+        if text in self.program.variables:
+            return np.array(self.program.variables[text], f"uint{kind(type_).bits}")[()]
+        return _immediate(text, type_)
 
     def _write(self, operand: str, type_: str, value: str) -> str:
         slot, holds = self._slot(operand, type_)
@@ -103,7 +109,7 @@ class Emitter:
         if base in self.program.registers:
             base = f"U{self.program.registers[base][0]}[{self.program.registers[base][1]}, L]"
         else:
-            base = str(_immediate(base, "u64"))
+            base = str(self._constant(base, "u64"))
         return f"np.asarray({base}).astype(np.int64) + {offset}"
 
     def _group(self, operand: str) -> list[str]:
@@ -197,8 +203,6 @@ class Emitter:
 def _immediate(text: str, type_: str) -> Any:
     """A number in the text, as one of the type: by its bits where it is written as 0f… or 0d…."""
     letter, bits = kind(type_)
-    if text == "global_smem":
-        return np.array(0, f"uint{bits}")[()]  # the launch's shared memory begins at 0
     try:
         if letter == "p":
             return np.bool_(int(text, 0) != 0)

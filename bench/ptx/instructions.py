@@ -17,6 +17,7 @@ from bench.ptx.arithmetic import (
     Array,
     add_halves,
     any_function,
+    as_number,
     extract,
     float_max,
     float_min,
@@ -26,6 +27,7 @@ from bench.ptx.arithmetic import (
     funnel,
     halves,
     in_pairs,
+    insert,
     nan_max,
     nan_min,
     nearly,
@@ -150,6 +152,7 @@ _TABLE: list[_Row] = [
         for mode in ("wrap", "clamp")
     ),
     (r"bfe", r"[su](32|64)", "t: t u32 u32", extract),
+    (r"bfi", r"b(32|64)", "t: t t u32 u32", insert),
     (r"prmt", "b32", "t: t t t", permute_bytes),
     (r"popc", r"b(32|64)", "u32: t", np.bitwise_count),
     (
@@ -165,6 +168,7 @@ for _name, _compare in _COMPARISONS.items():
         (rf"setp\.{_name}", rf"{_INTEGER}|{_BITS}", "pred: t t", _compare),
         (rf"setp\.{_name}", _FLOAT, "pred: t t", partial(ordered, _compare)),
         (rf"setp\.{_name}u", _FLOAT, "pred: t t", partial(unordered, _compare)),
+        (rf"set\.{_name}\.f32", "f32", "t: t t", partial(as_number, _compare)),
     ]
 _TABLE += [
     *(

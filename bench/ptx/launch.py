@@ -48,7 +48,7 @@ class Launch:
         grid: CTAs.
         arguments: a number, or a tensor on the CPU, for each of the program's parameters; what
           Triton adds behind those of the kernel is 0. Nothing but these tensors may be touched.
-        shared_bytes: of a CTA.
+        shared_bytes: of a CTA, that the launch asks for, beside the program's own variables.
         order: "lockstep" or "random".
         seed: of the order, and of what nobody has written.
         strict: lanes of one warp race too.
@@ -71,7 +71,8 @@ class Launch:
     ) -> None:
         if order not in ("lockstep", "random"):
             raise ValueError(f"order must be 'lockstep' or 'random'; got {order!r}")
-        self.program, self.grid, self.shared_bytes, self.order = program, grid, shared_bytes, order
+        self.program, self.grid, self.order = program, grid, order
+        self.shared_bytes = program.variables["global_smem"] + shared_bytes
         self.counting = counting
         self.rng = np.random.default_rng(seed)
         self.faults = Faults()

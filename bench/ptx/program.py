@@ -82,6 +82,8 @@ class Program:
         blocks: in the order of the text.
         registers: name → its bits, "1" for a predicate, and its row among those.
         rows: bits → how many registers.
+        variables: name → where it lies in shared memory; "global_smem", what a launch asks for,
+          lies behind all others.
 
     Raises:
         UnknownInstructionError: for an instruction that the machine does not have.
@@ -105,6 +107,7 @@ class Program:
         self.instructions: list[Instruction] = []
         self.registers: dict[str, tuple[str, int]] = {}
         self.rows: Counter[str] = Counter()
+        self.variables = {"global_smem": 0}
         self.blocks = [Block(0)]
         self._parse(ptx[header.end() :], ptx.count("\n", 0, header.end()) + 1)
         for block in self.blocks:
@@ -130,6 +133,8 @@ class Program:
                 labels[statement] = self.blocks[-1].number
             elif statement.startswith(".reg"):
                 scopes[-1].declare(statement)
+            elif statement.startswith(".shared"):
+                self._set_aside(line, statement, scopes[-1])
             elif statement.startswith("."):
                 if not statement.startswith(".pragma"):
                     raise UnknownInstructionError(f"line {line}: {statement}")
@@ -162,6 +167,17 @@ class Program:
             self._next_block(always=True)
         else:
             self.blocks[-1].instructions.append(it)
+
+    def _set_aside(self, line: int, statement: str, scope: _Scope) -> None:
+        """Lay out a variable in shared memory, all of them from multiples of 128 on."""
+        found = re.fullmatch(r"\.shared\s+\.align\s+\d+\s+\.(\w+)\s+(\w+)\[(\d+)\]", statement)
+        if found is None:
+            raise UnknownInstructionError(f"line {line}: {statement}")
+        type_, name, count = found.groups()
+        free = self.variables["global_smem"]
+        self.variables[scope.name(name)] = free
+        size = kind(type_).bits // 8 * int(count)
+        self.variables["global_smem"] = free + -(-size // 128) * 128
 
     def _register(self, name: str, scopes: list[_Scope]) -> str:
         bits = next((scope.bits(name) for scope in reversed(scopes) if scope.bits(name)), None)
@@ -201,12 +217,18 @@ class Program:
 
 
 class _Scope:
-    """The registers that are declared between two braces."""
+    """What is declared between two braces: registers, and variables in shared memory."""
 
     def __init__(self, suffix: str) -> None:
         self.suffix = suffix
         self._families: dict[str, str] = {}  # %r → 32, for all of %r0, %r1 …
         self._names: dict[str, str] = {}
+        self._variables: set[str] = set()
+
+    def name(self, variable: str) -> str:
+        """Declare a variable: the name that tells it from those of other scopes."""
+        self._variables.add(variable)
+        return variable + self.suffix
 
     def declare(self, statement: str) -> None:
         found = re.match(r"\.reg\s+\.(\w+)\s+(.*)$", statement, re.DOTALL)
@@ -218,6 +240,9 @@ class _Scope:
                 self._families[family[1]] = bits
             else:
                 self._names[name] = bits
+
+    def declares(self, name: str) -> bool:
+        return name in self._variables or bool(self.bits(name))
 
     def bits(self, name: str) -> str | None:
         """Of a register that is declared here, as written or as resolved."""
@@ -231,7 +256,7 @@ def _resolved(text: str, scopes: list[_Scope]) -> str:
 
     def told_apart(match: re.Match[str]) -> str:
         for scope in reversed(scopes):
-            if scope.bits(match[0]):
+            if scope.declares(match[0]):
                 return match[0] + scope.suffix
         return match[0]
 

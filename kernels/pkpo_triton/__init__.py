@@ -5,14 +5,16 @@ own offset, in one launch: see `pkpo_triton.kernel`; for rows too long for that,
 estimator is data to the kernels: see `coefficients.Estimator`. Most people call them through
 `pkpo_kernels.transform`.
 
-    launch        the kernels as torch operators        plan        the table of regimes
-    kernel        the entry kernels                     layout      rows in threads
-    memory        tiles, loaded and stored              sort        networks, put to use
-    lookup        what is found by a reward's value     binomial    the ratios r_j
-    estimator     weights, sums, values                 few_levels  rows that are counted
-    long_rows     rows that the library sorts           tables      numbers that kernels read
+    operators     the launches as torch operators       plan        the table of regimes
+    launch        a kernel, its grid, its arguments     layout      rows in threads
+    kernel        the entry kernels                     sort        networks, put to use
+    memory        tiles, loaded and stored              binomial    the ratios r_j
+    lookup        what is found by a reward's value     few_levels  rows that are counted
+    estimator     weights, sums, values                 tables      numbers that kernels read
+    long_rows     rows that the library sorts           table_cache where they are kept
+    matrices      as kernels read them                  coefficients an estimator as data
 
-Of the modules, `launch`, `long_rows` and `table_cache` alone need torch.
+Of the modules, `operators`, `launch`, `matrices`, `long_rows` and `table_cache` alone need torch.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pkpo_triton.launch import max_at_k, transform
+    from pkpo_triton.operators import max_at_k, transform
 
 __all__ = ["max_at_k", "transform"]
 
@@ -28,7 +30,7 @@ __all__ = ["max_at_k", "transform"]
 def __getattr__(name: str) -> Any:
     # Not before it is asked for: JAX's glue imports the kernels where there is no torch.
     if name in __all__:
-        from pkpo_triton import launch
+        from pkpo_triton import operators
 
-        return getattr(launch, name)
+        return getattr(operators, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

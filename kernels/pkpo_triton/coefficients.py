@@ -18,6 +18,7 @@ of 0, or of n−1 where it is counted from the top. Its coefficients say how the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 # A kernel knows these by their index.
@@ -65,6 +66,42 @@ def both_coefficients(estimator: Estimator) -> tuple[Sequence[int], Sequence[int
     """Give an estimator's coefficients for k ≥ 2 and for k = 1."""
     at_k_1 = estimator.coefficients_at_k_1
     return estimator.coefficients, estimator.coefficients if at_k_1 is None else at_k_1
+
+
+class _FromText(NamedTuple):
+    """An `Estimator`."""
+
+    coefficients: tuple[int, ...]
+    coefficients_at_k_1: tuple[int, ...] | None
+    index_shift: int
+    counted_from_top: bool
+    requires_k_lt_n: bool
+    normalized: bool
+
+
+def as_text(estimator: Estimator, scale: str, undersized: str) -> str:
+    """Write an estimator and its options down for a torch operator, which takes no object, and is
+    called the faster the fewer arguments it has."""
+    traits = (
+        estimator.index_shift,
+        int(estimator.counted_from_top),
+        int(estimator.requires_k_lt_n),
+        int(estimator.normalized),
+    )
+    numbers = (*traits, *estimator.coefficients, *(estimator.coefficients_at_k_1 or ()))
+    return " ".join([scale, undersized, *[str(number) for number in numbers]])
+
+
+@lru_cache
+def from_text(text: str) -> tuple[Estimator, str, str]:
+    """Read what `as_text` has written: an estimator, scale and undersized."""
+    scale, undersized, *numbers = text.split()
+    index_shift, *traits = map(int, numbers[:4])
+    coefficients = tuple(map(int, numbers[4:]))
+    estimator = _FromText(
+        coefficients[:13], coefficients[13:] or None, index_shift, *map(bool, traits)
+    )
+    return estimator, scale, undersized
 
 
 def host_weights(estimator: Estimator, n: int, k: int, *, scale: str) -> HostWeights:

@@ -200,11 +200,16 @@ def transform_by_sorting(
     store(placed, rows.where, out, block, layout)
 
 
+# Another row stride, or a k at another address, is no other kernel.
+_ANY_ALIGNMENT = ("rewards_stride_row", "where_stride_row", "out_stride_row")
+
+
 @triton.jit(
     do_not_specialize=(
         *("factorials_size", "n_rows", "k", "requires_k_lt_n", "undersized", "by_mean"),
         *("has_offset", "counted_from_top"),
-    )
+    ),
+    do_not_specialize_on_alignment=(*_ANY_ALIGNMENT, "k_ptr"),
 )
 def transform_kernel(
     rewards_ptr, where_ptr, k_ptr, out_ptr, coefficients_ptr, factorials_ptr, samples_ptr,
@@ -335,7 +340,10 @@ def _order_two_values(rows, layout: tl.constexpr):
     return order_by_count(n_lower, low, high, rows.thread, layout)
 
 
-@triton.jit(do_not_specialize=("factorials_size", "n_rows", "n_ks"))
+@triton.jit(
+    do_not_specialize=("factorials_size", "n_rows", "n_ks"),
+    do_not_specialize_on_alignment=(*_ANY_ALIGNMENT[:2], "ks_ptr"),
+)
 def max_at_k_kernel(
     rewards_ptr, where_ptr, ks_ptr, out_ptr, factorials_ptr, samples_ptr, factorials_size,
     n_rows, n_samples, n_ks, rewards_stride_row, rewards_stride_sample, where_stride_row,

@@ -1,21 +1,21 @@
-"""The kernels as torch operators: launched at once in eager mode, opaque to torch.compile.
+"""Launches: a kernel, its grid and its arguments, prepared for matrices of one form.
 
-Nothing here waits for a device.
+To prepare costs ten times what it costs to launch, so that who calls again keeps the launch: the
+library a call's (`pkpo_kernels._calls`), `operators` a program's. Nothing here waits for a device.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import triton
 
-from pkpo_triton import kernel, long_rows, table_cache
+from pkpo_triton import kernel, long_rows, packed, table_cache
 from pkpo_triton.coefficients import (
     UNDERSIZED,
     Estimator,
@@ -24,7 +24,91 @@ from pkpo_triton.coefficients import (
     host_weights,
     needs_range_scale,
 )
-from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS, Plan, plan
+from pkpo_triton.matrices import (
+    as_bytes,
+    constants,
+    empty_result,
+    plan_max_at_k,
+    plan_packed,
+    plan_transform,
+    readable,
+    reads_all,
+    strides,
+)
+from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS, PackedPlan, Plan
+
+
+class Launch:
+    """A kernel, its grid and all its arguments but the tensors of a call.
+
+    Args:
+        entry: the entry kernel, whose first arguments are rewards, where, k and the result, or
+          rewards and the result.
+        grid: how many programs.
+        arguments: the others, in the kernel's order.
+        constants: its constants, and how it is compiled.
+        empty: rewards → a tensor for the result.
+        dynamic_k: the kernel gets a call's k, a tensor.
+        k: what it gets else.
+    """
+
+    __slots__ = (
+        *("_arguments", "_compiled", "_constants", "_dynamic_k", "_empty", "_entry", "_grid"),
+        *("_k", "_stream", "_takes_all"),
+    )
+
+    def __init__(
+        self,
+        entry: Any,
+        grid: int,
+        arguments: Sequence[Any],
+        constants: dict[str, Any],
+        empty: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        dynamic_k: bool,
+        k: torch.Tensor | None = None,
+    ) -> None:
+        self._entry, self._grid, self._empty = entry, (grid, 1, 1), empty
+        self._dynamic_k, self._k = dynamic_k, k
+        self._takes_all = "where_ptr" in entry.arg_names
+        self._arguments, self._constants = tuple(arguments), constants
+        self._compiled: Any = None  # by the first call
+        self._stream = 0
+
+    def __call__(self, rewards: torch.Tensor, where: torch.Tensor | None, k: Any) -> torch.Tensor:
+        """Launch it for matrices of the form, on the device and the stream that it was prepared on:
+        rewards, where and k as the kernel reads them → the result. A k of the host is known."""
+        out = self._empty(rewards)
+        compiled, k = self._compiled, k if self._dynamic_k else self._k
+        tensors = (rewards, where, k, out) if self._takes_all else (rewards, out)
+        if compiled is None:
+            # Of bools the kernel reads the bytes.
+            self._compile([as_bytes(x) for x in tensors])
+            return out
+        runtime = triton.knobs.runtime
+        if _calls_of(runtime.launch_enter_hook) or _calls_of(runtime.launch_exit_hook):
+            compiled[self._grid](*tensors, *self._arguments, stream=self._stream)
+        else:  # the same without what hooks are told
+            launched = (self._stream, compiled.function, compiled.packed_metadata, None, None, None)
+            compiled.run(*self._grid, *launched, *tensors, *self._arguments)
+        return out
+
+    def _compile(self, tensors: Sequence[torch.Tensor | None]) -> None:
+        """Compile it, if it is not interpreted, and launch it."""
+        compiled = self._entry[self._grid](*tensors, *self._arguments, **self._constants)
+        if compiled is None:
+            return
+        names = self._entry.arg_names[len(tensors) + len(self._arguments) :]
+        self._arguments += tuple(self._constants[name] for name in names)
+        driver = triton.runtime.driver.active
+        self._stream = driver.get_current_stream(driver.get_current_device())
+        compiled[self._grid]  # loads it
+        self._compiled = compiled
+
+
+def _calls_of(hook: Any) -> Any:
+    """List what a hook of Triton's calls: a chain's functions, or one itself."""
+    return getattr(hook, "calls", hook)
 
 
 def transform(
@@ -51,80 +135,77 @@ def transform(
         dtype: of the result, not float64. Computed in float32.
     """
     rewards = rewards.detach()
-    if not torch.compiler.is_compiling():
-        return _transform(rewards, k, where, estimator, scale, undersized, dtype)
-    # An operator takes no object, but lists of numbers: the estimator is put together again in it.
-    return _transform_op(
-        rewards,
-        k if isinstance(k, int) else 0,
-        None if isinstance(k, int) else k,
-        where,
-        list(estimator.coefficients),
-        list(estimator.coefficients_at_k_1 or ()),
-        estimator.index_shift,
-        estimator.counted_from_top,
-        estimator.requires_k_lt_n,
-        estimator.normalized,
-        scale,
-        undersized,
-        dtype,
-    )
-
-
-def max_at_k(
-    rewards: torch.Tensor,
-    ks: Sequence[int | torch.Tensor],
-    where: torch.Tensor | None,
-    *,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Compute the mean of the best of k: rewards (rows, n), every k an integer or a () tensor,
-    where (rows, n) bool or None → (rows, len(ks)); NaN where a row has fewer than k samples."""
-    rewards = rewards.detach()
-    if torch.compiler.is_compiling():
-        return _max_at_k_op(rewards, _on_device(ks, rewards.device), where, dtype)
-    return _max_at_k(rewards, _on_device(ks, rewards.device), where, dtype)
-
-
-def _transform(
-    rewards: torch.Tensor,
-    k: int | torch.Tensor,
-    where: torch.Tensor | None,
-    estimator: Estimator,
-    scale: str,
-    undersized: str,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    _check_dtypes(rewards, dtype)
-    rows, n = rewards.shape
-    static_k = k if isinstance(k, int) else None
-    uniform = static_k is not None and where is None
-    chosen = _plan(rewards, where, dtype, uniform=uniform and not estimator.normalized)
-    out = _empty_result(rewards, dtype)
-    if out.numel() == 0:
-        return out
-    with _device_of(rewards):
-        device = rewards.device
-        factorials = table_cache.factorials(max(n, LONGEST_ON_CHIP) + 1, device)
-        if chosen is None:
-            coefficients = table_cache.coefficients(estimator, device)
+    rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
+    packed_for = plan_packed(rewards, k, where, estimator, dtype)
+    if packed_for is not None:
+        assert isinstance(k, int)
+        launch = _launch_of_packed(rewards, k, estimator, scale, packed_for)
+        with _device_of(rewards):
+            return launch(rewards, where, k)
+    chosen = plan_transform(rewards, k, where, estimator, dtype)
+    if rewards.numel() == 0:
+        return empty_result(rewards, dtype, chosen)
+    if chosen is None:
+        with _device_of(rewards):
             return long_rows.transform_long(
                 rewards,
                 k,
                 where,
                 estimator,
-                scale=scale,
-                undersized=undersized,
-                dtype=dtype,
-                coefficients=coefficients,
-                factorials=factorials,
+                **rest,
+                coefficients=table_cache.coefficients(estimator, rewards.device),
+                factorials=_factorials(rewards),
             )
-        is_bool = rewards.dtype == torch.bool
-        rewards, where = _readable(rewards, where, chosen)
+    rewards, where, k = readable(rewards, where, k, chosen)
+    launch = _launch_of_transform(rewards, k, where, estimator, chosen, **rest)
+    with _device_of(rewards):
+        return launch(rewards, where, k)
+
+
+def prepared_transform(
+    rewards: torch.Tensor,
+    k: int | torch.Tensor,
+    where: torch.Tensor | None,
+    estimator: Estimator,
+    *,
+    scale: str,
+    undersized: str,
+    dtype: torch.dtype,
+) -> Launch | None:
+    """Prepare `transform` for matrices of the form of these, on their device and its current
+    stream; None where a call takes more than a launch."""
+    packed_for = plan_packed(rewards, k, where, estimator, dtype)
+    if packed_for is not None:
+        assert isinstance(k, int)
+        return _launch_of_packed(rewards, k, estimator, scale, packed_for)
+    chosen = plan_transform(rewards, k, where, estimator, dtype)
+    if chosen is None or rewards.numel() == 0:
+        return None
+    if not reads_all(rewards, where, k, chosen):
+        return None
+    rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
+    return _launch_of_transform(rewards, k, where, estimator, chosen, **rest)
+
+
+def _launch_of_transform(
+    rewards: torch.Tensor,
+    k: int | torch.Tensor,
+    where: torch.Tensor | None,
+    estimator: Estimator,
+    chosen: Plan,
+    *,
+    scale: str,
+    undersized: str,
+    dtype: torch.dtype,
+) -> Launch:
+    """Put together what transforms rewards, one at least, that the kernel reads as they lie."""
+    rows, n = rewards.shape
+    static_k = k if isinstance(k, int) else None
+    with _device_of(rewards):
+        device, factorials = rewards.device, _factorials(rewards)
         weights = HostWeights(0.0, 0.0, 0.0, 0.0, 0.0)
         coefficients = factorials  # a placeholder, never read
-        if uniform:
-            assert static_k is not None
+        if static_k is not None and where is None:
             weights = host_weights(estimator, n, static_k, scale=scale)
         else:
             coefficients = table_cache.coefficients(estimator, device)
@@ -133,14 +214,17 @@ def _transform(
             samples = table_cache.ratios(n, static_k, estimator.index_shift, chosen, device)
         else:
             samples = _chain_table(chosen, factorials)
-        written = out
-        if not _is_read_in_place(out, chosen):
-            written = torch.empty((rows, n), dtype=dtype, device=device)
-        kernel.transform_kernel[(triton.cdiv(rows, chosen.block_rows),)](
-            rewards,
-            where,
-            None if isinstance(k, int) else k,
-            written,
+    out = empty_result(rewards, dtype, chosen)
+    empty: Callable[[torch.Tensor], torch.Tensor]
+    if not rewards.is_contiguous():
+        empty = functools.partial(empty_result, dtype=dtype, chosen=chosen)
+    else:  # of as many dimensions as the rewards have, which the kernel does not see
+        of_dtype = functools.partial(torch.empty_like, dtype=dtype)
+        empty = torch.empty_like if dtype == rewards.dtype else of_dtype
+    return Launch(
+        kernel.transform_kernel,
+        triton.cdiv(rows, chosen.block_rows),
+        (
             coefficients,
             factorials,
             samples,
@@ -153,66 +237,138 @@ def _transform(
             int(scale == "mean"),
             int(has_offset(estimator, None if undersized == "clip" else static_k)),
             int(estimator.counted_from_top),
-            *_strides(rewards),
-            *_strides(where),
-            *_strides(written),
+            *strides(rewards),
+            *strides(where),
+            *strides(out),
             *weights,
-            K="int" if isinstance(k, int) else "row" if k.ndim else "scalar",
-            MASKED=where is not None,
-            WEIGHTS=chosen.weights,
-            INDEX_SHIFT=estimator.index_shift,
-            RANGE_SCALED=needs_range_scale(estimator, scale=scale),
-            NORMALIZED=estimator.normalized,
-            **_constants(is_bool, n, (rewards, where, written), chosen),
-        )
-    return out if written is out else out.copy_(written)
+        ),
+        {
+            "K": "int" if isinstance(k, int) else "row" if k.ndim else "scalar",
+            "MASKED": where is not None,
+            "WEIGHTS": chosen.weights,
+            "INDEX_SHIFT": estimator.index_shift,
+            "RANGE_SCALED": needs_range_scale(estimator, scale=scale),
+            "NORMALIZED": estimator.normalized,
+            **constants((rewards, where, out), chosen),
+        },
+        empty,
+        dynamic_k=static_k is None,
+    )
 
 
-def _max_at_k(
-    rewards: torch.Tensor, ks: torch.Tensor, where: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    _check_dtypes(rewards, dtype)
+def _launch_of_packed(
+    rewards: torch.Tensor, k: int, estimator: Estimator, scale: str, chosen: PackedPlan
+) -> Launch:
+    """Put together what transforms rewards, one at least, by the packed kernel."""
     rows, n = rewards.shape
-    chosen = _plan(rewards, where, dtype, uniform=False)
-    out = torch.empty((rows, ks.shape[0]), dtype=dtype, device=rewards.device)
-    if out.numel() == 0:
-        return out
+    weights = host_weights(estimator, n, k, scale=scale)
     with _device_of(rewards):
-        factorials = table_cache.factorials(max(n, LONGEST_ON_CHIP) + 1, rewards.device)
-        if chosen is None:
-            return long_rows.max_at_k_long(rewards, ks, where, dtype=dtype, factorials=factorials)
-        is_bool = rewards.dtype == torch.bool
-        rewards, where = _readable(rewards, where, chosen)
-        kernel.max_at_k_kernel[(triton.cdiv(rows, chosen.block_rows),)](
-            rewards,
-            where,
-            ks,
-            out,
+        of_gaps = table_cache.gap_weights(estimator, n, k, weights, rewards.device)
+    return Launch(
+        packed.packed_kernel,
+        triton.cdiv(rows, chosen.block_rows),
+        (of_gaps, rows, int(has_offset(estimator, k)), weights.max_coefficient),
+        {
+            "N": n,
+            "BLOCK_ROWS": chosen.block_rows,
+            "LEVELS": chosen.levels,
+            "num_warps": chosen.num_warps,
+            "maxnreg": chosen.max_registers,
+            "num_stages": 1,
+            **OPTIONS,
+        },
+        torch.empty_like,
+        dynamic_k=False,
+    )
+
+
+def max_at_k(
+    rewards: torch.Tensor,
+    ks: Sequence[int] | torch.Tensor,
+    where: torch.Tensor | None,
+    *,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Compute the mean of the best of k: rewards (rows, n), integers or int64 on the device
+    (number of ks,), where (rows, n) bool or None → (rows, number of ks); NaN where a row has fewer
+    than k samples."""
+    rewards = rewards.detach()
+    chosen = plan_max_at_k(rewards, where, dtype)
+    if rewards.numel() == 0:
+        return torch.empty((rewards.shape[0], len(ks)), dtype=dtype, device=rewards.device)
+    if chosen is None:
+        with _device_of(rewards):
+            if not isinstance(ks, torch.Tensor):
+                ks = table_cache.whole_numbers(tuple(ks), rewards.device)
+            return long_rows.max_at_k_long(
+                rewards, ks, where, dtype=dtype, factorials=_factorials(rewards)
+            )
+    rewards, where, ks = readable(rewards, where, ks, chosen)
+    launch = _launch_of_max_at_k(rewards, ks, where, chosen, dtype=dtype)
+    with _device_of(rewards):
+        return launch(rewards, where, ks)
+
+
+def prepared_max_at_k(
+    rewards: torch.Tensor,
+    ks: Sequence[int] | torch.Tensor,
+    where: torch.Tensor | None,
+    *,
+    dtype: torch.dtype,
+    shape: Sequence[int] | None = None,
+) -> Launch | None:
+    """Prepare `max_at_k` for matrices of the form of these, on their device and its current stream,
+    for a result of another shape if one is given; None where a call takes more than a launch."""
+    chosen = plan_max_at_k(rewards, where, dtype)
+    if chosen is None or rewards.numel() == 0:
+        return None
+    if not reads_all(rewards, where, ks, chosen):
+        return None
+    return _launch_of_max_at_k(rewards, ks, where, chosen, dtype=dtype, shape=shape)
+
+
+def _launch_of_max_at_k(
+    rewards: torch.Tensor,
+    ks: Sequence[int] | torch.Tensor,
+    where: torch.Tensor | None,
+    chosen: Plan,
+    *,
+    dtype: torch.dtype,
+    shape: Sequence[int] | None = None,
+) -> Launch:
+    """Put together what estimates the best of k of rewards, one at least, that the kernel reads as
+    they lie."""
+    rows, n = rewards.shape
+    shape = (rows, len(ks)) if shape is None else shape
+    device = rewards.device
+    with _device_of(rewards):
+        factorials = _factorials(rewards)
+        samples = _chain_table(chosen, factorials)
+        static_ks = None
+        if not isinstance(ks, torch.Tensor):
+            static_ks = table_cache.whole_numbers(tuple(ks), device)
+    return Launch(
+        kernel.max_at_k_kernel,
+        triton.cdiv(rows, chosen.block_rows),
+        (
             factorials,
-            _chain_table(chosen, factorials),
+            samples,
             factorials.shape[1],
             rows,
             n,
-            ks.shape[0],
-            *_strides(rewards),
-            *_strides(where),
-            MASKED=where is not None,
-            **_constants(is_bool, n, (rewards, where), chosen),
-        )
-    return out
+            len(ks),
+            *strides(rewards),
+            *strides(where),
+        ),
+        {"MASKED": where is not None, **constants((rewards, where), chosen)},
+        lambda rewards: torch.empty(shape, dtype=dtype, device=device),
+        dynamic_k=static_ks is None,
+        k=static_ks,
+    )
 
 
-def _check_dtypes(rewards: torch.Tensor, dtype: torch.dtype) -> None:
-    if torch.float64 in (rewards.dtype, dtype):
-        raise ValueError("rewards and dtype must not be float64: the kernels compute in float32")
-
-
-def _plan(
-    rewards: torch.Tensor, where: torch.Tensor | None, dtype: torch.dtype, *, uniform: bool
-) -> Plan | None:
-    """Plan a kernel, None for rows that the library sorts."""
-    itemsize = max(rewards.element_size(), dtype.itemsize)
-    return plan(rewards.shape[1], itemsize, masked=where is not None, uniform=uniform, warp=_warp())
+def _factorials(rewards: torch.Tensor) -> torch.Tensor:
+    return table_cache.factorials(max(rewards.shape[1], LONGEST_ON_CHIP) + 1, rewards.device)
 
 
 def _chain_table(chosen: Plan, unread: torch.Tensor) -> torch.Tensor:
@@ -222,153 +378,20 @@ def _chain_table(chosen: Plan, unread: torch.Tensor) -> torch.Tensor:
     return table_cache.inverses(chosen.samples_per_thread, unread.device)
 
 
-@functools.cache
-def _warp() -> int:
-    """Ask how many threads run in step on the GPUs here."""
-    if not torch.cuda.is_available():  # where kernels are interpreted
-        return 32
-    return int(triton.runtime.driver.active.get_current_target().warp_size)
+def stream_to_keep(device: torch.device) -> int | None:
+    """Find a device's current stream, on which a launch may be kept that is prepared now; None
+    where none may."""
+    return stream_of_gpu(device.index) if device.type == "cuda" else 0
 
 
-def _empty_result(rewards: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Make room for (rows, n), in the layout of the rewards where they lie by samples: both are
-    read and written along."""
-    rows, n = rewards.shape
-    if rewards.stride(0) == 1 and rewards.stride(1) == rows:
-        return torch.empty((n, rows), dtype=dtype, device=rewards.device).t()
-    return torch.empty((rows, n), dtype=dtype, device=rewards.device)
-
-
-def _readable(
-    rewards: torch.Tensor, where: torch.Tensor | None, chosen: Plan
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Give the kernel what it can read: bytes for bools, and what reaches it in whole sectors."""
-    if rewards.dtype == torch.bool:
-        rewards = rewards.view(torch.uint8)
-    if where is not None:
-        where = where.view(torch.uint8)
-    if not _is_read_in_place(rewards, chosen):
-        rewards = rewards.contiguous()
-    if where is not None and not _is_read_in_place(where, chosen):
-        where = where.contiguous()
-    return rewards, where
-
-
-def _is_read_in_place(x: torch.Tensor, chosen: Plan) -> bool:
-    """Tell whether that is as fast as a copy: not where a program has few rows, and they are no
-    neighbours in memory."""
-    return chosen.block_rows >= 8 or x.stride(1) == 1
-
-
-def _vector(matrices: Sequence[torch.Tensor], chosen: Plan) -> int:
-    """Count the neighbours that a thread can read at a time."""
-    vector = chosen.vector
-    for x in matrices:
-        # What Triton knows of a pointer is whether 16 divides it.
-        if x.stride(1) != 1 or x.data_ptr() % 16:
-            return 1
-        while x.shape[0] > 1 and x.stride(0) % vector:
-            vector //= 2
-    return vector
-
-
-def _strides(x: torch.Tensor | None) -> tuple[int, int]:
-    if x is None:
-        return 0, 0
-    # The stride of a single row is arbitrary, and would mean another kernel.
-    return (x.stride(0) if x.shape[0] > 1 else x.shape[1]), x.stride(1)
-
-
-def _constants(
-    is_bool: bool, n: int, matrices: Sequence[torch.Tensor | None], chosen: Plan
-) -> dict[str, Any]:
-    given = [matrix for matrix in matrices if matrix is not None]
-    return {
-        "IS_BOOL": is_bool,
-        "CONTIGUOUS": chosen.threads_per_row == 1
-        and all(matrix.is_contiguous() for matrix in given),
-        "PADDED": chosen.samples > n,
-        "SAMPLES_PER_THREAD": chosen.samples_per_thread,
-        "THREADS_PER_ROW": chosen.threads_per_row,
-        "BLOCK_ROWS": chosen.block_rows,
-        "VECTOR": _vector(given, chosen),
-        "WARP": chosen.warp,
-        "num_warps": chosen.num_warps,
-        "num_stages": 1,
-        **OPTIONS,
-    }
-
-
-def _on_device(ks: Sequence[int | torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Gather all ks in one int64 tensor (len(ks),), without waiting: numbers are filled in on the
-    device."""
-    return torch.stack(
-        [
-            k.to(device=device, dtype=torch.int64)
-            if isinstance(k, torch.Tensor)
-            else torch.full((), k, dtype=torch.int64, device=device)
-            for k in ks
-        ]
-    )
+def stream_of_gpu(index: int) -> int | None:
+    """Find the current stream of a GPU; None if it is not the current one, and while a graph is
+    captured, which needs tables of its own."""
+    if torch.cuda.current_device() != index or torch.cuda.is_current_stream_capturing():
+        return None
+    return int(torch._C._cuda_getCurrentRawStream(index))
 
 
 def _device_of(x: torch.Tensor) -> AbstractContextManager[Any]:
     """Have kernels run on the tensor's own device, whichever is the current one."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
-
-
-@torch.library.custom_op("pkpo_triton::transform", mutates_args=())
-def _transform_op(
-    rewards: torch.Tensor,
-    k: int,
-    dynamic_k: torch.Tensor | None,
-    where: torch.Tensor | None,
-    coefficients: Sequence[int],
-    coefficients_at_k_1: Sequence[int],
-    index_shift: int,
-    counted_from_top: bool,
-    requires_k_lt_n: bool,
-    normalized: bool,
-    scale: str,
-    undersized: str,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    estimator: Any = SimpleNamespace(
-        coefficients=coefficients,
-        coefficients_at_k_1=coefficients_at_k_1 or None,
-        index_shift=index_shift,
-        counted_from_top=counted_from_top,
-        requires_k_lt_n=requires_k_lt_n,
-        normalized=normalized,
-    )
-    either_k = k if dynamic_k is None else dynamic_k
-    return _transform(rewards, either_k, where, estimator, scale, undersized, dtype)
-
-
-@_transform_op.register_fake
-def _(
-    rewards: torch.Tensor,
-    k: int,
-    dynamic_k: torch.Tensor | None,
-    where: torch.Tensor | None,
-    coefficients: Sequence[int],
-    coefficients_at_k_1: Sequence[int],
-    index_shift: int,
-    counted_from_top: bool,
-    requires_k_lt_n: bool,
-    normalized: bool,
-    scale: str,
-    undersized: str,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    return _empty_result(rewards, dtype)
-
-
-_max_at_k_op = torch.library.custom_op("pkpo_triton::max_at_k", mutates_args=())(_max_at_k)
-
-
-@_max_at_k_op.register_fake
-def _(
-    rewards: torch.Tensor, ks: torch.Tensor, where: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    return torch.empty((rewards.shape[0], ks.shape[0]), dtype=dtype, device=rewards.device)

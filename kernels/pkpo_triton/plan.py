@@ -33,7 +33,20 @@ class Plan(NamedTuple):
         return self.samples_per_thread * self.threads_per_row
 
 
-def plan(n: int, itemsize: int, *, masked: bool, uniform: bool, warp: int = 32) -> Plan | None:
+# Fewer rows than this leave most of a GPU idle where a thread has several of them: an H200 has 132
+# multiprocessors, and 8 rows a thread make blocks of 512.
+FEW_ROWS = 1 << 16
+
+
+def plan(
+    n: int,
+    itemsize: int,
+    *,
+    masked: bool,
+    uniform: bool,
+    warp: int = 32,
+    few_rows: bool = False,
+) -> Plan | None:
     """Plan a kernel for rows of n samples, None for those that the library sorts.
 
     Args:
@@ -43,9 +56,11 @@ def plan(n: int, itemsize: int, *, masked: bool, uniform: bool, warp: int = 32) 
         uniform: all rows share weights known to the host, and no std is asked for; the opposite
             takes registers for every row.
         warp: threads that run in step: 32, on some of AMD's GPUs 64.
+        few_rows: there are fewer than FEW_ROWS.
 
     | n       | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
     | to 8    | 1             | n                | uniform: 8 rows a thread: 28 at 8; 4 rows: 30
+    |         |               |                  | few rows: 1, for every multiprocessor has some
     | to 16   | 1             | n                | uniform: 2 rows a thread, 1 warp: 39; 4: 40
     | to 32   | 1             | n                | 55; 2 threads: 75. 1 warp: 54, but sm_100 spills
     | masked  | 2             | 16               | 48 on the ALU; 1 thread: 55, and sm_100 spills
@@ -59,9 +74,9 @@ def plan(n: int, itemsize: int, *, masked: bool, uniform: bool, warp: int = 32) 
         warps = 1 if 8 < n <= 16 else 2
         rows_a_thread = 1
         if uniform and n <= 16:
-            rows_a_thread = 8 if n <= 8 else 2
+            rows_a_thread = (1 if few_rows else 8) if n <= 8 else 2
             if n & (n - 1):  # such rows are filled up in a tile, which takes registers
-                rows_a_thread //= 2
+                rows_a_thread = max(1, rows_a_thread // 2)
         return Plan(n, 1, warp * warps * rows_a_thread, warps, 1, warp, "chain")
     if n > LONGEST_ON_CHIP:
         return None
@@ -74,3 +89,38 @@ def plan(n: int, itemsize: int, *, masked: bool, uniform: bool, warp: int = 32) 
     num_warps = block_rows * threads_per_row // warp
     weights = "ready" if uniform else "chain"
     return Plan(samples_per_thread, threads_per_row, block_rows, num_warps, vector, warp, weights)
+
+
+class PackedPlan(NamedTuple):
+    """Constants of a packed kernel, a row a thread: see `pkpo_triton.packed`."""
+
+    block_rows: int
+    num_warps: int
+    levels: int  # rows of so many distinct values are counted, which costs less than to sort them
+    max_registers: int | None  # a thread's, where the compiler would take more than it needs
+
+
+_PACKED = {
+    16: PackedPlan(block_rows=32, num_warps=1, levels=2, max_registers=None),
+    32: PackedPlan(block_rows=32, num_warps=1, levels=3, max_registers=None),
+    # As few as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes 243.
+    64: PackedPlan(block_rows=32, num_warps=1, levels=4, max_registers=200),
+}
+
+
+def packed_plan(n: int, *, usual: bool, backend: str) -> PackedPlan | None:
+    """Plan a packed kernel for rows of n samples, None where there is none: `plan` serves all.
+
+    Args:
+        n: samples in a row.
+        usual: rewards and results are float32, whole rows one after the other from a multiple of 16
+            bytes on; none is left out; all rows share weights known to the host, and no std is
+            asked for.
+        backend: Triton's name for what it compiles for: "cuda", "hip"; "" where it interprets.
+
+    | n     | instructions a sample, sm_90: normal, 2, 3, 4 values | in `plan`'s kernel: normal, 2 |
+    | 16    | 25, 19, 25, 25                                       | 40, 25                        |
+    | 32    | 26, 16, 22, 26                                       | 55, 26                        |
+    | 64    | 30, 14, 20, 26                                       | 66, 21                        |
+    """
+    return _PACKED.get(n) if usual and backend == "cuda" else None

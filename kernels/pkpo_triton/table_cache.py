@@ -17,7 +17,7 @@ import triton
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pkpo_triton import tables
-from pkpo_triton.coefficients import Estimator, both_coefficients
+from pkpo_triton.coefficients import Estimator, HostWeights, both_coefficients
 from pkpo_triton.plan import Plan
 
 # A table for every k that a run anneals through would be a leak: so many are kept, the latest used.
@@ -57,14 +57,28 @@ def ratios(n: int, k: int, index_shift: int, chosen: Plan, device: torch.device)
     return _on_device("ratios", device, arguments)
 
 
+def gap_weights(
+    estimator: Estimator, n: int, k: int, weights: HostWeights, device: torch.device
+) -> torch.Tensor:
+    """Get an estimator's weights for every gap: (2, n), see `tables.gap_weights`. Only the latest
+    are kept."""
+    shift, counted_from_top = estimator.index_shift, estimator.counted_from_top
+    return _on_device("gap_weights", device, (n, k, shift, counted_from_top, weights))
+
+
 def coefficients(estimator: Estimator, device: torch.device) -> torch.Tensor:
     """Get an estimator's coefficients for k ≥ 2 and for k = 1: (2, 13)."""
     above, at_k_1 = both_coefficients(estimator)
     return _on_device("coefficients", device, (tuple(above), tuple(at_k_1)))
 
 
+def whole_numbers(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Get some integers: (count,) int64."""
+    return _on_device("whole_numbers", device, numbers)
+
+
 def _on_device(what: str, device: torch.device, arguments: tuple[Any, ...]) -> torch.Tensor:
-    """Get a table in float32, made now unless it is there."""
+    """Get a table, made now unless it is there."""
     key = (what, device, arguments)
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     table = _tables.pop(key, None)
@@ -134,7 +148,11 @@ def _numbers(key: _Key) -> torch.Tensor:
         "factorials": tables.factorials,
         "inverses": tables.inverses,
         "ratios": tables.ratios,
+        "gap_weights": tables.gap_weights,
         "coefficients": lambda *both: both,
     }
-    numbers = torch.tensor(makers[what](*arguments), dtype=torch.float64).to(torch.float32)
+    if what == "whole_numbers":
+        numbers = torch.tensor(arguments, dtype=torch.int64)
+    else:
+        numbers = torch.tensor(makers[what](*arguments), dtype=torch.float64).to(torch.float32)
     return numbers.pin_memory() if device.type == "cuda" else numbers

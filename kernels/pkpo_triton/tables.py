@@ -5,6 +5,7 @@ Without torch or JAX, so that the glue for either can be built on it.
 
 from __future__ import annotations
 
+from pkpo_triton.coefficients import HostWeights
 from pkpo_triton.plan import MOST_THREADS_PER_ROW
 
 _RADIX_BITS = 16
@@ -53,6 +54,24 @@ def ratios(
     """List r_j = C(j − index_shift, k−1)/C(n, k) for sample j of a row, in slots; 0 for j=0 and
     beyond the row."""
     numbers = [0.0] * (threads_per_row * samples_per_thread)
+    numbers[:n] = _ratios_in_order(n, k, index_shift)
+    return in_slots(numbers, samples_per_thread, threads_per_row)
+
+
+def gap_weights(
+    n: int, k: int, index_shift: int, counted_from_top: bool, weights: HostWeights
+) -> list[list[float]]:
+    """List what an estimator weighs the gap below sample j with, in the sums of all above it and in
+    the row offset: (2, n), 0 for j=0."""
+    origin = n - 1 if counted_from_top else 0
+    r = _ratios_in_order(n, k, index_shift)
+    in_offset = [(weights.offset + weights.slope * abs(j - origin)) * r[j] for j in range(n)]
+    return [[weights.gap * ratio for ratio in r], in_offset]
+
+
+def _ratios_in_order(n: int, k: int, index_shift: int) -> list[float]:
+    """List r_j for j = 0 … n−1, 0 for j=0."""
+    numbers = [0.0] * n
     # In fixed point, finer than the smallest of float64: what is lost on the way is lost anyway.
     r = (k << _RATIO_BITS) // n
     if index_shift:
@@ -60,7 +79,7 @@ def ratios(
     for j in range(n - 1, 0, -1):
         numbers[j] = r / (1 << _RATIO_BITS)
         r = r * (j - index_shift - k + 1) // max(j - index_shift, 1)
-    return in_slots(numbers, samples_per_thread, threads_per_row)
+    return numbers
 
 
 def in_slots(numbers: list[float], samples_per_thread: int, threads_per_row: int) -> list[float]:

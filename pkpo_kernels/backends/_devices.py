@@ -66,6 +66,16 @@ def is_nvidia(device: Any) -> bool:
     return device.platform in ("gpu", "cuda") and "rocm" not in version
 
 
+def on_one_cpu(library: str, array: Any) -> bool:
+    """Tell whether a tensor or a concrete JAX array lies on one CPU, where the host sees it."""
+    if library == "torch":
+        return bool(array.device.type == "cpu")
+    if library == "jax":
+        devices = array.devices()
+        return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+    return False
+
+
 @dataclass(frozen=True)
 class Like:
     """Where a tensor would be. On a GPU the first one takes hundreds of megabytes."""

@@ -79,10 +79,33 @@ def product_from_right(numerator: jax.Array, denominator: jax.Array, scan: Scan)
 
 def _along_rows(parts: Parts, combine: Callable[[Parts, Parts], Parts]) -> Parts:
     """Scan rows (..., N) from their ends on."""
+    if not isinstance(parts[0].shape[-1], int):
+        return _one_by_one(parts, combine)
     if len(parts) == 1:
         return (lax.cumprod(parts[0], axis=parts[0].ndim - 1, reverse=True),)
     out: Parts = lax.associative_scan(combine, parts, reverse=True, axis=parts[0].ndim - 1)
     return out
+
+
+def _one_by_one(parts: Parts, combine: Callable[[Parts, Parts], Parts]) -> Parts:
+    """Scan rows (..., N) as `_along_rows` does, where an export leaves N open: JAX's parallel scan
+    unrolls."""
+
+    def step(right: Parts, left: Parts) -> tuple[Parts, Parts]:
+        both = combine(right, left)
+        return both, both
+
+    columns = tuple(jnp.moveaxis(_with_a_column(part), -1, 0) for part in parts)
+    # 1, without an error.
+    first = tuple(jnp.full(part.shape[1:], i == 0, part.dtype) for i, part in enumerate(columns))
+    _, out = lax.scan(step, first, columns, reverse=True)
+    return tuple(jnp.moveaxis(part, 0, -1)[..., 1:] for part in out)
+
+
+def _with_a_column(x: jax.Array) -> jax.Array:
+    """Put a 0 before rows: (..., N − 1) → (..., N). Of N samples there are N − 1 gaps, and where an
+    export leaves N open these may be none, which JAX's scans do not take."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 0)])
 
 
 def _exact_product(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -121,6 +144,10 @@ def _sort(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _exclusive_prefix_sum(gaps: jax.Array, terms: jax.Array, indices: jax.Array) -> jax.Array:
+    first = 1
+    if not isinstance(gaps.shape[1], int):
+        gaps, terms = _with_a_column(gaps), _with_a_column(terms)
+        first = 0
     # A parallel scan may add in another order from column to column. Where there is no gap, carry
     # the sum on; the true sums never fall, so a running maximum does it.
     sums = lax.cummax(jnp.where(gaps > 0, lax.cumsum(terms, axis=1), 0), axis=1)
@@ -128,6 +155,6 @@ def _exclusive_prefix_sum(gaps: jax.Array, terms: jax.Array, indices: jax.Array)
     @jax.vmap
     def put_back(sums: jax.Array, indices: jax.Array) -> jax.Array:
         out = jnp.zeros(indices.shape, sums.dtype)
-        return out.at[indices[1:]].set(sums, unique_indices=True, mode="promise_in_bounds")
+        return out.at[indices[first:]].set(sums, unique_indices=True, mode="promise_in_bounds")
 
     return put_back(sums, indices)

@@ -11,17 +11,26 @@ and it may be: equal rewards get equal results.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import lru_cache
+from math import isfinite
 from os import cpu_count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.backends._rows import RANGE_SCALE
 from pkpo_kernels.maths.estimators import MAX_AT_K
-from pkpo_kernels.maths.weights import Estimator, GapWeights, clamp_k, host_weights
+from pkpo_kernels.maths.weights import (
+    LONGEST_KEPT,
+    Estimator,
+    GapWeights,
+    clamp_k,
+    host_weights,
+)
 
 Floats = NDArray[np.float64]
 
@@ -51,45 +60,39 @@ def transform_rows(
     (rows, N) of dtype."""
     n_columns = rewards.shape[1]
     out = np.empty(rewards.shape, dtype)
-
-    def weights_of(n: int | NDArray[Any], k: int | NDArray[Any], height: int) -> GapWeights:
-        if undersized == "clip":
-            k = clamp_k(estimator, np.asarray(n), np.asarray(k), np)
-        weights = host_weights(estimator, n_columns, n, k)
-        # A column in front for the row offsets, and as many rows as the block: multiplying
-        # whole arrays is fastest.
-        gap = np.zeros((height, n_columns))
-        gap[:, 1:] = weights.gap
-        return weights._replace(gap=gap)
+    clip = undersized == "clip"
+    blocks = _blocks(*rewards.shape)
+    shared = None
+    one_k = np.ndim(k) == 0
+    if where is None and one_k and blocks:
+        shared = _weights_of_all(estimator, n_columns, int(k), clip)
+        if len(blocks) > 1:  # to multiply whole arrays is fastest
+            shared = shared._replace(columns=np.tile(shared.columns, (blocks[0].stop, 1)))
 
     def transform_block(block: slice, buffers: _Buffers) -> None:
         mask = None if where is None else where[block]
         n = _group_sizes(n_columns, mask)
         ordered, indices = _sort(rewards[block], mask, buffers)
-        height = len(ordered)
-        if shared is None:
-            weights = weights_of(n, k if np.ndim(k) == 0 else np.asarray(k)[block], height)
+        if shared is not None:
+            weights = shared
         else:
-            weights = shared._replace(gap=shared.gap[:height])
+            of_rows = k if one_k else np.asarray(k)[block]
+            weights = _weights(estimator, n_columns, n, of_rows, clip)
         nan_or_0, range_scale = _range(ordered, rewards.dtype)
         result = _transform(ordered, weights, estimator.normalized, nan_or_0, buffers.values)
         if range_scale is not None and not estimator.normalized:
             result /= range_scale
         if undersized == "nan":
-            np.copyto(result, np.nan, where=~weights.k_is_valid[..., None])
+            np.copyto(result, np.nan, where=~weights.of_gaps.k_is_valid[..., None])
         if scale == "mean":
             result *= np.asarray(n)[..., None]
         out_block = out[block]
-        narrow = buffers.narrow[:height]
+        narrow = buffers.narrow[: len(ordered)]
         narrow[:] = result
         out_block.reshape(-1)[indices.reshape(-1)] = narrow.reshape(-1)
         if mask is not None:
             out_block[~mask] = 0
 
-    blocks = _blocks(*rewards.shape)
-    shared = None
-    if where is None and np.ndim(k) == 0 and blocks:
-        shared = weights_of(n_columns, k, blocks[0].stop)
     _run(transform_block, blocks, n_columns, dtype)
     return out
 
@@ -123,6 +126,36 @@ def max_at_k_rows(
     return out
 
 
+class _Weights(NamedTuple):
+    """The weights of sorted rows."""
+
+    of_gaps: GapWeights
+    columns: Floats  # (1, N) or (rows, N) those of the prefix sum, behind a 0 for the row offset
+    has_row_offset: bool
+
+
+def _weights(
+    estimator: Estimator, n_columns: int, n: int | NDArray[Any], k: int | NDArray[Any], clip: bool
+) -> _Weights:
+    """Weigh rows of n samples, n and k integers or (rows,)."""
+    if clip:
+        k = clamp_k(estimator, np.asarray(n), np.asarray(k), np)
+    weights = host_weights(estimator, n_columns, n, k)
+    gaps = np.atleast_2d(weights.gap)
+    columns = np.zeros((len(gaps), n_columns))
+    columns[:, 1:] = gaps
+    return _Weights(weights, columns, bool(weights.max_coefficient.any() or weights.offset.any()))
+
+
+def _weights_of_all(estimator: Estimator, n: int, k: int, clip: bool) -> _Weights:
+    """Weigh rows of n samples, all with the same k: the latest are kept."""
+    make = _kept_weights if n <= LONGEST_KEPT else _weights
+    return make(estimator, n, n, k, clip)
+
+
+_kept_weights = lru_cache(64)(_weights)
+
+
 def _blocks(rows: int, n_columns: int) -> list[slice]:
     height = max(1, BLOCK_ELEMENTS // n_columns)
     return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
@@ -131,13 +164,29 @@ def _blocks(rows: int, n_columns: int) -> list[slice]:
 class _Buffers:
     """A thread's own scratch, used again for every block: fresh memory costs more than the work."""
 
-    def __init__(self, block_indices: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
-        shape = block_indices.shape
-        self.block_indices = block_indices  # 0, 1, 2, …; shared by the threads and only read
+    def __init__(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.block_indices = np.arange(shape[0] * shape[1]).reshape(shape)  # only read
         self.keys = np.empty(shape)
         self.indices = np.empty(shape, np.int64)
         self.values = np.empty(shape)
         self.narrow = np.empty(shape, dtype)
+
+    @classmethod
+    def take(cls, shape: tuple[int, int], dtype: np.dtype[Any]) -> _Buffers:
+        """Take scratch of a shape: what this thread gave back last, if it is of that shape."""
+        # Nobody else has it meanwhile: a call in the middle of this one makes its own.
+        kept: _Buffers | None = _scratch.__dict__.pop("latest", None)
+        if kept is not None and kept.shape == shape and kept.dtype == dtype:
+            return kept
+        return cls(shape, dtype)
+
+    def give_back(self) -> None:
+        if self.keys.size <= BLOCK_ELEMENTS:
+            _scratch.latest = self
+
+
+_scratch = threading.local()
 
 
 def _run(
@@ -148,17 +197,16 @@ def _run(
 ) -> None:
     if not blocks:
         return
-    height = blocks[0].stop
-    block_indices = np.arange(height * n_columns).reshape(height, n_columns)
 
     def share(blocks: list[slice]) -> None:
-        buffers = _Buffers(block_indices, dtype)
+        buffers = _Buffers.take((blocks[0].stop - blocks[0].start, n_columns), dtype)
         # What overflows, underflows or is invalid has a documented result, and needs no warning.
         with np.errstate(all="ignore"):
             for block in blocks:
                 work(block, buffers)
+        buffers.give_back()
 
-    threads = min(MAX_THREADS, cpu_count() or 1, len(blocks))
+    threads = min(MAX_THREADS, cpu_count() or 1, len(blocks)) if len(blocks) > 1 else 1
     if threads > 1:
         _in_threads(share, [blocks[first::threads] for first in range(threads)])
     else:
@@ -204,10 +252,10 @@ def _sort(
     if mask is not None:
         keys[~mask] = -BEYOND if packs else -np.inf
     if packs:
-        finite = np.isfinite(keys)
-        if not finite.all():
+        # One sum finds what is not finite, and cannot overflow: these are numbers of 32 bits.
+        if not isfinite(np.add.reduce(keys, None)):
             # As good as NaN: no range with it is finite in 32 bits.
-            keys[~finite] = BEYOND
+            keys[~np.isfinite(keys)] = BEYOND
         packed, indices = keys.view(np.int64), buffers.indices[:height]
         packed |= block_indices
         keys.sort(-1)
@@ -233,13 +281,13 @@ def _range(ordered: Floats, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Floats 
     """Scale large rows (rows, N) down, in place → what makes NaN of rows whose range is not finite
     in the rewards' precision, else 0 (rows,), and range_scale (rows, 1), None where all are 1."""
     smallest, largest = ordered[:, 0], ordered[:, -1]
-    # float64 has room for whatever rewards of fewer bits become.
-    is_large = dtype == np.float64 and np.maximum(-smallest, largest) > LARGE
-    if dtype != np.float64:
-        smallest, largest = smallest.astype(np.float32), largest.astype(np.float32)
     # NaN and infinities come to the ends. Adding 0 also turns a −0 into 0.
+    if dtype != np.float64:
+        # float64 has room for whatever these become.
+        return 0.0 * (largest.astype(np.float32) - smallest.astype(np.float32)), None
     nan_or_0 = 0.0 * (largest - smallest)
-    if not np.any(is_large):
+    is_large = np.maximum(-smallest, largest) > LARGE
+    if not is_large.any():
         return nan_or_0, None
     range_scale = np.where(is_large, RANGE_SCALE, 1.0)[:, None]
     ordered *= range_scale
@@ -247,20 +295,23 @@ def _range(ordered: Floats, dtype: np.dtype[Any]) -> tuple[NDArray[Any], Floats 
 
 
 def _transform(
-    ordered: Floats, weights: GapWeights, normalized: bool, nan_or_0: NDArray[Any], buffer: Floats
+    ordered: Floats, weights: _Weights, normalized: bool, nan_or_0: NDArray[Any], buffer: Floats
 ) -> Floats:
     """Transform sorted rows: (rows, N), nan_or_0 (rows,) → values in that order."""
     out = buffer[: len(ordered)]
     # One long subtraction instead of many short ones; what it puts at the rows' starts is replaced
     # by their row offsets.
-    np.subtract(ordered.reshape(-1)[1:], ordered.reshape(-1)[:-1], out=out.reshape(-1)[1:])
+    flat = ordered.reshape(-1)
+    np.subtract(flat[1:], flat[:-1], out=out.reshape(-1)[1:])
     gaps = out[:, 1:]
-    row_offset = _row_offset(ordered, gaps, weights) + nan_or_0
-    std = _std(ordered, gaps, weights) if normalized else None
+    row_offset = nan_or_0
+    if weights.has_row_offset:
+        row_offset = _row_offset(ordered, gaps, weights.of_gaps) + nan_or_0
+    std = _std(ordered, gaps, weights.of_gaps) if normalized else None
     out[:, 0] = 0
-    out *= weights.gap
+    out *= weights.columns[: len(out)]
     out[:, 0] = row_offset
-    np.cumsum(out, -1, out=out)
+    np.add.accumulate(out, -1, out=out)
     if std is not None:
         out /= np.where(std > 0, std, np.inf)[:, None]
     return out
@@ -268,8 +319,6 @@ def _transform(
 
 def _row_offset(ordered: Floats, gaps: Floats, weights: GapWeights) -> Floats:
     """What an estimator gives a row's smallest reward (rows,)."""
-    if not (weights.max_coefficient.any() or weights.offset.any()):
-        return np.zeros(len(ordered))
     return weights.max_coefficient * ordered[:, -1] - _row_sum(gaps, weights.offset)
 
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from pkpo_kernels._calls import Again
 from pkpo_kernels.backends import _devices
 from pkpo_kernels.backends._installed import Requirement, why_unmet
 from pkpo_kernels.maths.weights import Array, Estimator
 from pkpo_kernels.typing import ImplementationName
-from pkpo_kernels.validation import checked_name
+from pkpo_kernels.validation import checked_name, is_traced, library_of
 
 
 class Backend(Protocol):
@@ -40,6 +41,29 @@ class Backend(Protocol):
     ) -> Array:
         """Estimate the best of each k: rewards (rows, N), each k an integer or (), where (rows, N)
         or None → (rows, len(ks)) of dtype."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """What can prepare its calls, for tensors that lie in rows: the next call of the form takes no
+    more than a launch."""
+
+    def prepared_transform(
+        self, rewards: Array, k: int | Array, where: Array | None, **options: Any
+    ) -> Again | None:
+        """Prepare `transform_rows` for rewards of this form, in any leading shape; None where it
+        takes more."""
+
+    def prepared_max_at_k(
+        self,
+        rewards: Array,
+        ks: Sequence[int] | Array,
+        where: Array | None,
+        *,
+        dtype: Any,
+        shape: Sequence[int],
+    ) -> Again | None:
+        """Prepare `max_at_k_rows` for rewards of this form, and results of a shape."""
 
 
 # Plain import statements, which torch.compile can follow; it cannot follow importlib.
@@ -80,6 +104,16 @@ def _jax(name: ImplementationName) -> Callable[[], Backend]:
 
 def _supported(rewards: Any) -> None:
     return None
+
+
+def _numpy_unsupported(rewards: Any) -> str | None:
+    library = library_of(rewards) or "torch"  # but for what stands for rewards
+    if library == "numpy" or (not is_traced(rewards) and _devices.on_one_cpu(library, rewards)):
+        return None
+    return (
+        "NumPy computes what lies on one CPU, outside of programs, and these do not; take None, or"
+        " what their library brings"
+    )
 
 
 def _available() -> None:
@@ -194,6 +228,8 @@ class Implementation:
         summary: one line for people.
         unsupported: rewards of the library → why they cannot be served (their device, say), or
           None.
+        serves_any_on_cpu: arrays of the other libraries too, where they lie on one CPU and nothing
+          is traced: NumPy is several times as fast there as their own operations.
         lacking: what this machine lacks for it, or None; it may load the array library to find out.
         is_interpreter: it interprets kernels for a device that need not be there, slowly.
     """
@@ -206,6 +242,7 @@ class Implementation:
     unsupported: Callable[[Any], str | None] = _supported
     lacking: Callable[[], str | None] = _available
     is_interpreter: bool = False
+    serves_any_on_cpu: bool = False
 
     @property
     def is_installed(self) -> bool:
@@ -215,15 +252,18 @@ class Implementation:
         """Say why this cannot be used here, and what to do about it; None where it can."""
         return why_unmet(self.requires) or self.lacking()
 
+    def takes(self, library: str, traced: bool) -> bool:
+        """Tell whether it takes arrays of a library, where a program is being made or not."""
+        return self.library == library or (self.serves_any_on_cpu and not traced)
+
 
 TRITON, PALLAS = Requirement("triton", (3, 5)), Requirement("jax", (0, 8, 2))
 
-# Of a library the first that is installed and supports the rewards is the default.
+# Of those that take a library's arrays the first that is installed and supports the rewards is
+# their default.
 IMPLEMENTATIONS: dict[str, Implementation] = {
     implementation.name: implementation
     for implementation in (
-        Implementation("numpy", "numpy", _numpy, (), "vectorised NumPy, float64 inside"),
-        Implementation("reference", "numpy", _reference, (), "from the definitions, slow"),
         Implementation(
             "triton",
             "torch",
@@ -232,9 +272,6 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             "fused Triton kernels for GPUs",
             _triton_unsupported,
             _devices.no_gpu,
-        ),
-        Implementation(
-            "torch", "torch", _torch, (Requirement("torch"),), "torch operations, any device"
         ),
         Implementation(
             "pallas",
@@ -252,6 +289,19 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             (Requirement("jax"), TRITON, Requirement("jax_triton")),
             "the Triton kernels through jax-triton; elsewhere JAX operations",
             _jax_triton_unsupported,
+        ),
+        Implementation(
+            "numpy",
+            "numpy",
+            _numpy,
+            (),
+            "vectorised NumPy, float64 inside; tensors and JAX arrays on a CPU, too",
+            _numpy_unsupported,
+            serves_any_on_cpu=True,
+        ),
+        Implementation("reference", "numpy", _reference, (), "from the definitions, slow"),
+        Implementation(
+            "torch", "torch", _torch, (Requirement("torch"),), "torch operations, any device"
         ),
         Implementation(
             "xla", "jax", _jax("xla"), (Requirement("jax"),), "JAX operations, any backend"
@@ -302,10 +352,13 @@ def default_implementation(library: str, rewards: Any = None) -> ImplementationN
     return _default(library, rewards).name
 
 
-def _default(library: str, rewards: Any) -> Implementation:
+def _default(library: str, rewards: Any, traced: bool = False) -> Implementation:
     for entry in IMPLEMENTATIONS.values():
         # What is unsupported first: it costs less than to find out what is installed.
-        fits = entry.library == library and (rewards is None or entry.unsupported(rewards) is None)
+        if rewards is None:
+            fits = entry.library == library
+        else:
+            fits = entry.takes(library, traced) and entry.unsupported(rewards) is None
         if fits and entry.is_installed:
             return entry
     raise ValueError(
@@ -342,17 +395,28 @@ def _named(name: str) -> Implementation:
     return IMPLEMENTATIONS[checked_name("implementation", name, IMPLEMENTATIONS, or_none=True)]
 
 
-def choose(name: str | None, library: str, rewards: Any = None) -> Backend:
-    """Choose what computes for these rewards, of this library. A name is never replaced.
+class Chosen(NamedTuple):
+    """What computes, and whose arrays it takes."""
+
+    library: str
+    backend: Backend
+
+
+def choose(name: str | None, library: str, rewards: Any = None, *, traced: bool = False) -> Chosen:
+    """Choose what computes for these rewards, of this library. A name is never replaced. `traced`
+    says that they, or what goes with them, are part of a program.
 
     Raises:
         ValueError: there is no implementation of that name, it cannot be used here, it serves
           another array library, or it does not support these rewards.
         ImportError: what it needs is installed and cannot be imported.
     """
-    entry = _default(library, rewards) if name is None else _fitting(name, library, rewards)
+    if name is None:
+        entry = _default(library, rewards, traced)
+    else:
+        entry = _fitting(name, library, rewards, traced)
     try:
-        return entry.load()
+        return Chosen(entry.library, entry.load())
     except ImportError as error:
         others = [
             repr(i.name)
@@ -365,11 +429,11 @@ def choose(name: str | None, library: str, rewards: Any = None) -> Backend:
         ) from error
 
 
-def _fitting(name: str, library: str, rewards: Any) -> Implementation:
+def _fitting(name: str, library: str, rewards: Any, traced: bool) -> Implementation:
     entry = _named(name)
     if not entry.is_installed:
         raise ValueError(f"implementation={name!r} cannot be used here: {entry.unavailable()}")
-    if entry.library != library:
+    if not entry.takes(library, traced):
         fitting = ", ".join(repr(i.name) for i in IMPLEMENTATIONS.values() if i.library == library)
         raise ValueError(
             f"implementation={name!r} serves {entry.library} arrays and rewards are"

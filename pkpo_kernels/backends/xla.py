@@ -1,4 +1,5 @@
-"""The transforms in plain JAX operations: every platform, any number of rows, symbolic ones too."""
+"""The transforms in plain JAX operations: every platform, any number of rows and of samples,
+symbolic ones too."""
 
 from __future__ import annotations
 

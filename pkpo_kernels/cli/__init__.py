@@ -9,7 +9,10 @@ tables, plot    what is shown: by rich, by matplotlib
 number_text     numbers in tables and plots
 rollouts        the graded samples of a set of tasks
 rollout_files   read and write them, whatever the format; formats/ has a module for each
-columns, lines  what a file's columns and lines mean
+sources         where they come from: files, compressed or not, standard input
+columns, lines  what a file's columns and lines mean; layouts: those that other programs write
+collected       what lines say, piece by piece
+runs            what `passk` evaluates: which metric, and how the tasks of two runs pair
 whole_files     files that are written whole or not at all
 """
 

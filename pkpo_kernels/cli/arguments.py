@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
+
+from pkpo_kernels.typing import Metric
 
 # How many ks `passk` takes.
 _MOST_KS = 100_000
@@ -33,8 +36,36 @@ def parsed_ks(text: str) -> list[int]:
     return list(ks)
 
 
+def parsed_metric(text: str | None) -> Metric | None:
+    """Parse --metric: a metric's name, or its first word.
+
+    >>> parsed_metric("max"), parsed_metric("pass@k"), parsed_metric(None)
+    ('max@k', 'pass@k', None)
+    """
+    names: dict[str | None, Metric] = {name: name for name in get_args(Metric)}
+    names |= {"pass": "pass@k", "max": "max@k"}
+    if text is not None and text not in names:
+        raise ValueError(f"--metric must be pass, max or pass^k; got {text!r}")
+    return names.get(text)
+
+
+def parsed_only(given: Sequence[str]) -> dict[str, str]:
+    """Parse --only, which may be given several times.
+
+    >>> parsed_only(["filter=strict-match"])
+    {'filter': 'strict-match'}
+    """
+    only = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not (name and sign) or name in only:
+            raise ValueError(f"--only must be KEY=TEXT, each key once; got {text!r}")
+        only[name] = value
+    return only
+
+
 def parsed_names(text: str | None) -> list[str] | None:
-    """Parse --reward-columns, a line of CSV.
+    """Parse --reward-key, a line of CSV.
 
     >>> parsed_names('s0,"a,b"')
     ['s0', 'a,b']

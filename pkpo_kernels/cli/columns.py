@@ -1,7 +1,8 @@
 """Which columns of a table, or keys of a JSON object, hold the tasks and their rewards.
 
-One rule for all formats. A reward column, by one of the usual names or named by the user, makes
-the table long: a line is one sample, or one task where the column holds lists, and all other
+One rule for all formats. What the user names comes first, then the layout of a program that is
+known by its keys (`layouts`), then usual names. A reward column, by any of these, makes the table
+long: a line is one sample, or one task where the column holds lists, and all other
 columns are ignored. Without one the table is wide: a line is one task, and every column but the
 task's is a sample. A number that is no reward would pass unseen there, so those columns must count
 up under one name (s0, s1, …), and any other is refused unless the user names the columns.
@@ -14,14 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from pkpo_kernels.cli.layouts import Layout, recognized
 from pkpo_kernels.validation import listed
 
 __all__ = ["LIST_NAMES", "REWARD_NAMES", "Columns", "choose_columns", "describe_columns"]
 
 # The first of them wins over the others, two of which must be told apart by the user.
-TASK_NAMES = ("task_id", "problem_id", "question_id", "prompt_id", "task")
+TASK_NAMES = (
+    *("task_id", "problem_id", "example_id", "question_id", "prompt_id"),
+    *("uid", "doc_id", "instance_id", "task"),
+)
 REWARD_NAMES = (
-    *("reward", "score", "passed", "correct", "is_correct"),
+    *("reward", "score", "passed", "correct", "is_correct", "acc"),
     *("success", "solved", "is_solved", "resolved"),
 )
 # In formats that have lists, a list a task.
@@ -42,14 +47,16 @@ class Columns:
         task: the column of task ids.
         rewards: the columns of rewards.
         wide: each column of rewards is one sample of the line's task.
-        named: the user named the columns of rewards.
+        apart: the column of which the file must hold one value: see `Layout`; None for none.
+        layout: the name of the layout, "" for none.
     """
 
     names: tuple[str, ...]
     task: int
     rewards: tuple[int, ...]
     wide: bool
-    named: bool
+    apart: int | None = None
+    layout: str = ""
 
     @property
     def reward(self) -> str:
@@ -57,12 +64,10 @@ class Columns:
         return self.names[self.rewards[0]]
 
     def holds_lists(self, value_is_list: bool) -> bool:
-        """Tell whether the one column of rewards must hold lists; one that the user named may do
+        """Tell whether the one column of rewards must hold lists; one without a usual name may do
         either."""
         usual = self.reward.lower()
-        if self.named and usual not in (*REWARD_NAMES, *LIST_NAMES):
-            return value_is_list
-        return usual in LIST_NAMES
+        return usual in LIST_NAMES or (usual not in REWARD_NAMES and value_is_list)
 
 
 def choose_columns(
@@ -71,6 +76,7 @@ def choose_columns(
     reward_columns: Sequence[str] | None = None,
     *,
     word: str = "column",
+    layout: Layout | None = None,
 ) -> Columns:
     """Choose from the names of a header.
 
@@ -78,6 +84,7 @@ def choose_columns(
         names: the header; a column without a name has "".
         task_column, reward_columns: what the user chose, or None.
         word: what the file calls a column.
+        layout: the file's, where that is known by more than its keys.
 
     Raises:
         ValueError: with the reason, and what to do.
@@ -88,27 +95,33 @@ def choose_columns(
     (2, 3)
     """
     names = tuple(names)
-    task = _task(names, task_column, word)
+    layout = layout or recognized(names)
+    task = _task(names, task_column, word, layout)
+    name = layout.name if layout else ""
+    apart = names.index(layout.apart) if layout and layout.apart in names else None
     if reward_columns is not None:
-        rewards = [_position(names, name, "--reward-columns", word) for name in reward_columns]
+        option = _option("reward", word)
+        rewards = [_position(names, chosen, option, word) for chosen in reward_columns]
         if not rewards or len(set(rewards)) < len(rewards):
             raise ValueError(
-                f"--reward-columns must name each {word} once;"
-                f" got {_listed(reward_columns) or 'none'}"
+                f"{option} must name each {word} once; got {_listed(reward_columns) or 'none'}"
             )
         if task in rewards:
-            raise ValueError(
-                f"--reward-columns must not name {names[task]!r}, the {word} of task ids"
-            )
-        return Columns(names, task, tuple(rewards), wide=len(rewards) > 1, named=True)
+            raise ValueError(f"{option} must not name {names[task]!r}, the {word} of task ids")
+        return Columns(names, task, tuple(rewards), len(rewards) > 1, apart, name)
     others = [i for i in range(len(names)) if i != task]
     if not others:
         raise ValueError(f"there are no rewards beside the {word} {names[task]!r}")
+    if layout is not None:
+        there = [i for i in others if not _INDEX.fullmatch(names[i])]
+        of_layout = [i for i in there if names[i] in layout.rewards(names)]
+        reward = _the_one(names, of_layout, layout, word)
+        return Columns(names, task, (reward,), False, apart, name)
     usual = _usual(names, others, word)
     if usual is not None:
-        return Columns(names, task, (usual,), wide=False, named=False)
+        return Columns(names, task, (usual,), wide=False)
     _check_family(names, others, word)
-    return Columns(names, task, tuple(others), wide=True, named=False)
+    return Columns(names, task, tuple(others), wide=True)
 
 
 def describe_columns(seen: Sequence[Columns], *, one_sample_a_line: bool) -> str:
@@ -126,6 +139,8 @@ def describe_columns(seen: Sequence[Columns], *, one_sample_a_line: bool) -> str
         if i != columns.task and i not in columns.rewards
     )
     line = "one sample a line" if one_sample_a_line else "one task a line"
+    if known := [columns.layout for columns in seen if columns.layout]:
+        line = f"{known[0]}, {line}"
     ignored = f"ignored: {_listed(tuple(rest))}" if rest else "nothing ignored"
     return (
         f"{line}: tasks from {_listed(tuple(tasks))}, rewards from {_listed(tuple(rewards))};"
@@ -133,23 +148,34 @@ def describe_columns(seen: Sequence[Columns], *, one_sample_a_line: bool) -> str
     )
 
 
-def _task(names: tuple[str, ...], chosen: str | None, word: str) -> int:
+def _task(names: tuple[str, ...], chosen: str | None, word: str, layout: Layout | None) -> int:
     """Find the column of task ids, which the user chose or which has a usual name."""
+    option = _option("task", word)
     if chosen is not None:
-        return _position(names, chosen, "--task-column", word)
+        return _position(names, chosen, option, word)
     found = [i for i, name in enumerate(names) if name.lower() in TASK_NAMES]
     first = [i for i in found if names[i].lower() == TASK_NAMES[0]]
+    if layout is not None and not first and layout.task in names:
+        at = names.index(layout.task)
+        first = [at] if at in found or not found else []
     found = first or found
     if len(found) == 1:
         return found[0]
     if found:
         raise ValueError(
             f"there must be one {word} of task ids, and these could be it:"
-            f" {_listed([names[i] for i in found])}; choose it with --task-column"
+            f" {_listed([names[i] for i in found])}; choose it with {option}"
         )
     raise ValueError(
-        f"there must be a {word} task_id, or one chosen with --task-column; got {_listed(names)}"
+        f"there must be a {word} task_id, or one chosen with {option}; got {_listed(names)}"
     )
+
+
+def _option(what: str, word: str) -> str:
+    """Name the option that chooses tasks or rewards, of its two names the one of this file."""
+    if word == "key":
+        return f"--{what}-key"
+    return "--task-column" if what == "task" else "--reward-columns"
 
 
 def _position(names: tuple[str, ...], name: str, option: str, word: str) -> int:
@@ -170,11 +196,26 @@ def _usual(names: tuple[str, ...], others: list[int], word: str) -> int | None:
     first = [i for i in found if names[i].lower() in (REWARD_NAMES[0], LIST_NAMES[0])]
     found = first or found
     if len(found) > 1:
-        raise ValueError(
-            f"there must be one {word} of rewards, and these could be it:"
-            f" {_listed([names[i] for i in found])}; choose it with --reward-columns"
-        )
+        raise ValueError(_several(names, found, word))
     return found[0] if found else None
+
+
+def _the_one(names: tuple[str, ...], found: list[int], layout: Layout, word: str) -> int:
+    """Find the one reward of a layout, of several the one with a usual name."""
+    usual = [i for i in found if names[i].lower() in REWARD_NAMES]
+    found = usual if len(usual) == 1 else found
+    if not found:
+        raise ValueError(f"{layout.name} must have a {word} of rewards; got {_listed(names)}")
+    if len(found) > 1:
+        raise ValueError(_several(names, found, word))
+    return found[0]
+
+
+def _several(names: tuple[str, ...], found: list[int], word: str) -> str:
+    return (
+        f"there must be one {word} of rewards, and these could be it:"
+        f" {_listed([names[i] for i in found])}; choose it with {_option('reward', word)}"
+    )
 
 
 def _check_family(names: tuple[str, ...], others: list[int], word: str) -> None:
@@ -196,7 +237,7 @@ def _check_family(names: tuple[str, ...], others: list[int], word: str) -> None:
         reason = f"{_listed(members)} do not count up from 0 or 1"
     else:
         return
-    remedy = f"--reward-columns {','.join(members) or 'NAME'}"
+    remedy = f"{_option('reward', word)} {','.join(members) or 'NAME'}"
     raise ValueError(f"{reason}; take out what is no reward, or choose the rewards with {remedy}")
 
 

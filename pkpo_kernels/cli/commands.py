@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import typer
@@ -15,17 +16,36 @@ import typer
 from pkpo_kernels import api
 from pkpo_kernels.backends import registry
 from pkpo_kernels.cli import machine, verification
-from pkpo_kernels.cli.arguments import check_different, parsed_ks, parsed_names
+from pkpo_kernels.cli.arguments import (
+    check_different,
+    parsed_ks,
+    parsed_metric,
+    parsed_names,
+    parsed_only,
+)
+from pkpo_kernels.cli.collected import Null
+from pkpo_kernels.cli.columns import LIST_NAMES, REWARD_NAMES, TASK_NAMES
 from pkpo_kernels.cli.plot import check_plot, drawn
-from pkpo_kernels.cli.rollout_files import check_output, read_rollouts, write_transformed
+from pkpo_kernels.cli.rollout_files import (
+    FileRun,
+    Options,
+    check_output,
+    read_rollouts,
+    read_run,
+    write_transformed,
+)
 from pkpo_kernels.cli.rollouts import Floats, Rollouts
+from pkpo_kernels.cli.runs import paired, reason_of_metric
+from pkpo_kernels.cli.sources import FORMATS
 from pkpo_kernels.cli.tables import progress, show_facts, show_intervals, show_table
 from pkpo_kernels.cli.whole_files import check_folder, written_whole
 from pkpo_kernels.conversion import from_host, to_host
-from pkpo_kernels.evaluation import Evaluation, evaluate
+from pkpo_kernels.evaluation import Evaluation, evaluate_runs
+from pkpo_kernels.evaluation.runs import Run
 from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.selfcheck import Finding
 from pkpo_kernels.typing import Metric
+from pkpo_kernels.validation import checked_name
 
 # Entries transformed at a time, padding and all: 32 MiB of float64.
 _ENTRIES = 1 << 22
@@ -37,17 +57,46 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RolloutFile = Annotated[Path, typer.Argument(help="Rollouts: .jsonl, .csv, .npy or .parquet.")]
-TaskColumn = Annotated[
-    str | None, typer.Option(help="Where the task ids are; else task_id or another usual name.")
-]
-RewardColumns = Annotated[
-    str | None,
-    typer.Option(
-        help="Where the rewards are: one name for one sample a line or for lists, several (s0,s1)"
-        " for one task a line; else reward or another usual name, or all of s0, s1, …"
+RolloutFile = Annotated[
+    Path,
+    typer.Argument(
+        help="Rollouts: .jsonl, .json (a list), .csv or .tsv, each with .gz or .zst after it or"
+        " not, .npy or .parquet; - for standard input, with --format. Files of human-eval, verl,"
+        " TRL, lm-eval, LiveCodeBench and OpenAI's evals are read as they are; what was taken is"
+        " printed."
     ),
 ]
+TaskKey = Annotated[
+    str | None,
+    typer.Option(
+        "--task-key",
+        "--task-column",
+        help=f"Where the task ids are; else one of {', '.join(TASK_NAMES)}.",
+    ),
+]
+RewardKey = Annotated[
+    str | None,
+    typer.Option(
+        "--reward-key",
+        "--reward-columns",
+        help="Where the rewards are: one name for one sample a line or for lists, several (s0,s1)"
+        f" for one task a line; else one of {', '.join((*REWARD_NAMES, *LIST_NAMES))},"
+        " or all of s0, s1, …",
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="KEY=TEXT: take lines alone that have this; may be repeated."),
+]
+NullOption = Annotated[
+    str,
+    typer.Option(
+        "--null",
+        help="Rewards that are null or NaN: error (names the line), drop (leaves the sample out) or"
+        " zero.",
+    ),
+]
+Format = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; else by the extension.")]
 
 
 def invoke(arguments: Sequence[str]) -> int:
@@ -104,15 +153,18 @@ def transform(
     implementation: Annotated[
         str | None, typer.Option(help="A name from `pkpo info`; else the default for NumPy.")
     ] = None,
-    task_column: TaskColumn = None,
-    reward_columns: RewardColumns = None,
+    task_key: TaskKey = None,
+    reward_key: RewardKey = None,
+    only: Only = None,
+    null: NullOption = "error",
+    format: Format = None,
 ) -> None:
     """Transform the rewards of every task, and write them beside the rewards."""
     check_output(output)
     check_different({"the file": file, "--output": output})
-    rollouts = read_rollouts(
-        file, task_column=task_column, reward_columns=parsed_names(reward_columns)
-    )
+    reading = _options(task_key, reward_key, only, null)
+    with progress(f"reading {file}", _size(file)) as read:
+        rollouts = read_rollouts(file, reading, format=format, progress=read)
     check_output(output, rollouts)
     options = {
         "estimator": estimator,
@@ -120,9 +172,11 @@ def transform(
         "undersized": undersized,
         "implementation": implementation,
     }
-    write_transformed(output, rollouts, _transformed(rollouts, k, options))
+    values = _transformed(rollouts, k, options)
+    with progress(f"writing {output}", len(values)) as written:
+        write_transformed(output, rollouts, values, written)
 
-    _tell_columns(file, rollouts)
+    _tell_columns(file, rollouts.columns)
     too_few = np.sum(k > ESTIMATORS[estimator].largest_k(rollouts.lengths))
     facts = {
         "tasks": f"{len(rollouts.lengths)}",
@@ -160,7 +214,17 @@ def passk(
     file: RolloutFile,
     k: Annotated[str, typer.Option("-k", "--k", help="Such as 1,5,10 or 1-10.")],
     metric: Annotated[
-        str | None, typer.Option(help="pass or max; else pass where all rewards are 0 or 1.")
+        str | None,
+        typer.Option(
+            help="pass (one of k passes), max (the best of k) or pass^k (all k pass); else pass"
+            " where all rewards are 0 or 1, max elsewhere."
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="A sample passes whose reward is at least this; for others than 0 and 1."
+        ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
@@ -173,35 +237,40 @@ def passk(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures as JSON.")
     ] = None,
-    task_column: TaskColumn = None,
-    reward_columns: RewardColumns = None,
+    task_key: TaskKey = None,
+    reward_key: RewardKey = None,
+    only: Only = None,
+    null: NullOption = "error",
+    format: Format = None,
 ) -> None:
-    """pass@k or max@k over the tasks of a file, with intervals over tasks."""
+    """pass@k, max@k or pass^k over the tasks of a file, with intervals over tasks, not seeds."""
     ks = parsed_ks(k)
-    metrics: dict[str | None, Metric | None] = {None: None, "pass": "pass@k", "max": "max@k"}
-    if metric not in metrics:
-        raise ValueError(f"--metric must be pass or max; got {metric!r}")
+    chosen = parsed_metric(metric)
     if plot is not None:
         check_plot(plot)
     if json_file is not None:
         check_folder(json_file)
     check_different({"the file": file, "--against": against, "--plot": plot, "--json": json_file})
+    reading = _options(task_key, reward_key, only, null, threshold)
 
-    columns = parsed_names(reward_columns)
-    runs = {
-        path: read_rollouts(path, task_column=task_column, reward_columns=columns)
-        for path in (file, against)
-        if path is not None
-    }
-    rewards, *others = (rollouts.by_task() for rollouts in runs.values())
+    runs: dict[Path, FileRun] = {}
+    for path in (file, against):
+        if path is not None:
+            with progress(f"reading {path}", _size(path)) as read:
+                runs[path] = read_run(path, reading, format=format, progress=read)
+    why = reason_of_metric(chosen, threshold, {str(path): run for path, run in runs.items()})
+    first, *others = paired(list(runs.values()))
 
-    def evaluated(run: Any, chosen: Metric | None, other: Any = None) -> Evaluation:
-        return evaluate(run, ks, metric=chosen, against=other, confidence=confidence, seed=seed)
+    def evaluated(runs: list[Run], metric: Metric | None) -> Evaluation:
+        with progress("evaluating", len(runs) * len(first.lengths)) as done:
+            return evaluate_runs(
+                *(runs, ks), metric=metric, confidence=confidence, seed=seed, progress=done
+            )
 
-    result = evaluated(rewards, metrics[metric], *others)
+    result = evaluated([first, *others], chosen)
     written: dict[Path, bytes] = {}
     if plot is not None:
-        curves = [result, *(evaluated(other, result.metric) for other in others)]
+        curves = [result, *(evaluated([other], result.metric) for other in others)]
         written[plot] = drawn(dict(zip(map(str, runs), curves, strict=True)), plot)
     if json_file is not None:
         names = {"file": str(file), "against": None if against is None else str(against)}
@@ -210,8 +279,9 @@ def passk(
         with written_whole(path) as opened:
             opened.write(content)
 
-    for path, rollouts in runs.items():
-        _tell_columns(path, rollouts)
+    for path, run in runs.items():
+        _tell_columns(path, run.columns)
+    typer.echo(f"{result.metric}: {why}")
     fewest, most = result.samples
     samples = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     title = f"{file}: {result.tasks} tasks of {samples} samples"
@@ -219,6 +289,8 @@ def passk(
     if result.difference is not None:
         title = f"{file} minus {against}, paired by task"
         show_intervals(title, result.difference, result.metric, confidence)
+    for sentence in result.methods:
+        typer.echo(sentence)
     for path in written:
         typer.echo(f"written to {path}")
 
@@ -249,7 +321,31 @@ def verify(
     )
 
 
-def _tell_columns(file: Path, rollouts: Rollouts) -> None:
+def _options(
+    task_key: str | None,
+    reward_key: str | None,
+    only: list[str] | None,
+    null: str,
+    threshold: float | None = None,
+) -> Options:
+    """Check how a file is to be read."""
+    if threshold is not None and not math.isfinite(threshold):
+        raise ValueError(f"--threshold must be a finite number; got {threshold}")
+    return Options(
+        task=task_key,
+        rewards=parsed_names(reward_key),
+        only=parsed_only(only or ()),
+        null=checked_name("--null", null, get_args(Null)),
+        threshold=threshold,
+    )
+
+
+def _size(file: Path) -> float | None:
+    """Tell how many bytes a file has, None where that is not known."""
+    return file.stat().st_size if file.is_file() else None
+
+
+def _tell_columns(file: Path, columns: str) -> None:
     """Say on stderr what was taken from a file and what was ignored."""
-    if rollouts.columns:
-        print(f"{file}: {rollouts.columns}", file=sys.stderr)
+    if columns:
+        print(f"{file}: {columns}", file=sys.stderr)

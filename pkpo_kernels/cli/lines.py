@@ -2,58 +2,128 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pkpo_kernels.cli.collected import Collected, Null
 from pkpo_kernels.cli.columns import Columns, choose_columns, describe_columns
-from pkpo_kernels.cli.rollouts import Floats, PathLike, RolloutFileError, Rollouts
-from pkpo_kernels.validation import LARGEST_EXACT, not_exact
+from pkpo_kernels.cli.layouts import Layout
+from pkpo_kernels.cli.rollouts import Floats, PathLike, RolloutFileError, TaskId
+from pkpo_kernels.validation import LARGEST_EXACT, listed, not_exact, shown
 
-__all__ = ["Lines", "shown_json", "text_lines"]
+__all__ = ["Lines", "Options", "shown_json"]
+
+# Ids of more characters are held by a digest: prompts, which are as long as people write.
+_LONGEST_ID = 256
+# Lines and samples that are checked together.
+_LINES, _SAMPLES = 1 << 13, 1 << 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the user wants a file to be read.
+
+    Attributes:
+        task: the column, or key of JSON objects, of task ids; None for a usual name.
+        rewards: one for a file of one sample a line, or of lists; several for one of one task a
+            line, each a sample. None for the rule of `choose_columns`.
+        only: takes lines alone that have this text in this column.
+        null: what becomes of a reward that is null: "error" refuses it, "drop" leaves the sample
+            out, "zero" makes it 0.
+        threshold: samples pass, with 1, whose reward is at least this, others get 0; None leaves
+            rewards as they are.
+        ordered: the order of a task's samples is wanted; without it less memory is needed.
+    """
+
+    task: str | None = None
+    rewards: Sequence[str] | None = None
+    only: Mapping[str, str] = field(default_factory=dict)
+    null: Null = "error"
+    threshold: float | None = None
+    ordered: bool = True
 
 
 class Lines:
-    """Collects what the lines of a file say, and makes Rollouts of them.
+    """Checks what the lines of a file say, and collects it.
 
     Attributes:
         path: of the file, for messages.
+        options: the user's.
+        collected: what was said.
+        skipped: what lines were left out, in words.
         one_sample_a_line: whether a line holds one sample, or a task; None until it is known.
     """
 
-    def __init__(
-        self, path: PathLike, task_column: str | None, reward_columns: Sequence[str] | None
-    ) -> None:
+    def __init__(self, path: PathLike, options: Options) -> None:
         self.path = path
-        self._chosen = (task_column, reward_columns)
+        self.options = options
+        self.collected = Collected(
+            self.fail, null=options.null, threshold=options.threshold, ordered=options.ordered
+        )
+        self.skipped: list[str] = []
+        self.one_sample_a_line: bool | None = None
         # Most files have one set of keys, in one order.
         self._columns: dict[tuple[str, ...], Columns] = {}
-        self._task_ids: list[str] = []
+        self._apart: tuple[str, Any] | None = None
+        self._left_out = 0
+        self._task_ids: list[TaskId] = []
         self._flat = array("d")
         self._lengths: list[int] = []
         self._numbers: list[int] = []
-        self.one_sample_a_line: bool | None = None
 
     def fail(self, reason: str, line: int | None = None) -> NoReturn:
-        """Refuse the file, for what is on this line."""
+        """Refuse the file, for what is on this line, or on a line before that is still to be
+        checked."""
+        self._flush()
         raise RolloutFileError(self.path, reason, line)
 
     def choose(
-        self, names: Sequence[str], line: int | None = None, word: str = "column"
+        self,
+        names: Sequence[str],
+        line: int | None = None,
+        word: str = "column",
+        layout: Layout | None = None,
     ) -> Columns:
         """Choose from the names of columns, or of keys, that are on this line."""
         names = tuple(names)
         if names not in self._columns:
+            chosen = (self.options.task, self.options.rewards)
             try:
-                self._columns[names] = choose_columns(names, *self._chosen, word=word)
+                self._columns[names] = choose_columns(names, *chosen, word=word, layout=layout)
             except ValueError as error:
                 self.fail(str(error), line)
         return self._columns[names]
+
+    def takes(self, columns: Columns, value_of: Callable[[int], Any], line: int) -> bool:
+        """Tell whether a line is among those that --only names; refuse it where the file must hold
+        one value of a column, and it has another. value_of: position → what the line has there."""
+        for name, text in self.options.only.items():
+            if name not in columns.names:
+                self.fail(f"--only must name one of {listed(columns.names)}; got {name!r}", line)
+            value = value_of(columns.names.index(name))
+            if (value if isinstance(value, str) else json.dumps(value)) != text:
+                self._left_out += 1
+                return False
+        if columns.apart is not None:
+            name, value = columns.names[columns.apart], value_of(columns.apart)
+            if self._apart is None:
+                self._apart = (name, value)
+            elif self._apart[1] != value:
+                one, other = self._apart[1], value
+                self.fail(
+                    f"{name} is {shown_json(other)}, and {shown_json(one)} before: samples of both"
+                    f" would be taken together; choose one, such as --only {name}={one}",
+                    line,
+                )
+        return True
 
     def expect(self, one_sample_a_line: bool, line: int) -> None:
         """Refuse a line that holds one sample where others hold tasks, or the other way round."""
@@ -64,36 +134,70 @@ class Lines:
 
     def add(self, task_id: Any, rewards: list[Any], line: int) -> None:
         """Check and keep what a line says: the id of a task, and rewards of it."""
-        if type(task_id) is not str:
-            if type(task_id) is not int:
-                self.fail(f"task_id must be a string or an integer; got {task_id!r}", line)
-            task_id = str(task_id)
-        elif not task_id.isascii():
-            self._check_text(task_id, line)
+        task_id = self.checked_id(task_id, line)
         try:
             self._flat.fromlist(rewards)
         except (TypeError, OverflowError):
-            bad = next(r for r in rewards if not _is_number(r))
-            self.fail(f"a reward must be a number; got {shown_json(bad)}", line)
+            rewards = [math.nan if reward is None else reward for reward in rewards]
+            bad = [r for r in rewards if not _is_number(r)]
+            if bad or self.options.null == "error":
+                told = shown_json(bad[0]) if bad else "null; --null drop or zero takes it"
+                self.fail(f"a reward must be a number; got {told}", line)
+            self._flat.fromlist(rewards)
         if not rewards:
-            self.fail(f"task {task_id!r} has no rewards", line)
-        # From 2^53 on a closer look: integers beyond it are refused, floats are not.
-        if max(rewards) >= LARGEST_EXACT or min(rewards) <= -LARGEST_EXACT:
+            self.fail(f"task {shown(task_id)} has no rewards", line)
+        # From 2^53 on a closer look: integers beyond it are refused, floats are not. So too where a
+        # NaN hides how large the others are.
+        if not (min(rewards) > -LARGEST_EXACT and max(rewards) < LARGEST_EXACT):
             self.check_exact((reward for reward in rewards if type(reward) is int), lambda _: line)
         self._task_ids.append(task_id)
         self._lengths.append(len(rewards))
         self._numbers.append(line)
+        if len(self._numbers) >= _LINES or len(self._flat) >= _SAMPLES:
+            self._flush()
 
-    def add_all(self, task_ids: list[str], flat: Floats, lengths: NDArray[np.int64]) -> None:
-        """Keep what lines 1, 2, … say: task_ids (lines,), their rewards flat (samples,), and how
-        many each line has, lengths (lines,)."""
+    def add_all(
+        self,
+        task_ids: Sequence[TaskId],
+        flat: Floats,
+        lengths: NDArray[np.int64],
+        lines: Sequence[int],
+    ) -> None:
+        """Keep what lines say: task_ids, lines, their numbers, and lengths, how many rewards each
+        has, (lines,); flat (samples,) the rewards, of which NaN is null."""
         if len(lengths) and not lengths.min():
             empty = int(np.argmin(lengths))
-            self.fail(f"task {task_ids[empty]!r} has no rewards", empty + 1)
-        self._task_ids = task_ids
-        self._flat.frombytes(np.ascontiguousarray(flat, np.float64).tobytes())
-        self._lengths = lengths.tolist()
-        self._numbers = list(range(1, len(task_ids) + 1))
+            self.fail(f"task {shown(task_ids[empty])} has no rewards", lines[empty])
+        one = self.one_sample_a_line is True
+        self.collected.add(task_ids, flat, lengths, lines, one_sample_a_line=one)
+
+    def _flush(self) -> None:
+        """Check together what was kept of lines."""
+        task_ids, numbers = self._task_ids, self._numbers
+        lengths = np.array(self._lengths, np.int64)
+        # A line that is refused may have left its rewards.
+        flat = np.array(self._flat, np.float64)[: lengths.sum()]
+        self._flat, self._task_ids, self._lengths, self._numbers = array("d"), [], [], []
+        if numbers:
+            self.add_all(task_ids, flat, lengths, numbers)
+
+    def checked_id(self, task_id: Any, line: int) -> TaskId:
+        """Check the id of a task: text or a number. A float without decimals is an integer, which
+        it may have been. For a long prompt its beginning and a digest stand, unless it is to be
+        written."""
+        if type(task_id) is str:
+            if not task_id.strip():
+                self.fail(f"the task_id is {'blank' if task_id else 'empty'}", line)
+            if not task_id.isascii():
+                self._check_text(task_id, line)
+            if len(task_id) > _LONGEST_ID and not self.options.ordered:
+                return f"{task_id[:64]}… ({_digest(task_id)})"
+            return task_id
+        if type(task_id) is float and math.isfinite(task_id):
+            return int(task_id) if task_id.is_integer() else task_id
+        if type(task_id) is not int:
+            self.fail(f"task_id must be a string or a number; got {shown_json(task_id)}", line)
+        return task_id
 
     def check_exact(self, integers: Iterable[int | None], line_of: Callable[[int], int]) -> None:
         """Refuse what float64 does not tell from its neighbours; position → line by `line_of`."""
@@ -109,74 +213,41 @@ class Lines:
             shown = json.dumps(task_id)
             self.fail(f"task_id must be Unicode text; got the lone surrogate of {shown}", line)
 
-    def rollouts(self) -> Rollouts:
-        """Check the lines together, and put them into tasks."""
-        if not self._task_ids:
-            self.fail("the file holds no tasks")
-        if "" in self._task_ids:
-            self.fail("the task_id is empty", self._numbers[self._task_ids.index("")])
-        flat = np.frombuffer(self._flat, np.float64)
-        finite = np.isfinite(flat)
-        if not finite.all():
-            first = int(np.argmin(finite))
-            line = int(np.searchsorted(np.cumsum(self._lengths), first, side="right"))
-            self.fail(f"a reward must be finite; got {flat[first]}", self._numbers[line])
-        told = describe_columns(
-            list(self._columns.values()), one_sample_a_line=self.one_sample_a_line is True
-        )
-        if self.one_sample_a_line:
-            return _gathered(self._task_ids, flat, told)
-        first_seen: dict[str, int] = {}
-        for task_id, number in zip(self._task_ids, self._numbers, strict=True):
-            if task_id in first_seen:
-                self.fail(f"task_id {task_id!r} was on line {first_seen[task_id]} already", number)
-            first_seen[task_id] = number
-        return _split(self._task_ids, flat, self._lengths, told)
+    def finish(self) -> tuple[Collected, str]:
+        """Check the lines together: → what they said, and what was taken of them, in words."""
+        self._flush()
+        collected = self.collected
+        if not collected.index:
+            only = ", ".join(f"{key}={text}" for key, text in self.options.only.items())
+            self.fail(f"the file holds no tasks{f' with {only}' if only else ''}")
+        told = [
+            describe_columns(
+                list(self._columns.values()), one_sample_a_line=self.one_sample_a_line is True
+            )
+        ]
+        told += self.skipped
+        if self._left_out:
+            told.append(f"left out by --only: {self._left_out} lines")
+        if collected.nulls:
+            done = {"drop": "left out", "zero": "made 0"}[self.options.null]
+            told.append(f"null rewards {done}: {collected.nulls}")
+        return collected, "; ".join(told)
 
 
-def _split(task_ids: Sequence[str], flat: Floats, lengths: Any, columns: str) -> Rollouts:
-    """Give each task its rewards: flat (samples,), task by task, lengths (tasks,)."""
-    ends = np.cumsum(lengths).tolist()
-    starts = [0, *ends[:-1]]
-    rewards = tuple(flat[start:end] for start, end in zip(starts, ends, strict=True))
-    return Rollouts(tuple(task_ids), rewards, columns)
-
-
-def _gathered(task_ids: Sequence[str], flat: Floats, columns: str) -> Rollouts:
-    """Gather samples by task: task_ids and flat (samples,), in any order of tasks."""
-    index_of: dict[str, int] = {}
-    task_of = np.fromiter(
-        (index_of.setdefault(task, len(index_of)) for task in task_ids), np.int64, len(flat)
-    )
-    order = np.argsort(task_of, kind="stable")
-    return _split(tuple(index_of), flat[order], np.bincount(task_of), columns)
+def _digest(text: str) -> str:
+    """Digest text, for which nobody will find another of the same digest."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _is_number(value: Any) -> bool:
     try:
-        return math.isfinite(value)
-    except (TypeError, OverflowError):
+        float(value)
+    except (TypeError, ValueError, OverflowError):
         return False
+    return not isinstance(value, str)
 
 
 def shown_json(value: Any) -> str:
     """Spell a value in JSON, of what is long the beginning."""
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 40 else f"{text[:40]}..."
-
-
-def text_lines(path: PathLike) -> Iterator[str]:
-    """Read the lines of a file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        RolloutFileError: a line is not UTF-8.
-    """
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                # A byte order mark can only be on the first line.
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise RolloutFileError(
-                    path, f"not UTF-8 at byte {error.start} of the line", number
-                ) from None

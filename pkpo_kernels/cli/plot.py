@@ -1,4 +1,4 @@
-"""The curve of pass@k or max@k, by matplotlib."""
+"""The curve of pass@k, max@k or pass^k, by matplotlib."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def drawn(curves: Mapping[str, Evaluation], path: Path) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     first = next(iter(curves.values()))
-    percent = first.metric == "pass@k"
+    percent = first.metric != "max@k"
     factor = 100 if percent else 1
     # A Figure made without pyplot needs no display and leaves no state behind.
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")

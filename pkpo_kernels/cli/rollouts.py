@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Floats", "PathLike", "RolloutFileError", "Rollouts"]
+__all__ = ["ByTask", "Floats", "InARow", "PathLike", "RolloutFileError", "Rollouts", "TaskId"]
 
 Floats = NDArray[np.float64]
 PathLike = str | os.PathLike[str]
+# 1 and "1" are two tasks, 1 and 1.0 are one.
+TaskId = str | int | float
 
 
 class RolloutFileError(ValueError):
@@ -22,8 +27,8 @@ class RolloutFileError(ValueError):
     """
 
     def __init__(self, path: PathLike, reason: str, line: int | None = None) -> None:
-        where = os.fspath(path) if line is None else f"{os.fspath(path)}:{line}"
-        super().__init__(f"{where}: {reason}")
+        name = "standard input" if os.fspath(path) == "-" else os.fspath(path)
+        super().__init__(f"{name}: {reason}" if line is None else f"{name}:{line}: {reason}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +37,16 @@ class Rollouts:
 
     Attributes:
         task_ids: the tasks, each once.
-        rewards: for each task its rewards, (samples,) float64, at least one.
+        rewards: for each task its rewards, (samples,) float64.
         columns: which columns of the file were taken and which ignored, in words; "" where a file
           has none.
     """
 
-    task_ids: tuple[str, ...]
-    rewards: tuple[Floats, ...]
+    task_ids: Sequence[TaskId]
+    rewards: Sequence[Floats]
     columns: str = ""
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """The number of samples of each task: (tasks,)."""
         return np.fromiter(map(len, self.rewards), np.int64, len(self.rewards))
@@ -49,9 +54,9 @@ class Rollouts:
     @property
     def ragged(self) -> bool:
         """Whether tasks differ in their number of samples."""
-        return len({len(task) for task in self.rewards}) > 1
+        return bool((self.lengths != self.lengths[:1]).any())
 
-    def by_task(self) -> dict[str, Floats]:
+    def by_task(self) -> dict[TaskId, Floats]:
         """Map task ids to rewards, as `evaluate` takes them."""
         return dict(zip(self.task_ids, self.rewards, strict=True))
 
@@ -76,9 +81,89 @@ class Rollouts:
     def chunks(self, entries: int) -> Iterator[Rollouts]:
         """Split into pieces of one task, or of at most so many entries when padded, in order."""
         start, widest = 0, 0
-        for i, task in enumerate(self.rewards):
-            widest = max(widest, len(task))
+        for i, length in enumerate(self.lengths.tolist()):
+            widest = max(widest, length)
             if i > start and (i + 1 - start) * widest > entries:
                 yield Rollouts(self.task_ids[start:i], self.rewards[start:i])
-                start, widest = i, len(task)
+                start, widest = i, length
         yield Rollouts(self.task_ids[start:], self.rewards[start:])
+
+
+# ---- Rewards of many tasks ----------------------------------------------------------------------
+
+
+class _Tasks(Sequence[Floats]):
+    """The rewards of each task, (samples,), made when it is asked for: an array for each task would
+    be larger than its rewards."""
+
+    def _of(self, task: int) -> Floats:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Floats: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Floats]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        tasks = range(len(self))[index]
+        return self._of(tasks) if isinstance(tasks, int) else tuple(map(self._of, tasks))
+
+
+class InARow(_Tasks):
+    """Rewards of tasks that came whole, one after the other."""
+
+    def __init__(self) -> None:
+        self._flat = array("d")
+        self._ends = array("q", [0])
+
+    def add(self, tasks: NDArray[np.int64], flat: Floats, lengths: NDArray[np.int64]) -> None:
+        """Append tasks, which come in order: flat (samples,), lengths (tasks,)."""
+        self._flat.frombytes(flat.tobytes())
+        self._ends.frombytes((np.cumsum(lengths) + self._ends[-1]).tobytes())
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def _of(self, task: int) -> Floats:
+        return self._whole[self._ends[task] : self._ends[task + 1]]
+
+    @cached_property
+    def _whole(self) -> Floats:
+        return np.frombuffer(self._flat) if self._flat else np.empty(0)
+
+    def rows(self, tasks: NDArray[np.int64]) -> Floats:
+        """Give tasks of one length n: (m,) → (m, n)."""
+        ends = np.frombuffer(self._ends, np.int64)
+        starts, n = ends[tasks], ends[tasks[0] + 1] - ends[tasks[0]]
+        return self._whole[starts[:, None] + np.arange(n)]
+
+
+class ByTask(_Tasks):
+    """Rewards of tasks whose samples came in any order: 8 bytes each, and a hundred for a task."""
+
+    def __init__(self) -> None:
+        self._tasks: list[array[float]] = []
+
+    def add(self, tasks: NDArray[np.int64], flat: Floats, lengths: NDArray[np.int64]) -> None:
+        """Append samples: tasks (lines,) which, lengths (lines,) how many of each, flat (samples,)
+        their rewards."""
+        while len(self._tasks) <= tasks.max(initial=-1):
+            self._tasks.append(array("d"))
+        of_sample = np.repeat(tasks, lengths)
+        order = np.argsort(of_sample, kind="stable")
+        content = flat[order].tobytes()
+        edges = np.flatnonzero(np.diff(of_sample[order], prepend=-1, append=-1))
+        found = of_sample[order[edges[:-1]]].tolist()
+        bounds = (8 * edges).tolist()
+        for task, start, end in zip(found, bounds[:-1], bounds[1:], strict=True):
+            self._tasks[task].frombytes(content[start:end])
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def _of(self, task: int) -> Floats:
+        return np.array(self._tasks[task], np.float64)
+
+    def rows(self, tasks: NDArray[np.int64]) -> Floats:
+        """Give tasks of one length n: (m,) → (m, n)."""
+        content = b"".join(map(self._tasks.__getitem__, tasks.tolist()))
+        return np.frombuffer(content).reshape(len(tasks), -1)

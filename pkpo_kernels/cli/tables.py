@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from pkpo_kernels.cli.number_text import figure, interval, level
 from pkpo_kernels.evaluation import AtK, Difference
 from pkpo_kernels.typing import Metric
+
+_SECONDS_WITHOUT_A_BAR = 1.0
 
 
 def show_table(
@@ -60,17 +71,31 @@ def show_intervals(title: str, rows: Sequence[AtK], metric: Metric, confidence: 
 
 
 @contextmanager
-def progress(task: str, total: int) -> Iterator[Callable[[float], None]]:
-    """Show a bar on stderr while the block runs, if a person is there to see it; the block tells
-    how much of the total is done."""
+def progress(task: str, total: float | None) -> Iterator[Callable[[float], None]]:
+    """Show a bar on stderr while the block runs, if it runs for more than a second and a person is
+    there to see it; the block tells how much of the total is done, which may be unknown."""
     # Where nobody is, older versions of rich leave an empty line even of a disabled Progress.
     if not (console := Console(stderr=True)).is_terminal:
         yield lambda done: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        bar = bars.add_task(task, total=total)
-        yield lambda done: bars.update(bar, completed=done)
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()),
+        *(TimeElapsedColumn(), TimeRemainingColumn()),
+    )
+    bars = Progress(*columns, console=console, transient=True)
+    bar = bars.add_task(escape(task), total=total)
+    begun = time.monotonic()
+
+    def completed(done: float) -> None:
+        bars.update(bar, completed=done)
+        # What is over at once needs no bar.
+        if not bars.live.is_started and time.monotonic() - begun > _SECONDS_WITHOUT_A_BAR:
+            bars.start()
+
+    try:
+        yield completed
+    finally:
+        bars.stop()
 
 
 def _print(table: Table) -> None:

@@ -21,7 +21,7 @@ from pkpo_kernels.cli.whole_files import check_folder, written_whole
 from pkpo_kernels.selfcheck import Finding
 
 # What is being done and how much there is to do → while it runs, tells how much is done.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[float], None]]]
+Progress = Callable[[str, float], AbstractContextManager[Callable[[float], None]]]
 
 HEADINGS = ("implementation", "estimator", "against", "rows", "worst error", "allowed", "outcome")
 

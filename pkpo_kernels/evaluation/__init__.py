@@ -1,22 +1,23 @@
-"""pass@k and max@k over a set of tasks, with intervals, and the difference of two runs.
+"""pass@k, max@k and pass^k over a set of tasks, with intervals, and the difference of two runs.
 
 Each task has its own samples; the estimate for a task is unbiased (pass@k: Chen et al. 2021, arXiv
-2107.03374, and Eq 3 of arXiv 2505.15201; max@k: Eq 12-14 there), and a run's figure is the mean of
-its tasks. What the intervals speak of is the choice of tasks: how far the mean would move had other
-tasks of the same kind been drawn.
+2107.03374, and Eq 3 of arXiv 2505.15201; max@k: Eq 12-14 there; pass^k, that all k pass:
+C(c, k)/C(n, k)), and a run's figure is the mean of its tasks. What the intervals speak of is the
+choice of tasks: how far the mean would move had other tasks of the same kind been drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import numpy as np
 
-from pkpo_kernels.evaluation.intervals import AtK, Difference, summarize
-from pkpo_kernels.evaluation.runs import Run, check_same_tasks
+from pkpo_kernels.evaluation import intervals
+from pkpo_kernels.evaluation.intervals import AtK, Difference
+from pkpo_kernels.evaluation.runs import Run, check_same_tasks, from_pandas
 from pkpo_kernels.typing import FlatHostIntegers, Metric
 from pkpo_kernels.validation import checked_integer, checked_integers, checked_name, shown
 
@@ -28,12 +29,13 @@ class Evaluation:
     """What :func:`evaluate` finds.
 
     Attributes:
-        metric: "pass@k" or "max@k".
+        metric: "pass@k", "max@k" or "pass^k".
         confidence: of every interval.
         tasks: how many tasks there are.
         samples: the fewest and the most samples a task has.
         rows: one :class:`AtK` for each k, in the order asked for.
         difference: one :class:`Difference` for each k, or None without `against`.
+        methods: how the intervals were found, in sentences.
     """
 
     metric: Metric
@@ -42,6 +44,7 @@ class Evaluation:
     samples: tuple[int, int]
     rows: tuple[AtK, ...]
     difference: tuple[Difference, ...] | None = None
+    methods: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to plain dicts, lists and numbers for `json.dumps`; None for NaN, which JSON
@@ -66,38 +69,48 @@ def evaluate(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Evaluation:
-    """Estimate pass@k or max@k over tasks, for one or many k at once.
+    """Estimate pass@k, max@k or pass^k over tasks, for one or many k at once.
 
     Args:
         rewards: numbers or bools, as a (tasks, samples) array of NumPy, torch or JAX; or a sequence
             of 1-D sequences, one a task, of any lengths; or a mapping from task id to such a
-            sequence. Computed in float64.
+            sequence, or a pandas Series of lists, whose index has the ids (of a DataFrame with a
+            sample a row, `df.groupby("task_id")["reward"].agg(list)`). Computed in float64.
         k: at least 1, or a sequence of such.
         where: bool, given as `rewards` are and of their shape: True where a sample is valid.
-        metric: "pass@k" (rewards are 0 or 1) or "max@k"; None chooses "pass@k" if every reward is 0
-            or 1.
+        metric: "pass@k" (one of k passes; rewards are 0 or 1), "pass^k" (all k pass; 0 or 1 too)
+            or "max@k" (the best of k); None chooses "pass@k" if every reward is 0 or 1, else
+            "max@k".
         against: another run on the same tasks: for a mapping one with the same keys in any order,
             else an array or sequence with the tasks in the same order. The numbers of samples may
             differ.
         against_where: `where` for `against`.
         confidence: of the intervals, between 0 and 1.
-        resamples: of the bootstrap, at least 1. 10000 of 100000 tasks with rewards all different
-            take seconds; with 0/1 rewards the number of tasks hardly matters.
+        resamples: of the bootstrap, at least 1. 10000 take about a second, whatever the tasks.
         seed: of the bootstrap, at least 0. The same seed and input give the same intervals.
 
     Returns:
-        An :class:`Evaluation`. Every k has two intervals over tasks: the percentile bootstrap
-        (tasks are drawn with replacement; the draws are shared by all k and both runs), and the
-        normal one, estimate ± z·sd/√tasks with the standard deviation between tasks (ddof 1), which
-        may leave [0, 1]. In the paired difference the tasks' own difficulty cancels, hence it is
-        usually far narrower than the two runs' intervals suggest.
+        An :class:`Evaluation`. Every k has two intervals, and `methods` says how they were found:
+
+        - The percentile bootstrap: tasks are drawn with replacement, the draws are shared by all k
+          and both runs. Of more than 2048 tasks that differ, the 256 farthest from the mean are
+          drawn one by one, and the sum of the others is normal, which is what it tends to.
+        - The normal one, estimate ± z·sd/√tasks with the standard deviation between tasks (ddof 1).
+
+        Of pass@k and pass^k they stay within [0, 1]: where either would leave it, or has no width
+        since all tasks are alike, Wilson's score interval stands for it, which takes tasks to be as
+        different as tasks of that mean can be. In the paired difference the tasks' own difficulty
+        cancels, hence it is usually far narrower than the two runs' intervals suggest.
+
+        The intervals are over tasks, not seeds: they say how far a figure would move with other
+        tasks, not with another seed of sampling or of training.
 
     Raises:
         TypeError: an argument is of the wrong type: rewards that are no numbers, k not integral,
             and so on.
         ValueError: k < 1; no tasks or no valid samples; a valid reward that is NaN or infinite (the
-            task is named); "pass@k" forced on other rewards than 0 and 1; `where` of another shape;
-            runs of different tasks.
+            task is named); "pass@k" or "pass^k" forced on other rewards than 0 and 1; `where` of
+            another shape; runs of different tasks.
 
     Three tasks of four samples; the chance that at least one of two passes is 1/2, 0 and 5/6:
 
@@ -108,10 +121,7 @@ def evaluate(
     2 0.4444 3 0
     5 nan 0 3
     """
-    ks = _checked_ks(k)
-    _check_settings(metric, confidence)
-    resamples = checked_integer("resamples", resamples, least=1)
-    seed = checked_integer("seed", seed, least=0)
+    rewards, against = from_pandas("rewards", rewards), from_pandas("against", against)
     runs = [Run.read("rewards", rewards, where)]
     if against is not None:
         check_same_tasks(rewards, against)
@@ -123,23 +133,55 @@ def evaluate(
             )
     elif against_where is not None:
         raise ValueError("against_where must come with against; got it alone")
+    return evaluate_runs(
+        runs, k, metric=metric, confidence=confidence, resamples=resamples, seed=seed
+    )
+
+
+def evaluate_runs(
+    runs: Sequence[Run],
+    k: FlatHostIntegers,
+    *,
+    metric: Metric | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda tasks: None,
+) -> Evaluation:
+    """Evaluate a run, or two of the same tasks in one order, as `evaluate` does; tells how
+    many of the tasks of all runs are done."""
+    ks = _checked_ks(k)
+    _check_settings(metric, confidence)
+    resamples = checked_integer("resamples", resamples, least=1)
+    seed = checked_integer("seed", seed, least=0)
     metric = _resolved_metric(metric, runs)
 
-    values = [run.values(ks, metric) for run in runs]
-    if against is not None:
+    lengths = runs[0].lengths
+    done = 0
+
+    def advance(tasks: int) -> None:
+        nonlocal done
+        done += tasks
+        progress(done)
+
+    values = [run.values(ks, metric, advance) for run in runs]
+    proportions = metric != "max@k"
+    limits = [intervals.PROPORTION if proportions else intervals.ANY] * len(ks)
+    if len(runs) > 1:
         values[1] = values[0] - values[1]
+        limits += [intervals.DIFFERENCE if proportions else intervals.ANY] * len(ks)
     # In one table, so that both runs share the draws.
     table = np.concatenate(values, axis=1)
-    rows = summarize(table, ks * len(runs), confidence, resamples, seed)
+    rows, methods = intervals.summarize(table, ks * len(runs), confidence, resamples, seed, limits)
     differences = tuple(Difference(**vars(row)) for row in rows[len(ks) :])
-    lengths = runs[0].lengths
     return Evaluation(
         metric=metric,
         confidence=float(confidence),
         tasks=len(lengths),
         samples=(int(lengths.min()), int(lengths.max())),
         rows=tuple(rows[: len(ks)]),
-        difference=None if against is None else differences,
+        difference=differences or None,
+        methods=methods,
     )
 
 
@@ -165,13 +207,13 @@ def _check_settings(metric: Any, confidence: Any) -> None:
 
 def _resolved_metric(metric: Metric | None, runs: Sequence[Run]) -> Metric:
     """Choose the metric by what all runs hold, or check the one that was asked for."""
-    not_binary = [run.name for run in runs if not run.is_binary()]
+    not_binary = [run.name for run in runs if run.correct is None]
     if metric is None:
         return "max@k" if not_binary else "pass@k"
-    if metric == "pass@k" and not_binary:
+    if metric in ("pass@k", "pass^k") and not_binary:
         raise ValueError(
             "metric must be 'max@k', or None to have it chosen, where rewards are not only 0 and 1"
-            f" (those of {not_binary[0]} are not); got 'pass@k'"
+            f" (those of {not_binary[0]} are not); got {metric!r}"
         )
     return metric
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,25 +25,31 @@ from pkpo_kernels.validation import (
 Floats = NDArray[np.float64]
 
 
+# Rewards looked at together: 8 MiB.
+_REWARDS = 1 << 20
+
+
 @dataclass(frozen=True)
 class Run:
-    """The valid samples of all tasks one after the other.
+    """The valid samples of all tasks.
 
     Attributes:
         name: what the caller calls the argument: "rewards" or "against".
-        flat: (samples,) the rewards.
         lengths: (tasks,) how many samples each task has.
+        correct: (tasks,) how many of them pass where all rewards are 0 or 1, else None.
+        rows: gives the rewards of tasks of one length n: indices (m,) → (m, n).
         task_ids: the names of the tasks, or None where they have none.
     """
 
     name: str
-    flat: Floats
     lengths: NDArray[np.int64]
+    correct: NDArray[np.int64] | None
+    rows: Callable[[NDArray[np.int64]], Floats]
     task_ids: tuple[Any, ...] | None
 
     @classmethod
     def read(cls, name: str, rewards: Any, where: Any, order: tuple[Any, ...] | None = None) -> Run:
-        """Check and flatten rewards and their mask, as `evaluate` takes them.
+        """Check rewards and their mask, as `evaluate` takes them.
 
         Args:
             name: of the argument, for messages; its mask is "where" or "against_where".
@@ -52,6 +60,7 @@ class Run:
             TypeError, ValueError: as `evaluate` does.
         """
         where_name = "where" if name == "rewards" else f"{name}_where"
+        rewards, where = from_pandas(name, rewards), from_pandas(where_name, where)
         if isinstance(rewards, Mapping):
             order = tuple(rewards) if order is None else order
             if where is not None:
@@ -90,40 +99,108 @@ class Run:
         if inexact.any():
             reward, task = task_of(inexact)
             raise ValueError(not_exact(name, f"{reward:.0f} in task {task}"))
-        return cls(name, flat, lengths, order)
+        correct = None
+        if ((flat == 0) | (flat == 1)).all():
+            counts = np.bincount(_task_indices(lengths), flat, len(lengths))
+            correct = counts.astype(np.int64)
+        return cls(name, lengths, correct, rows_of_flat(flat, lengths), order)
 
-    def is_binary(self) -> bool:
-        """Whether every reward is 0 or 1."""
-        return bool(((self.flat == 0) | (self.flat == 1)).all())
+    def in_order(self, order: NDArray[np.int64], name: str) -> Run:
+        """Take the tasks in another order, (tasks,) their indices here, under another name."""
+        return Run(
+            name,
+            self.lengths[order],
+            None if self.correct is None else self.correct[order],
+            lambda tasks: self.rows(order[tasks]),
+            None if self.task_ids is None else tuple(self.task_ids[i] for i in order.tolist()),
+        )
 
-    def values(self, ks: tuple[int, ...], metric: Metric) -> Floats:
+    def values(self, ks: tuple[int, ...], metric: Metric, advance: Callable[[int], None]) -> Floats:
         """Estimate the metric of every task: → (tasks, ks), NaN where a task has fewer samples than
-        k."""
-        return self._pass_values(ks) if metric == "pass@k" else self._max_values(ks)
+        k; tells of how many tasks more it is done.
 
-    def _pass_values(self, ks: tuple[int, ...]) -> Floats:
-        correct = np.bincount(_task_indices(self.lengths), self.flat, len(self.lengths))
+        Of 0/1 rewards the best is 1 where one passes: max@k is pass@k.
+        """
+        if self.correct is None:
+            return self._max_values(ks, advance)
         # Few pairs (n, c) are distinct, however many tasks there are.
-        pairs = np.stack([self.lengths, correct.astype(np.int64)], axis=1)
+        pairs = np.stack([self.lengths, self.correct], axis=1)
         distinct, index = np.unique(pairs, axis=0, return_inverse=True)
         n, c = distinct[:, :1], distinct[:, 1:]
         # A k beyond all lengths has no value, however large it is.
         capped = [min(k, int(self.lengths.max()) + 1) for k in ks]
-        values = np.where(n < capped, np.nan, pass_at_k(np.maximum(n, 1), c, capped))
-        return values[index.reshape(-1)]
+        least_n = np.maximum(n, 1)
+        if metric == "pass^k":
+            found = _pass_hat_k(least_n, c, capped)
+        else:
+            found = pass_at_k(least_n, c, capped)
+        return np.where(n < capped, np.nan, found)[index.reshape(-1)]
 
-    def _max_values(self, ks: tuple[int, ...]) -> Floats:
+    def _max_values(self, ks: tuple[int, ...], advance: Callable[[int], None]) -> Floats:
         values = np.full((len(self.lengths), len(ks)), np.nan)
-        starts = np.cumsum(self.lengths) - self.lengths
         by_length = np.argsort(self.lengths, kind="stable")
         changes = np.flatnonzero(np.diff(self.lengths[by_length])) + 1
         for tasks in np.split(by_length, changes):
             n = int(self.lengths[tasks[0]])
             possible = [i for i, k in enumerate(ks) if k <= n]
-            if possible:
-                rows = self.flat[starts[tasks][:, None] + np.arange(n)]
-                values[tasks[:, None], possible] = max_at_k(rows, [ks[i] for i in possible])
+            size = max(1, _REWARDS // max(n, 1))
+            for start in range(0, len(tasks), size):
+                some = tasks[start : start + size]
+                if possible:
+                    best = max_at_k(self.rows(some), [ks[i] for i in possible])
+                    values[some[:, None], possible] = best
+                advance(len(some))
         return values
+
+
+def rows_of_flat(flat: Floats, lengths: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], Floats]:
+    """Give the `rows` of a Run whose samples lie one after the other: flat (samples,), lengths
+    (tasks,)."""
+    starts = np.cumsum(lengths) - lengths
+
+    def rows(tasks: NDArray[np.int64]) -> Floats:
+        return flat[starts[tasks][:, None] + np.arange(lengths[tasks[0]])]
+
+    return rows
+
+
+def _pass_hat_k(n: NDArray[np.int64], c: NDArray[np.int64], ks: Sequence[int]) -> Floats:
+    """Estimate pass^k, the chance that all k pass, from counts: n, c (pairs, 1) → (pairs, ks),
+    C(c, k)/C(n, k)."""
+
+    def of_one(n: int, c: int, k: int) -> float:
+        # C(c, k)/C(n, k) = Π_{i=c+1..n} (1 − k/i), and n − c and k may change places.
+        fewer, more = sorted((n - c, k))
+        return math.exp(np.log1p(-more / np.arange(n - fewer + 1, n + 1)).sum())
+
+    pairs = list(zip(n[:, 0].tolist(), c[:, 0].tolist(), strict=True))
+    return np.array([[of_one(n, c, k) if k <= c else 0.0 for k in ks] for n, c in pairs])
+
+
+def from_pandas(name: str, value: Any) -> Any:
+    """Make a mapping of a pandas Series of lists, by its index; other values stay as they are.
+
+    Raises:
+        TypeError: it is a DataFrame, of which any column might be the ids.
+        ValueError: two lists have one label.
+    """
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        columns = [repr(column) for column in value.columns]
+        raise TypeError(
+            f"{name} must be a Series of lists, a mapping or a matrix; got a DataFrame of columns"
+            f" {listed(columns)}: pass df.groupby(ID)[REWARD].agg(list) where a row is one sample,"
+            " df.set_index(ID)[REWARDS] where it is a task with a list, or df[[S0, S1]].to_numpy()"
+        )
+    if pandas is None or not isinstance(value, pandas.Series):
+        return value
+    if not value.index.is_unique:
+        label = value.index[value.index.duplicated()][0]
+        raise ValueError(
+            f"{name} must have one list for each label of its index; got {label!r} more than once:"
+            " pass series.groupby(level=0).agg(list) where an entry is one sample"
+        )
+    return dict(zip(value.index.tolist(), value.tolist(), strict=True))
 
 
 def check_same_tasks(rewards: Any, against: Any) -> None:
@@ -135,8 +212,8 @@ def check_same_tasks(rewards: Any, against: Any) -> None:
             "against must be a mapping if and only if rewards is one;"
             f" got {type(against).__name__} and {type(rewards).__name__}"
         )
-    missing = [repr(task) for task in rewards if task not in against]
-    extra = [repr(task) for task in against if task not in rewards]
+    missing = [shown(task) for task in rewards if task not in against]
+    extra = [shown(task) for task in against if task not in rewards]
     faults = [
         f"{verb} {listed(tasks)}" for verb, tasks in (("lacks", missing), ("adds", extra)) if tasks
     ]
@@ -200,7 +277,7 @@ def _task_indices(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _task_name(index: int, task_ids: tuple[Any, ...] | None) -> str:
-    return repr(index if task_ids is None else task_ids[index])
+    return shown(index if task_ids is None else task_ids[index])
 
 
 def _shape(lengths: NDArray[np.int64]) -> str:

@@ -322,6 +322,10 @@ def _product_from_right(numerator: Array, denominator: Array) -> Array:
         return np.flip(np.cumprod(np.flip(ratios, -1), -1), -1)
 
 
+# Backends keep the latest weights of rows of so many samples at most: 20 MB if all are as long.
+LONGEST_KEPT = 8192
+
+
 def host_weights(estimator: Estimator, n_columns: int, n: Any, k: Any) -> GapWeights:
     """Weigh groups of n samples in float64 NumPy: integers or integer arrays n, k (...) →
     (..., N−1), as `gap_weights`.

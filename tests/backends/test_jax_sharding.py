@@ -35,7 +35,7 @@ def check(got: jax.Array, want: Any, *spec: Any) -> None:
 
 
 def test_concrete_arrays() -> None:
-    from pkpo_kernels.backends.jax import _on_every_device
+    from pkpo_kernels.backends.jax_meshes import _on_every_device
 
     rewards, where = put(REWARDS, "a", "b"), put(WHERE, "b")
     # None chooses. One k a group lies alike, or wherever it likes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import pkpo_kernels as pk
 from pkpo_kernels.backends import torch as torch_backend
 
+# Outside of programs NumPy serves tensors on a CPU.
+transform = partial(pk.transform, implementation="torch")
+max_at_k = partial(pk.max_at_k, implementation="torch")
+
 
 @pytest.fixture
 def rewards() -> torch.Tensor:
@@ -23,31 +28,29 @@ def rewards() -> torch.Tensor:
 
 def test_results_are_constants_of_the_loss(rewards: torch.Tensor) -> None:
     learned = rewards.clone().requires_grad_()
-    out = pk.transform(learned, 4)
-    assert not out.requires_grad and not pk.max_at_k(learned, 4).requires_grad
+    out = transform(learned, 4)
+    assert not out.requires_grad and not max_at_k(learned, 4).requires_grad
     logits = torch.zeros(6, 16, requires_grad=True)
     (-(out * logits.log_softmax(-1)).sum()).backward()
     assert logits.grad is not None and torch.isfinite(logits.grad).all() and logits.grad.any()
     assert learned.grad is None
     with torch.inference_mode():
-        torch.testing.assert_close(pk.transform(rewards, 4), out, rtol=0, atol=0)
+        torch.testing.assert_close(transform(rewards, 4), out, rtol=0, atol=0)
 
 
 def test_autocast_changes_nothing(rewards: torch.Tensor) -> None:
     for estimator in pk.ESTIMATORS:
-        plain = pk.transform(rewards, 4, estimator=estimator)
+        plain = transform(rewards, 4, estimator=estimator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            cast = pk.transform(rewards, 4, estimator=estimator)
+            cast = transform(rewards, 4, estimator=estimator)
         torch.testing.assert_close(cast, plain, rtol=0, atol=0)
 
 
 def test_the_default_dtype_is_used_for_integers() -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        assert pk.transform(torch.tensor([[0, 1, 1]]), 2).dtype == torch.float64
-        assert (
-            pk.transform(torch.tensor([[0.0, 1, 1]], dtype=torch.float32), 2).dtype == torch.float32
-        )
+        assert transform(torch.tensor([[0, 1, 1]]), 2).dtype == torch.float64
+        assert transform(torch.tensor([[0.0, 1, 1]], dtype=torch.float32), 2).dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -60,17 +63,17 @@ class TestCompile:
     ) -> None:
         @torch.compile(fullgraph=True)
         def step(x: torch.Tensor, k: torch.Tensor, mask: torch.Tensor) -> Any:
-            return pk.transform(x, k, estimator=estimator, where=mask), pk.max_at_k(x, 2)
+            return transform(x, k, estimator=estimator, where=mask), max_at_k(x, 2)
 
         rewards[2, 3], rewards[1, 5] = torch.inf, 3e38
         for rows, n in ((6, 16), (5, 13), (3, 11)):
             x, mask = rewards[:rows, :n], rewards[:rows, :n] > -1
             for k in (2, 5):
                 got, best = step(x, torch.tensor(k), mask)
-                want = pk.transform(x, k, estimator=estimator, where=mask)
+                want = transform(x, k, estimator=estimator, where=mask)
                 assert want.isnan().any() and not best[:2].isnan().any()
                 torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6, equal_nan=True)
-                torch.testing.assert_close(best, pk.max_at_k(x, 2), equal_nan=True)
+                torch.testing.assert_close(best, max_at_k(x, 2), equal_nan=True)
 
     @pytest.mark.slow
     def test_a_new_k_compiles_nothing(self, rewards: torch.Tensor) -> None:
@@ -83,26 +86,26 @@ class TestCompile:
 
         @torch.compile(fullgraph=True, backend=backend)
         def step(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            return pk.transform(x * 2, k)
+            return transform(x * 2, k)
 
         for k in (8, 4, 2, 1):
-            torch.testing.assert_close(step(rewards, torch.tensor(k)), pk.transform(rewards * 2, k))
+            torch.testing.assert_close(step(rewards, torch.tensor(k)), transform(rewards * 2, k))
         assert compilations == 1
 
     @pytest.mark.slow
     def test_an_integer_k_inside_a_compiled_step(self, rewards: torch.Tensor) -> None:
         step = torch.compile(
-            lambda x, k: pk.transform(x, k), fullgraph=True, dynamic=True, backend="aot_eager"
+            lambda x, k: transform(x, k), fullgraph=True, dynamic=True, backend="aot_eager"
         )
         for k in (8, 3):
-            torch.testing.assert_close(step(rewards, k), pk.transform(rewards, k))
+            torch.testing.assert_close(step(rewards, k), transform(rewards, k))
 
     def test_inside_a_training_step(self, rewards: torch.Tensor) -> None:
         logits = torch.zeros(6, 16, requires_grad=True)
 
         @torch.compile(fullgraph=True, backend="aot_eager")
         def loss(logits: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            return -(pk.transform(rewards, k) * logits.log_softmax(-1)).sum()
+            return -(transform(rewards, k) * logits.log_softmax(-1)).sum()
 
         def gradient(k: int) -> torch.Tensor:
             logits.grad = None
@@ -111,7 +114,7 @@ class TestCompile:
             return logits.grad
 
         def check(k: int) -> None:
-            advantages = pk.transform(rewards, k)
+            advantages = transform(rewards, k)
             want = -(advantages - advantages.sum(-1, keepdim=True) / 16)
             torch.testing.assert_close(gradient(k), want, rtol=1e-5, atol=1e-6)
 
@@ -142,10 +145,10 @@ class TestVmap:
 
         def masked(rewards: torch.Tensor, where: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
             options: dict[str, Any] = {"scale": scale, "undersized": "clip"}
-            return pk.transform(rewards, k, estimator=estimator, where=where, **options)
+            return transform(rewards, k, estimator=estimator, where=where, **options)
 
         def plain(rewards: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            return pk.transform(rewards, k, estimator=estimator)
+            return transform(rewards, k, estimator=estimator)
 
         same(vmap(plain)(rewards, k), one_by_one(plain, rewards, k))
         same(vmap(plain)(rewards[:, 0], k), one_by_one(plain, rewards[:, 0], k))
@@ -164,31 +167,31 @@ class TestVmap:
     def test_max_at_k(self) -> None:
         rewards, where, k = self.rewards, self.where, self.k
         same(
-            vmap(lambda r, w: pk.max_at_k(r, [1, 7], where=w))(rewards, where),
-            pk.max_at_k(rewards, [1, 7], where=where),
+            vmap(lambda r, w: max_at_k(r, [1, 7], where=w))(rewards, where),
+            max_at_k(rewards, [1, 7], where=where),
         )
-        same(vmap(lambda one: pk.max_at_k(rewards, one))(k), pk.max_at_k(rewards, k).movedim(-1, 0))
+        same(vmap(lambda one: max_at_k(rewards, one))(k), max_at_k(rewards, k).movedim(-1, 0))
         same(
-            vmap(lambda ks: pk.max_at_k(rewards[0], ks))(k[:4].view(2, 2))[1],
-            pk.max_at_k(rewards[0], [3, 4]),
+            vmap(lambda ks: max_at_k(rewards[0], ks))(k[:4].view(2, 2))[1],
+            max_at_k(rewards[0], [3, 4]),
         )
 
     def test_block_by_block(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rewards, k = self.rewards, self.k
-        want = pk.transform(rewards, 3), one_by_one(lambda one: pk.transform(rewards[0], one), k)
+        want = transform(rewards, 3), one_by_one(lambda one: transform(rewards[0], one), k)
         monkeypatch.setattr(torch_backend, "CPU_BLOCK_ELEMENTS", 16)
-        same(vmap(lambda r: pk.transform(r, 3))(rewards), want[0])
-        same(vmap(lambda one: pk.transform(rewards[0], one))(k), want[1])
+        same(vmap(lambda r: transform(r, 3))(rewards), want[0])
+        same(vmap(lambda one: transform(rewards[0], one))(k), want[1])
         rows_k = torch.stack([k[:3], k[2:]])
         same(
-            vmap(lambda ks: pk.transform(rewards[0], ks))(rows_k)[1],
-            pk.transform(rewards[0], k[2:]),
+            vmap(lambda ks: transform(rewards[0], ks))(rows_k)[1],
+            transform(rewards[0], k[2:]),
         )
-        same(vmap(lambda r: pk.max_at_k(r, [1, 3]))(rewards), pk.max_at_k(rewards, [1, 3]))
+        same(vmap(lambda r: max_at_k(r, [1, 3]))(rewards), max_at_k(rewards, [1, 3]))
 
     @pytest.mark.slow
     def test_compiled(self) -> None:
-        step = vmap(lambda r, w, k: pk.transform(r, k, where=w, estimator="sloo"))
+        step = vmap(lambda r, w, k: transform(r, k, where=w, estimator="sloo"))
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
         inputs = self.rewards, self.where, self.k
         same(compiled(*inputs), step(*inputs))
@@ -197,7 +200,7 @@ class TestVmap:
 @pytest.mark.parametrize("tracing_mode", ["real", pytest.param("symbolic", marks=pytest.mark.slow)])
 def test_make_fx(rewards: torch.Tensor, tracing_mode: str) -> None:
     def step(x: torch.Tensor, k: torch.Tensor, where: torch.Tensor) -> Any:
-        return pk.transform(x, k, where=where), pk.max_at_k(x, [1, 2])
+        return transform(x, k, where=where), max_at_k(x, [1, 2])
 
     graph = make_fx(step, tracing_mode=tracing_mode)(rewards, torch.tensor(2), rewards > 0)
     # What the trace saw is no part of it.
@@ -215,20 +218,20 @@ def test_fake_tensors(rewards: torch.Tensor) -> None:
     with FakeTensorMode() as mode:
         fake = mode.from_tensor(rewards)
         for k in (2, torch.tensor(2), torch.arange(1, 7)):
-            out = pk.transform(fake, k, where=fake > 0, estimator="passk_training")
+            out = transform(fake, k, where=fake > 0, estimator="passk_training")
             assert out.shape == fake.shape and out.dtype == fake.dtype
-            assert pk.transform(fake, k).shape == fake.shape
-        assert pk.max_at_k(fake, [1, 2]).shape == (6, 2)
+            assert transform(fake, k).shape == fake.shape
+        assert max_at_k(fake, [1, 2]).shape == (6, 2)
 
 
 @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
 def test_deterministic_algorithms_change_nothing(rewards: torch.Tensor, estimator: str) -> None:
     tied = rewards.round()
-    want = pk.transform(tied, 3, estimator=estimator)
+    want = transform(tied, 3, estimator=estimator)
     torch.use_deterministic_algorithms(True)
     try:
-        got = pk.transform(tied, 3, estimator=estimator)
-        permuted = pk.transform(tied.flip(-1), 3, estimator=estimator)
+        got = transform(tied, 3, estimator=estimator)
+        permuted = transform(tied.flip(-1), 3, estimator=estimator)
     finally:
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
@@ -245,12 +248,12 @@ def test_as_large_as_it_gets(rewards: torch.Tensor, dtype: torch.dtype, estimato
     normalized = pk.ESTIMATORS[estimator].normalized
     for scale in ("sum",) if normalized else ("sum", "mean"):
         for k in (1, 2, 15):
-            got = pk.transform(rewards * large, k, estimator=estimator, scale=scale)
-            want = pk.transform(rewards, k, estimator=estimator, scale=scale)
+            got = transform(rewards * large, k, estimator=estimator, scale=scale)
+            want = transform(rewards, k, estimator=estimator, scale=scale)
             want = want if normalized else want * large
             torch.testing.assert_close(got, want, rtol=0, atol=0)
-    best = pk.max_at_k(rewards * large, [1, 16])
-    torch.testing.assert_close(best, pk.max_at_k(rewards, [1, 16]) * large, rtol=0, atol=0)
+    best = max_at_k(rewards * large, [1, 16])
+    torch.testing.assert_close(best, max_at_k(rewards, [1, 16]) * large, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
@@ -262,17 +265,17 @@ def test_nothing_on_another_device_is_read_on_the_host(estimator: str) -> None:
     one_k = torch.empty((), dtype=torch.int64, device="meta")
     for k in (2, one_k, rows_k):
         for mask, undersized in ((None, "nan"), (where, "zero"), (where, "clip")):
-            out = pk.transform(rewards, k, estimator=estimator, where=mask, undersized=undersized)
+            out = transform(rewards, k, estimator=estimator, where=mask, undersized=undersized)
             assert out.device.type == "meta" and out.shape == rewards.shape
-    best = pk.max_at_k(rewards, [1, 2], where=where)
+    best = max_at_k(rewards, [1, 2], where=where)
     assert best.device.type == "meta" and best.shape == (3, 5, 2)
     schedule = pk.schedules.piecewise_constant([4, 1], [10])
-    assert pk.transform(rewards, schedule(one_k)).device.type == "meta"
+    assert transform(rewards, schedule(one_k)).device.type == "meta"
     with pytest.raises(ValueError, match="where must be on the device of rewards, meta"):
-        pk.transform(rewards, 2, where=torch.ones(3, 5, 8, dtype=torch.bool))
+        transform(rewards, 2, where=torch.ones(3, 5, 8, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("row", [[0.0, 1e-25, 1e25], [0.0, 1e-35, 1e30]])
 def test_small_results_of_large_rows(row: list[float]) -> None:
-    out = pk.transform(torch.tensor([row]), 2)
+    out = transform(torch.tensor([row]), 2)
     assert out[0, 1].item() == pytest.approx(row[1] / 3, rel=1e-6)

@@ -1,6 +1,6 @@
 """What only a GPU can show: no waiting, graphs, devices, huge matrices, the same bits every time.
 
-`make gpu-test` runs this, the contract and test_triton.py with TEST_DEVICE=cuda;
+`make gpu-test` runs this, the contract, test_triton.py and test_launches.py with TEST_DEVICE=cuda;
 `make gpu-session` what of it is not slow, so the most telling stands first.
 """
 

@@ -1,7 +1,7 @@
 """The kernels as they ship, on the machine that executes PTX: what only it can show.
 
 Run with TEST_DEVICE=ptx. Their results are the business of the contract and of
-test_triton.py, which run there too.
+test_triton.py and test_launches.py, which run there too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if not ON_PTX:
     pytest.skip("needs TEST_DEVICE=ptx", allow_module_level=True)
 
 import pkpo_triton  # noqa: E402
-from pkpo_triton.plan import plan  # noqa: E402
+from pkpo_triton.plan import packed_plan, plan  # noqa: E402
 from triton.runtime import JITFunction  # noqa: E402
 
 from bench.ptx.driver import Device, Launched, run_ptx  # noqa: E402
@@ -69,8 +69,20 @@ def launched(case: Case, device: Device, rng: np.random.Generator) -> list[Launc
     return device.launches
 
 
+def block_rows(case: Case) -> int:
+    usual = case == Case(case.n, case.rows)
+    packed = packed_plan(case.n, usual=usual, backend="cuda")
+    if packed is not None:
+        return packed.block_rows
+    itemsize = torch.empty(0, dtype=getattr(torch, case.dtype)).element_size()
+    uniform = not (case.masked or case.k_a_row or case.max_at_k)
+    chosen = plan(case.n, itemsize, masked=case.masked, uniform=uniform)
+    return 1 if chosen is None else chosen.block_rows
+
+
 FAR = [
     Case(8, 1100),
+    Case(16, 70),
     Case(8, 300, masked=True, k_a_row=True),
     Case(8, 300, by_samples=True),
     Case(9, 300, max_at_k=True, masked=True),
@@ -83,29 +95,34 @@ FAR = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def as_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are those for many rows, of which there are few here."""
+    from pkpo_triton import matrices as of_launches
+
+    monkeypatch.setattr(of_launches, "FEW_ROWS", 0)
+
+
 @pytest.mark.parametrize("case", FAR, ids=str)
 def test_rows_beyond_two_to_the_31_elements(
     case: Case, device: Device, rng: np.random.Generator
 ) -> None:
     """Programs whose numbers are so large run on pointers that lie as far in front of a tensor."""
-    itemsize = torch.empty(0, dtype=getattr(torch, case.dtype)).element_size()
-    uniform = not (case.masked or case.k_a_row or case.max_at_k)
-    chosen = plan(case.n, itemsize, masked=case.masked, uniform=uniform)
-    block_rows = 1 if chosen is None else chosen.block_rows
-    first = (2**30 - 4096) // block_rows
+    rows_a_program = block_rows(case)
+    first = (2**30 - 4096) // rows_a_program
     for launch in launched(case, device, rng):
         far = {}
         results = {}
         for name, value in launch.arguments.items():
             if isinstance(value, torch.Tensor) and value.shape[:1] == (case.rows,):
                 step = value.stride(0) if case.rows > 1 else value[0].numel()
-                distance = first * block_rows * step * value.element_size()
+                distance = first * rows_a_program * step * value.element_size()
                 far[name] = (value, value.data_ptr() - distance)
                 if name == "out_ptr":
                     results[name] = value.clone()
                     value.fill_(0)
             else:
-                far[name] = value + first * block_rows if name == "n_rows" else value
+                far[name] = value + first * rows_a_program if name == "n_rows" else value
         assert results
         far_run = run_ptx(launch.ptx, launch.run.grid, far, launch.shared_bytes, first_cta=first)
         far_run.faults.check()
@@ -147,25 +164,27 @@ def matrices(n: int, rng: np.random.Generator) -> list[Any]:
     a row more, so that every guard holds back most of its lanes."""
     chosen = plan(n, 4, masked=False, uniform=True)
     assert chosen is not None
-    rows = chosen.block_rows + 1
+    rows = block_rows(Case(n, 1)) + 1
     normal = rng.standard_normal((rows, n))
     kinds = [normal, np.sort(normal), np.sort(normal)[:, ::-1], np.round(normal), normal + 1e3]
     mixed = np.choose(np.arange(rows)[:, None] % len(kinds), kinds)
+    near_ties = 1 + np.argsort(normal) * 2.0**-23
     # What makes a row NaN is known to one thread alone, and so is one of two values.
-    infinite, irregular, wide = mixed.copy(), mixed.copy(), mixed.copy()
+    infinite, irregular, wide, anywhere = (mixed.copy() for _ in range(4))
     infinite[::2, 0], infinite[1::2, n - 1] = np.inf, -np.inf
     irregular[:, 0] = np.nan
     wide[:, 0], wide[:, n - 1] = 3e38, -3e38
+    anywhere[np.arange(rows), np.arange(rows) * max(1, n // 32) % n] = np.nan
     levels = rng.integers(0, 2, (rows, n))
     # Neighbours alike, so that what comes from another row is no help.
     pattern = np.arange(rows) // 4 % 3
     levels[pattern == 0], levels[pattern == 1] = np.arange(n) == n - 1, np.arange(n) != 0
-    out = [mixed, infinite, irregular, wide, levels, 1 - levels]
+    out = [mixed, near_ties, infinite, irregular, wide, anywhere, levels, 1 - levels]
     # Blocks of two values, but for one thread: the last lane of a warp, and so the last to be heard
     # of, in its first samples or in its last.
     rows_of_warp = max(1, 32 // chosen.threads_per_row)
     first = (chosen.threads_per_row - 1) * chosen.vector
-    for row in (rows_of_warp - 1, chosen.block_rows - 1):
+    for row in (min(rows_of_warp, rows) - 1, rows - 2):
         for samples in (slice(first, first + 3), slice(n - 3, n)):
             almost = levels.astype(float)
             almost[row] = np.arange(n) % 2
@@ -215,9 +234,13 @@ def functions_at(where: str) -> set[str]:
     ("n", "share"),
     [
         (8, 0.05),
-        (32, 0.05),
+        (16, 0.05),
+        (24, 0.05),
+        pytest.param(32, 0.05, marks=pytest.mark.slow),
         pytest.param(64, 0.03, marks=pytest.mark.slow),
         pytest.param(8, 1.0, marks=pytest.mark.release),
+        pytest.param(16, 1.0, marks=pytest.mark.release),
+        pytest.param(24, 1.0, marks=pytest.mark.release),
         pytest.param(32, 1.0, marks=pytest.mark.release),
         pytest.param(64, 1.0, marks=pytest.mark.release),
         pytest.param(1024, 1.0, marks=pytest.mark.release),
@@ -235,7 +258,9 @@ def test_planted_bugs_are_noticed(
     ran = sum(launch.run.counts.executed for launch in device.launches)
     where = {it.line - 1: it.where for it in program.instructions if ran[it.number]}
     every = [mutant for mutant in mutants(ptx) if mutant.line in where]
-    kinds = {"address", "barrier", "shuffle" if n > 8 else "guard"}
+    kinds = {"address", "barrier"}
+    if packed_plan(n, usual=True, backend="cuda") is None:
+        kinds.add("shuffle" if n > 8 else "guard")
     assert {mutant.kind for mutant in every} >= kinds
     lines = ptx.splitlines()
     missed, harmless = [], Counter[tuple[str, str]]()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from subjects import DEVICE, INTERPRETED, TRITON_RUNS, rewards_of_every_kind
+from subjects import DEVICE, TRITON_RUNS, rewards_of_every_kind
 
 import pkpo_kernels as pk
 
@@ -109,66 +109,6 @@ class TestNetworks:
         assert (np.diff(x.T.ravel()) >= 0).all()
 
 
-class TestTables:
-    @pytest.mark.parametrize("index_shift", [0, 1])
-    @pytest.mark.parametrize("n, threads", [(34, 2), (100, 4), (1024, 32)])
-    def test_ready_weights_are_exact_fractions(
-        self, n: int, threads: int, index_shift: int
-    ) -> None:
-        from pkpo_triton import tables
-
-        for k in (1, 2, n // 2, n - 1, n):
-            slots = np.array(tables.ratios(n, k, index_shift, 32, threads)).reshape(8, threads, 4)
-            by_sample = slots.transpose(1, 0, 2).ravel()
-            total = math.comb(n, k)
-            want = [0.0] + [math.comb(j - index_shift, k - 1) / total for j in range(1, n)]
-            assert by_sample[:n].tolist() == want
-            assert not by_sample[n:].any()
-
-    def test_a_run_through_many_ks_keeps_the_latest_tables(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from pkpo_triton import table_cache
-
-        monkeypatch.setattr(table_cache, "_tables", type(table_cache._tables)())
-        monkeypatch.setattr(table_cache, "MOST_TABLES", 3)
-        chosen = plans.plan(40, 4, masked=False, uniform=True)
-        assert chosen is not None
-        device = torch.empty(0, device=DEVICE).device
-
-        def table(k: int) -> Any:
-            return table_cache.ratios(40, k, 0, chosen, device)
-
-        first, second = table(1), table(2)
-        for k in (3, 4, 5):
-            assert table(1) is first
-            table(k)
-        assert len(table_cache._tables) == 3
-        assert table(5) is table(5)
-        assert table(2) is not second
-        torch.testing.assert_close(table(2), second, rtol=0, atol=0)
-
-    @pytest.mark.parametrize("mode", ["FakeTensorMode", "inference_mode", "default_device"])
-    def test_they_are_tensors_like_any_whatever_torch_is_doing(
-        self, mode: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from pkpo_triton import table_cache
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        monkeypatch.setattr(table_cache, "_tables", type(table_cache._tables)())
-        device = torch.empty(0, device=DEVICE).device
-        modes: dict[str, Any] = {
-            "FakeTensorMode": FakeTensorMode,
-            "inference_mode": torch.inference_mode,
-            "default_device": lambda: torch.device("meta"),
-        }
-        with modes[mode]():
-            table = table_cache.inverses(8, device)
-        assert type(table) is torch.Tensor
-        assert not table.is_inference()
-        assert table.cpu()[0, 1] == 1
-
-
 @pytest.mark.parametrize("n", and_slow(REGIMES, *OTHER_EDGES))
 def test_every_regime_and_its_edges(n: int, rng: np.random.Generator) -> None:
     rewards = rewards_of_every_kind(rng, n, rows=2).astype(np.float32)
@@ -218,12 +158,13 @@ def test_float64_is_left_to_torch() -> None:
         transformed(rewards, 2)
     with pytest.raises(ValueError, match=r"compute in float32 .* float64; take 'torch'"):
         pk.max_at_k(rewards, 2, implementation="triton")
-    assert registry.default_implementation("torch", rewards) == "torch"
+    others = "torch" if DEVICE == "cuda" else "numpy"
+    assert registry.default_implementation("torch", rewards) == others
     assert registry.default_implementation("torch", rewards.float()) == "triton"
     # Their results would be float64.
     torch.set_default_dtype(torch.float64)
     try:
-        assert registry.default_implementation("torch", rewards > 0) == "torch"
+        assert registry.default_implementation("torch", rewards > 0) == others
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -437,81 +378,3 @@ class TestRowsThatAreNotFinite:
                 rtol=2e-6 if dtype == "float32" else 8e-3,
                 atol=2e-7 * float(size),
             )
-
-
-class TestTorch:
-    def test_gradients_stop(self) -> None:
-        rewards = torch.randn(4, 8, device=DEVICE, requires_grad=True)
-        assert not pk.transform(rewards, 2, implementation="triton").requires_grad
-
-    def test_the_operators_pass_opcheck(self) -> None:
-        from pkpo_triton import launch
-
-        rewards = torch.randn(4, 8, device=DEVICE)
-        coefficients = list(pk.ESTIMATORS["sloo_minus_one"].coefficients)
-        where = torch.ones(4, 8, dtype=torch.bool, device=DEVICE)
-        k = torch.tensor(3, device=DEVICE)
-        for mask, hidden in ((None, None), (where, k)):
-            arguments = (rewards, 2, hidden, mask, coefficients, [], 0, True, False, False)
-            options = ("sum", "zero", torch.float32)
-            torch.library.opcheck(launch._transform_op, (*arguments, *options))
-        torch.library.opcheck(launch._max_at_k_op, (rewards, k[None], None, torch.float32))
-
-    def test_compiles_whole_and_takes_new_ks_and_rows(self) -> None:
-        torch._dynamo.reset()
-        programs = 0
-
-        def counting(graph: Any, inputs: Any) -> Any:
-            nonlocal programs
-            programs += 1
-            return graph.forward
-
-        @torch.compile(backend=counting, fullgraph=True, dynamic=True)
-        def step(rewards: Any, k: Any) -> Any:
-            return 2 * pk.transform(rewards * 1.0, k, implementation="triton")
-
-        for rows, k in ((4, 2), (4, 3), (9, 3)):
-            rewards = torch.randn(rows, 8, device=DEVICE)
-            got = step(rewards, torch.tensor(k, device=DEVICE))
-            want = 2 * pk.transform(rewards, k, implementation="torch")
-            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-        assert programs == 1
-
-    def test_fake_tensors_have_the_layout_of_real_ones(self) -> None:
-        from pkpo_triton import launch
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        for rewards in (torch.randn(6, 8), torch.randn(8, 6).t(), torch.randn(12, 8)[::2]):
-            real = pk.transform(rewards.to(DEVICE), 2, implementation="triton")
-            with FakeTensorMode() as mode:
-                fake = launch._empty_result(mode.from_tensor(rewards), torch.float32)
-            assert fake.stride() == real.stride()
-
-
-def programs() -> int:
-    """How many transforms are compiled."""
-    from pkpo_triton import kernel
-
-    return sum(len(cache[0]) for cache in kernel.transform_kernel.device_caches.values())
-
-
-@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
-class TestWhatIsCompiled:
-    @pytest.mark.parametrize("n", [16, 64])
-    def test_a_new_k_is_no_new_program(self, n: int) -> None:
-        pk.transform(torch.randn(64, n, device=DEVICE), 4, implementation="triton")
-        before = programs()
-        for k in (1, 2, 15, 16):
-            rewards = torch.randn(64 + k, n, device=DEVICE)
-            pk.transform(rewards, k, implementation="triton")
-        assert programs() == before
-
-    def test_every_class_of_strides_is_one_program(self) -> None:
-        # Of a dtype and a length that no other test asks for together.
-        before = programs()
-        # Neighbouring rows; a step that 16 divides; one that it does not.
-        for step, compiled in ((16, 1), (48, 2), (17, 3), (32, 3), (16, 3), (19, 3)):
-            for k in (1, 2, 15, 16):
-                rewards = torch.randn(64, step, device=DEVICE).half()[:, :16]
-                pk.transform(rewards, k, implementation="triton")
-            assert programs() == before + compiled

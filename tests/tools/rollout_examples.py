@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pkpo_kernels.cli.rollouts import Rollouts
+from pkpo_kernels.cli.rollouts import Rollouts, TaskId
 
 TASKS = {"b": [0.0, 1.0, 1.0], "a": [1.0], 'ü ,"': [0.5, -2.0]}
 GOOD = '{"task_id": "a", "rewards": [1]}\n'
@@ -18,7 +18,7 @@ def put(path: Path, text: str | bytes) -> Path:
     return path
 
 
-def plain(rollouts: Rollouts) -> dict[str, list[float]]:
+def plain(rollouts: Rollouts) -> dict[TaskId, list[float]]:
     """Give the rewards of each task as a list, once they are of the form that is promised."""
     assert all(task.dtype == np.float64 and task.ndim == 1 for task in rollouts.rewards)
     return {task: rewards.tolist() for task, rewards in rollouts.by_task().items()}

@@ -151,7 +151,7 @@ REFUSED = {
     ),
     "reward column": (
         "transform {ragged} -k 2 -o {out} --reward-columns score",
-        "--reward-columns must name a key; got 'score'; there are task_id, rewards",
+        "--reward-key must name a key; got 'score'; there are task_id, rewards",
     ),
     "columns as no list": (
         """passk {ragged} -k 1 --reward-columns "s0"x""",
@@ -179,7 +179,10 @@ REFUSED = {
     "too many": ("passk {ragged} -k 1-99999,5-900000000", "at most 100000 ks in all; got '1-9"),
     "falling range": ("passk {ragged} -k 5-1", "got '5-1'"),
     "zero": ("passk {ragged} -k 0", "got '0'"),
-    "metric": ("passk {ragged} -k 1 --metric best", "--metric must be pass or max; got 'best'"),
+    "metric": (
+        "passk {ragged} -k 1 --metric best",
+        "--metric must be pass, max or pass^k; got 'best'",
+    ),
     "confidence": ("passk {ragged} -k 1 --confidence 95", "confidence must be between 0 and 1"),
     "seed": ("passk {ragged} -k 1 --seed -1", "seed must be at least 0; got -1"),
     "plot": ("passk {ragged} -k 1 --plot {out}", "--plot must end in one of"),
@@ -232,7 +235,10 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
     path.write_text('{"task_id": "a", "rewards": [1]}\n{"task_id": "b", "rewards": [null]}\n')
     for command in (["passk"], ["transform", "-o", tmp_path / "o.csv"]):
         code, _, err = pkpo(*command, path, "-k", "1")
-        assert (code, err) == (2, f"pkpo: {path}:2: a reward must be a number; got null\n")
+        assert (code, err) == (
+            2,
+            f"pkpo: {path}:2: a reward must be a number; got null; --null drop or zero takes it\n",
+        )
     assert os.listdir(tmp_path) == ["r.jsonl"]
 
 

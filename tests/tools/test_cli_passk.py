@@ -66,6 +66,12 @@ class TestPassk:
         assert code == 2
         assert "where rewards are not only 0 and 1" in err
 
+    def test_pass_hat_k_and_where_wilsons_interval_stands(self, binary: Path) -> None:
+        code, out, _ = pkpo("passk", binary, "-k", "1,5", "--metric", "pass^k")
+        # C(5, 5)/C(10, 5) = 1/252 of "half", 1 of "all".
+        assert (code, rows_of(out)[1][1]) == (0, "25.099206 %")
+        assert "Wilson's interval stands for normal at k=1, 5" in out
+
     def test_max_at_k_and_tasks_too_small(self, ragged: Path) -> None:
         _, out, _ = pkpo("passk", ragged, "-k", "1,3")
         # (15/16 + 1 + 2)/3; at 3 the subsets of "a" have a best of 2 but one, 1: 7/4, and "c" 3.

@@ -9,7 +9,7 @@ import pytest
 from rollout_examples import plain, put
 
 from pkpo_kernels.cli.columns import choose_columns
-from pkpo_kernels.cli.rollout_files import read_rollouts
+from pkpo_kernels.cli.rollout_files import Options, read_rollouts
 from pkpo_kernels.cli.rollouts import RolloutFileError
 
 
@@ -24,7 +24,7 @@ class TestColumns:
             f"{path}:1: column 1 has no name, and looks like an index that pandas wrote; take out"
             " what is no reward, or choose the rewards with --reward-columns s0,s1"
         )
-        got = read_rollouts(path, reward_columns=["s0", "s1"])
+        got = read_rollouts(path, Options(rewards=["s0", "s1"]))
         assert plain(got) == {"a": [0, 1], "b": [1, 1]}
         assert got.columns == (
             "one task a line: tasks from task_id, rewards from s0, s1; ignored: a column without a"
@@ -40,7 +40,7 @@ class TestColumns:
             "one sample a line: tasks from task_id, rewards from passed; ignored: sample_idx"
         )
         put(path, text.replace("passed", "verdict").replace("task_id", "problem"))
-        got = read_rollouts(path, task_column="problem", reward_columns=["verdict"])
+        got = read_rollouts(path, Options(task="problem", rewards=["verdict"]))
         assert plain(got) == {"a": [1, 0], "b": [1]}
 
     @pytest.mark.parametrize(
@@ -114,4 +114,4 @@ class TestColumns:
         np.save(tmp_path / "r.npy", np.zeros((2, 3)))
         assert read_rollouts(tmp_path / "r.npy").columns == ""
         with pytest.raises(RolloutFileError, match=r"a \.npy array has no columns to be chosen"):
-            read_rollouts(tmp_path / "r.npy", reward_columns=["s0"])
+            read_rollouts(tmp_path / "r.npy", Options(rewards=["s0"]))

@@ -15,13 +15,15 @@ import pytest
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
+from pkpo_triton import packed  # noqa: E402
 from pkpo_triton.plan import OPTIONS  # noqa: E402
 
 import pkpo_kernels as pk  # noqa: E402
 from bench import gpu_baselines, gpu_compile, gpu_static, sass  # noqa: E402
 from bench.gpu_compile import TARGETS  # noqa: E402
 from bench.gpu_static import Budget, Figures  # noqa: E402
-from bench.variants import Variant, shipped, transform_variant  # noqa: E402
+from bench.records import read_table, write_table  # noqa: E402
+from bench.variants import Variant, shipped, transform_variant, usual_variant  # noqa: E402
 from pkpo_kernels.maths.estimators import ESTIMATORS  # noqa: E402
 
 POINTERS = {"x_ptr": "*fp32", "out_ptr": "*fp32"}
@@ -129,8 +131,9 @@ def test_compilation_is_cold_and_leaves_the_cache_alone(
     [
         transform_variant(5),
         transform_variant(8, "bfloat16", masked=True),
-        pytest.param(transform_variant(16), marks=pytest.mark.slow),
-        pytest.param(transform_variant(64), marks=pytest.mark.slow),
+        usual_variant(16),
+        pytest.param(usual_variant(64), marks=pytest.mark.slow),
+        pytest.param(usual_variant(128), marks=pytest.mark.slow),
         *(pytest.param(variant, marks=pytest.mark.release) for variant in shipped()),
     ],
     ids=lambda variant: variant.name,
@@ -148,7 +151,7 @@ def test_what_the_variants_say_is_what_the_library_launches_and_right(
 
     monkeypatch.setattr(gpu_static, "launch", checked)
     gpu_static.measure(variant, "sm_90")
-    # Compiled ahead of time, and found by the launches on both kinds of rewards
+    # Compiled ahead of time, and found by the launches on all kinds of rewards
     assert hits == [False, True]
 
 
@@ -161,12 +164,16 @@ def test_every_variant_is_called_for_what_it_is(monkeypatch: pytest.MonkeyPatch)
 
         monkeypatch.setattr(pk, name, called)
     for variant in shipped():
-        gpu_static.launch(variant, gpu_static.rewards_of(variant, two_values=False))
+        gpu_static.launch(variant, gpu_static.rewards_of(variant, "normal"))
         call, constants = calls.pop(), variant.constants
         assert call["rewards"].numel() == 2 * variant.elements
         assert str(call["rewards"].dtype).removeprefix("torch.") in variant.name
-        assert ("where" in call) == constants["MASKED"] == ("where" in variant.name)
         assert call["name"] == ("max_at_k" if variant.name.startswith("max@k") else "transform")
+        if variant.kernel is packed.packed_kernel:
+            assert call.keys() == {"name", "rewards", "k", "implementation"}
+            assert type(call["k"]) is int
+            continue
+        assert ("where" in call) == constants["MASKED"] == ("where" in variant.name)
         if call["name"] == "transform":
             estimator = ESTIMATORS[call["estimator"]]
             assert estimator.index_shift == constants["INDEX_SHIFT"]
@@ -175,10 +182,29 @@ def test_every_variant_is_called_for_what_it_is(monkeypatch: pytest.MonkeyPatch)
             assert kind == constants["K"]
 
 
-def test_two_values_are_two() -> None:
+def test_rewards_are_of_their_kind() -> None:
     variant = transform_variant(16)
-    assert set(gpu_static.rewards_of(variant, two_values=True).unique().tolist()) == {0, 1}
-    assert len(gpu_static.rewards_of(variant, two_values=False).unique()) > variant.elements
+    of = {kind: gpu_static.rewards_of(variant, kind) for kind in gpu_static.KINDS}
+    assert set(of["two_values"].unique().tolist()) == {0, 1}
+    assert set(of["four_values"].unique().tolist()) == {0, 1, 2, 3}
+    assert len(of["normal"].unique()) > variant.elements
+    apart = (of["near_ties"] - 1) * 2**23
+    assert torch.equal(apart.sort(1).values, torch.arange(16.0).expand_as(apart))
+
+
+def test_rows_stand_beside_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "figures.csv"
+    before = [{"kernel": name, "n": n, "x": 1} for name, n in (("a", 8), ("b", 8), ("c", 64))]
+    write_table(file, before, {"commit": "old"})
+    rows = [{"kernel": "b", "n": 8, "x": 2, "y": 3}]
+    write_table(file, gpu_static.beside_others(rows, file), {"commit": "new"})
+    told = {row["kernel"]: (row["x"], row["y"], row["commit"]) for row in read_table(file)}
+    assert told == {"a": ("1", "", "old"), "b": ("2", "3", "new"), "c": ("1", "", "old")}
+
+
+def test_only_kernels_of_the_table() -> None:
+    with pytest.raises(ValueError, match=r"name kernels of the table; got \['n=7'\]"):
+        gpu_static.measure_all("sm_90", only=["n=7"])
 
 
 def test_an_amd_kernel_tells_what_it_uses() -> None:
@@ -287,7 +313,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, target: str) -> gpu_static.Row:
 def test_the_whole_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     row = measured(monkeypatch, "sm_90")
     assert row.normal is not None and 50 < row.normal.instructions < 80
-    assert row.normal == row.two_values  # a network takes the same way for all rows
+    assert (
+        row.normal == row.two_values == row.near_ties
+    )  # a network takes the same way for all rows
     assert row.of_copy is not None and 0.5 < row.of_copy < 1
     plain = gpu_static.plain(row)
     assert plain["normal"]["alu"] == row.normal.alu

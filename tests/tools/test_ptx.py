@@ -183,6 +183,24 @@ def test_shared_memory_that_nobody_wrote() -> None:
     assert faults(text, {"out": words(32)}, shared=128) == {"uninitialised"}
 
 
+def test_variables_in_shared_memory_have_places_of_their_own() -> None:
+    out = words(32)
+    text = [
+        *OF_THREAD,
+        *("mul.lo.s32 %r5, %r1, 4;", "add.s32 %r6, %r1, 100;", "mov.u32 %r7, global_smem;"),
+        "{ .shared .align 16 .b32 rows[32]; mov.u32 %r8, rows; st.shared.b32 [rows+0], 7; }",
+        "{ .shared .align 4 .b32 rows[32]; mov.u32 %r9, rows; st.shared.b32 [rows], 8; }",
+        # A launch's own memory lies behind; the second variable is the last in front of it.
+        *("add.s32 %r10, %r7, %r5;", "st.shared.b32 [%r10], %r6;", "ld.shared.b32 %r11, [%r10];"),
+        *("bar.sync 0;", "ld.shared.b32 %r12, [%r8];", "ld.shared.b32 %r13, [%r9];"),
+        *("add.s32 %r11, %r11, %r12;", "add.s32 %r11, %r11, %r13;"),
+        "st.global.b32 [%rd1], %r11;",
+    ]
+    run(text, {"out": out}, shared=128).faults.check()
+    assert out.tolist() == [100 + i + 7 + 8 for i in range(32)]
+    assert run(text, {"out": out}, shared=64).faults.kinds == {"out of bounds"}
+
+
 ROUND = [  # each thread writes its word of shared memory and reads that of another
     "mul.lo.s32 %r5, %r1, 4;",
     "st.shared.b32 [%r5], %r1;",
@@ -302,6 +320,7 @@ def test_guards_hold_back_returns_and_barriers() -> None:
             "setp.lt.and.s32 %p1|%p2, %r1, 3, %p3;",
             "$L_a: $L_a:",
             "ld.volatile.global.b32 %r9, [0];",
+            "{ .shared .b32 one; }",
         ),
     ],
 )

@@ -44,6 +44,7 @@ COLUMNS = {
     "throughput": ("throughput-*.csv", "gb_per_s"),
     "accuracy": ("accuracy-*.csv", "worst"),
     "scaling": ("scaling-*.csv", "ms"),
+    "host": ("host-*.csv", "ratio"),
     "grouping": ("grouping-*.csv", "of_matrix"),
     "gpu static": ("gpu-static-sm_90.csv", "normal_shuffles"),
     "beside the model": ("throughput-nvidia-h200.csv", "gb_per_s"),

@@ -11,7 +11,7 @@ import pytest
 from rollout_examples import GOOD, TASKS, made, plain, put
 
 from pkpo_kernels.cli import rollout_files
-from pkpo_kernels.cli.rollout_files import check_output, read_rollouts
+from pkpo_kernels.cli.rollout_files import Options, check_output, read_rollouts
 from pkpo_kernels.cli.rollouts import RolloutFileError
 
 
@@ -28,8 +28,8 @@ class TestReading:
         samples = [("b", 0), ("a", True), ("b", 1.5), (7, -1), ("b", False)]
         text = "\r\n\r\n".join(json.dumps({"task_id": t, "reward": r}) for t, r in samples)
         got = plain(read_rollouts(put(tmp_path / "r.JSONL", "\ufeff" + text + "\n\n")))
-        assert got == {"b": [0, 1.5, 0], "a": [1], "7": [-1]}
-        assert list(got) == ["b", "a", "7"]
+        assert got == {"b": [0, 1.5, 0], "a": [1], 7: [-1]}
+        assert list(got) == ["b", "a", 7]
 
     def test_csv_of_samples(self, tmp_path: Path) -> None:
         text = 'model,task_id,reward\nx,b,0\nx,"a, or\nso",TRUE\nx,b,1.5e0\n\nx,b,false\n'
@@ -47,12 +47,12 @@ class TestReading:
             " seconds"
         )
         put(path, '{"prompt": "p", "grades": [1, 0]}\n{"prompt": "q", "grades": [1]}\n')
-        chosen: dict[str, Any] = {"task_column": "prompt", "reward_columns": ["grades"]}
-        assert plain(read_rollouts(path, **chosen)) == {"p": [1, 0], "q": [1]}
+        chosen = Options(task="prompt", rewards=["grades"])
+        assert plain(read_rollouts(path, chosen)) == {"p": [1, 0], "q": [1]}
         put(path, '{"prompt": "p", "grades": 1}\n{"prompt": "p", "grades": 0}\n')
-        assert plain(read_rollouts(path, **chosen)) == {"p": [1, 0]}
+        assert plain(read_rollouts(path, chosen)) == {"p": [1, 0]}
         put(path, '{"task_id": "p", "a": 1, "b": null, "c": 0}\n')
-        assert plain(read_rollouts(path, reward_columns=["a", "b", "c"])) == {"p": [1, 0]}
+        assert plain(read_rollouts(path, Options(rewards=["a", "b", "c"]))) == {"p": [1, 0]}
 
     def test_csv_of_tasks(self, tmp_path: Path) -> None:
         text = "task_id,s0,s1,s2\nb,0,1,1\na,,1, \n"
@@ -73,11 +73,11 @@ class TestReading:
         pq.write_table(pa.table(columns), path, row_group_size=2)
         assert plain(read_rollouts(path)) == TASKS
         pq.write_table(pa.table({"task_id": [4, 5, 4], "reward": [True, False, False]}), path)
-        assert plain(read_rollouts(path)) == {"4": [1, 0], "5": [0]}
+        assert plain(read_rollouts(path)) == {4: [1, 0], 5: [0]}
 
     def test_no_reward_columns_are_none(self, tmp_path: Path) -> None:
         with pytest.raises(RolloutFileError, match="must name each key once; got none"):
-            read_rollouts(put(tmp_path / "r.jsonl", GOOD), reward_columns=[])
+            read_rollouts(put(tmp_path / "r.jsonl", GOOD), Options(rewards=[]))
 
     def test_parquet_follows_the_rule_of_csv(self, tmp_path: Path) -> None:
         pa = pytest.importorskip("pyarrow")
@@ -89,7 +89,7 @@ class TestReading:
         pq.write_table(pa.table(wide | {"__index_level_0__": [7, 9]}), path)
         with pytest.raises(RolloutFileError, match="'__index_level_0__' looks like an index"):
             read_rollouts(path)
-        got = read_rollouts(path, reward_columns=["s0", "s1"])
+        got = read_rollouts(path, Options(rewards=["s0", "s1"]))
         assert plain(got) == {"a": [0, 1], "b": [1]}
         assert got.columns.endswith("; ignored: __index_level_0__")
         columns = {"task_id": ["a", "b", "a"], "sample_idx": [0, 0, 1], "passed": [1, 0, 1]}
@@ -172,6 +172,10 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
         GOOD + '{"task_id": "b", "rewards": [0, NaN]}\n{"task_id": "c", "rewards": [0]}',
         "{}:2: a reward must be finite; got nan",
     ),
+    "nan_first.jsonl": (
+        '{"task_id": "b", "rewards": [NaN]}\n{"task_id": "c", "rewards": ["x"]}\nbroken',
+        "{}:1: a reward must be finite; got nan",
+    ),
     "infinite.jsonl": (
         '{"task_id": "b", "reward": 1e999}',
         "{}:1: a reward must be finite; got inf",
@@ -183,8 +187,13 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     ),
     "bad_id.jsonl": (
         '{"task_id": [1], "reward": 1}',
-        "{}:1: task_id must be a string or an integer",
+        "{}:1: task_id must be a string or a number; got [1]",
     ),
+    "true_id.jsonl": ('{"task_id": true, "reward": 1}', "{}:1: task_id must be a string or a"),
+    "null_id.jsonl": (GOOD + '{"task_id": null, "rewards": [1]}', "{}:2: task_id must be a string"),
+    "nan_id.jsonl": ('{"task_id": NaN, "reward": 1}', "{}:1: task_id must be a string or a number"),
+    "blank_id.jsonl": (GOOD + '{"task_id": " \\t", "rewards": [1]}', "{}:2: the task_id is blank"),
+    "blank_id.csv": ("task_id,reward\na,1\n ,1\n", "{}:3: the task_id is blank"),
     "latin.jsonl": (GOOD.encode() + b'{"task_id": "\xe4"}', "{}:2: not UTF-8 at byte 13"),
     "empty.csv": ("", "{}: the file is empty"),
     "header_only.csv": ("task_id,reward\n", "{}: the file holds no tasks"),
@@ -209,8 +218,12 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     "no_id.csv": ("task_id,reward\n,1\n", "{}:2: the task_id is empty"),
     "quote.csv": ('task_id,reward\n"a"x,1\n', "{}:2: not valid CSV: "),
     "text.npy": ("hello", "{}: not a .npy file of numbers: "),
-    "rollouts.txt": (GOOD, "{}: extension must be .jsonl, .csv, .npy or .parquet; got '.txt'"),
-    "rollouts": (GOOD, "{}: extension must be .jsonl, .csv, .npy or .parquet; got 'none'"),
+    "rollouts.txt": (
+        GOOD,
+        "{}: extension must be .jsonl, .json, .csv or .tsv, each with .gz or .zst after it or not,"
+        " .npy or .parquet; got '.txt'; or say --format",
+    ),
+    "rollouts": (GOOD, "{}: extension must be .jsonl, .json, .csv or .tsv, each with"),
 }
 
 
@@ -278,6 +291,10 @@ def test_a_longdouble_beyond_float64(tmp_path: Path) -> None:
         ({"task_id": ["a", "b"], "rewards": [[1], None]}, ":2: rewards is null"),
         ({"task_id": ["a", None], "rewards": [[1], [1]]}, ":2: task_id is null"),
         ({"task_id": ["a", ""], "rewards": [[1], [1]]}, ":2: the task_id is empty"),
+        (
+            {"task_id": [[{"role": "user"}]], "reward": [1]},
+            ": task_id must be text or numbers; got l",
+        ),
         ({"task_id": ["a", "b"], "rewards": [[1], []]}, ":2: task 'b' has no rewards"),
         ({"task_id": ["a", "a"], "rewards": [[1], [0]]}, ":2: task_id 'a' was on line 1 already"),
         ({"task_id": ["a", "b"], "rewards": [[1.0], [1.0, None]]}, ":2: a reward must be finite"),

@@ -1,4 +1,4 @@
-"""CSV: a header, and a line for each task or for each sample."""
+"""CSV and TSV: a header, and a line for each task or for each sample."""
 
 from __future__ import annotations
 
@@ -9,34 +9,60 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import Any, BinaryIO
 
-from pkpo_kernels.cli.lines import Lines, text_lines
-from pkpo_kernels.cli.rollouts import Floats, PathLike, Rollouts
+from pkpo_kernels.cli.lines import Lines
+from pkpo_kernels.cli.rollouts import Floats, Rollouts
+from pkpo_kernels.cli.sources import Source
 from pkpo_kernels.validation import LARGEST_EXACT
 
+# What a C long holds wherever there is one.
+_LONGEST = (1 << 31) - 1
+# What programs write for a reward that is not there.
+_NULLS = frozenset({"", "null", "none", "nan", "na", "n/a"})
 
-def read(path: PathLike, task_column: str | None, reward_columns: Sequence[str] | None) -> Rollouts:
-    """Read a header, and a line for each task or each sample."""
-    lines = Lines(path, task_column, reward_columns)
-    table = csv.reader(text_lines(path), strict=True)
+
+def read(source: Source, lines: Lines) -> None:
+    """Read a header, and a line for each task or each sample; cells are set apart by commas."""
+    _read(source, lines, "excel")
+
+
+def read_tabs(source: Source, lines: Lines) -> None:
+    """Read the same with tabs for commas."""
+    _read(source, lines, "excel-tab")
+
+
+def _read(source: Source, lines: Lines, dialect: str) -> None:
+    table = csv.reader(source.lines(), dialect, strict=True)
+    # What stands in columns that are not used may be as long as a model writes.
+    limit = csv.field_size_limit(_LONGEST)
     try:
         header = [name.strip() for name in next(filter(None, table), [])]
         if not header:
             lines.fail("the file is empty: it must begin with a header that has task_id")
         columns = lines.choose(header, table.line_num)
         lines.one_sample_a_line = not columns.wide
+        nulls = _NULLS if lines.options.null != "error" else frozenset()
         for cells in table:
             number = table.line_num
             if not cells:
                 continue
             if len(cells) != len(header):
                 lines.fail(f"{len(cells)} cells where the header has {len(header)}", number)
+            if not lines.takes(columns, cells.__getitem__, number):
+                continue
             rewards = [cells[i] for i in columns.rewards]
             if columns.wide:
                 rewards = [cell for cell in rewards if cell.strip()]
-            lines.add(cells[columns.task], [_cell(cell) for cell in rewards], number)
+            lines.add(
+                cells[columns.task],
+                [None if cell.strip().lower() in nulls else _cell(cell) for cell in rewards],
+                number,
+            )
     except csv.Error as error:
-        lines.fail(f"not valid CSV: {error}", table.line_num)
-    return lines.rollouts()
+        lines.fail(
+            f"not valid {'TSV' if dialect == 'excel-tab' else 'CSV'}: {error}", table.line_num
+        )
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _cell(text: str) -> Any:

@@ -7,27 +7,64 @@ import math
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from pkpo_kernels.cli.lines import Lines, shown_json, text_lines
-from pkpo_kernels.cli.rollouts import Floats, PathLike, Rollouts
+from pkpo_kernels.cli.layouts import OPENAI_EVALS, Layout, OpenAIEvals
+from pkpo_kernels.cli.lines import Lines, shown_json
+from pkpo_kernels.cli.rollouts import Floats, Rollouts
+from pkpo_kernels.cli.sources import Source
+from pkpo_kernels.validation import listed
 
 
-def read(path: PathLike, task_column: str | None, reward_columns: Sequence[str] | None) -> Rollouts:
+def read(source: Source, lines: Lines) -> None:
     """Read a line for each task or each sample."""
-    lines = Lines(path, task_column, reward_columns)
-    for number, text in enumerate(text_lines(path), 1):
+    records = Records(lines)
+    for number, text in enumerate(source.lines(), 1):
         # Of a lone byte order mark nothing is left.
         if not text.strip():
             continue
         try:
-            record = _JSON.decode(text)
-        except _DuplicateKey as error:
+            record = JSON.decode(text)
+        except DuplicateKey as error:
             lines.fail(str(error), number)
         except (ValueError, RecursionError) as error:
             lines.fail(f"not valid JSON: {error}", number)
         if not isinstance(record, dict):
             lines.fail("a line must be a JSON object with task_id and rewards", number)
-        columns = lines.choose(tuple(record), number, word="key")
+        records.add(record, number)
+    records.finish()
+
+
+class Records:
+    """Takes tasks or samples from JSON objects."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._events: OpenAIEvals | None = None
+        self._any = False
+
+    def add(self, record: dict[str, Any], number: int) -> None:
+        """Take what the object on this line says."""
+        if not self._any:
+            self._any = True
+            self._events = OpenAIEvals() if OpenAIEvals.begins(record) else None
+        if self._events is not None:
+            sample = self._events.sample(record)
+            if sample is not None:
+                self._take(sample, number, OPENAI_EVALS)
+        else:
+            self._take(record, number, None)
+
+    def finish(self) -> None:
+        """Say what was left out."""
+        if self._events is not None and self._events.left:
+            left = listed(list(self._events.left))
+            self._lines.skipped.append(f"events taken: {self._events.type}; left out: {left}")
+
+    def _take(self, record: dict[str, Any], number: int, layout: Layout | None) -> None:
+        lines = self._lines
+        columns = lines.choose(tuple(record), number, word="key", layout=layout)
         values = list(record.values())
+        if not lines.takes(columns, values.__getitem__, number):
+            return
         rewards = [values[i] for i in columns.rewards]
         is_list = not columns.wide and columns.holds_lists(isinstance(rewards[0], list))
         lines.expect(not (columns.wide or is_list), number)
@@ -38,10 +75,9 @@ def read(path: PathLike, task_column: str | None, reward_columns: Sequence[str] 
             if not isinstance(rewards, list):
                 lines.fail(f"{columns.reward} must be a list; got {shown_json(rewards)}", number)
         lines.add(values[columns.task], rewards, number)
-    return lines.rollouts()
 
 
-class _DuplicateKey(ValueError):
+class DuplicateKey(ValueError):
     """A JSON object has a key twice."""
 
 
@@ -51,11 +87,11 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(record) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise _DuplicateKey(f"the key {json.dumps(twice)} is there twice")
+        raise DuplicateKey(f"the key {json.dumps(twice)} is there twice")
     return record
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_without_duplicates)
+JSON = json.JSONDecoder(object_pairs_hook=_without_duplicates)
 
 
 def write(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -> None:

@@ -2,50 +2,64 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from tokenize import TokenError
-from typing import BinaryIO
-from zipfile import BadZipFile
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pkpo_kernels.cli.rollouts import Floats, PathLike, RolloutFileError, Rollouts
+from pkpo_kernels.cli.lines import Lines
+from pkpo_kernels.cli.rollouts import Floats, Rollouts
+from pkpo_kernels.cli.sources import Source
 from pkpo_kernels.validation import inexact_integers, not_exact
 
-# What NumPy raises, by way of tokenize and zipfile too, of a file that is no array.
-_NO_NPY = (ValueError, EOFError, MemoryError, OverflowError, TokenError, BadZipFile)
+# Entries that are read at a time: 8 MiB of float64.
+_ENTRIES = 1 << 20
+# What NumPy raises, by way of tokenize and mmap too, of a file that is no array.
+_NO_NPY = (ValueError, EOFError, MemoryError, TokenError, OSError, ArithmeticError)
 
 
-def read(path: PathLike, task_column: str | None, reward_columns: Sequence[str] | None) -> Rollouts:
+def read(source: Source, lines: Lines) -> None:
     """Read an array, whose rows are the tasks; it has no columns to be chosen."""
-    if task_column is not None or reward_columns is not None:
-        raise RolloutFileError(path, "a .npy array has no columns to be chosen")
-    with open(path, "rb") as file:
-        try:
-            matrix = np.load(file, allow_pickle=False)
-        except _NO_NPY as error:
-            raise RolloutFileError(path, f"not a .npy file of numbers: {error}") from None
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or not matrix.size:
-        shape = getattr(matrix, "shape", "several arrays")
-        raise RolloutFileError(path, f"must hold a (tasks, samples) array; got shape {shape}")
+    options = lines.options
+    if options.task is not None or options.rewards is not None or options.only:
+        lines.fail("a .npy array has no columns to be chosen")
+    try:
+        with np.errstate(over="raise"):
+            matrix: NDArray[Any] = np.lib.format.open_memmap(os.fspath(source.path), mode="r")  # type: ignore[no-untyped-call]
+    except _NO_NPY as error:
+        lines.fail(f"not a .npy file of numbers: {error}")
+    if matrix.ndim != 2 or not matrix.size:
+        lines.fail(f"must hold a (tasks, samples) array; got shape {matrix.shape}")
     if matrix.dtype.kind not in "biuf":
-        raise RolloutFileError(path, f"must hold numbers or bools; got dtype {matrix.dtype}")
-    inexact = inexact_integers(matrix, matrix)
-    if inexact is not None:
-        task, sample = np.unravel_index(np.argmax(inexact), matrix.shape)
-        got = f"{matrix[task, sample]} in task {task}, sample {sample}"
-        raise RolloutFileError(path, not_exact("rewards", got))
-    # A longdouble beyond float64 becomes an infinity, which is refused below.
-    with np.errstate(over="ignore"):
-        matrix = matrix.astype(np.float64)
-    finite = np.isfinite(matrix)
-    if not finite.all():
-        task, sample = np.unravel_index(np.argmin(finite), matrix.shape)
-        raise RolloutFileError(
-            path,
-            f"a reward must be finite; got {matrix[task, sample]} in task {task}, sample {sample}",
-        )
-    return Rollouts(tuple(map(str, range(len(matrix)))), tuple(matrix))
+        lines.fail(f"must hold numbers or bools; got dtype {matrix.dtype}")
+    tasks, n = matrix.shape
+    lines.one_sample_a_line = False
+    for start in range(0, tasks, max(1, _ENTRIES // n)):
+        source.tell(start / tasks)
+        rows = np.asarray(matrix[start : start + max(1, _ENTRIES // n)])
+        inexact = inexact_integers(rows, rows)
+        if inexact is not None:
+            lines.fail(not_exact("rewards", _place(rows, inexact, start)))
+        # A longdouble beyond float64 becomes an infinity, which is refused below.
+        with np.errstate(over="ignore"):
+            rewards = rows.astype(np.float64)
+        wrong = ~np.isfinite(rewards)
+        if options.null != "error":
+            wrong &= ~np.isnan(rewards)
+        if wrong.any():
+            lines.fail(f"a reward must be finite; got {_place(rewards, wrong, start)}")
+        numbers = range(start, start + len(rows))
+        lengths = np.full(len(rows), n, np.int64)
+        lines.add_all(list(map(str, numbers)), rewards.ravel(), lengths, numbers)
+
+
+def _place(rows: NDArray[Any], entries: NDArray[np.bool_], start: int) -> str:
+    """Tell the first of these entries, and where it is in an array whose rows begin at `start`."""
+    task, sample = np.unravel_index(np.argmax(entries), rows.shape)
+    return f"{rows[task, sample]} in task {start + task}, sample {sample}"
 
 
 def write(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -> None:

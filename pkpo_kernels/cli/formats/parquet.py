@@ -11,38 +11,82 @@ from numpy.typing import NDArray
 
 from pkpo_kernels.cli.columns import Columns
 from pkpo_kernels.cli.lines import Lines
-from pkpo_kernels.cli.rollouts import Floats, PathLike, Rollouts
+from pkpo_kernels.cli.rollouts import Floats, Rollouts, TaskId
+from pkpo_kernels.cli.sources import Source
 from pkpo_kernels.validation import LARGEST_EXACT
 
+# Integers that int64 holds.
+_IDS = 1 << 63
+# Rows, and bytes of the columns that are used, that are read at a time.
+_ROWS, _BYTES = 1 << 16, 1 << 25
 
-def read(path: PathLike, task_column: str | None, reward_columns: Sequence[str] | None) -> Rollouts:
+
+def read(source: Source, lines: Lines) -> None:
     """Read a row for each task or each sample."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    lines = Lines(path, task_column, reward_columns)
-    with open(path, "rb") as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            columns = lines.choose(parquet.schema_arrow.names)
-            names = [columns.names[i] for i in (columns.task, *columns.rewards)]
-            table = parquet.read(columns=names)
-            task_ids, *rewards = (table[name] for name in names)
-            _check_no_null(lines, columns.names[columns.task], task_ids)
-            flat, lengths, lists = _numbers_of(lines, columns, rewards)
-            texts = _texts_of(lines, task_ids.cast(pa.string()))
-        except pa.ArrowException as error:
-            lines.fail(f"not a Parquet file of rollouts: {error}")
+    try:
+        parquet = pq.ParquetFile(source.file)
+        columns = lines.choose(parquet.schema_arrow.names)
+        names = list(dict.fromkeys(columns.names[i] for i in (columns.task, *columns.rewards)))
+        also = [*lines.options.only]
+        if columns.apart is not None:
+            also.append(columns.names[columns.apart])
+        start, rows = 0, parquet.metadata.num_rows
+        size = _rows_at_a_time(parquet.metadata, {*names, *also})
+        for batch in parquet.iter_batches(size, columns=[*names, *also]):
+            source.tell(start / rows)
+            numbers = np.arange(start + 1, start + 1 + len(batch))
+            start += len(batch)
+            table = pa.Table.from_batches([batch])
+            if also:
+                table, numbers = _taken(lines, columns, table, numbers)
+            _add(lines, columns, [table[name] for name in names], numbers)
+    except pa.ArrowException as error:
+        lines.fail(f"not a Parquet file of rollouts: {error}")
+
+
+def _rows_at_a_time(metadata: Any, names: set[str]) -> int:
+    """Find how many rows of these columns are read at a time: a list may be long."""
+    size = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if any(f"{column.path_in_schema}.".startswith(f"{name}.") for name in names):
+                # However few bits a value takes in the file.
+                size += max(column.total_uncompressed_size, 8 * column.num_values)
+    return max(1, min(_ROWS, metadata.num_rows * _BYTES // max(size, 1)))
+
+
+def _taken(
+    lines: Lines, columns: Columns, table: Any, numbers: NDArray[np.int64]
+) -> tuple[Any, NDArray[np.int64]]:
+    """Leave out the rows that are not wanted: a table, and the numbers of its rows (rows,)."""
+    held = {name: table[name].to_pylist() for name in table.column_names}
+    taken = np.array(
+        [
+            lines.takes(columns, lambda at: held[columns.names[at]][row], int(number))  # noqa: B023
+            for row, number in enumerate(numbers)
+        ],
+        bool,
+    )
+    return table.filter(taken), numbers[taken]
+
+
+def _add(lines: Lines, columns: Columns, arrays: Sequence[Any], numbers: NDArray[np.int64]) -> None:
+    """Keep rows: Arrow columns (rows,) of ids and of rewards, and the rows' numbers (rows,)."""
+    task_ids, *rewards = arrays
+    _check_no_null(lines, columns.names[columns.task], task_ids, numbers)
+    flat, lengths, lists = _numbers_of(lines, columns, rewards, numbers)
     lines.one_sample_a_line = not (columns.wide or lists)
-    lines.add_all(texts, flat, lengths)
-    return lines.rollouts()
+    lines.add_all(_ids_of(lines, task_ids, numbers), flat, lengths, numbers.tolist())
 
 
 def _numbers_of(
-    lines: Lines, columns: Columns, rewards: list[Any]
+    lines: Lines, columns: Columns, rewards: list[Any], rows: NDArray[np.int64]
 ) -> tuple[Floats, NDArray[np.int64], bool]:
-    """Convert Arrow columns of rewards (rows,): → all rewards (samples,), how many each row has
-    (rows,), and whether they are lists."""
+    """Convert Arrow columns of rewards (rows,): → all rewards (samples,), NaN for null, how many
+    each row has (rows,), and whether they are lists."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -54,7 +98,7 @@ def _numbers_of(
         if pa.types.is_integer(dtype) and dtype.bit_width == 64:
             ends = pc.min_max(column).as_py().values()
             if any(end is not None and abs(end) > LARGEST_EXACT for end in ends):
-                lines.check_exact(column.to_pylist(), lambda i: row_of(i) + 1)
+                lines.check_exact(column.to_pylist(), lambda i: int(rows[row_of(i)]))
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
 
     if columns.wide:
@@ -63,12 +107,14 @@ def _numbers_of(
         cells = np.column_stack(list(map(numbers, names, rewards)))
         return cells[there], there.sum(axis=1), False
     (column,) = rewards
-    _check_no_null(lines, columns.reward, column)
     is_list = any(
         is_type(column.type)
         for is_type in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     )
-    if not columns.holds_lists(is_list):
+    holds_lists = columns.holds_lists(is_list)
+    if holds_lists or lines.options.null == "error":
+        _check_no_null(lines, columns.reward, column, rows)
+    if not holds_lists:
         return numbers(columns.reward, column), np.ones(len(column), np.int64), False
     if not is_list:
         lines.fail(f"{columns.reward} must be lists; got {column.type}")
@@ -81,23 +127,40 @@ def _numbers_of(
     return numbers(columns.reward, pc.list_flatten(column), row_of), lengths, True
 
 
-def _check_no_null(lines: Lines, name: str, column: Any) -> None:
+def _check_no_null(lines: Lines, name: str, column: Any, numbers: NDArray[np.int64]) -> None:
     """Refuse a column with nulls."""
     import pyarrow.compute as pc
 
     if column.null_count:
-        lines.fail(f"{name} is null", pc.index(pc.is_null(column), True).as_py() + 1)
+        first = pc.index(pc.is_null(column), True).as_py()
+        lines.fail(f"{name} is null", int(numbers[first]))
 
 
-def _texts_of(lines: Lines, column: Any) -> list[str]:
-    """Convert an Arrow column of strings, in which Arrow itself lets any bytes pass for one."""
-    texts: list[str] = []
+def _ids_of(lines: Lines, column: Any, numbers: NDArray[np.int64]) -> list[TaskId]:
+    """Convert an Arrow column of ids: numbers, or what Arrow makes strings of, in which it lets any
+    bytes pass for one."""
+    import pyarrow as pa
+
+    dtype = column.type
+    if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
+        try:
+            column = column.cast(pa.string())
+        except pa.ArrowNotImplementedError:
+            lines.fail(f"task_id must be text or numbers; got {dtype}")
     try:
-        for text in column:
-            texts.append(text.as_py())
+        values = column.to_pylist()
     except UnicodeDecodeError:
-        lines.fail("task_id is not UTF-8", len(texts) + 1)
-    return texts
+        lines.fail("task_id is not UTF-8", int(numbers[_first_not_text(column)]))
+    return list(map(lines.checked_id, values, numbers.tolist()))
+
+
+def _first_not_text(column: Any) -> int:
+    for row, value in enumerate(column):
+        try:
+            value.as_py()
+        except UnicodeDecodeError:
+            return row
+    raise AssertionError("all of them are")
 
 
 def write(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -> None:
@@ -110,8 +173,10 @@ def write(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -> None:
     def lists(tasks: Sequence[Floats]) -> Any:
         return pa.LargeListArray.from_arrays(offsets, np.concatenate(tasks))
 
+    whole = all(type(task) is int and -_IDS <= task < _IDS for task in rollouts.task_ids)
+    ids = rollouts.task_ids if whole else list(map(str, rollouts.task_ids))
     columns = {
-        "task_id": pa.array(rollouts.task_ids, pa.string()),
+        "task_id": pa.array(ids, pa.int64() if whole else pa.string()),
         "rewards": lists(rollouts.rewards),
         "transformed": lists(values),
     }

@@ -1,0 +1,181 @@
+"""The launches as torch operators, opaque to torch.compile, which calls them at once.
+
+Defined by hand: `torch.library.custom_op` takes 50 µs a call, ten times what a launch does.
+"""
+
+# torch.library has few types.
+# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+
+from pkpo_triton import launch, matrices
+from pkpo_triton.coefficients import Estimator, as_text, from_text
+from pkpo_triton.launch import Launch
+
+# Launches that programs come back to: so many are kept, the latest made.
+MOST_LAUNCHES = 256
+
+_launches: dict[Hashable, Launch] = {}
+
+
+def transform(
+    rewards: torch.Tensor,
+    k: int | torch.Tensor,
+    where: torch.Tensor | None,
+    estimator: Estimator,
+    *,
+    scale: str,
+    undersized: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Transform every row, as `launch.transform`: at once, or as a part of a program."""
+    if not _is_watched(rewards):
+        rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
+        return launch.transform(rewards, k, where, estimator, **rest)
+    static_k, dynamic_k = (k, None) if isinstance(k, int) else (0, k)
+    rules = as_text(estimator, scale, undersized)
+    out: torch.Tensor = torch.ops.pkpo_triton.transform(
+        rewards.detach(), static_k, dynamic_k, where, rules, dtype
+    )
+    return out
+
+
+def max_at_k(
+    rewards: torch.Tensor,
+    ks: Sequence[int] | torch.Tensor,
+    where: torch.Tensor | None,
+    *,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Compute the mean of the best of k, as `launch.max_at_k`: at once, or as a part of a
+    program."""
+    if not _is_watched(rewards):
+        return launch.max_at_k(rewards, ks, where, dtype=dtype)
+    static_ks, dynamic_ks = ([], ks) if isinstance(ks, torch.Tensor) else (list(ks), None)
+    out: torch.Tensor = torch.ops.pkpo_triton.max_at_k(
+        rewards.detach(), static_ks, dynamic_ks, where, dtype
+    )
+    return out
+
+
+def _is_watched(rewards: torch.Tensor) -> bool:
+    """Tell whether torch must see an operator: it compiles, traces, or has tensors without
+    memory."""
+    return (
+        torch.compiler.is_compiling()
+        or type(rewards) not in (torch.Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def forget() -> None:
+    """Forget all launches: for what changes under their feet, such as Triton's driver."""
+    _launches.clear()
+
+
+# ---- What a program calls ----------------------------------------------------------------------
+
+_LIBRARY = torch.library.Library("pkpo_triton", "DEF")
+_LIBRARY.define(
+    "transform(Tensor rewards, int k, Tensor? dynamic_k, Tensor? where, str rules,"
+    " ScalarType dtype) -> Tensor"
+)
+_LIBRARY.define(
+    "max_at_k(Tensor rewards, int[] ks, Tensor? dynamic_ks, Tensor? where, ScalarType dtype)"
+    " -> Tensor"
+)
+
+
+@torch.library.impl(_LIBRARY, "transform", "CompositeExplicitAutograd")
+def _transform(
+    rewards: torch.Tensor,
+    k: int,
+    dynamic_k: torch.Tensor | None,
+    where: torch.Tensor | None,
+    rules: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    form = _form(rewards, where, dynamic_k, k, rules, dtype)
+    known = _launches.get(form)
+    if known is None:
+        estimator, scale, undersized = from_text(rules)
+        rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
+        arguments = (rewards, k if dynamic_k is None else dynamic_k, where, estimator)
+        known = launch.prepared_transform(*arguments, **rest)
+        if known is None:
+            return launch.transform(*arguments, **rest)
+        _keep(form, known)
+    return known(rewards, where, dynamic_k)
+
+
+@torch.library.impl(_LIBRARY, "max_at_k", "CompositeExplicitAutograd")
+def _max_at_k(
+    rewards: torch.Tensor,
+    ks: Sequence[int],
+    dynamic_ks: torch.Tensor | None,
+    where: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    form = _form(rewards, where, dynamic_ks, tuple(ks), dtype)
+    known = _launches.get(form)
+    if known is None:
+        either_ks = ks if dynamic_ks is None else dynamic_ks
+        known = launch.prepared_max_at_k(rewards, either_ks, where, dtype=dtype)
+        if known is None:
+            return launch.max_at_k(rewards, either_ks, where, dtype=dtype)
+        _keep(form, known)
+    return known(rewards, where, dynamic_ks)
+
+
+def _form(
+    rewards: torch.Tensor, where: torch.Tensor | None, k: torch.Tensor | None, *rest: Hashable
+) -> Hashable | None:
+    """Describe a call by all that its launch depends on; None where that may be kept by nobody."""
+    stream = launch.stream_to_keep(rewards.device)
+    if stream is None:
+        return None
+    return (stream, *(_lies(x) for x in (rewards, where, k)), *rest)
+
+
+def _lies(x: torch.Tensor | None) -> Hashable:
+    return x if x is None else (x.dtype, x.shape, x.stride(), x.device, x.data_ptr() % 16 == 0)
+
+
+def _keep(form: Hashable | None, made: Launch) -> None:
+    if form is None:
+        return
+    if len(_launches) >= MOST_LAUNCHES:
+        _launches.clear()
+    _launches[form] = made
+
+
+@torch.library.register_fake("pkpo_triton::transform", lib=_LIBRARY)
+def _(
+    rewards: torch.Tensor,
+    k: int,
+    dynamic_k: torch.Tensor | None,
+    where: torch.Tensor | None,
+    rules: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    either_k = k if dynamic_k is None else dynamic_k
+    estimator, _, _ = from_text(rules)
+    chosen = matrices.plan_transform(rewards, either_k, where, estimator, dtype, any_rows=True)
+    return matrices.empty_result(rewards, dtype, chosen)
+
+
+@torch.library.register_fake("pkpo_triton::max_at_k", lib=_LIBRARY)
+def _(
+    rewards: torch.Tensor,
+    ks: Sequence[int],
+    dynamic_ks: torch.Tensor | None,
+    where: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    n_ks = len(ks) if dynamic_ks is None else dynamic_ks.shape[0]
+    return torch.empty((rewards.shape[0], n_ks), dtype=dtype, device=rewards.device)

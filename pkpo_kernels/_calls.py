@@ -1,0 +1,103 @@
+"""Calls that were made before: what a first call has checked and prepared, the next one of its form
+does at once.
+
+A form is all that checks and preparations depend on. Only calls with plain tensors have one, whose
+values neither depend on; what is compiled, traced or watched goes the long way every time, and so
+do NumPy and JAX, where a call costs more than its checks.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable
+from threading import Lock
+from typing import Any
+
+# (rewards, where, k) → the result
+Again = Callable[[Any, Any, Any], Any]
+
+# A form for every k that a run anneals through would be a leak: so many are kept, the latest made.
+MOST_FORMS = 512
+
+_known: dict[Hashable, Again] = {}
+_lock = Lock()
+
+
+def form_of(function: str, rewards: Any, k: Any, where: Any, *options: Any) -> Hashable | None:
+    """Describe an eager call; None for one that goes the long way.
+
+    Args:
+        function: that is called.
+        rewards, k, where: its arrays, and an integer or several as k.
+        options: its other arguments.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or torch.compiler.is_compiling() or type(rewards) is not torch.Tensor:
+        return None
+    inside = torch._C
+    if (
+        inside._len_torch_dispatch_stack()  # fake tensors, make_fx, profilers
+        or inside._functorch.peek_interpreter_stack() is not None  # vmap, grad
+        or inside._get_tracing_state() is not None  # jit.trace
+    ):
+        return None
+    of_k: Hashable = k
+    if type(k) is torch.Tensor:
+        of_k = _lies(k, torch)
+    elif type(k) is list or type(k) is tuple:
+        of_k = tuple(k) if set(map(type, k)) == {int} else None
+    elif type(k) is not int:
+        return None
+    of_where: Hashable = False
+    if where is not None:
+        of_where = _lies(where, torch) if type(where) is torch.Tensor else None
+    for option in options:
+        # Equal to what is right is not right: True is no axis.
+        if option is not None and type(option) is not str and type(option) is not int:
+            return None
+    lies, stream = _lies(rewards, torch), _stream(torch, rewards)
+    if lies is None or of_k is None or of_where is None or stream is None:
+        return None
+    return (function, lies, of_k, of_where, stream, torch.get_default_dtype(), options)
+
+
+def _lies(x: Any, torch: Any) -> Hashable | None:
+    """Describe a plain tensor as memory; None for one that is more, or less."""
+    if x.layout is not torch.strided or x.is_nested or x.is_neg():
+        return None
+    # What Triton compiles for depends on whether 16 divides an address.
+    return x.dtype, x.shape, x.stride(), x.device, x.data_ptr() % 16 == 0
+
+
+def find(form: Hashable | None) -> Again | None:
+    """Find what serves calls of a form, where there was one."""
+    return _known.get(form) if form is not None else None
+
+
+def remember(form: Hashable | None, again: Again) -> None:
+    """Keep what serves calls of a form. It may hold no tensor of the call that it was made for."""
+    if form is None:
+        return
+    with _lock:
+        while len(_known) >= MOST_FORMS:
+            del _known[next(iter(_known))]
+        _known[form] = again
+
+
+def forget() -> None:
+    """Forget all calls: for what changes under their feet, such as Triton's driver."""
+    _known.clear()
+
+
+def _stream(torch: Any, rewards: Any) -> Hashable | None:
+    """Find where a call runs; None where the next one may not be served alike."""
+    return _stream_of_gpu(torch, rewards.get_device()) if rewards.is_cuda else 0
+
+
+def _stream_of_gpu(torch: Any, index: int) -> Hashable | None:
+    """Find the current stream of a GPU; None if it is not the current one, and while a graph is
+    captured, which needs tables of its own."""
+    if torch.cuda.current_device() != index or torch.cuda.is_current_stream_capturing():
+        return None
+    stream: int = torch._C._cuda_getCurrentRawStream(index)
+    return stream

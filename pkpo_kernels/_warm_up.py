@@ -1,0 +1,113 @@
+"""Compile before the first step what a run will need, and say what took how long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from pkpo_kernels.api import max_at_k, transform
+from pkpo_kernels.backends import registry
+from pkpo_kernels.conversion import from_host
+from pkpo_kernels.maths.weights import Array
+from pkpo_kernels.typing import EstimatorName, ImplementationName, Scale, Undersized
+from pkpo_kernels.validation import checked_integer, checked_name, is_integer
+
+What = Literal["transform", "transform, where", "max_at_k", "max_at_k, where"]
+WHAT: tuple[What, ...] = get_args(What)
+
+
+def warm_up(
+    n: int | Sequence[int],
+    what: What | Sequence[What] = "transform",
+    *,
+    library: Literal["torch", "jax"] = "torch",
+    rows: int = 64,
+    dtype: str = "float32",
+    dynamic_k: bool = False,
+    estimator: EstimatorName = "sloo_minus_one",
+    scale: Scale = "sum",
+    undersized: Undersized = "zero",
+    implementation: ImplementationName | None = None,
+) -> dict[str, float]:
+    """Compile what calls for rewards (..., n) will need, on the accelerator if there is one: →
+    seconds for each call.
+
+    Triton compiles a kernel for an n, a dtype, an estimator, with `where` or without, with k an
+    integer or a tensor; the value of k, row strides and masks at any address are no part of it, the
+    number of rows only as few or many (65,536 and more). Its cache on disk outlives the process.
+    JAX compiles a program for a shape besides, and its own cache is to be switched on
+    (`jax_compilation_cache_dir`); a call inside your own `jax.jit` is compiled with it, and not
+    here. NumPy has nothing to compile.
+
+    Args:
+        n: the number of samples, or several.
+        what: the calls: "transform", "transform, where", "max_at_k", "max_at_k, where"; one or
+          several.
+        library: "torch" or "jax".
+        rows: how many.
+        dtype: of the rewards, by name, or "bool".
+        dynamic_k: k is a tensor or an array, one for all groups.
+        estimator, scale, undersized, implementation: as for `transform`.
+
+    Returns:
+        The call and its n → seconds of the first one, kernels that are in a cache included.
+
+    Raises:
+        ValueError, TypeError: an argument is none of these, or as `transform` does.
+
+    >>> list(warm_up(16, ["transform", "max_at_k"], library="torch"))  # doctest: +SKIP
+    ['transform, n=16', 'max_at_k, n=16']
+    """
+    sizes = [n] if is_integer(n) else list(cast("Sequence[int]", n))
+    sizes = [checked_integer("n", size, least=1) for size in sizes]
+    calls = [what] if isinstance(what, str) else what
+    calls = [checked_name("what", call, WHAT) for call in calls]
+    checked_name("library", library, ("torch", "jax"))
+    checked_integer("rows", rows, least=1)
+    checked_name("dtype", dtype, ("float16", "bfloat16", "float32", "float64", "bool"))
+    seconds = {}
+    for size in sizes:
+        values = np.random.default_rng(size).standard_normal((rows, size)).astype(np.float32)
+        rewards = from_host(values > 0 if dtype == "bool" else values, library, dtype)
+        mask = from_host(values > -1, library)
+        k: Any = 1
+        if dynamic_k:
+            k = _integer_there(library, rewards)
+        for call in calls:
+            options: dict[str, Any] = {"implementation": implementation}
+            if call.endswith("where"):
+                options["where"] = mask
+            if call.startswith("transform"):
+                rules = {"estimator": estimator, "scale": scale, "undersized": undersized}
+                run = _bound(transform, rewards, k, options | rules)
+            else:
+                run = _bound(max_at_k, rewards, k, options)
+            start = time.perf_counter()
+            _wait_for(run(), library)
+            seconds[f"{call}, n={size}"] = time.perf_counter() - start
+    return seconds
+
+
+def _bound(
+    function: Callable[..., Array], rewards: Array, k: Any, options: dict[str, Any]
+) -> Callable[[], Array]:
+    return lambda: function(rewards, k, **options)
+
+
+def _integer_there(library: str, rewards: Array) -> Array:
+    """Make a k where the rewards are: ()."""
+    xp = registry.namespace(library)
+    if library == "torch":
+        return xp.full((), 1, dtype=xp.int64, device=rewards.device)
+    return xp.asarray(1)
+
+
+def _wait_for(result: Array, library: str) -> None:
+    """Wait until a result is there."""
+    if library == "jax":
+        result.block_until_ready()
+    elif result.is_cuda:
+        registry.namespace(library).cuda.synchronize(result.device)

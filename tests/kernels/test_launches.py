@@ -1,0 +1,289 @@
+"""How the Triton kernels meet torch: tables, operators, launches, and what is compiled.
+
+Run with TRITON_INTERPRET=1, with TEST_DEVICE=ptx, or with TEST_DEVICE=cuda on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from subjects import DEVICE, INTERPRETED, TRITON_RUNS
+
+import pkpo_kernels as pk
+
+torch = pytest.importorskip("torch")
+if not TRITON_RUNS:
+    reason = "needs TRITON_INTERPRET=1, or TEST_DEVICE=ptx or cuda"
+    pytest.skip(reason, allow_module_level=True)
+
+from pkpo_triton import coefficients, matrices, operators, table_cache, tables  # noqa: E402
+from pkpo_triton import launch as launches  # noqa: E402
+from pkpo_triton import plan as plans  # noqa: E402
+
+
+class TestTables:
+    @pytest.mark.parametrize("index_shift", [0, 1])
+    @pytest.mark.parametrize("n, threads", [(34, 2), (100, 4), (1024, 32)])
+    def test_ready_weights_are_exact_fractions(
+        self, n: int, threads: int, index_shift: int
+    ) -> None:
+        for k in (1, 2, n // 2, n - 1, n):
+            slots = np.array(tables.ratios(n, k, index_shift, 32, threads)).reshape(8, threads, 4)
+            by_sample = slots.transpose(1, 0, 2).ravel()
+            total = math.comb(n, k)
+            want = [0.0] + [math.comb(j - index_shift, k - 1) / total for j in range(1, n)]
+            assert by_sample[:n].tolist() == want
+            assert not by_sample[n:].any()
+
+    def test_a_run_through_many_ks_keeps_the_latest_tables(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(table_cache, "_tables", type(table_cache._tables)())
+        monkeypatch.setattr(table_cache, "MOST_TABLES", 3)
+        chosen = plans.plan(40, 4, masked=False, uniform=True)
+        assert chosen is not None
+        device = torch.empty(0, device=DEVICE).device
+
+        def table(k: int) -> Any:
+            return table_cache.ratios(40, k, 0, chosen, device)
+
+        first, second = table(1), table(2)
+        for k in (3, 4, 5):
+            assert table(1) is first
+            table(k)
+        assert len(table_cache._tables) == 3
+        assert table(5) is table(5)
+        assert table(2) is not second
+        torch.testing.assert_close(table(2), second, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("mode", ["FakeTensorMode", "inference_mode", "default_device"])
+    def test_they_are_tensors_like_any_whatever_torch_is_doing(
+        self, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        monkeypatch.setattr(table_cache, "_tables", type(table_cache._tables)())
+        device = torch.empty(0, device=DEVICE).device
+        modes: dict[str, Any] = {
+            "FakeTensorMode": FakeTensorMode,
+            "inference_mode": torch.inference_mode,
+            "default_device": lambda: torch.device("meta"),
+        }
+        with modes[mode]():
+            table = table_cache.inverses(8, device)
+        assert type(table) is torch.Tensor
+        assert not table.is_inference()
+        assert table.cpu()[0, 1] == 1
+
+
+class TestTorch:
+    def test_gradients_stop(self) -> None:
+        rewards = torch.randn(4, 8, device=DEVICE, requires_grad=True)
+        assert not pk.transform(rewards, 2, implementation="triton").requires_grad
+
+    def test_the_operators_pass_opcheck(self) -> None:
+        rewards = torch.randn(4, 8, device=DEVICE)
+        where = torch.ones(4, 8, dtype=torch.bool, device=DEVICE)
+        k = torch.tensor(3, device=DEVICE)
+        ops = torch.ops.pkpo_triton
+        for name in ("sloo_minus_one", "passk_training") if INTERPRETED else ("sloo_minus_one",):
+            rules = coefficients.as_text(pk.ESTIMATORS[name], "sum", "zero")
+            for mask, hidden in ((None, None), (where, k)):
+                arguments = (rewards, 2, hidden, mask, rules, torch.float32)
+                torch.library.opcheck(ops.transform.default, arguments)
+        for ks in (([1, 3], None), ([], k[None])):
+            torch.library.opcheck(ops.max_at_k.default, (rewards, *ks, None, torch.float32))
+
+    def test_compiles_whole_and_takes_new_ks_and_rows(self) -> None:
+        torch._dynamo.reset()
+        programs = 0
+
+        def counting(graph: Any, inputs: Any) -> Any:
+            nonlocal programs
+            programs += 1
+            return graph.forward
+
+        @torch.compile(backend=counting, fullgraph=True, dynamic=True)
+        def step(rewards: Any, k: Any) -> Any:
+            return 2 * pk.transform(rewards * 1.0, k, implementation="triton")
+
+        for rows, k in ((4, 2), (4, 3), (9, 3)):
+            rewards = torch.randn(rows, 8, device=DEVICE)
+            got = step(rewards, torch.tensor(k, device=DEVICE))
+            want = 2 * pk.transform(rewards, k, implementation="torch")
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+        assert programs == 1
+
+    def test_fake_tensors_have_the_layout_of_real_ones(self) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        for rewards in (torch.randn(6, 8), torch.randn(8, 6).t(), torch.randn(12, 8)[::2]):
+            real = pk.transform(rewards.to(DEVICE), 2, implementation="triton")
+            with FakeTensorMode() as mode:
+                chosen = plans.plan(rewards.shape[1], 4, masked=False, uniform=True)
+                fake = matrices.empty_result(mode.from_tensor(rewards), torch.float32, chosen)
+            assert fake.stride() == real.stride()
+
+    def test_what_watches_tensors_sees_an_operator(self) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        def step(x: torch.Tensor, k: torch.Tensor) -> Any:
+            best = pk.max_at_k(x, [1, 2], implementation="triton")
+            return pk.transform(x, k, where=x > -1, implementation="triton"), best
+
+        rewards, k = torch.randn(4, 8, device=DEVICE), torch.tensor(2, device=DEVICE)
+        graph = make_fx(step)(rewards, k)
+        # What the trace saw is no part of it.
+        others, other_k = torch.randn(4, 8, device=DEVICE), torch.tensor(3, device=DEVICE)
+        torch.testing.assert_close(graph(others, other_k), step(others, other_k), rtol=0, atol=0)
+        with FakeTensorMode() as mode:
+            values, best = step(mode.from_tensor(rewards), mode.from_tensor(k))
+        assert values.shape == (4, 8) and best.shape == (4, 2) and best.device == rewards.device
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is prepared")
+class TestPreparedLaunches:
+    def prepared(self, rewards: torch.Tensor, k: Any = 2) -> Any:
+        made = launches.prepared_transform(
+            rewards,
+            k,
+            None,
+            pk.ESTIMATORS["sloo_minus_one"],
+            scale="sum",
+            undersized="zero",
+            dtype=rewards.dtype,
+        )
+        assert made is not None
+        return made
+
+    def test_the_second_launch_does_what_the_first_did(self) -> None:
+        first, second = torch.randn(2, 40, 8, device=DEVICE)
+        made = self.prepared(first)
+        for rewards in (first, second, first):
+            want = pk.transform(rewards, 2, implementation="torch")
+            torch.testing.assert_close(made(rewards, None, 2), want, rtol=1e-5, atol=1e-6)
+
+    def test_hooks_are_told_as_of_any_launch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import triton
+
+        rewards = torch.randn(40, 8, device=DEVICE)
+        made = self.prepared(rewards)
+        made(rewards, None, 2)
+        launched: list[str] = []
+
+        class Compiled:
+            """Triton's own compiled kernel, of which it is seen how it is launched."""
+
+            def __init__(self, compiled: Any) -> None:
+                self.compiled = compiled
+                self.function, self.packed_metadata = compiled.function, compiled.packed_metadata
+
+            def run(self, *arguments: Any) -> None:
+                launched.append("run")
+                self.compiled.run(*arguments)
+
+            def __getitem__(self, grid: Any) -> Any:
+                launched.append("with hooks")
+                return self.compiled[grid]
+
+        monkeypatch.setattr(made, "_compiled", Compiled(made._compiled))
+        hook = triton.knobs.runtime.launch_enter_hook
+        made(rewards, None, 2)
+        hook.add(self.hook)
+        try:
+            made(rewards, None, 2)
+        finally:
+            hook.remove(self.hook)
+        made(rewards, None, 2)
+        assert launched == ["run", "with hooks", "run"]
+
+    def hook(self, metadata: Any) -> None:
+        pass
+
+    def test_programs_keep_launches_apart(self) -> None:
+        operators.forget()
+        rules = coefficients.as_text(pk.ESTIMATORS["sloo_minus_one"], "sum", "zero")
+        operator = torch.ops.pkpo_triton.transform.default
+        flat = torch.randn(40 * 8 + 1, device=DEVICE)
+        aligned, not_aligned = flat[:-1].view(40, 8), flat[1:].view(40, 8)
+        mask = aligned > 0
+        k = torch.tensor(3, device=DEVICE)
+        calls = [
+            (aligned, 2, None, None),
+            (aligned, 3, None, None),
+            (aligned, 0, k, None),
+            (not_aligned, 2, None, None),
+            (aligned[:20], 2, None, None),
+            (aligned, 2, None, mask),
+        ]
+        for _ in range(2):
+            for rewards, static_k, dynamic_k, where in calls:
+                got = operator(rewards, static_k, dynamic_k, where, rules, torch.float32)
+                either_k = static_k if dynamic_k is None else dynamic_k
+                want = pk.transform(rewards, either_k, where=where, implementation="torch")
+                torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+            assert len(operators._launches) == len(calls)
+
+
+def programs() -> int:
+    """How many transforms are compiled."""
+    from pkpo_triton import kernel
+
+    return sum(len(cache[0]) for cache in kernel.transform_kernel.device_caches.values())
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+class TestWhatIsCompiled:
+    @pytest.mark.parametrize("n", [16, 64])
+    def test_a_new_k_is_no_new_program(self, n: int) -> None:
+        pk.transform(torch.randn(64, n, device=DEVICE), 4, implementation="triton")
+        before = programs()
+        for k in (1, 2, 15, 16):
+            rewards = torch.randn(64 + k, n, device=DEVICE)
+            pk.transform(rewards, k, implementation="triton")
+        assert programs() == before
+
+    @pytest.mark.slow  # compiles six kernels
+    def test_nothing_is_compiled_after_warming_up(self) -> None:
+        # Of a dtype and a length that no other test asks for together.
+        calls = ("transform", "transform, where", "max_at_k")
+        for dynamic_k in (False, True):
+            pk.warm_up(9, calls, dtype="float16", dynamic_k=dynamic_k, implementation="triton")
+        before = programs()
+        assert before >= 4
+        flat = torch.randn(80 * 9, device=DEVICE).half()
+        mask = torch.ones(80 * 9 + 1, dtype=torch.bool, device=DEVICE)
+        for rows in (3, 64, 80):
+            rewards, where = flat[: rows * 9].view(rows, 9), mask[1 : rows * 9 + 1].view(rows, 9)
+            assert where.data_ptr() % 16
+            for k in (1, 9, torch.tensor(4), torch.tensor(4, dtype=torch.int32)):
+                k = k.to(DEVICE) if isinstance(k, torch.Tensor) else k
+                pk.transform(rewards, k, implementation="triton")
+                pk.transform(rewards, k, where=where, implementation="triton")
+            pk.max_at_k(rewards, [1, 2, 9], implementation="triton")
+        assert programs() == before
+
+    def test_few_rows_and_many_are_two_programs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(matrices, "FEW_ROWS", 600)
+        before = programs()
+        for rows, compiled in ((2, 1), (64, 1), (599, 1), (600, 2), (1000, 2), (599, 2)):
+            # Of a dtype and a length that no other test asks for together.
+            rewards = torch.randn(rows, 6, device=DEVICE).bfloat16()
+            got = pk.transform(rewards, 2, implementation="triton")
+            want = pk.transform(rewards, 2, implementation="torch")
+            torch.testing.assert_close(got, want, rtol=2e-2, atol=1e-3)
+            assert programs() == before + compiled
+
+    def test_every_class_of_strides_is_one_program(self) -> None:
+        # Of a dtype and a length that no other test asks for together.
+        before = programs()
+        # Neighbouring rows, and all others.
+        for step, compiled in ((16, 1), (48, 2), (17, 2), (32, 2), (16, 2), (19, 2)):
+            for k in (1, 2, 15, 16):
+                rewards = torch.randn(64, step, device=DEVICE).half()[:, :16]
+                pk.transform(rewards, k, implementation="triton")
+            assert programs() == before + compiled
