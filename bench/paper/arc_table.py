@@ -129,20 +129,20 @@ def _compared(a: int, b: int) -> int:
     return same[0] if same else 5 + (a < b)
 
 
-def build(tasks: Iterable[Any]) -> Table:
+def build(tasks: Iterable[Any], names: Sequence[str] = NAMES) -> Table:
     """Enumerate the programs of all tasks with an id, training pairs and test pairs."""
     found = []
     for task in tasks:
         pairs = [*task.train, *task.test]
         if max(max(np.shape(grid)) for pair in pairs for grid in pair) <= LARGEST:
-            good = solving(pairs)
+            good = solving(pairs, names)
             if good.any():
                 found.append((task.id, good, features(task.train)))
     found.sort(key=lambda it: it[0])
     ids, good, glances = map(np.array, zip(*found, strict=True))
     kept = necessary(good)
-    names = np.array([NAMES[c] for c in kept])
-    return Table(ids, names, among(good, kept).reshape(len(ids), -1), glances.astype(np.uint8))
+    left = np.array([names[c] for c in kept])
+    return Table(ids, left, among(good, kept).reshape(len(ids), -1), glances.astype(np.uint8))
 
 
 def write(table: Table, path: Path = TABLE) -> None:

@@ -59,6 +59,6 @@ class Curves(NamedTuple):
 
 def stacked(items: Sequence[Any]) -> Any:
     """Stack trees of arrays, leaf by leaf, along a new first axis."""
-    import jax
+    import jax  # here, for tables are made without it
 
     return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
