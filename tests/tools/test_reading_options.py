@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,26 @@ def test_a_bar_is_shown_of_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> N
                 completed(done)
         text: Any = console.export_text()
         assert ("reading [a]" in text) == shown
+
+
+def test_what_is_proposed_for_only_is_taken(tmp_path: Path) -> None:
+    marks = '"doc_id": 1, "resps": [], "filtered_resps": [], "acc": 1'
+    for value, text in (("null", "filter=null"), ('"a b"', "'filter=a b'")):
+        path = put(
+            tmp_path / "r.jsonl", f'{{{marks}, "filter": {value}}}\n{{{marks}, "filter": 7}}'
+        )
+        with pytest.raises(RolloutFileError, match=f":2: filter is 7, .*, such as --only {text}$"):
+            read_run(path)
+        only = dict([text.strip("'").split("=")])
+        assert plain(read_rollouts(path, Options(only=only))) == {1: [1]}
+
+
+def test_only_takes_days_of_parquet(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    days = [date(2026, 1, 1), date(2026, 1, 2)]
+    pq.write_table(
+        pa.table({"uid": ["a", "b"], "acc": [1, 0], "day": days}), tmp_path / "r.parquet"
+    )
+    got = read_rollouts(tmp_path / "r.parquet", Options(only={"day": "2026-01-02"}))
+    assert plain(got) == {"b": [0]}

@@ -295,6 +295,8 @@ def test_a_longdouble_beyond_float64(tmp_path: Path) -> None:
             {"task_id": [[{"role": "user"}]], "reward": [1]},
             ": task_id must be text or numbers; got l",
         ),
+        ({"task_id": [True, False], "reward": [1, 0]}, ": task_id must be text or numbers; got b"),
+        ({"task_id": ["a", "b"], "reward": [1, None]}, ":2: reward is null; --null drop or zero"),
         ({"task_id": ["a", "b"], "rewards": [[1], []]}, ":2: task 'b' has no rewards"),
         ({"task_id": ["a", "a"], "rewards": [[1], [0]]}, ":2: task_id 'a' was on line 1 already"),
         ({"task_id": ["a", "b"], "rewards": [[1.0], [1.0, None]]}, ":2: a reward must be finite"),
@@ -321,9 +323,17 @@ def test_a_fault_in_parquet(tmp_path: Path, columns: dict[str, Any], message: st
 
 
 def test_what_is_no_parquet(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = put(tmp_path / "r.parquet", "hello")
     with pytest.raises(RolloutFileError, match="not a Parquet file"):
-        read_rollouts(put(tmp_path / "r.parquet", "hello"))
+        read_rollouts(path)
+    pq.write_table(pa.table({"task_id": ["a"] * 99, "reward": [0.5] * 99}), path)
+    content = bytearray(path.read_bytes())
+    content[4:60] = bytes(56)
+    path.write_bytes(content)
+    with pytest.raises(RolloutFileError, match="not a Parquet file"):
+        read_rollouts(path)
 
 
 def test_parquet_without_pyarrow_says_what_to_install(
