@@ -60,6 +60,7 @@ class Lines:
         options: the user's.
         collected: what was said.
         skipped: what lines were left out, in words.
+        absent: how many cells held no sample, where a line holds a task with a sample a cell.
         one_sample_a_line: whether a line holds one sample, or a task; None until it is known.
     """
 
@@ -70,6 +71,7 @@ class Lines:
             self.fail, null=options.null, threshold=options.threshold, ordered=options.ordered
         )
         self.skipped: list[str] = []
+        self.absent = 0
         self.one_sample_a_line: bool | None = None
         # Most files have one set of keys, in one order.
         self._columns: dict[tuple[str, ...], Columns] = {}
@@ -247,6 +249,8 @@ class Lines:
             )
         ]
         told += self.skipped
+        if self.absent:
+            told.append(f"cells without a sample: {self.absent}")
         if self._left_out:
             told.append(f"left out by --only: {self._left_out} lines")
         if collected.nulls:

@@ -3,7 +3,8 @@
 - `.jsonl`: one task a line, `{"task_id": "a", "rewards": [0, 1, 1]}`, or one sample a line,
   `{"task_id": "a", "reward": 1}`; a file does not mix them. `.json`: a list of such objects.
 - `.csv`, and `.tsv` with tabs: with a column `reward` in the header, one sample a line; without,
-  one task a line, the samples in columns `s0`, `s1` and so on, an empty cell no sample.
+  one task a line, the samples in columns `s0`, `s1` and so on, an empty cell no sample (or 0, if
+  the user says so of null).
 - `.npy`: a (tasks, samples) array; the task ids are "0", "1", …
 - `.parquet`: columns `task_id` and `rewards` (lists), or what a .csv may have, null no sample;
   needs pyarrow.

@@ -64,6 +64,25 @@ class TestNull:
         got = read_rollouts(tmp_path / "r.parquet", Options(null="zero"))
         assert plain(got) == {"a": [0.5, 0], "b": [1]}
 
+    @pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.parquet"])
+    def test_a_cell_of_a_task_is_empty(self, tmp_path: Path, name: str) -> None:
+        path = put(tmp_path / "r.csv", "uid,s0,s1\na,1,\nb,0,0\n")
+        if name == "r.jsonl":
+            text = '{"uid": "a", "s0": 1, "s1": null}\n{"uid": "b", "s0": 0, "s1": 0}'
+            path = put(tmp_path / name, text)
+        if name == "r.parquet":
+            pa = pytest.importorskip("pyarrow")
+            pq = pytest.importorskip("pyarrow.parquet")
+            path = tmp_path / name
+            pq.write_table(pa.table({"uid": ["a", "b"], "s0": [1, 0], "s1": [None, 0]}), path)
+        got = read_rollouts(path)
+        assert plain(got) == {"a": [1], "b": [0, 0]}
+        assert got.columns.endswith("; nothing ignored; cells without a sample: 1")
+        assert plain(read_rollouts(path, Options(null="drop"))) == plain(got)
+        got = read_rollouts(path, Options(null="zero"))
+        assert plain(got) == {"a": [1, 0], "b": [0, 0]}
+        assert got.columns.endswith("; nothing ignored; null rewards made 0: 1")
+
     @pytest.mark.parametrize("rewards", ["[null, 9007199254740993]", "[9007199254740993, NaN]"])
     def test_a_null_hides_no_integer_that_is_too_large(self, tmp_path: Path, rewards: str) -> None:
         path = put(tmp_path / "r.jsonl", f'{{"task_id": "a", "rewards": {rewards}}}')

@@ -50,8 +50,9 @@ def _read(source: Source, lines: Lines, dialect: str) -> None:
             if not lines.takes(columns, cells.__getitem__, number):
                 continue
             rewards = [cells[i] for i in columns.rewards]
-            if columns.wide:
+            if columns.wide and lines.options.null != "zero":
                 rewards = [cell for cell in rewards if cell.strip()]
+                lines.absent += len(columns.rewards) - len(rewards)
             lines.add(
                 cells[columns.task],
                 [None if cell.strip().lower() in nulls else _cell(cell) for cell in rewards],

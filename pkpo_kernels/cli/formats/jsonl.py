@@ -68,7 +68,8 @@ class Records:
         rewards = [values[i] for i in columns.rewards]
         is_list = not columns.wide and columns.holds_lists(isinstance(rewards[0], list))
         lines.expect(not (columns.wide or is_list), number)
-        if columns.wide:
+        if columns.wide and lines.options.null != "zero":
+            lines.absent += rewards.count(None)
             rewards = [reward for reward in rewards if reward is not None]
         elif is_list:
             (rewards,) = rewards

@@ -105,6 +105,8 @@ def _numbers_of(
     if columns.wide:
         names = [columns.names[i] for i in columns.rewards]
         there = np.column_stack([pc.is_valid(column).to_numpy() for column in rewards])
+        there |= lines.options.null == "zero"
+        lines.absent += int(there.size - there.sum())
         cells = np.column_stack(list(map(numbers, names, rewards)))
         return cells[there], there.sum(axis=1), False
     (column,) = rewards
