@@ -144,7 +144,9 @@ def info() -> None:
 def transform(
     file: RolloutFile,
     k: Annotated[int, typer.Option("-k", "--k", help="Samples the policy will get.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to; same formats.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where to: .jsonl, .csv, .npy or .parquet.")
+    ],
     estimator: Annotated[str, typer.Option(help=", ".join(ESTIMATORS))] = "sloo_minus_one",
     scale: Annotated[str, typer.Option(help="sum or mean")] = "sum",
     undersized: Annotated[

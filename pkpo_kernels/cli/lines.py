@@ -242,7 +242,8 @@ class Lines:
         collected = self.collected
         if not collected.index:
             only = ", ".join(f"{key}={text}" for key, text in self.options.only.items())
-            self.fail(f"the file holds no tasks{f' with {only}' if only else ''}")
+            reason = f"the file holds no tasks{f' with {only}' if only else ''}"
+            self.fail("; ".join([reason, *self.skipped]))
         told = [
             describe_columns(
                 list(self._columns.values()), one_sample_a_line=self.one_sample_a_line is True

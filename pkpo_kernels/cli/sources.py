@@ -110,6 +110,8 @@ def opened(path: PathLike, progress: Progress = lambda read: None) -> Iterator[S
         ModuleNotFoundError: nothing that is installed reads .zst.
     """
     if os.fspath(path) == STDIN:
+        if sys.stdin is None:  # it was closed before Python began
+            raise RolloutFileError(path, "it is closed")
         yield Source(STDIN, sys.stdin.buffer, sys.stdin.buffer, progress)
         return
     _, compression = _split(path)

@@ -101,6 +101,11 @@ class TestStandardInput:
         with pytest.raises(RolloutFileError, match="standard input must be one of jsonl"):
             read_rollouts("-", format="parquet")
 
+    def test_it_may_be_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stdin", None)
+        with pytest.raises(RolloutFileError, match="standard input: it is closed"):
+            read_rollouts("-", format="csv")
+
 
 class TestJson:
     def test_a_list(self, tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ class Records:
         """Say what was left out."""
         if self._events is not None and self._events.left:
             left = listed(list(self._events.left))
-            self._lines.skipped.append(f"events taken: {self._events.type}; left out: {left}")
+            self._lines.skipped.append(
+                f"events taken: {self._events.type or 'none'}; left out: {left}"
+            )
 
     def _take(self, record: dict[str, Any], number: int, layout: Layout | None) -> None:
         lines = self._lines
