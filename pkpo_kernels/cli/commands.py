@@ -93,7 +93,8 @@ NullOption = Annotated[
     typer.Option(
         "--null",
         help="Rewards that are null or NaN: error (names the line), drop (leaves the sample out) or"
-        " zero. With a task a line (s0, s1, …) an empty cell is no error but no sample.",
+        " zero (which fails any --threshold). With a task a line (s0, s1, …) an empty cell is no"
+        " error but no sample.",
     ),
 ]
 Format = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; else by the extension.")]

@@ -38,7 +38,7 @@ class Options:
             line, each a sample. None for the rule of `choose_columns`.
         only: takes lines alone that have this text in this column.
         null: what becomes of a reward that is null: "error" refuses it, "drop" leaves the sample
-            out, "zero" makes it 0.
+            out, "zero" makes it 0, which fails whatever the threshold.
         threshold: samples pass, with 1, whose reward is at least this, others get 0; None leaves
             rewards as they are.
         ordered: the order of a task's samples is wanted; without it less memory is needed.

@@ -34,7 +34,7 @@ from pkpo_kernels.cli.collected import Collected
 from pkpo_kernels.cli.formats import csv, json, jsonl, npy, parquet
 from pkpo_kernels.cli.lines import Lines, Options
 from pkpo_kernels.cli.rollouts import Floats, InARow, PathLike, RolloutFileError, Rollouts
-from pkpo_kernels.cli.sources import Progress, Source, format_of, opened
+from pkpo_kernels.cli.sources import STDIN, Progress, Source, format_of, opened
 from pkpo_kernels.cli.whole_files import check_folder, written_whole
 from pkpo_kernels.evaluation.runs import Run
 
@@ -230,6 +230,8 @@ class _Told(Sequence[Floats]):
 
 def _checked_extension(path: PathLike) -> str:
     """Check that there is a format for a file to be written: → its extension in lower case."""
+    if os.fspath(path) == STDIN:
+        raise ValueError("the output must be a file, stdout has the summary; got '-'")
     extension = Path(path).suffix.lower()
     if extension not in _WRITERS:
         raise RolloutFileError(

@@ -64,6 +64,12 @@ class TestNull:
         got = read_rollouts(tmp_path / "r.parquet", Options(null="zero"))
         assert plain(got) == {"a": [0.5, 0], "b": [1]}
 
+    @pytest.mark.parametrize("threshold", [-0.5, 0.0, 1.0])
+    def test_a_null_passes_no_threshold(self, tmp_path: Path, threshold: float) -> None:
+        path = put(tmp_path / "r.csv", "uid,reward\na,1\na,-1\na,\n")
+        got = read_rollouts(path, Options(null="zero", threshold=threshold))
+        assert plain(got) == {"a": [1, 0, 0]}
+
     @pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.parquet"])
     def test_a_cell_of_a_task_is_empty(self, tmp_path: Path, name: str) -> None:
         path = put(tmp_path / "r.csv", "uid,s0,s1\na,1,\nb,0,0\n")
