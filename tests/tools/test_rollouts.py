@@ -206,8 +206,11 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
         '{}:2: a reward must be a number; got "1_0"',
     ),
     "arabic.csv": ("task_id,reward\na,٣\n", "{}:2: a reward must be a number; got "),
-    "hole.csv": ("task_id,reward\na,\n", '{}:2: a reward must be a number; got ""'),
-    "nan.csv": ("task_id,reward\na,1\nb,nan\n", "{}:3: a reward must be finite; got nan"),
+    "hole.csv": ("task_id,reward\na,\n", "{}:2: a reward must be a number; got null; --null drop"),
+    "nan.csv": (
+        "task_id,reward\na,1\nb,nan\n",
+        "{}:3: a reward must be a number; got null; --null",
+    ),
     "inexact.csv": (
         "task_id,reward\na,9007199254740992\na,9007199254740993\n",
         "{}:3: rewards must be integers of at most 2**53 in magnitude",
