@@ -271,7 +271,8 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Bytes("task_id,passed\na,1\na,0\n"))
     code, out, err = pkpo("passk", "-", "-k", "1", "--format", "csv")
     assert (code, rows_of(out)[0][1]) == (0, "50 %")
-    assert err.startswith("-: one sample a line: ")
+    assert err.startswith("standard input: one sample a line: ")
+    assert "standard input: 1 tasks of 2 samples" in " ".join(out.split())
 
 
 def test_a_bar_is_shown_of_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
