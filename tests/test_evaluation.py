@@ -174,6 +174,12 @@ def test_where_all_or_none_pass_the_interval_is_wilsons(
     )
 
 
+def test_a_confidence_next_to_1() -> None:
+    row = evaluate([[0, 1], [1, 1]], 1, confidence=1 - 2**-53).rows[0]
+    assert 0 <= row.normal[0] < 0.1
+    assert row.normal[1] > 0.9
+
+
 def test_intervals_of_proportions_stay_within_0_and_1(rng: np.random.Generator) -> None:
     for chance in (0.001, 0.03, 0.5, 0.97, 0.999):
         for tasks in (2, 5, 40, 3000):
@@ -253,8 +259,10 @@ def test_difference_is_paired() -> None:
 
 
 def test_the_same_run_twice_has_no_difference_and_no_spread(ragged: list[list[int]]) -> None:
-    row = evaluate(ragged, 1, against=ragged).difference
+    result = evaluate(ragged, 1, against=ragged)
+    row = result.difference
     assert row is not None
+    assert result.methods[-1].startswith("an interval without width, as at k=1, says that these")
     assert (row[0].estimate, row[0].bootstrap, row[0].normal) == (0, (0, 0), (0, 0))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Literal, NoReturn
@@ -118,7 +119,9 @@ class Collected:
             self._fail(f"a reward must be finite; got {flat[first]}{hint}", line)
         self.nulls += int(null.sum())
         if self._null == "zero":
-            return np.where(null, 0.0, flat), lengths
+            # What 0 says of a reward depends on the threshold: a null passes none.
+            zero = 0.0 if self._threshold is None else -math.inf
+            return np.where(null, zero, flat), lengths
         of_line = np.repeat(np.arange(len(lengths)), lengths)
         return flat[~null], np.bincount(of_line[~null], minlength=len(lengths))
 

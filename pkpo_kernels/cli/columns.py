@@ -18,7 +18,14 @@ from difflib import get_close_matches
 from pkpo_kernels.cli.layouts import Layout, recognized
 from pkpo_kernels.validation import listed
 
-__all__ = ["LIST_NAMES", "REWARD_NAMES", "Columns", "choose_columns", "describe_columns"]
+__all__ = [
+    "LIST_NAMES",
+    "REWARD_NAMES",
+    "Columns",
+    "choose_columns",
+    "describe_columns",
+    "option_of",
+]
 
 # The first of them wins over the others, two of which must be told apart by the user.
 TASK_NAMES = (
@@ -100,7 +107,7 @@ def choose_columns(
     name = layout.name if layout else ""
     apart = names.index(layout.apart) if layout and layout.apart in names else None
     if reward_columns is not None:
-        option = _option("reward", word)
+        option = option_of("reward", word)
         rewards = [_position(names, chosen, option, word) for chosen in reward_columns]
         if not rewards or len(set(rewards)) < len(rewards):
             raise ValueError(
@@ -150,7 +157,7 @@ def describe_columns(seen: Sequence[Columns], *, one_sample_a_line: bool) -> str
 
 def _task(names: tuple[str, ...], chosen: str | None, word: str, layout: Layout | None) -> int:
     """Find the column of task ids, which the user chose or which has a usual name."""
-    option = _option("task", word)
+    option = option_of("task", word)
     if chosen is not None:
         return _position(names, chosen, option, word)
     found = [i for i, name in enumerate(names) if name.lower() in TASK_NAMES]
@@ -171,7 +178,7 @@ def _task(names: tuple[str, ...], chosen: str | None, word: str, layout: Layout 
     )
 
 
-def _option(what: str, word: str) -> str:
+def option_of(what: str, word: str) -> str:
     """Name the option that chooses tasks or rewards, of its two names the one of this file."""
     if word == "key":
         return f"--{what}-key"
@@ -214,7 +221,7 @@ def _the_one(names: tuple[str, ...], found: list[int], layout: Layout, word: str
 def _several(names: tuple[str, ...], found: list[int], word: str) -> str:
     return (
         f"there must be one {word} of rewards, and these could be it:"
-        f" {_listed([names[i] for i in found])}; choose it with {_option('reward', word)}"
+        f" {_listed([names[i] for i in found])}; choose it with {option_of('reward', word)}"
     )
 
 
@@ -237,7 +244,7 @@ def _check_family(names: tuple[str, ...], others: list[int], word: str) -> None:
         reason = f"{_listed(members)} do not count up from 0 or 1"
     else:
         return
-    remedy = f"{_option('reward', word)} {','.join(members) or 'NAME'}"
+    remedy = f"{option_of('reward', word)} {','.join(members) or 'NAME'}"
     raise ValueError(f"{reason}; take out what is no reward, or choose the rewards with {remedy}")
 
 

@@ -34,7 +34,7 @@ from pkpo_kernels.cli.rollout_files import (
     read_run,
     write_transformed,
 )
-from pkpo_kernels.cli.rollouts import Floats, Rollouts
+from pkpo_kernels.cli.rollouts import Floats, Rollouts, name_of
 from pkpo_kernels.cli.runs import paired, reason_of_metric
 from pkpo_kernels.cli.sources import FORMATS
 from pkpo_kernels.cli.tables import progress, show_facts, show_intervals, show_table
@@ -93,7 +93,8 @@ NullOption = Annotated[
     typer.Option(
         "--null",
         help="Rewards that are null or NaN: error (names the line), drop (leaves the sample out) or"
-        " zero.",
+        " zero (which fails any --threshold). With a task a line (s0, s1, …) an empty cell is no"
+        " error but no sample.",
     ),
 ]
 Format = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; else by the extension.")]
@@ -144,7 +145,9 @@ def info() -> None:
 def transform(
     file: RolloutFile,
     k: Annotated[int, typer.Option("-k", "--k", help="Samples the policy will get.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to; same formats.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where to: .jsonl, .csv, .npy or .parquet.")
+    ],
     estimator: Annotated[str, typer.Option(help=", ".join(ESTIMATORS))] = "sloo_minus_one",
     scale: Annotated[str, typer.Option(help="sum or mean")] = "sum",
     undersized: Annotated[
@@ -163,7 +166,7 @@ def transform(
     check_output(output)
     check_different({"the file": file, "--output": output})
     reading = _options(task_key, reward_key, only, null)
-    with progress(f"reading {file}", _size(file)) as read:
+    with progress(f"reading {name_of(file)}", _size(file)) as read:
         rollouts = read_rollouts(file, reading, format=format, progress=read)
     check_output(output, rollouts)
     options = {
@@ -256,9 +259,9 @@ def passk(
     runs: dict[Path, FileRun] = {}
     for path in (file, against):
         if path is not None:
-            with progress(f"reading {path}", _size(path)) as read:
+            with progress(f"reading {name_of(path)}", _size(path)) as read:
                 runs[path] = read_run(path, reading, format=format, progress=read)
-    why = reason_of_metric(chosen, threshold, {str(path): run for path, run in runs.items()})
+    why = reason_of_metric(chosen, threshold, {name_of(path): run for path, run in runs.items()})
     first, *others = paired(list(runs.values()))
 
     def evaluated(runs: list[Run], metric: Metric | None) -> Evaluation:
@@ -271,7 +274,7 @@ def passk(
     written: dict[Path, bytes] = {}
     if plot is not None:
         curves = [result, *(evaluated([other], result.metric) for other in others)]
-        written[plot] = drawn(dict(zip(map(str, runs), curves, strict=True)), plot)
+        written[plot] = drawn(dict(zip(map(name_of, runs), curves, strict=True)), plot)
     if json_file is not None:
         names = {"file": str(file), "against": None if against is None else str(against)}
         written[json_file] = json.dumps(names | result.as_dict(), indent=2).encode() + b"\n"
@@ -284,10 +287,10 @@ def passk(
     typer.echo(f"{result.metric}: {why}")
     fewest, most = result.samples
     samples = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    title = f"{file}: {result.tasks} tasks of {samples} samples"
+    title = f"{name_of(file)}: {result.tasks} tasks of {samples} samples"
     show_intervals(title, result.rows, result.metric, confidence)
     if result.difference is not None:
-        title = f"{file} minus {against}, paired by task"
+        title = f"{' minus '.join(map(name_of, runs))}, paired by task"
         show_intervals(title, result.difference, result.metric, confidence)
     for sentence in result.methods:
         typer.echo(sentence)
@@ -348,4 +351,4 @@ def _size(file: Path) -> float | None:
 def _tell_columns(file: Path, columns: str) -> None:
     """Say on stderr what was taken from a file and what was ignored."""
     if columns:
-        print(f"{file}: {columns}", file=sys.stderr)
+        print(f"{name_of(file)}: {columns}", file=sys.stderr)

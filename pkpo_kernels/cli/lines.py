@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels.cli.collected import Collected, Null
-from pkpo_kernels.cli.columns import Columns, choose_columns, describe_columns
+from pkpo_kernels.cli.columns import Columns, choose_columns, describe_columns, option_of
 from pkpo_kernels.cli.layouts import Layout
 from pkpo_kernels.cli.rollouts import Floats, PathLike, RolloutFileError, TaskId
 from pkpo_kernels.validation import LARGEST_EXACT, listed, not_exact, shown
@@ -37,7 +38,7 @@ class Options:
             line, each a sample. None for the rule of `choose_columns`.
         only: takes lines alone that have this text in this column.
         null: what becomes of a reward that is null: "error" refuses it, "drop" leaves the sample
-            out, "zero" makes it 0.
+            out, "zero" makes it 0, which fails whatever the threshold.
         threshold: samples pass, with 1, whose reward is at least this, others get 0; None leaves
             rewards as they are.
         ordered: the order of a task's samples is wanted; without it less memory is needed.
@@ -59,6 +60,7 @@ class Lines:
         options: the user's.
         collected: what was said.
         skipped: what lines were left out, in words.
+        absent: how many cells held no sample, where a line holds a task with a sample a cell.
         one_sample_a_line: whether a line holds one sample, or a task; None until it is known.
     """
 
@@ -69,6 +71,7 @@ class Lines:
             self.fail, null=options.null, threshold=options.threshold, ordered=options.ordered
         )
         self.skipped: list[str] = []
+        self.absent = 0
         self.one_sample_a_line: bool | None = None
         # Most files have one set of keys, in one order.
         self._columns: dict[tuple[str, ...], Columns] = {}
@@ -97,10 +100,29 @@ class Lines:
         if names not in self._columns:
             chosen = (self.options.task, self.options.rewards)
             try:
-                self._columns[names] = choose_columns(names, *chosen, word=word, layout=layout)
+                columns = choose_columns(names, *chosen, word=word, layout=layout)
             except ValueError as error:
                 self.fail(str(error), line)
+            for other in self._columns.values():
+                self._check_alike(columns, other, word, line)
+            self._columns[names] = columns
         return self._columns[names]
+
+    def _check_alike(self, columns: Columns, other: Columns, word: str, line: int | None) -> None:
+        """Refuse a line that has its id, or its one reward, elsewhere than lines before it."""
+        held = [("task ids", columns.names[columns.task], other.names[other.task])]
+        # That a list stands where others have a number is refused in words of its own.
+        lists = [one.holds_lists(False) for one in (columns, other)]
+        if not (columns.wide or other.wide) and lists[0] == lists[1]:
+            held.append(("rewards", columns.reward, other.reward))
+        for what, here, before in held:
+            if here != before:
+                option = option_of("task" if what == "task ids" else "reward", word)
+                self.fail(
+                    f"the {word} of {what} is {here!r} here, and {before!r} on lines before;"
+                    f" choose one with {option}",
+                    line,
+                )
 
     def takes(self, columns: Columns, value_of: Callable[[int], Any], line: int) -> bool:
         """Tell whether a line is among those that --only names; refuse it where the file must hold
@@ -109,7 +131,7 @@ class Lines:
             if name not in columns.names:
                 self.fail(f"--only must name one of {listed(columns.names)}; got {name!r}", line)
             value = value_of(columns.names.index(name))
-            if (value if isinstance(value, str) else json.dumps(value)) != text:
+            if _as_text(value) != text:
                 self._left_out += 1
                 return False
         if columns.apart is not None:
@@ -118,9 +140,10 @@ class Lines:
                 self._apart = (name, value)
             elif self._apart[1] != value:
                 one, other = self._apart[1], value
+                example = shlex.quote(f"{name}={_as_text(one)}")
                 self.fail(
                     f"{name} is {shown_json(other)}, and {shown_json(one)} before: samples of both"
-                    f" would be taken together; choose one, such as --only {name}={one}",
+                    f" would be taken together; choose one, such as --only {example}",
                     line,
                 )
         return True
@@ -219,13 +242,16 @@ class Lines:
         collected = self.collected
         if not collected.index:
             only = ", ".join(f"{key}={text}" for key, text in self.options.only.items())
-            self.fail(f"the file holds no tasks{f' with {only}' if only else ''}")
+            reason = f"the file holds no tasks{f' with {only}' if only else ''}"
+            self.fail("; ".join([reason, *self.skipped]))
         told = [
             describe_columns(
                 list(self._columns.values()), one_sample_a_line=self.one_sample_a_line is True
             )
         ]
         told += self.skipped
+        if self.absent:
+            told.append(f"cells without a sample: {self.absent}")
         if self._left_out:
             told.append(f"left out by --only: {self._left_out} lines")
         if collected.nulls:
@@ -245,6 +271,11 @@ def _is_number(value: Any) -> bool:
     except (TypeError, ValueError, OverflowError):
         return False
     return not isinstance(value, str)
+
+
+def _as_text(value: Any) -> str:
+    """Spell a value as --only has it: text as it is, all else in JSON, or as Python does."""
+    return value if isinstance(value, str) else json.dumps(value, default=str).strip('"')
 
 
 def shown_json(value: Any) -> str:

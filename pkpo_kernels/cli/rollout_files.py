@@ -3,7 +3,8 @@
 - `.jsonl`: one task a line, `{"task_id": "a", "rewards": [0, 1, 1]}`, or one sample a line,
   `{"task_id": "a", "reward": 1}`; a file does not mix them. `.json`: a list of such objects.
 - `.csv`, and `.tsv` with tabs: with a column `reward` in the header, one sample a line; without,
-  one task a line, the samples in columns `s0`, `s1` and so on, an empty cell no sample.
+  one task a line, the samples in columns `s0`, `s1` and so on, an empty cell no sample (or 0, if
+  the user says so of null).
 - `.npy`: a (tasks, samples) array; the task ids are "0", "1", …
 - `.parquet`: columns `task_id` and `rewards` (lists), or what a .csv may have, null no sample;
   needs pyarrow.
@@ -33,7 +34,7 @@ from pkpo_kernels.cli.collected import Collected
 from pkpo_kernels.cli.formats import csv, json, jsonl, npy, parquet
 from pkpo_kernels.cli.lines import Lines, Options
 from pkpo_kernels.cli.rollouts import Floats, InARow, PathLike, RolloutFileError, Rollouts
-from pkpo_kernels.cli.sources import Progress, Source, format_of, opened
+from pkpo_kernels.cli.sources import STDIN, Progress, Source, format_of, opened
 from pkpo_kernels.cli.whole_files import check_folder, written_whole
 from pkpo_kernels.evaluation.runs import Run
 
@@ -229,6 +230,8 @@ class _Told(Sequence[Floats]):
 
 def _checked_extension(path: PathLike) -> str:
     """Check that there is a format for a file to be written: → its extension in lower case."""
+    if os.fspath(path) == STDIN:
+        raise ValueError("the output must be a file, stdout has the summary; got '-'")
     extension = Path(path).suffix.lower()
     if extension not in _WRITERS:
         raise RolloutFileError(

@@ -12,12 +12,26 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ByTask", "Floats", "InARow", "PathLike", "RolloutFileError", "Rollouts", "TaskId"]
+__all__ = [
+    "ByTask",
+    "Floats",
+    "InARow",
+    "PathLike",
+    "RolloutFileError",
+    "Rollouts",
+    "TaskId",
+    "name_of",
+]
 
 Floats = NDArray[np.float64]
 PathLike = str | os.PathLike[str]
 # 1 and "1" are two tasks, 1 and 1.0 are one.
 TaskId = str | int | float
+
+
+def name_of(path: PathLike) -> str:
+    """Name a file as it is told: "-" is standard input."""
+    return "standard input" if os.fspath(path) == "-" else os.fspath(path)
 
 
 class RolloutFileError(ValueError):
@@ -27,7 +41,7 @@ class RolloutFileError(ValueError):
     """
 
     def __init__(self, path: PathLike, reason: str, line: int | None = None) -> None:
-        name = "standard input" if os.fspath(path) == "-" else os.fspath(path)
+        name = name_of(path)
         super().__init__(f"{name}: {reason}" if line is None else f"{name}:{line}: {reason}")
 
 

@@ -30,6 +30,13 @@ _ZST_READERS: dict[str, Callable[[Any, BinaryIO], Any]] = {
     "pyarrow": lambda module, file: module.CompressedInputStream(file, "zstd"),
     "zstandard": lambda module, file: _Frames(module, file),
 }
+# What else files begin with, and what to do.
+_BEGINNINGS = {
+    b"\xff\xfe": "; it is UTF-16: convert it, such as with iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "; it is UTF-16: convert it, such as with iconv -f UTF-16 -t UTF-8",
+    b"\x1f\x8b": "; it is compressed: unpack it by gunzip, or end its name in .gz",
+    b"\x28\xb5\x2f\xfd": "; it is compressed: unpack it by unzstd, or end its name in .zst",
+}
 # Lines between two reports of progress.
 _LINES = 512
 
@@ -70,6 +77,8 @@ class Source:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 reason = f"not UTF-8 at byte {error.start} of the line"
+                if number == 1:
+                    reason += "".join(_BEGINNINGS[x] for x in _BEGINNINGS if raw.startswith(x))
                 raise RolloutFileError(self.path, reason, number) from None
 
 
@@ -110,6 +119,8 @@ def opened(path: PathLike, progress: Progress = lambda read: None) -> Iterator[S
         ModuleNotFoundError: nothing that is installed reads .zst.
     """
     if os.fspath(path) == STDIN:
+        if sys.stdin is None:  # it was closed before Python began
+            raise RolloutFileError(path, "it is closed")
         yield Source(STDIN, sys.stdin.buffer, sys.stdin.buffer, progress)
         return
     _, compression = _split(path)

@@ -67,7 +67,10 @@ def written_whole(path: PathLike) -> Iterator[BinaryIO]:
             if target.exists():
                 shutil.copymode(target, draft)
             os.replace(draft, target)
-        except BaseException:
+        except BaseException as error:
+            # What a full disk raises names no file.
+            if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+                error.filename = os.fspath(path)
             with suppress(FileNotFoundError):
                 draft.unlink()
             raise

@@ -95,9 +95,11 @@ def summarize(
         both, how = _resampled_sums(np.concatenate([filled, present], axis=1), resamples, seed)
         sums, counts = np.split(both, 2, axis=1)
     tail = (1 - confidence) / 2
-    z = NormalDist().inv_cdf(1 - tail)
+    # Not of 1 - tail, which is 1 where the confidence is next to it.
+    z = -NormalDist().inv_cdf(tail)
     rows = []
     replaced: dict[str, list[str]] = {}
+    alike: dict[str, None] = {}
     for column, (k, (least, most)) in enumerate(zip(ks, limits, strict=True)):
         there = values[present[:, column], column]
         tasks, too_small = len(there), len(values) - len(there)
@@ -119,6 +121,8 @@ def summarize(
                     replaced.setdefault(name, []).append(str(k))
                 else:
                     ends[name] = (max(low, least), min(high, most))
+                    if high - low <= _NO_WIDTH * max(abs(low), abs(high)):
+                        alike[str(k)] = None
         rows.append(AtK(k, estimate, ends["bootstrap"], ends["normal"], tasks, too_small))
     sentences = [f"bootstrap: {how}"]
     if replaced:
@@ -126,6 +130,11 @@ def summarize(
         sentences.append(
             f"Wilson's interval stands for {places}, which had no width or left 0..100 %: at that"
             " mean no tasks spread wider than those that all pass or all fail, which it assumes"
+        )
+    if alike:
+        sentences.append(
+            f"an interval without width, as at k={listed(list(alike))}, says that these tasks are"
+            " alike, not that others would be"
         )
     return rows, tuple(sentences)
 

@@ -172,6 +172,7 @@ REFUSED = {
         "--json must be another file than the file; got",
     ),
     "ragged npy": ("transform {ragged} -k 2 -o {out}.npy", "1 to 4: write .jsonl"),
+    "stdout": ("transform {ragged} -k 2 -o -", "the output must be a file, stdout has the summary"),
     "extension": ("transform {ragged} -k 2 -o {out}.txt", "extension must be .jsonl"),
     "no folder": ("transform {ragged} -k 2 -o {out}/o.csv", "there is no folder"),
     "no file": ("passk {out} -k 1", "No such file or directory"),

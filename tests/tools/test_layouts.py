@@ -225,7 +225,8 @@ class TestOpenAIEvals:
 
     def test_a_log_without_grades_holds_no_tasks(self, tmp_path: Path) -> None:
         path = put(tmp_path / "log.jsonl", lines(self.SPEC, event(0, "t.0", "sampling", prompt="")))
-        with pytest.raises(RolloutFileError, match="the file holds no tasks"):
+        reason = "the file holds no tasks; events taken: none; left out: spec, sampling$"
+        with pytest.raises(RolloutFileError, match=reason):
             read_rollouts(path)
 
 
@@ -242,6 +243,21 @@ def test_a_missing_key_lists_those_that_are_there(tmp_path: Path) -> None:
     ):
         with pytest.raises(RolloutFileError, match=message):
             read_rollouts(path, options)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ('{"task_id": 1, "score": 0}', "the key of rewards is 'score' here, and 'reward' on lines"),
+        ('{"uid": 1, "reward": 0}', "the key of task ids is 'uid' here, and 'task_id' on lines"),
+    ],
+)
+def test_one_key_has_the_rewards_of_all_lines(tmp_path: Path, second: str, message: str) -> None:
+    path = put(tmp_path / "r.jsonl", '{"task_id": 1, "reward": 0.5}\n' + second)
+    with pytest.raises(RolloutFileError, match=f":2: {message} before; choose one with --"):
+        read_rollouts(path)
+    path = put(path, '{"task_id": 1, "score": 0.5}\n{"task_id": 1, "score": 0, "reward": 1}')
+    assert plain(read_rollouts(path, Options(rewards=["score"]))) == {1: [0.5, 0]}
 
 
 @pytest.mark.parametrize("task", ["task_id", "problem_id", "example_id", "question_id", "uid"])

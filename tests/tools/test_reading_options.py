@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ class TestNull:
     def test_null_rewards(self, tmp_path: Path, name: str) -> None:
         path = put(tmp_path / name, NULLS[name])
         number = {"lists.jsonl": 1, "samples.jsonl": 2}.get(name, 3)
-        with pytest.raises(RolloutFileError, match=rf"{name}:{number}: a reward must be "):
+        reason = rf"{name}:{number}: a reward must be .*; got n.*; --null drop or zero takes it"
+        with pytest.raises(RolloutFileError, match=reason):
             read_rollouts(path)
         got = read_rollouts(path, Options(null="zero"))
         assert plain(got) == {"a": [0.5, 0], "b": [0]}
@@ -62,6 +64,31 @@ class TestNull:
             read_rollouts(tmp_path / "r.parquet")
         got = read_rollouts(tmp_path / "r.parquet", Options(null="zero"))
         assert plain(got) == {"a": [0.5, 0], "b": [1]}
+
+    @pytest.mark.parametrize("threshold", [-0.5, 0.0, 1.0])
+    def test_a_null_passes_no_threshold(self, tmp_path: Path, threshold: float) -> None:
+        path = put(tmp_path / "r.csv", "uid,reward\na,1\na,-1\na,\n")
+        got = read_rollouts(path, Options(null="zero", threshold=threshold))
+        assert plain(got) == {"a": [1, 0, 0]}
+
+    @pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.parquet"])
+    def test_a_cell_of_a_task_is_empty(self, tmp_path: Path, name: str) -> None:
+        path = put(tmp_path / "r.csv", "uid,s0,s1\na,1,\nb,0,0\n")
+        if name == "r.jsonl":
+            text = '{"uid": "a", "s0": 1, "s1": null}\n{"uid": "b", "s0": 0, "s1": 0}'
+            path = put(tmp_path / name, text)
+        if name == "r.parquet":
+            pa = pytest.importorskip("pyarrow")
+            pq = pytest.importorskip("pyarrow.parquet")
+            path = tmp_path / name
+            pq.write_table(pa.table({"uid": ["a", "b"], "s0": [1, 0], "s1": [None, 0]}), path)
+        got = read_rollouts(path)
+        assert plain(got) == {"a": [1], "b": [0, 0]}
+        assert got.columns.endswith("; nothing ignored; cells without a sample: 1")
+        assert plain(read_rollouts(path, Options(null="drop"))) == plain(got)
+        got = read_rollouts(path, Options(null="zero"))
+        assert plain(got) == {"a": [1, 0], "b": [0, 0]}
+        assert got.columns.endswith("; nothing ignored; null rewards made 0: 1")
 
     @pytest.mark.parametrize("rewards", ["[null, 9007199254740993]", "[9007199254740993, NaN]"])
     def test_a_null_hides_no_integer_that_is_too_large(self, tmp_path: Path, rewards: str) -> None:
@@ -244,7 +271,8 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Bytes("task_id,passed\na,1\na,0\n"))
     code, out, err = pkpo("passk", "-", "-k", "1", "--format", "csv")
     assert (code, rows_of(out)[0][1]) == (0, "50 %")
-    assert err.startswith("-: one sample a line: ")
+    assert err.startswith("standard input: one sample a line: ")
+    assert "standard input: 1 tasks of 2 samples" in " ".join(out.split())
 
 
 def test_a_bar_is_shown_of_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,3 +287,26 @@ def test_a_bar_is_shown_of_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> N
                 completed(done)
         text: Any = console.export_text()
         assert ("reading [a]" in text) == shown
+
+
+def test_what_is_proposed_for_only_is_taken(tmp_path: Path) -> None:
+    marks = '"doc_id": 1, "resps": [], "filtered_resps": [], "acc": 1'
+    for value, text in (("null", "filter=null"), ('"a b"', "'filter=a b'")):
+        path = put(
+            tmp_path / "r.jsonl", f'{{{marks}, "filter": {value}}}\n{{{marks}, "filter": 7}}'
+        )
+        with pytest.raises(RolloutFileError, match=f":2: filter is 7, .*, such as --only {text}$"):
+            read_run(path)
+        only = dict([text.strip("'").split("=")])
+        assert plain(read_rollouts(path, Options(only=only))) == {1: [1]}
+
+
+def test_only_takes_days_of_parquet(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    days = [date(2026, 1, 1), date(2026, 1, 2)]
+    pq.write_table(
+        pa.table({"uid": ["a", "b"], "acc": [1, 0], "day": days}), tmp_path / "r.parquet"
+    )
+    got = read_rollouts(tmp_path / "r.parquet", Options(only={"day": "2026-01-02"}))
+    assert plain(got) == {"b": [0]}

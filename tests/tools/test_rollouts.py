@@ -91,7 +91,7 @@ class TestReading:
             read_rollouts(path)
         got = read_rollouts(path, Options(rewards=["s0", "s1"]))
         assert plain(got) == {"a": [0, 1], "b": [1]}
-        assert got.columns.endswith("; ignored: __index_level_0__")
+        assert "; ignored: __index_level_0__; " in got.columns
         columns = {"task_id": ["a", "b", "a"], "sample_idx": [0, 0, 1], "passed": [1, 0, 1]}
         pq.write_table(pa.table(columns), path)
         assert plain(read_rollouts(path)) == {"a": [1, 1], "b": [0]}
@@ -206,8 +206,11 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
         '{}:2: a reward must be a number; got "1_0"',
     ),
     "arabic.csv": ("task_id,reward\na,٣\n", "{}:2: a reward must be a number; got "),
-    "hole.csv": ("task_id,reward\na,\n", '{}:2: a reward must be a number; got ""'),
-    "nan.csv": ("task_id,reward\na,1\nb,nan\n", "{}:3: a reward must be finite; got nan"),
+    "hole.csv": ("task_id,reward\na,\n", "{}:2: a reward must be a number; got null; --null drop"),
+    "nan.csv": (
+        "task_id,reward\na,1\nb,nan\n",
+        "{}:3: a reward must be a number; got null; --null",
+    ),
     "inexact.csv": (
         "task_id,reward\na,9007199254740992\na,9007199254740993\n",
         "{}:3: rewards must be integers of at most 2**53 in magnitude",
@@ -295,6 +298,8 @@ def test_a_longdouble_beyond_float64(tmp_path: Path) -> None:
             {"task_id": [[{"role": "user"}]], "reward": [1]},
             ": task_id must be text or numbers; got l",
         ),
+        ({"task_id": [True, False], "reward": [1, 0]}, ": task_id must be text or numbers; got b"),
+        ({"task_id": ["a", "b"], "reward": [1, None]}, ":2: reward is null; --null drop or zero"),
         ({"task_id": ["a", "b"], "rewards": [[1], []]}, ":2: task 'b' has no rewards"),
         ({"task_id": ["a", "a"], "rewards": [[1], [0]]}, ":2: task_id 'a' was on line 1 already"),
         ({"task_id": ["a", "b"], "rewards": [[1.0], [1.0, None]]}, ":2: a reward must be finite"),
@@ -321,9 +326,17 @@ def test_a_fault_in_parquet(tmp_path: Path, columns: dict[str, Any], message: st
 
 
 def test_what_is_no_parquet(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = put(tmp_path / "r.parquet", "hello")
     with pytest.raises(RolloutFileError, match="not a Parquet file"):
-        read_rollouts(put(tmp_path / "r.parquet", "hello"))
+        read_rollouts(path)
+    pq.write_table(pa.table({"task_id": ["a"] * 99, "reward": [0.5] * 99}), path)
+    content = bytearray(path.read_bytes())
+    content[4:60] = bytes(56)
+    path.write_bytes(content)
+    with pytest.raises(RolloutFileError, match="not a Parquet file"):
+        read_rollouts(path)
 
 
 def test_parquet_without_pyarrow_says_what_to_install(

@@ -82,6 +82,17 @@ class TestCompressed:
             read_rollouts(path)
 
 
+def test_what_is_no_utf8_may_be_known_by_its_beginning(tmp_path: Path) -> None:
+    for content, hint in (
+        (CSV.encode("utf-16"), "it is UTF-16: convert it, such as with iconv"),
+        (gzip.compress(CSV.encode()), "it is compressed: unpack it by gunzip, or end its name"),
+    ):
+        with pytest.raises(
+            RolloutFileError, match=rf":1: not UTF-8 at byte \d of the line; {hint}"
+        ):
+            read_rollouts(put(tmp_path / "r.csv", content))
+
+
 class TestStandardInput:
     @pytest.mark.parametrize(("format", "text"), [("jsonl", JSONL), ("csv", CSV)])
     def test_it_is_read(self, monkeypatch: pytest.MonkeyPatch, format: str, text: str) -> None:
@@ -100,6 +111,11 @@ class TestStandardInput:
             read_rollouts("-", format="xml")
         with pytest.raises(RolloutFileError, match="standard input must be one of jsonl"):
             read_rollouts("-", format="parquet")
+
+    def test_it_may_be_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stdin", None)
+        with pytest.raises(RolloutFileError, match="standard input: it is closed"):
+            read_rollouts("-", format="csv")
 
 
 class TestJson:

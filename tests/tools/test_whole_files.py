@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -28,6 +29,13 @@ def test_written_whole_or_not_at_all(
         file.write(b"half")
         assert len(os.listdir(tmp_path)) == 1
         assert not (tmp_path / "x.bin").exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"), written_whole(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert os.listdir(tmp_path) == []
 
 

@@ -40,7 +40,6 @@ def _read(source: Source, lines: Lines, dialect: str) -> None:
             lines.fail("the file is empty: it must begin with a header that has task_id")
         columns = lines.choose(header, table.line_num)
         lines.one_sample_a_line = not columns.wide
-        nulls = _NULLS if lines.options.null != "error" else frozenset()
         for cells in table:
             number = table.line_num
             if not cells:
@@ -50,11 +49,12 @@ def _read(source: Source, lines: Lines, dialect: str) -> None:
             if not lines.takes(columns, cells.__getitem__, number):
                 continue
             rewards = [cells[i] for i in columns.rewards]
-            if columns.wide:
+            if columns.wide and lines.options.null != "zero":
                 rewards = [cell for cell in rewards if cell.strip()]
+                lines.absent += len(columns.rewards) - len(rewards)
             lines.add(
                 cells[columns.task],
-                [None if cell.strip().lower() in nulls else _cell(cell) for cell in rewards],
+                [None if cell.strip().lower() in _NULLS else _cell(cell) for cell in rewards],
                 number,
             )
     except csv.Error as error:

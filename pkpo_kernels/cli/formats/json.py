@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from pkpo_kernels.cli.sources import Source
 
 # Bytes read at a time.
 _PIECE = 1 << 18
+_SPACE = re.compile(r"[ \t\r\n]*")
 # How near to the end of what is read an error may be that more would mend: as long as \ud83d\ude00.
 _CUT = 16
 
@@ -64,12 +66,12 @@ class _Text:
     def next(self) -> str:
         """Take the next sign that is no space; "" at the end."""
         while True:
-            here = self._text[self._at :]
-            rest = here.lstrip(" \t\r\n")
-            if rest:
-                self._pass(len(here) - len(rest) + 1)
-                return rest[0]
-            self._pass(len(here))
+            # No slice of the text, which would copy all of it for each sign.
+            end = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if end < len(self._text):
+                self._pass(end + 1 - self._at)
+                return self._text[end]
+            self._pass(end - self._at)
             if not self._more():
                 return ""
 

@@ -57,7 +57,9 @@ class Records:
         """Say what was left out."""
         if self._events is not None and self._events.left:
             left = listed(list(self._events.left))
-            self._lines.skipped.append(f"events taken: {self._events.type}; left out: {left}")
+            self._lines.skipped.append(
+                f"events taken: {self._events.type or 'none'}; left out: {left}"
+            )
 
     def _take(self, record: dict[str, Any], number: int, layout: Layout | None) -> None:
         lines = self._lines
@@ -68,7 +70,8 @@ class Records:
         rewards = [values[i] for i in columns.rewards]
         is_list = not columns.wide and columns.holds_lists(isinstance(rewards[0], list))
         lines.expect(not (columns.wide or is_list), number)
-        if columns.wide:
+        if columns.wide and lines.options.null != "zero":
+            lines.absent += rewards.count(None)
             rewards = [reward for reward in rewards if reward is not None]
         elif is_list:
             (rewards,) = rewards

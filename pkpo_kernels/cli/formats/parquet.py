@@ -43,7 +43,8 @@ def read(source: Source, lines: Lines) -> None:
             if also:
                 table, numbers = _taken(lines, columns, table, numbers)
             _add(lines, columns, [table[name] for name in names], numbers)
-    except pa.ArrowException as error:
+    # Arrow raises OSError for pages that cannot be decompressed.
+    except (pa.ArrowException, OSError) as error:
         lines.fail(f"not a Parquet file of rollouts: {error}")
 
 
@@ -104,6 +105,8 @@ def _numbers_of(
     if columns.wide:
         names = [columns.names[i] for i in columns.rewards]
         there = np.column_stack([pc.is_valid(column).to_numpy() for column in rewards])
+        there |= lines.options.null == "zero"
+        lines.absent += int(there.size - there.sum())
         cells = np.column_stack(list(map(numbers, names, rewards)))
         return cells[there], there.sum(axis=1), False
     (column,) = rewards
@@ -113,7 +116,8 @@ def _numbers_of(
     )
     holds_lists = columns.holds_lists(is_list)
     if holds_lists or lines.options.null == "error":
-        _check_no_null(lines, columns.reward, column, rows)
+        hint = "" if holds_lists else "; --null drop or zero takes it"
+        _check_no_null(lines, columns.reward, column, rows, hint)
     if not holds_lists:
         return numbers(columns.reward, column), np.ones(len(column), np.int64), False
     if not is_list:
@@ -127,13 +131,15 @@ def _numbers_of(
     return numbers(columns.reward, pc.list_flatten(column), row_of), lengths, True
 
 
-def _check_no_null(lines: Lines, name: str, column: Any, numbers: NDArray[np.int64]) -> None:
-    """Refuse a column with nulls."""
+def _check_no_null(
+    lines: Lines, name: str, column: Any, numbers: NDArray[np.int64], hint: str = ""
+) -> None:
+    """Refuse a column with nulls; the hint says what else can be done."""
     import pyarrow.compute as pc
 
     if column.null_count:
         first = pc.index(pc.is_null(column), True).as_py()
-        lines.fail(f"{name} is null", int(numbers[first]))
+        lines.fail(f"{name} is null{hint}", int(numbers[first]))
 
 
 def _ids_of(lines: Lines, column: Any, numbers: NDArray[np.int64]) -> list[TaskId]:
@@ -142,6 +148,8 @@ def _ids_of(lines: Lines, column: Any, numbers: NDArray[np.int64]) -> list[TaskI
     import pyarrow as pa
 
     dtype = column.type
+    if pa.types.is_boolean(dtype):
+        lines.fail(f"task_id must be text or numbers; got {dtype}")
     if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
         try:
             column = column.cast(pa.string())
