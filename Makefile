@@ -141,6 +141,7 @@ readme-tables: .venv/installed  ## the tables of bench/README.md and bench/paper
 	$(BIN)/python -m bench.readme_tables
 
 dist: .venv/installed  ## a wheel and an sdist, checked, and `pkpo verify` of the wheel installed alone
+	@git diff --quiet HEAD || { echo "commit first: what is released is what git has"; exit 1; }
 	rm -rf dist build/installed
 	$(BIN)/python -m hatchling build -d dist
 	$(BIN)/python tests/released.py dist
