@@ -120,7 +120,7 @@ def k_of_groups(k: Any, groups: Groups, estimator: Estimator, *, clip: bool) -> 
     shape."""
     library = library_of(k)
     if library in ("torch", "jax"):
-        _check_k_array(k, library, groups)
+        k = _checked_k_array(k, library, groups)
     elif is_integer(k):
         return _whole_k(int(k), groups, estimator, clip=clip)
     else:
@@ -183,23 +183,24 @@ def _on_device(k: int | NDArray[Any], groups: Groups) -> Array:
     return registry.namespace(groups.library).asarray(k)
 
 
-def _check_k_array(k: Array, library: str | None, groups: Groups) -> None:
+def _checked_k_array(k: Array, library: str | None, groups: Groups) -> Array:
     """A torch tensor or a JAX array: its values stay where they are."""
     if library != groups.library:
         raise TypeError(
             f"k must be integers, or of the same array library as rewards ({groups.library});"
             f" got a {library} array"
         )
-    checked_array("k", k)
+    k, _ = checked_array("k", k)
     if dtype_name(k.dtype) not in INTEGERS:
         raise TypeError(f"k must be of an integer dtype; got {dtype_name(k.dtype)}")
+    return k
 
 
 def checked_ks(k: Any, groups: Groups) -> int | tuple[int, ...] | Array:
     """k as an integer or several, or as an array of the library's, () or (number of ks,)."""
     library = library_of(k)
     if library in ("torch", "jax"):
-        _check_k_array(k, library, groups)
+        k = _checked_k_array(k, library, groups)
         shape = tuple(k.shape)
     elif is_integer(k):
         shape, k = (), int(k)

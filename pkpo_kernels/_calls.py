@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable
-from threading import Lock
 from typing import Any
 
 # (rewards, where, k) → the result
@@ -20,7 +19,6 @@ Again = Callable[[Any, Any, Any], Any]
 MOST_FORMS = 512
 
 _known: dict[Hashable, Again] = {}
-_lock = Lock()
 
 
 def form_of(function: str, rewards: Any, k: Any, where: Any, *options: Any) -> Hashable | None:
@@ -78,10 +76,10 @@ def remember(form: Hashable | None, again: Again) -> None:
     """Keep what serves calls of a form. It may hold no tensor of the call that it was made for."""
     if form is None:
         return
-    with _lock:
-        while len(_known) >= MOST_FORMS:
-            del _known[next(iter(_known))]
-        _known[form] = again
+    _known[form] = again
+    # Without a lock, which a signal handler or a fork may find taken: others may do this meanwhile.
+    for oldest in list(_known)[: max(len(_known) - MOST_FORMS, 0)]:
+        _known.pop(oldest, None)
 
 
 def forget() -> None:

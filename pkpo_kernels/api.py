@@ -167,7 +167,9 @@ def transform(
             lambda x, k, w: local(x, k, where=w), rewards, k, where, axis, reduces=False
         )
     groups = Groups.of(rewards, where, axis)
-    k = k_of_groups(k, groups, chosen, clip=undersized == "clip")
+    given_k, k = k, k_of_groups(k, groups, chosen, clip=undersized == "clip")
+    if k is not given_k and not isinstance(k, int):
+        form = None  # made of integers just now, as for the next call
     options = {"estimator": chosen, "scale": scale, "undersized": undersized}
     return _computed(_transform, groups, k, implementation, options, form)
 
@@ -371,7 +373,10 @@ def _prepared_transform(
     groups: Groups, k: Any, backend: registry.Prepares, **options: Any
 ) -> _calls.Again | None:
     """Prepare what transforms groups of this form that lie in rows, in any leading shape."""
-    if not isinstance(k, int) and tuple(k.shape) not in ((), groups.leading):
+    # A call's k is read as it lies.
+    if not isinstance(k, int) and not (
+        tuple(k.shape) in ((), groups.leading) and k.is_contiguous()
+    ):
         return None
     of_rows = k if isinstance(k, int) or k.ndim == 0 else k.reshape(-1)
     rewards, where = groups.rows()

@@ -85,7 +85,8 @@ def result_from_host(result: NDArray[Any], rewards: Array, library: str, dtype: 
         return tensor if tensor.dtype == dtype else tensor.to(dtype)
     import jax
 
-    result = result.astype(dtype, copy=False)
+    with np.errstate(over="ignore", under="ignore"):  # as a float16 may, without a word
+        result = result.astype(dtype, copy=False)
     if rewards.committed:
         return jax.device_put(result, rewards.device)
     with jax.default_device(rewards.device):  # free to go where others are, as the rewards are

@@ -362,6 +362,7 @@ def is_traced(array: Array) -> bool:
             torch.compiler.is_compiling()
             or type(array) not in (torch.Tensor, torch.nn.Parameter)
             or torch._C._functorch.is_functorch_wrapped_tensor(array)
+            or torch._C._get_tracing_state() is not None  # jit.trace
             or _get_current_dispatch_mode() is not None
         )
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,6 +83,15 @@ def test_every_part_of_a_form_tells_calls_apart() -> None:
         assert len(_calls._known) == len(calls)
 
 
+@pytest.mark.parametrize("implementation", [None, "torch"])
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_integers_of_every_row(kind: Callable[[Any], Any], implementation: Any) -> None:
+    for ks in ([1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]):
+        for _ in range(3):
+            got = pk.transform(REWARDS, kind(ks), implementation=implementation)
+            np.testing.assert_allclose(got, want(REWARDS, ks), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("k", [2, [1, 2], (1, 3), torch.tensor(2), torch.tensor([1, 2])])
 def test_max_at_k_is_served_again(k: Any) -> None:
     for scale in (1.0, 2.0, 3.0):
@@ -129,6 +139,8 @@ def test_rewards_marked_as_negated_are_no_others() -> None:
     assert marked.is_neg()
     for _ in range(2):
         np.testing.assert_allclose(pk.transform(marked, 2), want(-REWARDS[:, 4:], 2), atol=1e-6)
+        k = torch._neg_view(torch.tensor(-3))
+        np.testing.assert_allclose(pk.transform(REWARDS, k), want(REWARDS, 3), atol=1e-6)
 
 
 def test_what_is_watched_goes_the_long_way() -> None:
@@ -144,6 +156,12 @@ def test_what_is_watched_goes_the_long_way() -> None:
         np.testing.assert_allclose(again(others), right, rtol=1e-5, atol=1e-6)
     with FakeTensorMode() as mode:
         assert type(pk.transform(mode.from_tensor(REWARDS), 2)) is not torch.Tensor
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # torch.jit's of itself, and of shapes that it takes as given
+        scripted = torch.jit.trace(step, REWARDS)
+    np.testing.assert_allclose(scripted(others), right, rtol=1e-5, atol=1e-6)
     # A batch is hidden in what looks like a plain tensor.
     ks = torch.tensor([1, 2, 3])
     got = torch.func.vmap(lambda k: pk.transform(REWARDS, k))(ks)

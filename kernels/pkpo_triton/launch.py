@@ -53,8 +53,8 @@ class Launch:
     """
 
     __slots__ = (
-        *("_arguments", "_compiled", "_constants", "_dynamic_k", "_empty", "_entry", "_grid"),
-        *("_k", "_stream", "_takes_all"),
+        *("_all_arguments", "_arguments", "_compiled", "_constants", "_dynamic_k", "_empty"),
+        *("_entry", "_grid", "_k", "_stream", "_takes_all"),
     )
 
     def __init__(
@@ -72,7 +72,9 @@ class Launch:
         self._dynamic_k, self._k = dynamic_k, k
         self._takes_all = "where_ptr" in entry.arg_names
         self._arguments, self._constants = tuple(arguments), constants
-        self._compiled: Any = None  # by the first call
+        # By the first call, the constants among the arguments:
+        self._compiled: Any = None
+        self._all_arguments: tuple[Any, ...] = ()
         self._stream = 0
 
     def __call__(self, rewards: torch.Tensor, where: torch.Tensor | None, k: Any) -> torch.Tensor:
@@ -87,10 +89,10 @@ class Launch:
             return out
         runtime = triton.knobs.runtime
         if _calls_of(runtime.launch_enter_hook) or _calls_of(runtime.launch_exit_hook):
-            compiled[self._grid](*tensors, *self._arguments, stream=self._stream)
+            compiled[self._grid](*tensors, *self._all_arguments, stream=self._stream)
         else:  # the same without what hooks are told
             launched = (self._stream, compiled.function, compiled.packed_metadata, None, None, None)
-            compiled.run(*self._grid, *launched, *tensors, *self._arguments)
+            compiled.run(*self._grid, *launched, *tensors, *self._all_arguments)
         return out
 
     def _compile(self, tensors: Sequence[torch.Tensor | None]) -> None:
@@ -99,10 +101,11 @@ class Launch:
         if compiled is None:
             return
         names = self._entry.arg_names[len(tensors) + len(self._arguments) :]
-        self._arguments += tuple(self._constants[name] for name in names)
+        self._all_arguments = (*self._arguments, *(self._constants[name] for name in names))
         driver = triton.runtime.driver.active
         self._stream = driver.get_current_stream(driver.get_current_device())
         compiled[self._grid]  # loads it
+        # The last: from here on other threads, which may have done all this too, use it.
         self._compiled = compiled
 
 

@@ -114,8 +114,8 @@ def readable(
         rewards = rewards.contiguous()
     if where is not None and not _reads_mask(where, chosen):
         where = where.clone(memory_format=torch.contiguous_format)
-    if isinstance(k, torch.Tensor) and not _reads_k(k):
-        k = k.to(torch.int64).contiguous()
+    if isinstance(k, torch.Tensor) and not _reads_k(k, rewards):
+        k = k.to(rewards.device, torch.int64).contiguous()
     return rewards, where, k
 
 
@@ -124,7 +124,7 @@ def reads_all(rewards: torch.Tensor, where: torch.Tensor | None, k: Any, chosen:
     return (
         _reads_rewards(rewards, chosen)
         and (where is None or _reads_mask(where, chosen))
-        and (not isinstance(k, torch.Tensor) or _reads_k(k))
+        and (not isinstance(k, torch.Tensor) or _reads_k(k, rewards))
     )
 
 
@@ -138,9 +138,9 @@ def _reads_mask(where: torch.Tensor, chosen: Plan) -> bool:
     return _reads_rewards(where, chosen) and _is_aligned(where)
 
 
-def _reads_k(k: torch.Tensor) -> bool:
+def _reads_k(k: torch.Tensor, rewards: torch.Tensor) -> bool:
     # Another dtype would mean another kernel.
-    return k.dtype == torch.int64 and k.is_contiguous()
+    return k.dtype == torch.int64 and k.is_contiguous() and k.device == rewards.device
 
 
 def _is_aligned(x: torch.Tensor) -> bool:

@@ -64,12 +64,14 @@ def max_at_k(
 
 
 def _is_watched(rewards: torch.Tensor) -> bool:
-    """Tell whether torch must see an operator: it compiles, traces, or has tensors without
-    memory."""
+    """Tell whether torch must see an operator: it compiles, traces, transforms functions, or has
+    tensors without memory."""
     return (
         torch.compiler.is_compiling()
         or type(rewards) not in (torch.Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
     )
 
 

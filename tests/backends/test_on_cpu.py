@@ -139,6 +139,14 @@ class TestJax:
             pk.transform(spread, 2, implementation="numpy")
         assert not served
 
+    def test_half_precision_overflows_without_a_word(self) -> None:
+        for values in ([60000, -60000, 0, 30000], [6e-8, 0, 0, 0]):
+            rewards = jnp.asarray(values, jnp.float16)
+            with np.errstate(all="raise"):
+                got = pk.transform(rewards, 3, estimator="s", scale="mean")
+            own = pk.transform(rewards, 3, estimator="s", scale="mean", implementation="xla")
+            np.testing.assert_allclose(got, own, rtol=1e-3, atol=1e-7)
+
     def test_transfers_are_explicit(self) -> None:
         rewards, k = jnp.asarray(REWARDS), jnp.asarray(2)
         with jax.transfer_guard("disallow"):

@@ -144,6 +144,25 @@ class TestTorch:
             values, best = step(mode.from_tensor(rewards), mode.from_tensor(k))
         assert values.shape == (4, 8) and best.shape == (4, 2) and best.device == rewards.device
 
+    @pytest.mark.filterwarnings("ignore")  # torch.jit's of itself, and of shapes taken as given
+    def test_what_transforms_functions_sees_an_operator(self) -> None:
+        from torch.func import functionalize, grad, jvp, vmap
+
+        def step(x: torch.Tensor) -> torch.Tensor:
+            return pk.transform(x, 2, implementation="triton")
+
+        cube, rewards = torch.randn(2, 4, 8, device=DEVICE), torch.randn(4, 8, device=DEVICE)
+        want = pk.transform(rewards, 2, implementation="torch")
+        of_cube = pk.transform(cube, 2, implementation="torch")
+        for got, right in (
+            (vmap(step)(cube), of_cube),
+            (grad(lambda x: (x * step(x)).sum())(rewards), want),
+            (jvp(lambda x: x + step(x), (rewards,), (rewards,))[1], rewards),
+            (functionalize(step)(rewards), want),
+            (torch.jit.trace(step, cube[0])(rewards), want),
+        ):
+            torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6)
+
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is prepared")
 class TestPreparedLaunches:
@@ -165,6 +184,44 @@ class TestPreparedLaunches:
         made = self.prepared(first)
         for rewards in (first, second, first):
             want = pk.transform(rewards, 2, implementation="torch")
+            torch.testing.assert_close(made(rewards, None, 2), want, rtol=1e-5, atol=1e-6)
+
+    def test_a_k_for_each_group_that_does_not_lie_in_order(self) -> None:
+        rewards = torch.randn(2, 3, 8, device=DEVICE)
+        spread = torch.tensor([[1, 2], [3, 4], [5, 6]], device=DEVICE).t()
+        for k in (spread, spread[:1, 1:2].expand(2, 3)):
+            want = pk.transform(rewards, k, implementation="torch")
+            for _ in range(2):
+                got = pk.transform(rewards, k, implementation="triton")
+                torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+    def test_a_k_elsewhere_is_not_read_as_it_lies(self) -> None:
+        rewards = torch.randn(40, 8, device=DEVICE)
+        elsewhere = torch.tensor(2, device="meta")
+        estimator = pk.ESTIMATORS["sloo_minus_one"]
+        rest: Any = {"scale": "sum", "undersized": "zero", "dtype": rewards.dtype}
+        assert launches.prepared_transform(rewards, elsewhere, None, estimator, **rest) is None
+        ks = elsewhere.reshape(1)
+        assert launches.prepared_max_at_k(rewards, ks, None, dtype=rewards.dtype) is None
+
+    def test_another_thread_may_be_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rewards = torch.randn(40, 8, device=DEVICE)
+        made = self.prepared(rewards)
+        want = pk.transform(rewards, 2, implementation="torch")
+        entry = made._entry
+
+        class Entry:
+            """The kernel; as this call is about to compile it, another has done so."""
+
+            arg_names = entry.arg_names
+
+            def __getitem__(self, grid: Any) -> Any:
+                monkeypatch.undo()
+                made(rewards, None, 2)
+                return entry[grid]
+
+        monkeypatch.setattr(made, "_entry", Entry())
+        for _ in range(2):
             torch.testing.assert_close(made(rewards, None, 2), want, rtol=1e-5, atol=1e-6)
 
     def test_hooks_are_told_as_of_any_launch(self, monkeypatch: pytest.MonkeyPatch) -> None:
