@@ -113,6 +113,7 @@ def packed_plan(n: int, *, usual: bool, backend: str) -> PackedPlan | None:
     | 128 | 2             | 40, 92        | 14, 21, 27     | 86, 21                         |
     | 256 | 4             | 52, 116       | 14, 21, 27     | 108, 21                        |
 
-    Of normal rewards 0, 0, 5, 10 and 40 % of the programs sort again.
+    Of normal rewards 1, 0, 1, 7 and 39 % of the programs sort again, of uniform ones 0, 2, 8, 29
+    and 72 %.
     """
     return _PACKED.get(n) if usual and backend == "cuda" else None

@@ -90,7 +90,7 @@ def launched(*, only_asked: bool = False) -> Iterator[list[str]]:
 
 
 def test_there_is_something_to_test() -> None:
-    assert {16, 32, 64}.issubset(PACKED_N)
+    assert {16, 32, 64, 128, 256}.issubset(PACKED_N)
 
 
 @pytest.mark.parametrize("estimator", ["sloo_minus_one", "s", "sloo", "centered"])
