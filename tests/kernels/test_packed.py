@@ -61,8 +61,10 @@ def assert_right(rewards: Rows, k: int, **options: Any) -> None:
         if np.isnan(right).any():
             assert np.isnan(of_row).all()
             continue
+        # Below the smallest float a product is lost, and so is a weight.
+        lost = len(row) * TINY * max(1.0, float(np.ptp(row)))
         size = np.abs(right).max()
-        np.testing.assert_allclose(of_row, right, rtol=0, atol=2e-6 * size + len(row) * TINY)
+        np.testing.assert_allclose(of_row, right, rtol=0, atol=2e-6 * size + lost)
         values, of_value = np.unique(row, return_inverse=True)
         first = of_row[[np.argmax(row == value) for value in values]]
         np.testing.assert_array_equal(of_row.view(np.int32), first[of_value].view(np.int32))
@@ -263,7 +265,7 @@ def test_rewards_that_lie_close(data: st.DataObject) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [n for n in PACKED_N if n > 16])
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
