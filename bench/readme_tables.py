@@ -105,8 +105,8 @@ def gpu_static(results: Path) -> str:
             ("the same, rows of two values", "ours", "two_values_of_copy", 2),
         ],
     )
-    commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
-    about = f"Executed on the CPU, for {rows[0]['target']}, commit {commits}"
+    commits = " and ".join(dict.fromkeys(f"commit {row['commit']}" for row in rows))
+    about = f"Executed on the CPU, for {rows[0]['target']}, {commits}"
     return f"{about}; nothing was measured (`results/{path.name}`).\n\n{table}"
 
 

@@ -12,7 +12,7 @@ changes is no pure function: such pieces stay in the order of the program.
 import triton
 import triton.language as tl
 
-from pkpo_triton.networks import thread_network
+from pkpo_triton.networks import ACROSS, COMPARE, merge_steps, thread_network
 
 
 @triton.constexpr_function
@@ -123,65 +123,144 @@ def _integers(n):
 
 
 @triton.constexpr_function
-def _sorted(n, keys, addresses):
-    comparators = [
+def _comparators(pairs):
+    return [
         f"min.f32 lower, key{a}, key{b}; max.f32 key{b}, key{a}, key{b}; mov.b32 key{a}, lower;"
-        for a, b in thread_network(n)
+        for a, b in pairs
     ]
-    declared = f".reg .b32 lower, upper, key<{n}>;"
-    return f"{{ {declared} {' '.join([*keys, *comparators, *addresses])} }}"
 
 
-# N addresses, N inputs, the address of the row. No output may lie where an input does that is still
-# to be read.
+@triton.constexpr_function
+def _sign(lane, bit, other):
+    """The sign bit of lanes whose numbers differ in two bits."""
+    return (
+        f"shr.b32 sign, {lane}, {bit}; shr.b32 upper, {lane}, {other};"
+        " xor.b32 sign, sign, upper; shl.b32 sign, sign, 31;"
+    )
+
+
+@triton.constexpr_function
+def _negated(n, lane, bit, other):
+    factor = f"{_sign(lane, bit, other)} or.b32 sign, sign, 0x3F800000;"
+    return [factor, *(f"mul.f32 key{i}, key{i}, sign;" for i in range(n))]
+
+
+@triton.constexpr_function
+def _merges(n, lanes, lane):
+    """Merge sorted lanes, their keys negated as `networks.merge_steps` asks for in its first."""
+    lines = []
+    for kind, a, b in merge_steps(n, lanes, 32)[1:]:
+        if kind == COMPARE:
+            lines += _comparators([(i, i + a) for i in range(n) if i // a % 2 == 0])
+        elif kind == ACROSS:
+            lines += [
+                f"shfl.sync.bfly.b32 lower, key{i}, {1 << a}, 31, -1; neg.f32 lower, lower;"
+                f" min.f32 key{i}, key{i}, lower;"
+                for i in range(n)
+            ]
+        elif 1 << a < lanes:
+            lines += _negated(n, lane, a, b)
+    return lines
+
+
+@triton.constexpr_function
+def _sorted(n, lanes, keys, addresses):
+    steps = _comparators(thread_network(n)) + _merges(n, lanes, f"${2 * n + 1}")
+    declared = f".reg .b32 lower, upper, sign, key<{n}>;"
+    return f"{{ {declared} {' '.join([*keys, *steps, *addresses])} }}"
+
+
+# C addresses, C inputs, the address of the row, the lane. No output may lie where an input does
+# that is still to be read.
 @triton.constexpr_function
 def _sorted_operands(n, of_input):
-    return ",".join(["=&r"] * n + [of_input] * n + ["r"])
+    return ",".join(["=&r"] * n + [of_input] * n + ["r", "r"])
 
 
 @triton.constexpr_function
-def _sorted_by_upper_bits(n):
+def _sorted_by_upper_bits(n, lanes):
     # With the mask in a register one instruction replaces a key's lowest bits; Triton's operations
     # become two. As an address becomes three of them instead of two.
-    keys = [f"mov.b32 upper, {-n};"]
-    keys += [f"lop3.b32 key{i}, ${n + i}, upper, {i}, 0xEA;" for i in range(n)]
+    row, lane = f"${2 * n}", f"${2 * n + 1}"
+    if lanes == 1:
+        keys = [f"mov.b32 upper, {-n};"]
+        keys += [f"lop3.b32 key{i}, ${n + i}, upper, {i}, 0xEA;" for i in range(n)]
+    else:
+        # The lane's part of the index, and the sign that the first step of the merges asks for.
+        keys = [
+            f"{_sign(lane, 0, 1)} mad.lo.u32 sign, {lane}, 4, sign; mov.b32 upper, {-n * lanes};"
+        ]
+        keys += [
+            f"lop3.b32 key{i}, ${n + i}, upper, sign, 0x6A;"
+            f" or.b32 key{i}, key{i}, {i // 4 * 4 * lanes + i % 4};"
+            for i in range(n)
+        ]
     addresses = [
-        f"and.b32 key{i}, key{i}, {n - 1}; mad.lo.s32 ${i}, key{i}, 4, ${2 * n};" for i in range(n)
+        f"and.b32 key{i}, key{i}, {n * lanes - 1}; mad.lo.s32 ${i}, key{i}, 4, {row};"
+        for i in range(n)
     ]
-    return _sorted(n, keys, addresses)
+    return _sorted(n, lanes, keys, addresses)
 
 
 @triton.jit
-def sort_by_upper_bits(rewards, row, N: tl.constexpr):
-    """Sort rows of N words in shared memory by all but the lowest log2 N bits, and by their indices
-    where those are equal: N × (T,), (T,) → addresses in ascending order, N × (T,).
+def sort_by_upper_bits(rewards, row, lane, C: tl.constexpr, LANES: tl.constexpr):
+    """Sort rows of C · LANES words in shared memory by all but their lowest bits, as many as an
+    index has, and by their indices where those are equal: C × (T,), twice (T,) → addresses in
+    ascending order, C × (T,).
 
     A key is a reward with its index in the lowest bits. A NaN's may be lost, and another be there
     twice.
     """
     return tl.inline_asm_elementwise(
-        _sorted_by_upper_bits(N), _sorted_operands(N, "f"), rewards + (row,), _integers(N),
-        is_pure=True, pack=1,
+        _sorted_by_upper_bits(C, LANES), _sorted_operands(C, "f"), rewards + (row, lane),
+        _integers(C), is_pure=False, pack=1,
     )  # fmt: skip
 
 
 @triton.constexpr_function
-def _sorted_by_keys(n):
+def _sorted_by_keys(n, lanes):
     keys = [f"mov.b32 key{i}, ${n + i};" for i in range(n)]
+    if lanes > 1:
+        keys += _negated(n, f"${2 * n + 1}", 0, 1)
     addresses = [
-        f"and.b32 key{i}, key{i}, {4 * n - 1}; add.s32 ${i}, key{i}, ${2 * n};" for i in range(n)
+        f"and.b32 key{i}, key{i}, {4 * n * lanes - 1}; add.s32 ${i}, key{i}, ${2 * n};"
+        for i in range(n)
     ]
-    return _sorted(n, keys, addresses)
+    return _sorted(n, lanes, keys, addresses)
 
 
 @triton.jit
-def sort_by_keys(keys, row, N: tl.constexpr):
-    """Sort rows of N words in shared memory by keys, positive numbers that hold a word's offset in
-    bytes in their lowest bits: N × (T,), (T,) → addresses in ascending order, N × (T,)."""
+def sort_by_keys(keys, row, lane, C: tl.constexpr, LANES: tl.constexpr):
+    """Sort rows of C · LANES words in shared memory by keys, positive numbers that hold a word's
+    offset in bytes in their lowest bits: C × (T,), twice (T,) → addresses in ascending order,
+    C × (T,)."""
     return tl.inline_asm_elementwise(
-        _sorted_by_keys(N), _sorted_operands(N, "r"), keys + (row,), _integers(N),
-        is_pure=True, pack=1,
+        _sorted_by_keys(C, LANES), _sorted_operands(C, "r"), keys + (row, lane),
+        _integers(C), is_pure=False, pack=1,
     )  # fmt: skip
+
+
+@triton.constexpr_function
+def _shuffle(how, number, clamp):
+    return f"shfl.sync.{how}.b32 $0, $1, {number}, {clamp}, -1;"
+
+
+@triton.jit
+def from_lane_across(x, BITS: tl.constexpr):
+    """Take what the lane holds whose number differs in these bits: (T,) → (T,)."""
+    return tl.inline_asm_elementwise(
+        _shuffle("bfly", BITS, 31), "=r,r", [x.to(tl.int32, bitcast=True)], tl.int32,
+        is_pure=False, pack=1,
+    ).to(x.dtype, bitcast=True)  # fmt: skip
+
+
+@triton.jit
+def from_lane_before(x):
+    """Take what the lane in front holds; the first its own: (T,) → (T,)."""
+    return tl.inline_asm_elementwise(
+        _shuffle("up", 1, 0), "=r,r", [x.to(tl.int32, bitcast=True)], tl.int32,
+        is_pure=False, pack=1,
+    ).to(x.dtype, bitcast=True)  # fmt: skip
 
 
 # ---- Comparing ---------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 of them share, on NVIDIA's GPUs. For all else there is `pkpo_triton.kernel`; which of the two it is,
 `pkpo_triton.plan.packed_plan` says.
 
-A row lies in one thread. A key is a reward whose lowest bits are replaced by its index in the row,
-so that one network of minima and maxima sorts both, and nothing is searched or led back:
+A row lies in one thread, or in a few neighbours. A key is a reward whose lowest bits are replaced
+by its index in the row, so that minima and maxima sort both, and nothing is searched or led back:
 
-    rewards → shared memory → keys → network → rewards by their indices → gaps · weights
+    rewards → shared memory → keys → networks → rewards by their indices → gaps · weights
             → prefix sums → shared memory, over the rewards → results
 
 Rewards that differ in those bits alone may come out in a wrong order. A gap then is negative, which
@@ -17,8 +17,9 @@ All ways add a row's weighted gaps in the same order: what a row becomes does no
 beside it. Formulas and names: `pkpo_triton.coefficients`. The weights come ready for every gap,
 r_j · gap and r_j · (offset + slope · |j − origin|): see `pkpo_triton.tables.gap_weights`.
 
-T, the threads, is the rows of a program: one warp, so that what they decide together takes no
-barrier. An address is one of shared memory unless it is called otherwise.
+T is the threads of a program: one warp, so that what they decide together takes no barrier. C is
+the samples in each: of a row's the quads of neighbours by turns, and C in a row once it is sorted.
+An address is one of shared memory unless it is called otherwise.
 """
 
 # Triton compiles these functions; no type checker can check them.
@@ -31,6 +32,8 @@ import triton.language as tl
 
 from pkpo_triton.assembly import (
     all_differ,
+    from_lane_across,
+    from_lane_before,
     get_each,
     get_four,
     is_at_most,
@@ -47,16 +50,17 @@ from pkpo_triton.estimator import range_scale
 
 
 class Tile(NamedTuple):
-    """Constants: how a program's rows lie in shared memory. Four words are left free after every
-    PERIOD, so that neither what threads read of their own rows nor what they read along meets in a
-    bank."""
+    """Constants: how a program's rows lie in threads and in shared memory. After every PERIOD some
+    words are left free, so that neither what threads read of their own rows nor what they read
+    along meets in a bank."""
 
     N: Any  # samples in a row, a power of two
     BITS: Any  # of an index in a row
-    T: Any  # threads, and rows
+    LANES: Any  # threads of a row, neighbours
+    C: Any  # samples in each of them
+    T: Any  # threads
     PERIOD: Any  # words: a row, or several
-    STEP: Any  # bytes from what all threads read along, four words each, to what they read next
-    WORDS: Any  # of all
+    FREE: Any  # words, four for each of a row's threads
 
 
 class GapWeights(NamedTuple):
@@ -80,7 +84,15 @@ class Block(NamedTuple):
 @triton.jit
 def _address(base, sample, tile: tl.constexpr):
     """Find samples by their number in the block: () and (T,) → (T,)."""
-    return base + 4 * (sample + sample // tile.PERIOD * 4)
+    return base + 4 * (sample + sample // tile.PERIOD * tile.FREE)
+
+
+@triton.constexpr_function
+def _step(step, tile):
+    """The bytes from what all threads read along first, four words each, to what they read in a
+    later step."""
+    words = 4 * tile.T * step
+    return 4 * (words + words // tile.PERIOD * tile.FREE)
 
 
 @triton.jit
@@ -96,7 +108,7 @@ def _any(x):
 def _copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
     """Copy a block into shared memory; behind its end, its last four samples again."""
     along = _address(base, 4 * block.thread, tile)  # (T,)
-    for step in tl.static_range(tile.N // 4):
+    for step in tl.static_range(tile.C // 4):
         if FULL:
             x = load_four(
                 block.rewards_address + block.thread.to(tl.int64) * 16, 16 * tile.T * step
@@ -104,16 +116,16 @@ def _copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
         else:
             sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
             x = load_four(block.rewards_address + sample.to(tl.int64) * 4, 0)  # 4 × (T,)
-        put_four(along, x, tile.STEP * step)
+        put_four(along, x, _step(step, tile))
 
 
 @triton.jit
 def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
     """Copy a block out of shared memory; behind its end, its last four samples again."""
     along = _address(base, 4 * block.thread, tile)  # (T,)
-    for step in tl.static_range(tile.N // 4):
+    for step in tl.static_range(tile.C // 4):
         if FULL:
-            x = get_four(along, tile.STEP * step)  # 4 × (T,)
+            x = get_four(along, _step(step, tile))  # 4 × (T,)
             store_four(block.out_address + block.thread.to(tl.int64) * 16, x, 16 * tile.T * step)
         else:
             sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
@@ -122,19 +134,85 @@ def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
 
 
 @triton.jit
-def _read_row(row, tile: tl.constexpr):
-    """Read each thread's row in the order of its samples: (T,) → N × (T,)."""
+def _read_row(own, tile: tl.constexpr):
+    """Read each thread's samples: (T,) → C × (T,)."""
     rewards = ()
-    for quad in tl.static_range(tile.N // 4):
-        rewards = rewards + get_four(row, 16 * quad)
+    for quad in tl.static_range(tile.C // 4):
+        rewards = rewards + get_four(own, 16 * tile.LANES * quad)
     return rewards
 
 
 @triton.jit
-def _write_row(row, values, tile: tl.constexpr):
-    """Write each thread's row: (T,) and N × (T,)."""
-    for quad in tl.static_range(tile.N // 4):
-        put_four(row, values[4 * quad : 4 * quad + 4], 16 * quad)
+def _write_row(own, values, tile: tl.constexpr):
+    """Write each thread's samples: (T,) and C × (T,)."""
+    for quad in tl.static_range(tile.C // 4):
+        put_four(own, values[4 * quad : 4 * quad + 4], 16 * tile.LANES * quad)
+
+
+# ---- Over the threads of a row -----------------------------------------------------------------
+
+
+@triton.jit
+def _over_lanes(x, HOW: tl.constexpr, tile: tl.constexpr):
+    """Join what a row's threads hold, in each of them: (T,) → (T,)."""
+    for bit in tl.static_range(tile.LANES.bit_length() - 1):
+        other = from_lane_across(x, 1 << bit)
+        if HOW == "max":
+            x = tl.maximum(x, other)
+        elif HOW == "min":
+            x = tl.minimum(x, other)
+        else:
+            x = x + other
+    return x
+
+
+@triton.jit
+def _wait_for_row(tile: tl.constexpr):
+    """Wait until all threads of a row have read, or written, what others write, or read."""
+    if tile.LANES > 1:
+        tl.debug_barrier()
+
+
+@triton.jit
+def _before_lane(total, lane, tile: tl.constexpr):
+    """Add up, one after the other, what a row's threads in front hold: (T,) → (T,)."""
+    before = tl.zeros([tile.T], tl.float32)
+    for _ in tl.static_range(tile.LANES - 1):
+        # After as many steps as there are lanes in front, a lane's sum does not change any more.
+        before = tl.where(lane == 0, 0.0, from_lane_before(before + total))
+    return before
+
+
+@triton.jit
+def _sum_of_row(total, lane, tile: tl.constexpr):
+    """Add up, one after the other, what a row's threads hold, in each of them: (T,) → (T,)."""
+    if tile.LANES > 1:
+        total = _before_lane(total, lane, tile) + total
+        for bit in tl.static_range(tile.LANES.bit_length() - 1):
+            # The last lane's.
+            other = from_lane_across(total, 1 << bit)
+            total = tl.where((lane >> bit) & 1 == 0, other, total)
+    return total
+
+
+@triton.jit
+def _previous(ordered, lane, tile: tl.constexpr):
+    """Take the reward in front of a thread's first, in a row's first thread itself: C × (T,) →
+    (T,)."""
+    previous = ordered[0]
+    if tile.LANES > 1:
+        previous = tl.where(lane == 0, previous, from_lane_before(ordered[tile.C - 1]))
+    return previous
+
+
+@triton.jit
+def _ends(ordered, tile: tl.constexpr):
+    """Find the ends of sorted rows: C × (T,) → two (T,)."""
+    smallest, largest = ordered[0], ordered[tile.C - 1]
+    if tile.LANES > 1:
+        smallest = _over_lanes(smallest, "min", tile)
+        largest = _over_lanes(largest, "max", tile)
+    return smallest, largest
 
 
 # ---- Values ------------------------------------------------------------------------------------
@@ -150,32 +228,50 @@ def _smallest_value(largest, offset, weights):
 
 
 @triton.jit
-def _put_values(addresses, ordered, weights, tile: tl.constexpr):
-    """Write the values of sorted rows over their rewards: twice N × (T,)."""
+def _sums_in_thread(ordered, lane, address, tile: tl.constexpr):
+    """Add up a thread's weighted gaps, from its first sample on: C × (T,), (T,) and where the row's
+    weights are in global memory → C × (T,)."""
+    total = tl.zeros([tile.T], tl.float32)
+    previous = _previous(ordered, lane, tile)
+    if tile.LANES > 1:
+        address += lane.to(tl.int64) * (4 * tile.C)
+    sums = ()
+    for quad in tl.static_range(tile.C // 4):
+        of_gaps = load_four(address, 16 * quad)  # 4 × () or (T,)
+        for i in tl.static_range(4):
+            # In front of a row's first sample there is no gap.
+            if 4 * quad + i > 0 or tile.LANES > 1:
+                weight = of_gaps[i] if tile.LANES > 1 else tl.full([tile.T], of_gaps[i], tl.float32)
+                total = tl.fma(weight, ordered[4 * quad + i] - previous, total)
+            previous = ordered[4 * quad + i]
+            sums = sums + (total,)
+    return sums
+
+
+@triton.jit
+def _put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
+    """Write the values of sorted rows over their rewards: twice C × (T,), twice (T,)."""
     offset = tl.zeros([tile.T], tl.float32)
     if weights.has_offset != 0:
-        for quad in tl.static_range(tile.N // 4):
-            of_gaps = load_four(weights.offset_address, 16 * quad)  # 4 × ()
-            for i in tl.static_range(1 if quad == 0 else 0, 4):
-                gap = ordered[4 * quad + i] - ordered[4 * quad + i - 1]
-                offset = tl.fma(tl.full([tile.T], of_gaps[i], tl.float32), gap, offset)
-    smallest = _smallest_value(ordered[tile.N - 1], offset, weights)
-    put(addresses[0], smallest)
-    total = tl.zeros([tile.T], tl.float32)
-    for quad in tl.static_range(tile.N // 4):
-        of_gaps = load_four(weights.sums_address, 16 * quad)  # 4 × ()
-        for i in tl.static_range(1 if quad == 0 else 0, 4):
-            gap = ordered[4 * quad + i] - ordered[4 * quad + i - 1]
-            total = tl.fma(tl.full([tile.T], of_gaps[i], tl.float32), gap, total)
-            put(addresses[4 * quad + i], total + smallest)
+        in_thread = _sums_in_thread(ordered, lane, weights.offset_address, tile)
+        offset = _sum_of_row(in_thread[tile.C - 1], lane, tile)
+    smallest = _smallest_value(largest, offset, weights)
+    sums = _sums_in_thread(ordered, lane, weights.sums_address, tile)
+    if tile.LANES > 1:
+        before = _before_lane(sums[tile.C - 1], lane, tile)
+        for c in tl.static_range(tile.C):
+            put(addresses[c], (before + sums[c]) + smallest)
+    else:
+        for c in tl.static_range(tile.C):
+            put(addresses[c], sums[c] + smallest)
 
 
 @triton.jit
 def _is_irregular(rewards, tile: tl.constexpr):
-    """Tell where a row has a NaN or an infinity, or where two neighbours' product overflows: N ×
+    """Tell where a thread has a NaN or an infinity, or where two neighbours' product overflows: C ×
     (T,) → (T,)."""
     products = rewards[0] * rewards[1]
-    for c in tl.static_range(2, tile.N, 2):
+    for c in tl.static_range(2, tile.C, 2):
         products = tl.fma(rewards[c], rewards[c + 1], products)
     return (tl.abs(products) < float("inf")) == 0
 
@@ -191,8 +287,8 @@ def _is_large(smallest, largest):
 
 
 @triton.jit
-def _transform_by_levels(rewards, row, weights, LEVELS: tl.constexpr, tile: tl.constexpr):
-    """Write the values of rows of at most LEVELS distinct values, and tell whether all are: N ×
+def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.constexpr):
+    """Write the values of rows of at most LEVELS distinct values, and tell whether all are: C ×
     (T,), (T,) → ().
 
     From one level to the next: how many samples lie below, and what the next level is, gives the
@@ -200,28 +296,43 @@ def _transform_by_levels(rewards, row, weights, LEVELS: tl.constexpr, tile: tl.c
     """
     FAR: tl.constexpr = 2.0**120  # beyond every reward of rows that are not large
     smallest, largest = rewards[0], rewards[0]
-    for c in tl.static_range(1, tile.N):
+    for c in tl.static_range(1, tile.C):
         smallest = tl.minimum(smallest, rewards[c])
         largest = tl.maximum(largest, rewards[c])
-    sums = (tl.zeros([tile.T], tl.float32),) * tile.N
+    smallest = _over_lanes(smallest, "min", tile)
+    largest = _over_lanes(largest, "max", tile)
+    sums = (tl.zeros([tile.T], tl.float32),) * tile.C
     total = tl.zeros([tile.T], tl.float32)
     offset = tl.zeros([tile.T], tl.float32)
+    # Where a row lies in several threads, sums begin anew in each: what is added up here too.
+    before, offset_before = total, offset
+    last = tl.zeros([tile.T], tl.int32)
     level = smallest
     turns = tl.where(_any(_is_large(smallest, largest)), LEVELS, 0)
     more = _any(level < largest)
     while more & (turns < LEVELS - 1):
         above = tl.full([tile.T], FAR, tl.float32)
         count = tl.zeros([tile.T], tl.float32)
-        for c in tl.static_range(tile.N):
+        for c in tl.static_range(tile.C):
             is_below = is_at_most(rewards[c], level)
             above = tl.minimum(
                 above, tl.fma(is_below, tl.full([tile.T], FAR, tl.float32), rewards[c])
             )
             count += is_below
+        above = _over_lanes(above, "min", tile)
+        count = _over_lanes(count, "sum", tile)
         goes_on = level < largest
         gap = tl.where(goes_on, above - level, 0.0)
         # Where a row is done, any weight will do.
-        at = tl.minimum(count.to(tl.int32), tile.N - 1).to(tl.int64) * 4
+        at = tl.minimum(count.to(tl.int32), tile.N - 1)
+        if tile.LANES > 1:
+            begins = at // tile.C != last
+            before = tl.where(begins, before + total, before)
+            total = tl.where(begins, 0.0, total)
+            offset_before = tl.where(begins, offset_before + offset, offset_before)
+            offset = tl.where(begins, 0.0, offset)
+            last = at // tile.C
+        at = at.to(tl.int64) * 4
         total = tl.fma(load(weights.sums_address + at), gap, total)
         if weights.has_offset != 0:
             offset = tl.fma(load(weights.offset_address + at), gap, offset)
@@ -229,19 +340,22 @@ def _transform_by_levels(rewards, row, weights, LEVELS: tl.constexpr, tile: tl.c
         # The same, but known only with the total: compared before, while the weight is under way,
         # it would take predicates for all samples, which have to be kept in registers.
         reached = tl.fma(total, tl.zeros([tile.T], tl.float32), level)
+        sum_of_level = before + total if tile.LANES > 1 else total
         higher = ()
-        for c in tl.static_range(tile.N):
-            higher = higher + (tl.where(rewards[c] >= reached, total, sums[c]),)
+        for c in tl.static_range(tile.C):
+            higher = higher + (tl.where(rewards[c] >= reached, sum_of_level, sums[c]),)
         sums = higher
         more = _any(level < largest)
         turns += 1
     done = (more == 0) & (turns < LEVELS)
     if done:
+        if tile.LANES > 1:
+            offset = offset_before + offset
         value = _smallest_value(largest, offset, weights)
         values = ()
-        for c in tl.static_range(tile.N):
+        for c in tl.static_range(tile.C):
             values = values + (sums[c] + value,)
-        _write_row(row, values, tile)
+        _write_row(own, values, tile)
     return done
 
 
@@ -249,66 +363,91 @@ def _transform_by_levels(rewards, row, weights, LEVELS: tl.constexpr, tile: tl.c
 
 
 @triton.jit
-def _transform_by_sorting(rewards, irregular, row, weights, tile: tl.constexpr):
-    """Write the values of any rows: N × (T,) and twice (T,)."""
-    addresses = sort_by_upper_bits(rewards, row, tile.N)  # N × (T,)
-    ordered = get_each(addresses, tile.N)  # N × (T,)
-    signs = (ordered[1] - ordered[0]).to(tl.int32, bitcast=True)
-    for c in tl.static_range(2, tile.N):
+def _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile: tl.constexpr):
+    """Write the values of any rows: C × (T,) and four (T,)."""
+    addresses = sort_by_upper_bits(rewards, row, lane, tile.C, tile.LANES)  # C × (T,)
+    ordered = get_each(addresses, tile.C)  # C × (T,)
+    signs = (ordered[0] - _previous(ordered, lane, tile)).to(tl.int32, bitcast=True)
+    for c in tl.static_range(1, tile.C):
         signs = signs | (ordered[c] - ordered[c - 1]).to(tl.int32, bitcast=True)
-    unusual = (signs < 0) | irregular | _is_large(ordered[0], ordered[tile.N - 1])
+    smallest, largest = _ends(ordered, tile)
+    unusual = (signs < 0) | irregular | _is_large(smallest, largest)
     if _any(unusual):
-        _transform_unusual(addresses, row, weights, tile)
+        _transform_unusual(addresses, row, own, lane, weights, tile)
     else:
-        _put_values(addresses, ordered, weights, tile)
+        _wait_for_row(tile)
+        _put_values(addresses, ordered, largest, lane, weights, tile)
 
 
 @triton.jit
-def _transform_unusual(addresses, row, weights, tile: tl.constexpr):
+def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
     """Write the values of rows that are in order but for the lowest bits, or that are not finite,
-    or large: N × (T,), (T,)."""
+    or large: C × (T,) and three (T,)."""
     # They are read again: kept until here, they would take registers in every program.
-    addresses = _sort_exactly(get_each(addresses, tile.N), addresses, row, tile)
-    ordered = get_each(addresses, tile.N)
-    scale, unscale = range_scale(ordered[0], ordered[tile.N - 1], True)
+    addresses = _sort_exactly(get_each(addresses, tile.C), addresses, row, lane, tile)
+    ordered = get_each(addresses, tile.C)
+    smallest, largest = _ends(ordered, tile)
+    scale, unscale = range_scale(smallest, largest, True)
     # NaN where the range overflows, or where any sample is not finite, which the network may lose.
-    unscale += (ordered[tile.N - 1] - ordered[0]) * 0.0
-    samples = _read_row(row, tile)
+    irregular = (largest - smallest) * 0.0
+    samples = _read_row(own, tile)
     scaled = ()
-    for c in tl.static_range(tile.N):
-        unscale += samples[c] * 0.0
+    for c in tl.static_range(tile.C):
+        irregular += samples[c] * 0.0
         scaled = scaled + (ordered[c] * scale,)
-    # Weights of 0 do no harm, and with a branch here 64 samples do not fit into the registers.
-    weights = GapWeights(weights.sums_address, weights.offset_address, weights.max_coefficient, 1)
-    _put_values(addresses, scaled, weights, tile)
-    values = _read_row(row, tile)
+    unscale += _over_lanes(irregular, "sum", tile)
+    _wait_for_row(tile)
+    _put_values(addresses, scaled, largest * scale, lane, weights, tile)
+    _wait_for_row(tile)
+    values = _read_row(own, tile)
     unscaled = ()
-    for c in tl.static_range(tile.N):
+    for c in tl.static_range(tile.C):
         unscaled = unscaled + (values[c] * unscale,)
-    _write_row(row, unscaled, tile)
+    _write_row(own, unscaled, tile)
 
 
 @triton.jit
-def _sort_exactly(nearly, addresses, row, tile: tl.constexpr):
-    """Sort rows that are in order but for the lowest bits: twice N × (T,), (T,) → addresses, N ×
-    (T,).
+def _sort_exactly(nearly, addresses, row, lane, tile: tl.constexpr):
+    """Sort rows that are in order but for the lowest bits: twice C × (T,), twice (T,) → addresses,
+    C × (T,).
 
     Rewards with the same upper bits stand together now. A key is where their run begins, then the
     lowest bits, turned around where the reward is negative, then the address: small whole numbers,
     which lie in order as floats too. All that is lost of a NaN stays in its row.
     """
+    SHIFT: tl.constexpr = 2 * tile.BITS + 2
     run = tl.zeros([tile.T], tl.int32)
     previous = run
     keys = ()
-    for c in tl.static_range(tile.N):
+    for c in tl.static_range(tile.C):
         bits = nearly[c].to(tl.int32, bitcast=True)
         if c > 0:
             joins = ((bits ^ previous) & -tile.N) == 0
-            run = tl.where(joins, run, c << (2 * tile.BITS + 2))
+            run = tl.where(joins, run, c << SHIFT)
         lowest = (bits ^ (bits >> 31)) & (tile.N - 1)
         keys = keys + (run | ((lowest << (tile.BITS + 2)) + (addresses[c] - row)),)
         previous = bits
-    return sort_by_keys(keys, row, tile.N)
+    if tile.LANES > 1:
+        keys = _with_runs_of_row(keys, nearly, run, lane, SHIFT, tile)
+    return sort_by_keys(keys, row, lane, tile.C, tile.LANES)
+
+
+@triton.jit
+def _with_runs_of_row(keys, nearly, last, lane, SHIFT: tl.constexpr, tile: tl.constexpr):
+    """Count from the row's beginning where runs begin, in keys that count from the thread's: twice
+    C × (T,), and the number of each thread's last run, (T,) → C × (T,). A thread's first run may
+    have begun in another."""
+    before = from_lane_before(nearly[tile.C - 1]).to(tl.int32, bitcast=True)
+    joins = ((before ^ nearly[0].to(tl.int32, bitcast=True)) & -tile.N) == 0
+    joins = joins & (lane > 0)
+    own = lane * tile.C << SHIFT
+    first = own
+    for _ in tl.static_range(tile.LANES - 1):
+        first = tl.where(joins, from_lane_before(tl.where(last == 0, first, own + last)), own)
+    out = ()
+    for c in tl.static_range(tile.C):
+        out = out + (keys[c] + tl.where(keys[c] < (1 << SHIFT), first, own),)
+    return out
 
 
 # ---- The kernel --------------------------------------------------------------------------------
@@ -324,15 +463,13 @@ def packed_kernel(
 
     LEVELS: so many distinct values rows may have to be counted.
     """
+    LANES: tl.constexpr = 32 // BLOCK_ROWS
     PERIOD: tl.constexpr = N if N > 32 else 32  # there are 32 banks
     tile: tl.constexpr = Tile(
-        N=N,
-        BITS=N.bit_length() - 1,
-        T=BLOCK_ROWS,
-        PERIOD=PERIOD,
-        STEP=4 * (4 * BLOCK_ROWS + 4 * (4 * BLOCK_ROWS // PERIOD)),
-        WORDS=BLOCK_ROWS * N + 4 * (BLOCK_ROWS * N // PERIOD),
+        N=N, BITS=N.bit_length() - 1, LANES=LANES, C=N // LANES, T=32, PERIOD=PERIOD, FREE=4 * LANES
     )
+    thread = tl.arange(0, 32)  # (T,)
+    lane = thread % LANES  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
     weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
@@ -340,10 +477,11 @@ def packed_kernel(
         rewards_address=rewards_ptr.to(tl.int64) + first_row * (4 * N),
         out_address=out_ptr.to(tl.int64) + first_row * (4 * N),
         left=tl.minimum(n_rows - first_row, BLOCK_ROWS).to(tl.int32) * N,
-        thread=tl.arange(0, BLOCK_ROWS),
+        thread=thread,
     )
-    base = shared_memory(tile.WORDS)  # ()
-    row = _address(base, block.thread * N, tile)  # (T,)
+    base = shared_memory(BLOCK_ROWS * N + BLOCK_ROWS * N // PERIOD * (4 * LANES))  # ()
+    row = _address(base, thread // LANES * N, tile)  # (T,)
+    own = row + lane * 16  # (T,)
     is_full = block.left == BLOCK_ROWS * N  # ()
     if is_full:
         _copy_in(base, block, True, tile)
@@ -351,14 +489,14 @@ def packed_kernel(
         _copy_in(base, block, False, tile)
     tl.debug_barrier()
 
-    rewards = _read_row(row, tile)  # N × (T,)
+    rewards = _read_row(own, tile)  # C × (T,)
     irregular = _is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.left < 0  # (), false
     if not _any(irregular | many):
-        counted = _transform_by_levels(rewards, row, weights, LEVELS, tile)
+        counted = _transform_by_levels(rewards, own, weights, LEVELS, tile)
     if not counted:
-        _transform_by_sorting(rewards, irregular, row, weights, tile)
+        _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile)
 
     tl.debug_barrier()
     if is_full:

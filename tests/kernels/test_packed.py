@@ -62,8 +62,10 @@ def assert_right(rewards: Rows, k: int, **options: Any) -> None:
         if np.isnan(right).any():
             assert np.isnan(of_row).all()
             continue
+        # Below the smallest float a product is lost, and so is a weight.
+        lost = len(row) * TINY * max(1.0, float(np.ptp(row)))
         size = np.abs(right).max()
-        np.testing.assert_allclose(of_row, right, rtol=0, atol=2e-6 * size + len(row) * TINY)
+        np.testing.assert_allclose(of_row, right, rtol=0, atol=2e-6 * size + lost)
         values, of_value = np.unique(row, return_inverse=True)
         first = of_row[[np.argmax(row == value) for value in values]]
         np.testing.assert_array_equal(of_row.view(np.int32), first[of_value].view(np.int32))
@@ -92,7 +94,7 @@ def launched(*, only_asked: bool = False) -> Iterator[list[str]]:
 
 
 def test_there_is_something_to_test() -> None:
-    assert {16, 32, 64}.issubset(PACKED_N)
+    assert {16, 32, 64, 128, 256}.issubset(PACKED_N)
 
 
 @pytest.mark.parametrize("estimator", ["sloo_minus_one", "s", "sloo", "centered"])
@@ -265,7 +267,7 @@ def test_rewards_that_lie_close(data: st.DataObject) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [n for n in PACKED_N if n > 16])
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

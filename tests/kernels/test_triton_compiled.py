@@ -27,10 +27,10 @@ RECORD = RESULTS / "gpu-static-sm_90.csv"
 # These may grow by so much before somebody has to look.
 BUDGETED = ("instructions", "alu", "shuffles", "wavefronts", "loaded", "stored")
 GROWTH = 1.05
-TARGET_INSTRUCTIONS = {8: 30, 16: 26, 32: 27, 64: 31, 128: 88, 256: 112, 1024: 172}
+TARGET_INSTRUCTIONS = {8: 30, 16: 26, 32: 27, 64: 31, 128: 42, 256: 88, 1024: 172}
 TWO_VALUE_INSTRUCTIONS = 28
-# Whatever a row's rewards are: what the general kernel executes of any.
-WORST_INSTRUCTIONS = {16: 52, 32: 58, 64: 68}
+# Of rows that a packed kernel sorts twice, the most that it does.
+WORST_INSTRUCTIONS = {16: 52, 32: 58, 64: 68, 128: 96, 256: 122}
 BUDGETED_N = tuple(n for n in MEASURED_N if n <= 1024)
 
 # What runs when: on one processor everything for sm_90 takes six minutes, and for all targets more
