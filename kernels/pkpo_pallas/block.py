@@ -16,10 +16,11 @@ Rows = jax.Array
 
 # What is known of a tile's rows, by its index in `Scratch.facts_ref`: what the smallest reward
 # gets; what values are multiplied with; how many samples are valid; 0, or NaN where one is not
-# finite; and of rows of two distinct values, the exclusive prefix sum at the larger one, the two,
-# and how many samples have the smaller one.
-ROW_OFFSET, FACTOR, GROUP_SIZE, NAN_OR_0, SUM_AT_HIGHEST, LOWEST, HIGHEST, N_LOWEST = range(8)
-N_FACTS = 8
+# finite; what gaps are multiplied with; and of rows of two distinct values, the exclusive prefix
+# sum at the larger one, the two, and how many samples have the smaller one.
+ROW_OFFSET, FACTOR, GROUP_SIZE, NAN_OR_0, RANGE_SCALE = range(5)
+SUM_AT_HIGHEST, LOWEST, HIGHEST, N_LOWEST = range(5, 9)
+N_FACTS = 9
 
 # Of the integers that come with a launch.
 ONE, N_ROWS = range(2)
@@ -60,6 +61,26 @@ class Variant(NamedTuple):
     undersized: str
 
     @property
+    def weights_in_rows(self) -> bool:
+        """Tell whether ready weights lie in rows of 128 of the same, which one load spreads over a
+        register; those of many ks would take much memory."""
+        return self.k == "in_weights" and not self.n_ks
+
+    @property
+    def ranks_apart(self) -> int:
+        """Tell which ranks of a sorted run its tables hold: all, or every other one. A value is
+        linear between neighbouring ranks, and where all rows share its slopes these are ready; in
+        the shortest rows they would cost more than they save."""
+        chosen = self.plan
+        interpolates = self.weights_in_rows and chosen.one_run and chosen.n_padded > chosen.group
+        return 2 if interpolates else 1
+
+    @property
+    def tables(self) -> int:
+        """Count the tables that a run is kept in."""
+        return -(-self.plan.run // (SUBLANES * self.ranks_apart))
+
+    @property
     def has_factor(self) -> bool:
         """Tell whether values are multiplied with something."""
         return self.range_scaled or self.scale == "mean"
@@ -72,7 +93,10 @@ class Operands(NamedTuple):
         rewards_ref, where_ref: (n, rows) blocks, samples major, or (rows, n) ones.
         integers_ref: (2,) the number 1, which the compiler does not know, and the number of rows.
         k_ref: (n_ks or 1,) whole numbers in float32; or (8 · tiles, 128) in int32, one a row.
-        weights_ref: gap, offset, best, n numbers each; for max@k the offset of each k.
+        weights_ref: gap, offset and, where values are normalized, best, n numbers each, in rows of
+          128 of the same; for max@k the offset of each k, (n_ks · n,).
+        slopes_ref: (8 · tables, 128): by how much values grow above the ranks of the tables; None
+          where they hold all.
         scalars_ref: the max coefficient, and what is added to every value, 0 or NaN; for each k of
           max@k.
         inverses_ref: (n,) 0, then 1/j.
@@ -83,6 +107,7 @@ class Operands(NamedTuple):
     integers_ref: Ref
     k_ref: Ref
     weights_ref: Ref
+    slopes_ref: Ref
     scalars_ref: Ref
     inverses_ref: Ref
 

@@ -12,6 +12,7 @@ bits: a gap of 0 adds nothing to a sum.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jax.experimental import pallas as pl
 from pkpo_pallas.block import (
     FACTOR,
     NAN_OR_0,
+    RANGE_SCALE,
     ROW_OFFSET,
     Ref,
     Rows,
@@ -29,7 +31,7 @@ from pkpo_pallas.block import (
     zeros,
 )
 from pkpo_pallas.layout import entry_of
-from pkpo_pallas.loops import Index, each_sample
+from pkpo_pallas.loops import Index, divided, each_sample
 from pkpo_pallas.plan import SUBLANES
 from pkpo_pallas.sort import Segments, write_segments
 from pkpo_pallas.weights import (
@@ -56,6 +58,7 @@ def weigh(
     if variant.range_scaled:
         n = variant.n_samples
         scale = _range_scale(row(Index(0, 0)), row(Index(0, n - 1)))
+        tile.facts_ref[RANGE_SCALE] = scale
     if variant.has_factor:
         factor: Any = tile.group_size if variant.scale == "mean" else 1.0
         if scale is not None and variant.normalized:
@@ -115,15 +118,20 @@ def to_work(tile: Tile) -> Destination:
 
 
 def in_tables(tile: Tile) -> Destination:
-    """Keep a sorted row and its prefix sums in tables."""
+    """Keep a sorted row and its prefix sums in tables, or those of even ranks."""
+    return Destination(partial(_put, tile, tile.keys_ref), partial(_put, tile, tile.sums_ref))
 
-    def put_sample(i: Index, sample: Rows) -> None:
-        tile.keys_ref[entry_of(tile, i)] = sample
 
-    def put_sum(i: Index, prefix_sum: Rows) -> None:
-        tile.sums_ref[entry_of(tile, i)] = prefix_sum
-
-    return Destination(put_sample, put_sum)
+def _put(tile: Tile, table_ref: Ref, i: Index, x: Rows) -> None:
+    if tile.variant.ranks_apart == 2:
+        if isinstance(i.first, int) or i.step % 2 == 0:
+            if i.offset % 2:
+                return
+            i = Index(divided(i.first, 2), i.offset // 2, max(1, i.step // 2))
+        else:
+            # The even rank comes behind the odd one, and stays.
+            i = Index(divided(i.value + 1, 2), 0)
+    table_ref[entry_of(tile, i)] = x
 
 
 def _put_row_offset(

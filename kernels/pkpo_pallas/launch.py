@@ -90,7 +90,15 @@ def transform(
             jnp.asarray(x, jnp.float32).reshape(-1)
             for x in (weights.gap, weights.offset, weights.best, weights.best_of_max)
         )
-        ready["weights_ref"] = jnp.concatenate([zero, gap, zero, offset, best, best_of_max])
+        numbers = jnp.concatenate(
+            [zero, gap, zero, offset, *([best, best_of_max] if variant.normalized else [])]
+        )
+        ready["weights_ref"] = _in_rows(numbers)
+        if variant.ranks_apart > 1:
+            # Number i of what tables hold is entry i // tables of table i % tables.
+            above = variant.ranks_apart * np.arange(variant.tables * SUBLANES) + 1
+            slopes = jnp.where(above < n, numbers[np.minimum(above, n - 1)], 0.0)
+            ready["slopes_ref"] = _in_rows(slopes.reshape(SUBLANES, -1).T.reshape(-1))
         ready["scalars_ref"] = _scalars([weights], jnp.nan if undersized == "nan" else 0.0)
     else:
         assert k is not None
@@ -163,6 +171,11 @@ def _has_row_offset(coefficients: Any) -> bool:
     return any((c.offset_1, c.offset_k, c.slope_1, c.slope_n, c.max_1, c.max_k))
 
 
+def _in_rows(numbers: jax.Array) -> jax.Array:
+    """(numbers,) → (numbers, 128)."""
+    return jnp.broadcast_to(numbers[:, None], (numbers.size, LANES))
+
+
 def _scalars(weights: Sequence[Any], undersized: float) -> jax.Array:
     """The max coefficient, and what is added to every value, one after the other."""
     scalars = [
@@ -216,11 +229,12 @@ def _launch(
         integers_ref=jnp.asarray([1, rows], jnp.int32),
         k_ref=ready.get("k_ref"),
         weights_ref=ready.get("weights_ref"),
+        slopes_ref=ready.get("slopes_ref"),
         scalars_ref=ready.get("scalars_ref"),
         inverses_ref=None if variant.k == "in_weights" else jnp.asarray(_inverses(n)),
     )
     operands = alike(operands)
-    # The rest are few numbers, unless it is one for each row.
+    # The rest are few numbers, unless it is one for each row, or a row of each.
     scalar = pl.BlockSpec(memory_space=pltpu.SMEM)
     specs = Operands(*(None if x is None else scalar for x in operands))._replace(
         rewards_ref=blocks.rewards, where_ref=None if where is None else blocks.where
@@ -228,6 +242,11 @@ def _launch(
     if variant.k == "per_row":
         k_block = pl.BlockSpec((chosen.tiles * SUBLANES, LANES), lambda i, *_: (i, 0))
         specs = specs._replace(k_ref=k_block)
+    if variant.weights_in_rows:
+        specs = specs._replace(
+            weights_ref=_whole(operands.weights_ref),
+            slopes_ref=None if operands.slopes_ref is None else _whole(operands.slopes_ref),
+        )
     semantics: Any = ("parallel", "arbitrary", "arbitrary") if chosen.chunked else ("parallel",)
     call = pl.pallas_call(
         partial(kernel, variant),
@@ -246,6 +265,11 @@ def _launch(
     with jax.enable_x64(False):
         out = call(operands)
     return _from_layout(variant, out, rows).astype(dtype)
+
+
+def _whole(x: jax.Array) -> pl.BlockSpec:
+    """Take all of a matrix in every grid step: it is fetched once."""
+    return pl.BlockSpec(x.shape, lambda *_: (0, 0), pipeline_mode=pl.Buffered(1))
 
 
 class _Blocks(NamedTuple):
@@ -334,9 +358,9 @@ def _scratch(variant: Variant, n_samples: int) -> Scratch:
     float32, int32 = jnp.float32, jnp.int32
     sorts = not variant.boolean and not variant.n_ks
     looks_up = sorts and chosen.run > 0
-    sums = (chosen.interleaved, chosen.tables, SUBLANES * PITCH, LANES)
+    sums = (chosen.interleaved, variant.tables, SUBLANES * PITCH, LANES)
     n_runs = chosen.runs(n) if looks_up else 1
-    keys = (chosen.interleaved, chosen.tables * n_runs, *sums[2:])
+    keys = (chosen.interleaved, variant.tables * n_runs, *sums[2:])
     merges = not variant.boolean and chosen.run > chosen.group
     staging = (n_samples // SUBLANES, chosen.tiles * SUBLANES**2, LANES)
     decides = sorts and not chosen.one_run

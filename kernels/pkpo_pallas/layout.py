@@ -52,9 +52,9 @@ def sample_of(g: Any, i: Index) -> Any:
 
 
 def entry_of(tile: Tile, i: Index, run: Any = 0) -> Any:
-    """Slice tables: sample i of a sorted run, (8, 128). Of m tables table c has the samples c,
-    m + c, 2m + c, …"""
-    n_tables = tile.variant.plan.tables
+    """Slice tables: number i of a sorted run's samples that are kept, (8, 128). Of m tables table c
+    has the numbers c, m + c, 2m + c, …"""
+    n_tables = tile.variant.tables
     entry, table = i.split(n_tables)
     return run * n_tables + table, pl.ds(entry, SUBLANES, stride=PITCH), slice(None)
 

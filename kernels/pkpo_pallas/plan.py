@@ -123,11 +123,6 @@ class Plan(NamedTuple):
     vmem_bytes: int
 
     @property
-    def tables(self) -> int:
-        """Count the tables that a run is kept in."""
-        return -(-self.run // SUBLANES)
-
-    @property
     def one_run(self) -> bool:
         """Tell whether a row is one run, and no comparator is undone."""
         return self.run == self.n_padded

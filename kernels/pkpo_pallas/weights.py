@@ -66,13 +66,19 @@ class GivenWeights:
         self.n_samples = tile.variant.n_samples
         self.max_coefficient = refs.scalars_ref[2 * q]
         self.otherwise = refs.scalars_ref[2 * q + 1]
-        self.weights_ref = refs.weights_ref
+        self.weights_ref, self.in_rows = refs.weights_ref, tile.variant.weights_in_rows
         self.gaps_count = not tile.variant.n_ks
         self.first_offset = self.n_samples if self.gaps_count else q * self.n_samples
 
     def chance(self, i: Index, state: None) -> Rows:
         """Read sample i's chance to be the best of k: (8, 128)."""
-        return jnp.full((SUBLANES, LANES), self.weights_ref[2 * self.n_samples + i.value])
+        return jnp.broadcast_to(self._weight(2 * self.n_samples + i.value), (SUBLANES, LANES))
+
+    def _weight(self, number: Any) -> Any:
+        """Read a weight: a number, or once for each row, (8, 128)."""
+        if not self.in_rows:
+            return self.weights_ref[number]
+        return jnp.broadcast_to(self.weights_ref[pl.ds(number, 1), :], (SUBLANES, LANES))
 
     def after(self, i: Index, state: None) -> None:
         """Go on to the sample below."""
@@ -126,9 +132,9 @@ class GivenWeights:
                 gap, previous = sample - previous, sample
                 if scale is not None:
                     gap = gap * scale
-                offset_apart = offset_apart + self.weights_ref[self.first_offset + first + c] * gap
+                offset_apart = offset_apart + self._weight(self.first_offset + first + c) * gap
                 if self.gaps_count:
-                    gaps_apart = gaps_apart + self.weights_ref[first + c] * gap
+                    gaps_apart = gaps_apart + self._weight(first + c) * gap
                 if destination is not None:
                     prefix_sum = total + gaps_apart
                     destination.put_sample(i, sample)
