@@ -42,7 +42,7 @@ from bench.tpu_compiler import CHIPS, Compiler
 SIZES = tuple(sorted({*MEASURED_N, 2048}))
 QUICK_SIZES = (8, 32)
 DTYPES = ("float32", "bfloat16", "bool")
-PATHS = ("sorted", "two values")
+PATHS = ("sorted", "4 values", "8 values", "bool")
 # Of a matrix: smaller ones would lie in VMEM from the start.
 ELEMENTS = 1 << 27
 # Of the baselines: "xla" takes larger matrices in turns.
@@ -53,8 +53,10 @@ K = 4
 
 # What of a kernel runs, by the names of its functions under `pl.when`: for some rows,
 _OF_ROWS = {
-    "sorted": {"sort_many_levels"},
-    "two values": {"look_at_all_samples", "count_few_levels"},
+    "sorted": {"of_many_levels"},
+    "4 values": {"look_at_all_samples", "of_few_levels"},
+    "8 values": {"look_at_all_samples", "look_for_more_levels", "of_few_levels"},
+    "bool": set(),
 }
 # and in the grid steps that a tile of long rows takes: a chunk in, the tile itself, a chunk out.
 _OF_STEPS = {
@@ -62,7 +64,7 @@ _OF_STEPS = {
     "tile": {"copy_chunk_in", "compute_tile"},
     "out": {"copy_chunk_out"},
 }
-_CONDITIONAL = set[str]().union(*_OF_ROWS.values(), *_OF_STEPS.values())
+_CONDITIONAL = set[str]().union(*_OF_ROWS.values(), *_OF_STEPS.values(), {"sum_offset"})
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def measure_chip(
         baselines = {baseline.pop("n"): baseline for baseline in found}
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(chip_name, Path(folder))
-        from pkpo_pallas.plan import chip
+        from pkpo_pallas.plan import SHORTEST_COUNTED, chip
 
         with jax.sharding.use_abstract_mesh(compiler.mesh):
             longest = chip().longest
@@ -228,8 +230,8 @@ def measure_chip(
             if n <= longest
             for dtype in dtypes
             for path in PATHS
-            if (path, dtype) != ("sorted", "bool")
-            and (path == "sorted" or n > 16 or dtype == "bool")
+            if (path == "bool") == (dtype == "bool")
+            and (path in ("sorted", "bool") or n >= SHORTEST_COUNTED)
         ]
 
 

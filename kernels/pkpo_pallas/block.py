@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pkpo_pallas.plan import LANES, SUBLANES, Plan
+from pkpo_pallas.plan import LANES, MOST_LEVELS, SUBLANES, Plan
 
 # A reference to memory on the chip, for which JAX has no public type; None where there is none.
 Ref = Any
@@ -16,14 +16,12 @@ Rows = jax.Array
 
 # What is known of a tile's rows, by its index in `Scratch.facts_ref`: what the smallest reward
 # gets; what values are multiplied with; how many samples are valid; 0, or NaN where one is not
-# finite; what gaps are multiplied with; and of rows of two distinct values, the exclusive prefix
-# sum at the larger one, the two, and how many samples have the smaller one.
-ROW_OFFSET, FACTOR, GROUP_SIZE, NAN_OR_0, RANGE_SCALE = range(5)
-SUM_AT_HIGHEST, LOWEST, HIGHEST, N_LOWEST = range(5, 9)
-N_FACTS = 9
+# finite; what gaps are multiplied with; and what is summed up of a row offset.
+ROW_OFFSET, FACTOR, GROUP_SIZE, NAN_OR_0, RANGE_SCALE, OFFSET_SUM = range(6)
+N_FACTS = 6
 
 # Of the integers that come with a launch.
-ONE, N_ROWS = range(2)
+ONE, N_ROWS, HAS_OFFSET = range(3)
 
 
 class Variant(NamedTuple):
@@ -67,6 +65,21 @@ class Variant(NamedTuple):
         return self.k == "in_weights" and not self.n_ks
 
     @property
+    def n_levels(self) -> int:
+        """Count the distinct values that a row of few may have."""
+        return 2 if self.boolean else MOST_LEVELS
+
+    @property
+    def notes_ends(self) -> bool:
+        """Tell whether the ends of rows are found while these are transposed."""
+        return self.plan.row_major and not (self.masked or self.boolean)
+
+    @property
+    def offset_is_rare(self) -> bool:
+        """Tell whether rows have an offset for a k of 1 alone, if at all."""
+        return self.weights_in_rows and not self.range_scaled
+
+    @property
     def ranks_apart(self) -> int:
         """Tell which ranks of a sorted run its tables hold: all, or every other one. A value is
         linear between neighbouring ranks, and where all rows share its slopes these are ready; in
@@ -91,7 +104,8 @@ class Operands(NamedTuple):
 
     Attributes:
         rewards_ref, where_ref: (n, rows) blocks, samples major, or (rows, n) ones.
-        integers_ref: (2,) the number 1, which the compiler does not know, and the number of rows.
+        integers_ref: (3,) the number 1, which the compiler does not know, the number of rows, and
+          whether ready weights give row offsets.
         k_ref: (n_ks or 1,) whole numbers in float32; or (8 · tiles, 128) in int32, one a row.
         weights_ref: gap, offset and, where values are normalized, best, n numbers each, in rows of
           128 of the same; for max@k the offset of each k, (n_ks · n,).
@@ -119,14 +133,20 @@ class Scratch(NamedTuple):
         staging_ref: (samples / 8, tiles · 64, 128): slab of 8 samples, tile, 128 rows, sample of
           the slab; the rewards, and in the end the values, but where these go out as they are
           found. None where the blocks have the native layout, which is this one.
-        work_ref: (interleaved tiles, samples, 8, 128): what is sorted and scanned.
+        work_ref: (interleaved tiles, samples, 8, 128): what is sorted and scanned; of all tiles
+          where few levels are looked for, in a copy of their samples.
         ping_pong_ref: (samples of a run, 8, 128), for merges that go to and fro.
         keys_ref, sums_ref: (interleaved tiles, tables, 8 · PITCH, 128): the sorted runs, and the
           exclusive prefix sums of one run; None where none is looked up.
         decisions_ref: (words, 8, 128) int32, None where none are kept.
         facts_ref: (tiles, N_FACTS, 8, 128).
-        n_between_ref: (8, 128): how many samples are none of two distinct values of their row.
-        flags_ref: (1,) int32: whether all rows of the block have at most two distinct values.
+        levels_ref: (tiles, 8 · PITCH, 128): a table of a row's distinct values, from the smallest
+          up, and its largest; None where they are not looked for.
+        given_ref: the same of how many samples are above each, and then, of what each gets.
+        more_ref: (8, 128): 1 where rows have more distinct values than were found.
+        ends_ref: (3, 64, 128): what is noted of rows while they are copied in, once for each sample
+          of a slab.
+        flags_ref: (1,) int32: whether all rows of the block have few distinct values.
     """
 
     staging_ref: Ref
@@ -136,7 +156,10 @@ class Scratch(NamedTuple):
     sums_ref: Ref
     decisions_ref: Ref
     facts_ref: Ref
-    n_between_ref: Ref
+    levels_ref: Ref
+    given_ref: Ref
+    more_ref: Ref
+    ends_ref: Ref
     flags_ref: Ref
 
 
@@ -170,6 +193,9 @@ class Tile(NamedTuple):
     keys_ref: Ref
     sums_ref: Ref
     facts_ref: Ref
+    copy_ref: Ref
+    levels_ref: Ref
+    given_ref: Ref
 
     @property
     def variant(self) -> Variant:
@@ -188,7 +214,7 @@ class Tile(NamedTuple):
 def tile_of(block: Block, index: Any, t: int = 0) -> Tile:
     """Take tile number `index` of a block, with the memory of number t of interleaved tiles."""
     scratch = block.scratch
-    looks_up = scratch.keys_ref is not None
+    looks_up, counts = scratch.keys_ref is not None, scratch.levels_ref is not None
     return Tile(
         block=block,
         index=index,
@@ -197,6 +223,9 @@ def tile_of(block: Block, index: Any, t: int = 0) -> Tile:
         keys_ref=scratch.keys_ref.at[t] if looks_up else None,
         sums_ref=scratch.sums_ref.at[t] if looks_up else None,
         facts_ref=scratch.facts_ref.at[index],
+        copy_ref=scratch.work_ref.at[index] if counts else None,
+        levels_ref=scratch.levels_ref.at[index] if counts else None,
+        given_ref=scratch.given_ref.at[index] if counts else None,
     )
 
 

@@ -45,13 +45,14 @@ from pkpo_pallas.weights import (
 # Rows with larger rewards are scaled; what they are scaled by.
 _LARGE, _RANGE_SCALE = 2.0**120, 2.0**-8
 
+# What sums weighed gaps up, times a scale a row, (8, 128), where there is one.
+Scan = Callable[[GivenWeights | RunningWeights, Rows | None], Scanned]
 
-def weigh(
-    tile: Tile, q: int, row: SortedRow, destination: Destination | None = None
-) -> tuple[Rows, Rows]:
-    """Weigh sorted rows, for max@k by its k number q: n samples (8, 128) → what the smallest reward
-    gets, and the exclusive prefix sum at the largest, (8, 128) each. ROW_OFFSET ← the former,
-    FACTOR ← what values are multiplied with."""
+
+def weigh(tile: Tile, q: int, row: SortedRow, scan: Scan) -> Rows:
+    """Weigh sorted rows, for max@k by its k number q: n samples (8, 128), and what sums their
+    weighed gaps up → what the smallest reward gets, (8, 128). ROW_OFFSET ← the same, FACTOR ← what
+    values are multiplied with."""
     variant = tile.variant
     weights = (GivenWeights if variant.k == "in_weights" else RunningWeights)(tile, q)
     scale = None
@@ -66,8 +67,12 @@ def weigh(
         elif scale is not None:
             factor *= jnp.where(scale < 1, 1 / _RANGE_SCALE, 1.0)
         tile.facts_ref[FACTOR] = factor
-    scanned = weights.scan(row, destination, scale)
-    return _put_row_offset(tile, weights, scanned, scale), scanned.total
+    return _put_row_offset(tile, weights, scan(weights, scale), scale)
+
+
+def scanning(row: SortedRow, destination: Destination | None = None) -> Scan:
+    """Sum a row's weighed gaps up sample by sample: → what does it."""
+    return lambda weights, scale: weights.scan(row, destination, scale)
 
 
 def weigh_segments(tile: Tile, segments: Segments) -> None:
@@ -78,7 +83,7 @@ def weigh_segments(tile: Tile, segments: Segments) -> None:
     if not goes_once or variant.plan.unrolled == 1:
         # What is gone through more than once, or step by step, has to lie somewhere.
         write_segments(tile, segments)
-        weigh(tile, 0, in_work(tile), destination)
+        weigh(tile, 0, in_work(tile), scanning(in_work(tile), destination))
         return
     weights = GivenWeights(tile, 0)
     if variant.has_factor:
@@ -86,12 +91,12 @@ def weigh_segments(tile: Tile, segments: Segments) -> None:
     _put_row_offset(tile, weights, weights.scan_segments(segments, destination), None)
 
 
-def max_at_k(tile: Tile, row: SortedRow) -> None:
-    """Give the mean of the best of each k of sorted rows: n samples (8, 128) → (n_ks, 8, 128)."""
+def max_at_k(tile: Tile, row: SortedRow, scan: Scan) -> None:
+    """Give the mean of the best of each k of sorted rows: n samples (8, 128), and what sums their
+    weighed gaps up → (n_ks, 8, 128)."""
     for q in range(tile.variant.n_ks):
-        row_offset, _ = weigh(tile, q, row)
         best_ref: Ref = tile.block.out_ref.at[q, pl.ds(tile.index * SUBLANES, SUBLANES), :]
-        best_ref[...] = row_offset
+        best_ref[...] = weigh(tile, q, row, scan)
 
 
 def values_of(

@@ -15,9 +15,18 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pkpo_pallas.block import N_FACTS, Operands, Scratch, Variant
 from pkpo_pallas.kernel import kernel
-from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, chip, plan, words
+from pkpo_pallas.plan import (
+    LANES,
+    PITCH,
+    SHORTEST_COUNTED,
+    SUBLANES,
+    TILE_ROWS,
+    chip,
+    plan,
+    words,
+)
 from pkpo_pallas.varying import alike, shape_like
-from pkpo_pallas.weights import LARGEST_K
+from pkpo_pallas.weights import LARGEST_K, section_size
 
 # Numbers of given weights that scalar memory holds with room to spare.
 _WEIGHTS_SIZE = 1 << 15
@@ -90,18 +99,22 @@ def transform(
             jnp.asarray(x, jnp.float32).reshape(-1)
             for x in (weights.gap, weights.offset, weights.best, weights.best_of_max)
         )
-        numbers = jnp.concatenate(
-            [zero, gap, zero, offset, *([best, best_of_max] if variant.normalized else [])]
+        sections = [(zero, gap), (zero, offset), *[(best, best_of_max)] * variant.normalized]
+        numbers = jnp.concatenate(sections[0])
+        behind = section_size(variant) - n
+        ready["weights_ref"] = _in_rows(
+            jnp.concatenate([jnp.pad(jnp.concatenate(it), (0, behind)) for it in sections])
         )
-        ready["weights_ref"] = _in_rows(numbers)
         if variant.ranks_apart > 1:
             # Number i of what tables hold is entry i // tables of table i % tables.
             above = variant.ranks_apart * np.arange(variant.tables * SUBLANES) + 1
             slopes = jnp.where(above < n, numbers[np.minimum(above, n - 1)], 0.0)
             ready["slopes_ref"] = _in_rows(slopes.reshape(SUBLANES, -1).T.reshape(-1))
+        ready["has_offset"] = jnp.any(weights.offset != 0).astype(jnp.int32)
         ready["scalars_ref"] = _scalars([weights], jnp.nan if undersized == "nan" else 0.0)
     else:
         assert k is not None
+        ready["has_offset"] = jnp.int32(1)
         ready["k_ref"] = _k_of_rows(k, rows) if k.ndim else _as_float(k)[None]
     return _launch(variant, rewards, where, ready, dtype, interpret)
 
@@ -162,6 +175,7 @@ def max_at_k(
     else:
         assert ks is not None
         ready = {"k_ref": _as_float(ks)}
+    ready["has_offset"] = jnp.int32(1)
     return _launch(variant, rewards, where, ready, dtype, interpret)
 
 
@@ -226,7 +240,7 @@ def _launch(
     operands = Operands(
         rewards_ref=_to_layout(variant, rewards),
         where_ref=None if where is None else _to_layout(variant, where),
-        integers_ref=jnp.asarray([1, rows], jnp.int32),
+        integers_ref=jnp.stack([jnp.int32(1), jnp.int32(rows), ready["has_offset"]]),
         k_ref=ready.get("k_ref"),
         weights_ref=ready.get("weights_ref"),
         slopes_ref=ready.get("slopes_ref"),
@@ -363,16 +377,22 @@ def _scratch(variant: Variant, n_samples: int) -> Scratch:
     keys = (chosen.interleaved, variant.tables * n_runs, *sums[2:])
     merges = not variant.boolean and chosen.run > chosen.group
     staging = (n_samples // SUBLANES, chosen.tiles * SUBLANES**2, LANES)
+    counts = variant.boolean or n >= SHORTEST_COUNTED
+    n_copies = chosen.tiles if counts and not variant.boolean else chosen.interleaved
+    levels = (chosen.tiles, SUBLANES * PITCH, LANES)
     decides = sorts and not chosen.one_run
     return Scratch(
         staging_ref=None if variant.native_layout else pltpu.VMEM(staging, float32),
-        work_ref=pltpu.VMEM((chosen.interleaved, n_samples, *tile), float32),
+        work_ref=pltpu.VMEM((n_copies, n_samples, *tile), float32),
         ping_pong_ref=pltpu.VMEM((chosen.run, *tile), float32) if merges else None,
         keys_ref=pltpu.VMEM(keys, float32) if looks_up else None,
         sums_ref=pltpu.VMEM(sums, float32) if looks_up else None,
         decisions_ref=pltpu.VMEM((max(1, words(n, chosen)), *tile), int32) if decides else None,
         facts_ref=pltpu.VMEM((chosen.tiles, N_FACTS, *tile), float32),
-        n_between_ref=pltpu.VMEM(tile, float32),
+        levels_ref=pltpu.VMEM(levels, float32) if counts else None,
+        given_ref=pltpu.VMEM(levels, float32) if counts else None,
+        more_ref=pltpu.VMEM(tile, float32),
+        ends_ref=pltpu.VMEM((3, SUBLANES**2, LANES), float32) if variant.notes_ends else None,
         flags_ref=pltpu.SMEM((1,), int32),
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -19,9 +18,11 @@ from pkpo_pallas.estimator import values_of
 from pkpo_pallas.layout import (
     copy_rows_out,
     entry_of,
+    entry_reached,
     facts_of,
     samples_out,
     slab_of,
+    taken,
     write_rows,
 )
 from pkpo_pallas.loops import Index, each_row_block, without_carry
@@ -66,20 +67,17 @@ def look_up(tile: Tile, run: Any = 0) -> None:
         for slab in slabs_of_run:
             here = slab_of(tile.index, run * len(slabs_of_run) + slab, b)
             x = block.rewards_ref[here]  # (8, 128)
-            # NaN compares false, and no sum of these leads out of a table.
-            entry = jnp.where(x >= middle, 4, 0)
-            for step in (2, 1):
-                entry = jnp.where(x >= _taken(keys[0], entry + step), entry + step, entry)
-            found = _taken(sums[0], entry)
+            entry = entry_reached(x, keys[0], middle)
+            found = taken(sums[0], entry)
             if interpolates:
-                lower, slope = _taken(keys[0], entry), _taken(slopes[0], entry)
+                lower, slope = taken(keys[0], entry), taken(slopes[0], entry)
             for c in tables[1:]:
-                key = _taken(keys[c], entry)
+                key = taken(keys[c], entry)
                 beyond = x >= key
-                found = jnp.where(beyond, _taken(sums[c], entry), found)
+                found = jnp.where(beyond, taken(sums[c], entry), found)
                 if interpolates:
                     lower = jnp.where(beyond, key, lower)
-                    slope = jnp.where(beyond, _taken(slopes[c], entry), slope)
+                    slope = jnp.where(beyond, taken(slopes[c], entry), slope)
             if interpolates:
                 # As a scan goes on from there.
                 gap = x - lower
@@ -92,8 +90,8 @@ def look_up(tile: Tile, run: Any = 0) -> None:
             behind = samples_out(block) // SUBLANES - len(slabs)
             write_rows(block, [*slabs, *[zeros()] * behind], tile.index, b)
 
-    # Unrolled, 16 tables are too many for LLO's register allocation; 8 take 6 % fewer bundles so at n
-    # = 128 than one after the other, and 4 of them at once 4 %.
+    # Unrolled, 16 tables are too many for LLO's register allocation; of 8, at n = 128, all row
+    # blocks at once take 6 % fewer bundles than one after the other.
     each_row_block(block, of_rows, 8 if len(tables) <= 8 else 1)
     if transposed:
         copy_rows_out(block, 0, tile.index, SUBLANES - 1)
@@ -109,8 +107,3 @@ def look_up_runs(tile: Tile) -> None:
         look_up(tile, run)
 
     lax.fori_loop(0, chosen.runs(tile.variant.n_samples), without_carry(of_run), 0)
-
-
-def _taken(table: jax.Array, entries: jax.Array) -> jax.Array:
-    """Take for each of 128 rows its own entries of its column: (8, 128), (8, 128) → (8, 128)."""
-    return jnp.take_along_axis(table, entries, axis=0, mode="promise_in_bounds")

@@ -13,7 +13,7 @@ Chips that cannot gather from sublanes undo all comparators, of short rows too.
 XLA lays (rows, n) out in the way that pads less: with n on sublanes, in eights, or on lanes, where
 a whole number of 128 fits. The kernel takes what is there, and transposes the latter in VMEM.
 
-Whatever their length, blocks of rows of at most two distinct values are not sorted.
+Blocks of rows of at most eight distinct values are not sorted, where rows are long enough.
 
 What bundles, spills and seconds of compilation a choice costs is, here and in the other files, from
 schedules of the compiler for v5e (libtpu 0.0.42), for 1024 rows of float32: `bench/tpu_static.py`.
@@ -53,6 +53,11 @@ PITCH = 9
 # Samples that registers hold with room to work: there are 64.
 GROUP = 32
 UNROLLED = 32
+
+# Rows of fewer samples are sorted as fast as they are looked at; of longer ones so many distinct
+# values are looked for, and then so many.
+SHORTEST_COUNTED = 17
+FEWER_LEVELS, MOST_LEVELS = 4, 8
 
 # Decisions in a word, in turn. A bundle stores one word and has four other operations: few in each
 # keep both busy. Where rows are long, memory comes first.

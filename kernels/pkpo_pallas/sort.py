@@ -123,10 +123,11 @@ def note_not_finite(tile: Tile, values: list[Rows]) -> None:
 def _sorted_group(tile: Tile, first: Any, width: int) -> list[Rows]:
     rewards = read_samples(tile, first, width)
     note_not_finite(tile, rewards)
-    return _sorted(sorting(width), rewards)
+    return sorted_by(sorting(width), rewards)
 
 
-def _sorted(comparators: Comparators, values: list[Rows]) -> list[Rows]:
+def sorted_by(comparators: Comparators, values: list[Rows]) -> list[Rows]:
+    """Sort values of (8, 128) by comparators."""
     values = list(values)
     for a, b in comparators:
         values[a], values[b] = jnp.minimum(values[a], values[b]), jnp.maximum(values[a], values[b])
@@ -148,4 +149,5 @@ def _merged(halves: jax.Array, first: int, width: int) -> list[Rows]:
         pair = after(steps - 1, i), after(steps - 1, other)
         return jnp.minimum(*pair) if i < other else jnp.maximum(*pair)
 
-    return _sorted(tuple(halving(width)), [after(len(distances), first + c) for c in range(width)])
+    values = [after(len(distances), first + c) for c in range(width)]
+    return sorted_by(tuple(halving(width)), values)

@@ -204,6 +204,43 @@ class TestRegimes:
         want[[1500, 2500]] = np.nan
         np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)
 
+    @pytest.mark.parametrize("masked", [False, slow(True)])
+    def test_rows_of_up_to_eight_distinct_values_are_not_sorted(
+        self, monkeypatch: pytest.MonkeyPatch, masked: bool
+    ) -> None:
+        """Sorting leaves its rows as they are here, unwritten: NaN."""
+        from pkpo_pallas import kernel
+
+        monkeypatch.setattr(kernel, "sort_rows", lambda block: None)
+        monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1)
+        jax.clear_caches()
+        rng, n, counts = np.random.default_rng(4), 24, np.repeat([1, 2, 3, 4, 5, 8, 9], 2)
+        sizes = np.where(np.arange(len(counts)) % 2, 1e-3, 1e3)
+        levels = np.sort(rng.standard_normal((len(counts), 9)), 1) * sizes[:, None]
+        levels[:, 1] = 0
+        picked = rng.integers(0, counts[:, None], (len(counts), n))
+        # The first samples have one of them, and each occurs.
+        picked[:, :16], picked[:, 15:] = 0, np.arange(9) % counts[:, None]
+        values = np.take_along_axis(levels, picked, 1).astype(np.float32)
+        values[3, 0] = -0.0
+        where = jnp.asarray(np.arange(n) > 3) & jnp.ones((len(counts), 1), bool)
+        where = where if masked else None
+        # A block each: of which rows are nine, of five to eight, of up to four, of an infinity.
+        for some in (slice(12, 14), slice(8, 12), slice(0, 8), [5, 0]):
+            rewards = jnp.asarray(values[some])
+            if isinstance(some, list):
+                rewards = rewards.at[0, 20].set(jnp.inf)
+            part = None if where is None else where[: len(rewards)]
+            got = np.asarray(fused(rewards, 3, where=part))
+            if some == slice(12, 14):
+                assert np.isnan(got if part is None else got[:, 4:]).all()
+                continue
+            want = np.array(pk.transform(rewards, 3, where=part, implementation="xla"))
+            if isinstance(some, list):
+                assert np.isnan(got[0, 4:]).all()
+            np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-12)
+        jax.clear_caches()
+
     @pytest.mark.slow
     def test_many_ks_are_several_launches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(launch, "_WEIGHTS_SIZE", 32)
