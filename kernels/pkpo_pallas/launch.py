@@ -102,9 +102,8 @@ def transform(
         sections = [(zero, gap), (zero, offset), *[(best, best_of_max)] * variant.normalized]
         numbers = jnp.concatenate(sections[0])
         behind = section_size(variant) - n
-        ready["weights_ref"] = _in_rows(
-            jnp.concatenate([jnp.pad(jnp.concatenate(it), (0, behind)) for it in sections])
-        )
+        table = jnp.concatenate([jnp.pad(jnp.concatenate(it), (0, behind)) for it in sections])
+        ready["weights_ref"] = _in_rows(table) if variant.weights_in_rows else table
         if variant.ranks_apart > 1:
             # Number i of what tables hold is entry i // tables of table i % tables.
             above = variant.ranks_apart * np.arange(variant.tables * SUBLANES) + 1

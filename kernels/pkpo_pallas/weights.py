@@ -150,7 +150,7 @@ class GivenWeights:
         """Take the weights of the gaps above ranks from a section of the table: (8, 128) each."""
         unrolled = self.tile.variant.plan.unrolled
         found = [zeros()] * len(ranks)
-        if not (self.in_rows and self.tile.variant.plan.run):
+        if not self.in_rows:
 
             def look(i: Index, found: list[Rows]) -> list[Rows]:
                 weight = self._weight(section + i.value)
