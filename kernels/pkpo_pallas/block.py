@@ -136,6 +136,8 @@ class Scratch(NamedTuple):
           found. None where the blocks have the native layout, which is this one.
         work_ref: (interleaved tiles, samples, 8, 128): what is sorted and scanned; of all tiles
           where few levels are looked for, in a copy of their samples.
+        buffers_refs: as many more of (samples, 8, 128) as passes may have memory of their own; None
+          where they have none.
         ping_pong_ref: (samples of a run, 8, 128), for merges that go to and fro.
         keys_ref, sums_ref: (interleaved tiles, tables, 8 · PITCH, 128): the sorted runs, and the
           exclusive prefix sums of one run; None where none is looked up.
@@ -152,6 +154,7 @@ class Scratch(NamedTuple):
 
     staging_ref: Ref
     work_ref: Ref
+    buffers_refs: Any
     ping_pong_ref: Ref
     keys_ref: Ref
     sums_ref: Ref

@@ -60,10 +60,10 @@ from pkpo_pallas.levels import (
     weigh_levels,
 )
 from pkpo_pallas.lookup import end_tables, look_up, look_up_runs
-from pkpo_pallas.loops import Index, each_tile, isolated, without_carry
+from pkpo_pallas.loops import each_tile, isolated, without_carry
 from pkpo_pallas.plan import LANES, SHORTEST_COUNTED, SUBLANES
 from pkpo_pallas.sort import sort_row, sort_runs, write_segments
-from pkpo_pallas.undo import sort_and_decide, steps_of, undo, undo_group
+from pkpo_pallas.undo import sort_and_decide, steps_of, undo, undo_whole
 
 
 def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch) -> None:
@@ -197,16 +197,16 @@ def sort_and_undo(tile: Tile) -> None:
     one_step = len(steps) == 1 and not several_runs
     if several_runs:
         sort_runs(tile)
-    sort_and_decide(tile, steps)
+    done = sort_and_decide(tile, steps)
     if tile.variant.n_ks:
-        max_at_k(tile, in_work(tile), scanning(in_work(tile)))
+        max_at_k(done, in_work(done), scanning(in_work(done)))
         return
 
     def weigh_row() -> None:
-        weigh(tile, 0, in_work(tile), scanning(in_work(tile), to_work(tile)))
+        weigh(done, 0, in_work(done), scanning(in_work(done), to_work(done)))
         if one_step:
             # Here what is in registers may stay there.
-            undo_group(tile, steps[0], Index(0, 0))
+            undo_whole(tile, steps[0])
 
     isolated(tile.block, weigh_row)
     if not one_step:

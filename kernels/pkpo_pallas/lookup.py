@@ -27,6 +27,7 @@ from pkpo_pallas.layout import (
 )
 from pkpo_pallas.loops import Index, each_row_block, without_carry
 from pkpo_pallas.plan import PITCH, SUBLANES
+from pkpo_pallas.sort import smallest_of
 
 
 def end_tables(block: Block) -> None:
@@ -102,8 +103,9 @@ def look_up_runs(tile: Tile) -> None:
     chosen = tile.variant.plan
 
     def of_run(run: Any) -> None:
+        smallest = smallest_of(chosen, run)
         for i in range(chosen.run):
-            tile.sums_ref[entry_of(tile, Index(0, i))] = tile.work_ref[run * chosen.run + i]
+            tile.sums_ref[entry_of(tile, Index(0, i))] = tile.work_ref[smallest ^ i]
         look_up(tile, run)
 
     lax.fori_loop(0, chosen.runs(tile.variant.n_samples), without_carry(of_run), 0)

@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import jax
 
-from pkpo_pallas.networks import padded, passes, words_for
+from pkpo_pallas.networks import Pass, padded, passes, words_for
 
 # In rows of no more every sample is looked up. What that takes grows with their length, and what
 # undoing the comparators takes, with its logarithm squared.
@@ -71,6 +71,11 @@ TILE_ROWS = SUBLANES * LANES
 # VMEM for each (most for bools in rows of 8, which are laid out as if there were 32).
 BLOCK_ELEMENTS = 1 << 18
 BYTES_PER_ELEMENT = 72
+
+
+# What a tile of long rows takes beside what grows with their padded length: blocks, masks, weights,
+# and registers that are spilled.
+OTHER_BYTES = 6 << 20
 
 
 class Chip(NamedTuple):
@@ -126,11 +131,18 @@ class Plan(NamedTuple):
     run: int  # samples whose values are looked up in one place; 0 where none are
     interleaved: int  # tiles that are worked on together
     vmem_bytes: int
+    buffers: int  # that passes take turns in writing to, beside the one that they begin with
+    inputs_stay: bool  # there is one for each pass
 
     @property
     def one_run(self) -> bool:
         """Tell whether a row is one run, and no comparator is undone."""
         return self.run == self.n_padded
+
+    def recomputed(self, network: Pass) -> int:
+        """Count the comparators of a group whose decisions need not be kept: where what a pass
+        loads stays, those of its first level, one for every two samples."""
+        return network.each // 2 if self.inputs_stay else 0
 
     def runs(self, n: int) -> int:
         """Count the runs that have samples of rows of n."""
@@ -156,7 +168,7 @@ def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan
     tiles = max(1, min(elements // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
     tiles = 1 if n >= LANES else tiles
     interleaved = 2 if one_run and n_padded <= GROUP and tiles > 1 else 1
-    return Plan(
+    chosen = Plan(
         n_padded=n_padded,
         group=group,
         unrolled=1 if interpreted else UNROLLED,
@@ -167,10 +179,30 @@ def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan
         run=run,
         interleaved=interleaved,
         vmem_bytes=chip.vmem_bytes,
+        buffers=0,
+        inputs_stay=False,
     )
+    return chosen if one_run else _with_buffers(n, chosen)
+
+
+def _with_buffers(n: int, chosen: Plan) -> Plan:
+    """Plan for the buffers that there is room for: one for each pass, so that what it loads stays;
+    one in all; or none."""
+    bytes_of_sample = 4 * TILE_ROWS
+    size = chosen.n_padded * bytes_of_sample
+    tables = 9 * size // 8 if chosen.run else 0
+    taken = 2 * size + tables + words(n, chosen) * bytes_of_sample + OTHER_BYTES
+    room = (chosen.vmem_bytes - taken) // size
+    most = len(passes(n, chosen.group, chosen.run))
+    if room >= most:
+        # Those of whole groups that are sorted have other levels.
+        return chosen._replace(buffers=most, inputs_stay=chosen.run > 0)
+    return chosen._replace(buffers=max(0, min(1, room)))
 
 
 def words(n: int, chosen: Plan) -> int:
     """Count the words that the decisions of a tile take, for rows of n samples."""
     every = passes(n, chosen.group, chosen.run)
-    return sum(p.groups * words_for(len(p.comparators), chosen.pack) for p in every)
+    return sum(
+        p.groups * words_for(len(p.comparators) - chosen.recomputed(p), chosen.pack) for p in every
+    )

@@ -50,6 +50,11 @@ def rewards_of(n: int, rows: int = 2, dtype: Any = jnp.float32) -> jax.Array:
     return jnp.asarray(values > 0 if jnp.dtype(dtype) == np.bool_ else values, dtype)
 
 
+def samples_of(p: networks.Pass, group: int) -> list[int]:
+    start = group // p.starts * p.span + group % p.starts
+    return [start + c * p.stride for c in range(p.each)]
+
+
 class TestNetworks:
     @pytest.mark.parametrize("group", [8, plan.GROUP])
     @pytest.mark.parametrize("n", [*range(1, 41), 64, 100, 128, *(slow(n) for n in (300, 1024))])
@@ -66,33 +71,48 @@ class TestNetworks:
         for p in networks.passes(n, group):
             seen: list[int] = []
             for g in range(p.groups):
-                base = g // p.starts * p.span
-                samples = [base + g % p.starts + c * p.stride for c in range(p.each)]
-                if p.mirrored:
-                    samples += [2 * base + p.span - 1 - i for i in reversed(samples)]
+                samples = samples_of(p, g)
                 seen += samples
                 for a, b in p.comparators:
                     pair = rows[:, [samples[a], samples[b]]]
                     rows[:, samples[a]], rows[:, samples[b]] = pair.min(1), pair.max(1)
             assert sorted(seen) == list(range(size))
+            for start in range(p.falling, size, 2 * p.falling) if p.falling else ():
+                run = slice(start, start + p.falling)
+                rows[:, run] = rows[:, run][:, ::-1].copy()
         np.testing.assert_array_equal(rows, want)
 
-    def test_groups_are_what_the_kernel_slices(self) -> None:
+    @pytest.mark.parametrize("run", [0, 64])
+    def test_groups_are_what_the_kernel_slices(self, run: int) -> None:
         from pkpo_pallas.loops import Index
-        from pkpo_pallas.undo import group_slices
+        from pkpo_pallas.undo import falling_groups, group_slot
 
-        for p in networks.passes(256, plan.GROUP):
+        def listed(s: Any) -> list[int]:
+            return [int(s.start) + c * (s.stride or 1) for c in range(s.size)]
+
+        for p in networks.passes(1024, plan.GROUP, run):
+            want = [samples_of(p, g) for g in range(p.groups)]
+            # By itself, and as one of the groups of a turn.
             for g in range(p.groups):
-                base = g // p.starts * p.span
-                want = [base + g % p.starts + c * p.stride for c in range(p.each)]
-                if p.mirrored:
-                    want += [2 * base + p.span - 1 - i for i in reversed(want)]
-                # By itself, and as one of the groups of a turn.
-                alone = group_slices(p, Index(jnp.int32(g), 0))
-                slices = group_slices(p, Index(jnp.int32(g - g % 4), g % 4, 4))
-                assert [int(s.start) for s in alone] == [int(s.start) for s in slices]
-                got = [int(s.start) + c * (s.stride or 1) for s in slices for c in range(s.size)]
-                assert got == want
+                assert listed(group_slot(p, Index(jnp.int32(g), 0))) == want[g]
+                assert listed(group_slot(p, Index(jnp.int32(g - g % 4), g % 4, 4))) == want[g]
+            if not p.falling:
+                continue
+            # Of those that are loaded before one of them is stored, the slots are the targets.
+            n_iterations, groups_of = falling_groups(p)
+            every = [part for i in range(n_iterations) for part in groups_of(jnp.int32(i))]
+            found = sorted(int(group.number.value) for part in every for group in part)
+            assert found == list(range(p.groups))
+            for part in every:
+                slots = [listed(group.slot) for group in part]
+                targets = [listed(group.target) for group in part]
+                assert slots == [want[int(group.number.value)] for group in part]
+                assert sorted(slots) == sorted(targets)
+                for group, slot, target in zip(part, slots, targets, strict=True):
+                    run_of, within = divmod(slot[0], p.falling)
+                    assert group.falls == bool(run_of % 2)
+                    falls_to = run_of * p.falling + p.falling - within - p.each
+                    assert target[0] == (falls_to if group.falls else slot[0])
 
 
 @pytest.mark.parametrize("n, dtype", [(12, "float32"), slow(40, "float32"), release(130, "bool")])
