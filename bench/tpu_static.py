@@ -54,8 +54,8 @@ K = 4
 # What of a kernel runs, by the names of its functions under `pl.when`: for some rows,
 _OF_ROWS = {
     "sorted": {"of_many_levels"},
-    "4 values": {"look_at_all_samples", "of_few_levels"},
-    "8 values": {"look_at_all_samples", "look_for_more_levels", "of_few_levels"},
+    "4 values": {"look_at_all_samples", "of_fewer_levels"},
+    "8 values": {"look_at_all_samples", "look_for_more_levels", "of_most_levels"},
     "bool": set(),
 }
 # and in the grid steps that a tile of long rows takes: a chunk in, the tile itself, a chunk out.
@@ -135,11 +135,15 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
     # What the kernel reads and writes is not counted, but what its producer does.
     beyond = compiled.cost_analysis()["bytes accessed"] - operand.size * 2 * item
 
+    of_rows = set(_OF_ROWS[path])
+    if path == "4 values" and n >= LANES:
+        # Their values are given like those of eight.
+        of_rows ^= {"of_fewer_levels", "of_most_levels"}
     steps = {"tile": 1, "in": n // LANES - 1, "out": n // LANES} if chosen.chunked else {"tile": 1}
     bundles, delays, spills = 0.0, 0.0, 0.0
     for step, times in steps.items():
         if times:
-            with only(_OF_ROWS[path] | _OF_STEPS[step]):
+            with only(of_rows | _OF_STEPS[step]):
                 compiler.compile(program, operand)
             found = compiler.schedules()
             bundles += times * found.bundles / chosen.tiles
@@ -219,7 +223,7 @@ def measure_chip(
         baselines = {baseline.pop("n"): baseline for baseline in found}
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(chip_name, Path(folder))
-        from pkpo_pallas.plan import SHORTEST_COUNTED, chip
+        from pkpo_pallas.plan import GROUP, SHORTEST_COUNTED, chip
 
         with jax.sharding.use_abstract_mesh(compiler.mesh):
             longest = chip().longest
@@ -231,7 +235,7 @@ def measure_chip(
             for dtype in dtypes
             for path in PATHS
             if (path == "bool") == (dtype == "bool")
-            and (path in ("sorted", "bool") or n >= SHORTEST_COUNTED)
+            and n >= {"4 values": SHORTEST_COUNTED, "8 values": GROUP + 1}.get(path, 1)
         ]
 
 

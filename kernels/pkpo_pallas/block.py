@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pkpo_pallas.plan import LANES, MOST_LEVELS, SUBLANES, Plan
+from pkpo_pallas.plan import FEWER_LEVELS, LANES, MOST_LEVELS, SHORTEST_COUNTED, SUBLANES, Plan
 
 # A reference to memory on the chip, for which JAX has no public type; None where there is none.
 Ref = Any
@@ -66,9 +66,22 @@ class Variant(NamedTuple):
         return self.k == "in_weights" and not self.n_ks and self.plan.run > 0
 
     @property
-    def n_levels(self) -> int:
-        """Count the distinct values that a row of few may have."""
-        return 2 if self.boolean else MOST_LEVELS
+    def looked_for(self) -> tuple[int, ...]:
+        """List up to how many distinct values of rows are looked for, one after the other. The
+        shortest of those that are looked at are sorted in registers: more than four take longer."""
+        if self.boolean or self.n_samples < SHORTEST_COUNTED:
+            return ()
+        if self.plan.n_padded <= self.plan.group:
+            return (FEWER_LEVELS,)
+        return FEWER_LEVELS, MOST_LEVELS
+
+    @property
+    def handed_out(self) -> tuple[int, ...]:
+        """List of up to how many levels values are given. Where rows are transposed computation
+        waits anyway."""
+        if self.boolean:
+            return (2,)
+        return self.looked_for if self.n_samples < LANES else self.looked_for[-1:]
 
     @property
     def notes_ends(self) -> bool:
@@ -149,7 +162,7 @@ class Scratch(NamedTuple):
         more_ref: (8, 128): 1 where rows have more distinct values than were found.
         ends_ref: (3, 64, 128): what is noted of rows while they are copied in, once for each sample
           of a slab.
-        flags_ref: (1,) int32: whether all rows of the block have few distinct values.
+        flags_ref: (1,) int32: of up to how many levels the block's rows are; 0 for many.
     """
 
     staging_ref: Ref

@@ -61,7 +61,7 @@ from pkpo_pallas.levels import (
 )
 from pkpo_pallas.lookup import end_tables, look_up, look_up_runs
 from pkpo_pallas.loops import each_tile, isolated, without_carry
-from pkpo_pallas.plan import LANES, SHORTEST_COUNTED, SUBLANES
+from pkpo_pallas.plan import LANES, SUBLANES
 from pkpo_pallas.sort import sort_row, sort_runs, write_segments
 from pkpo_pallas.undo import sort_and_decide, steps_of, undo, undo_whole
 
@@ -98,7 +98,7 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
         def copy_chunk_out() -> None:
             by_levels(
                 block,
-                lambda: copy_levels_out(block, slab, 0),
+                lambda n_levels: copy_levels_out(block, n_levels, slab, 0),
                 lambda: copy_out(block, slab, 0),
             )
 
@@ -116,12 +116,12 @@ def compute_block(block: Block) -> None:
         each_tile(block, lambda g: fill(tile_of(block, g)))
     if variant.plan.one_run and not (variant.boolean or variant.n_ks):
         end_tables(block)
-    if not variant.boolean and variant.n_samples >= SHORTEST_COUNTED:
+    if variant.looked_for:
         look_for_few_levels(block)
     by_levels(block, partial(count_rows, block), partial(sort_rows, block))
 
 
-def count_rows(block: Block) -> None:
+def count_rows(block: Block, n_levels: int) -> None:
     """Compute rows of few distinct values, tile by tile: rewards (n, BLOCK_ROWS) → what each level
     gets, and where rows are short, the values, copied out."""
     variant = block.variant
@@ -129,21 +129,21 @@ def count_rows(block: Block) -> None:
     def of_tile(g: Any) -> None:
         tile = tile_of(block, g)
         if variant.boolean:
-            find_levels(tile, 0, variant.n_levels)
-        weigh_levels(tile)
+            find_levels(tile, 0, n_levels)
+        weigh_levels(tile, n_levels)
         if not (variant.n_ks or variant.plan.chunked):
-            copy_levels_out(block, 0, g)
+            copy_levels_out(block, n_levels, 0, g)
 
     each_tile(block, of_tile)
 
 
-def copy_levels_out(block: Block, slab: Any, g: Any) -> None:
+def copy_levels_out(block: Block, n_levels: int, slab: Any, g: Any) -> None:
     """Give the samples of tile g what their levels get, and copy these values to their block, from
     this slab on."""
     if block.variant.native_layout:
-        give(block, g)
+        give(block, n_levels, g)
     else:
-        copy_out(block, slab, g, partial(given_by_level, block, g))
+        copy_out(block, slab, g, partial(given_by_level, block, n_levels, g))
 
 
 def sort_rows(block: Block) -> None:

@@ -18,7 +18,6 @@ from pkpo_pallas.kernel import kernel
 from pkpo_pallas.plan import (
     LANES,
     PITCH,
-    SHORTEST_COUNTED,
     SUBLANES,
     TILE_ROWS,
     chip,
@@ -380,7 +379,7 @@ def _scratch(variant: Variant, n_samples: int) -> Scratch:
     buffers = (
         tuple(pltpu.VMEM((chosen.n_padded, *tile), float32) for _ in range(chosen.buffers)) or None
     )
-    counts = variant.boolean or n >= SHORTEST_COUNTED
+    counts = variant.boolean or bool(variant.looked_for)
     n_copies = chosen.tiles if counts and not variant.boolean else chosen.interleaved
     levels = (chosen.tiles, SUBLANES * PITCH, LANES)
     decides = sorts and not chosen.one_run

@@ -31,7 +31,7 @@ from pkpo_pallas.layout import (
 )
 from pkpo_pallas.loops import Index, each_iteration, each_row_block, each_tile, without_carry
 from pkpo_pallas.networks import sorting
-from pkpo_pallas.plan import FEWER_LEVELS, LANES, MOST_LEVELS, PITCH, SHORTEST_COUNTED, SUBLANES
+from pkpo_pallas.plan import FEWER_LEVELS, LANES, MOST_LEVELS, PITCH, SUBLANES
 from pkpo_pallas.sort import sorted_by
 
 # The samples of a row: that of an index, (8, 128).
@@ -49,21 +49,28 @@ _ENDS: tuple[tuple[Callable[..., jax.Array], float], ...] = (
 )
 
 
-def by_levels(block: Block, few: Callable[[], None], many: Callable[[], None]) -> None:
-    """Run few() where all rows of a block are known to have few distinct values, else many()."""
-    if block.variant.boolean:
-        few()
+def by_levels(block: Block, few: Callable[[int], None], many: Callable[[], None]) -> None:
+    """Run few(n_levels) where all rows of a block are known to have at most so many distinct
+    values, else many()."""
+    variant = block.variant
+    if not variant.looked_for:
+        # Of bool or short.
+        few(*variant.handed_out) if variant.boolean else many()
         return
-    if block.variant.n_samples < SHORTEST_COUNTED:
-        many()
-        return
-    has_few = block.scratch.flags_ref[0] > 0  # ()
+    n_levels = block.scratch.flags_ref[0]  # ()
+    if FEWER_LEVELS in variant.handed_out:
 
-    @pl.when(has_few)
-    def of_few_levels() -> None:
-        few()
+        @pl.when(n_levels == FEWER_LEVELS)
+        def of_fewer_levels() -> None:
+            few(FEWER_LEVELS)
 
-    @pl.when(jnp.logical_not(has_few))
+    if MOST_LEVELS in variant.handed_out:
+
+        @pl.when(n_levels == MOST_LEVELS)
+        def of_most_levels() -> None:
+            few(MOST_LEVELS)
+
+    @pl.when(n_levels == 0)
     def of_many_levels() -> None:
         many()
 
@@ -79,29 +86,31 @@ def note_ends(block: Block, slab: Any, b: Any, slabs: list[jax.Array]) -> None:
 
 
 def look_for_few_levels(block: Block) -> None:
-    """Tell whether all rows of a block have at most eight distinct values, where the first samples
-    of a tile do not have more: flags_ref ← 1, or 0 where some have more, or may have."""
+    """Tell up to how many distinct values all rows of a block have, where the first samples of a
+    tile do not have more: flags_ref ← so many, or 0 where some have more, or may have."""
     flags_ref, more_ref = block.scratch.flags_ref, block.scratch.more_ref
+    looked_for, handed_out = block.variant.looked_for, block.variant.handed_out
     flags_ref[0] = 0
 
     def look(n_found: int, n_levels: int) -> Any:
         more_ref[...] = zeros()
         each_tile(block, lambda g: find_levels(tile_of(block, g), n_found, n_levels))
         more = jnp.max(more_ref[...]) > 0  # ()
-        flags_ref[0] = jnp.where(more, 0, 1)
+        flags_ref[0] = jnp.where(more, 0, min(n for n in handed_out if n >= n_levels))
         return more
 
     first = sorted_by(sorting(_LOOKED_AT), read_samples(tile_of(block, 0), 0, _LOOKED_AT))
     rises = sum(jnp.where(b > a, 1.0, 0.0) for a, b in pairwise(first))
-    promising = jnp.max(jnp.where(rows_inside(block, 0), rises, 0.0)) < MOST_LEVELS  # ()
+    promising = jnp.max(jnp.where(rows_inside(block, 0), rises, 0.0)) < looked_for[-1]  # ()
 
     @pl.when(promising)
     def look_at_all_samples() -> None:
         more = look(0, FEWER_LEVELS)
+        if MOST_LEVELS in looked_for:
 
-        @pl.when(more)
-        def look_for_more_levels() -> None:
-            look(FEWER_LEVELS, MOST_LEVELS)
+            @pl.when(more)
+            def look_for_more_levels() -> None:
+                look(FEWER_LEVELS, MOST_LEVELS)
 
 
 def find_levels(tile: Tile, n_found: int, n_levels: int) -> None:
@@ -204,10 +213,10 @@ def _each_sample(
     return done
 
 
-def weigh_levels(tile: Tile) -> None:
+def weigh_levels(tile: Tile, n_levels: int) -> None:
     """Compute what each level of a row gets: levels_ref, given_ref → given_ref, or the best of each
     k."""
-    n, n_levels = tile.variant.n_samples, tile.variant.n_levels
+    n = tile.variant.n_samples
     levels = [tile.levels_ref[level_of(number)] for number in range(n_levels)]  # (8, 128) each
     ranks = [
         n - tile.given_ref[level_of(number)] for number in range(n_levels - 1)
@@ -235,12 +244,12 @@ def weigh_levels(tile: Tile) -> None:
         )
 
 
-def give(block: Block, g: Any) -> None:
+def give(block: Block, n_levels: int, g: Any) -> None:
     """Give the samples of tile g, in the native layout, what their levels get."""
     slabs = block.variant.n_samples // SUBLANES
 
     def of_rows(b: Any) -> None:
-        value_of = given_by_level(block, g, b)
+        value_of = given_by_level(block, n_levels, g, b)
 
         def some(first: Any, count: int, carry: Any) -> Any:
             for c in range(count):
@@ -253,13 +262,12 @@ def give(block: Block, g: Any) -> None:
     each_row_block(block, of_rows)
 
 
-def given_by_level(block: Block, g: Any, b: Any) -> Callable[[jax.Array], jax.Array]:
+def given_by_level(block: Block, n_levels: int, g: Any, b: Any) -> Callable[[jax.Array], jax.Array]:
     """Read what the levels of 128 rows get: → what gives it to their samples, (8, 128) → the
     same."""
 
     tile = tile_of(block, g)
     first = b * PITCH
-    n_levels = block.variant.n_levels
     if n_levels == SUBLANES and block.variant.plan.run:
         # As many as a register holds, on a chip that can gather.
         table = pl.ds(first, SUBLANES)
