@@ -60,7 +60,7 @@ from pkpo_pallas.levels import (
     weigh_levels,
 )
 from pkpo_pallas.lookup import end_tables, look_up, look_up_runs
-from pkpo_pallas.loops import each_tile, isolated, without_carry
+from pkpo_pallas.loops import Index, each_sample, each_tile, isolated, without_carry
 from pkpo_pallas.plan import LANES, SUBLANES
 from pkpo_pallas.sort import sort_row, sort_runs, write_segments
 from pkpo_pallas.undo import sort_and_decide, steps_of, undo, undo_whole
@@ -204,6 +204,15 @@ def sort_and_undo(tile: Tile) -> None:
 
     def weigh_row() -> None:
         weigh(done, 0, in_work(done), scanning(in_work(done), to_work(done)))
+        # Behind the row's samples may have come one that is as large as what was behind them.
+        n, n_behind = tile.variant.n_samples, tile.variant.plan.n_padded - tile.variant.n_samples
+        last = done.work_ref[n - 1]
+
+        def put(i: Index, carry: Any) -> Any:
+            done.work_ref[n + i.value] = last
+            return carry
+
+        each_sample(tile.variant.plan.unrolled, n_behind, put, 0)
         if one_step:
             # Here what is in registers may stay there.
             undo_whole(tile, steps[0])

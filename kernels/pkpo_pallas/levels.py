@@ -1,8 +1,8 @@
 """Rows of few distinct values, which need no sort: their values are found one after the other, from
 the smallest up, each with how many samples lie above it, and a sample gets what its value gets.
 
-That takes seven operations a level and a sample, whatever the length of a row, and is tried where
-the first samples of a block's rows have few distinct values. Rows of bool have two.
+That takes six to seven operations a level and a sample, whatever the length of a row, and is tried
+where the first samples of a tile's rows have few distinct values. Rows of bool have two.
 """
 
 from __future__ import annotations

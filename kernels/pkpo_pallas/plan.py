@@ -18,17 +18,19 @@ Blocks of rows of at most eight distinct values are not sorted, where rows are l
 What bundles, spills and seconds of compilation a choice costs is, here and in the other files, from
 schedules of the compiler for v5e (libtpu 0.0.42), for 1024 rows of float32: `bench/tpu_static.py`.
 
-VMEM for a tile of 1024 rows, with P = padded(n) and 4 KiB a sample, in MiB; decisions are packed 32
-in a word, and each group of a pass ends with a word that is not full:
+VMEM for a tile of 1024 rows, with P = padded(n) and 4 KiB a sample, in MiB; decisions are packed up
+to 32 in a word, one word a group of 16:
 
                                                           P = 1024    2048    4096
     input and output blocks, two of each, 128 samples          2.0     2.0     2.0
     the rewards, and what is sorted: 2 · P · 4 KiB             8.0    16.0    32.0
     tables of the sorted runs: 9/8 · P · 4 KiB, and 0.3        4.8     9.3    18.3
-    decisions of their mergers                                 2.6     7.3    17.5
-                                                              17.4    34.6    69.8
-    without tables: decisions of all comparators               4.4
-                                                              14.4
+    decisions of their mergers                                 2.8     7.0    16.0
+    weights, in rows of 128                                    1.0     2.0     4.0
+                                                              18.6    36.3    72.3
+    with buffers: one a pass, else one of P · 4 KiB       40: 58.6  8: 44.3 16: 88.3
+    without tables or weights: decisions of all comparators    4.0
+                                                              14.0
 """
 
 from __future__ import annotations

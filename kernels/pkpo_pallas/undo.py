@@ -1,6 +1,9 @@
 """Sort rows by comparators whose decisions are kept, and undo these on what belongs to the samples.
 
-A pass takes its samples in groups that fit in registers: see `pkpo_pallas.networks`.
+A pass takes its samples in groups that fit in registers: see `pkpo_pallas.networks`. Where there is
+room it writes to memory of its own: the compiler then knows that iterations may overlap, and what
+it loaded stays, so that its first level can be decided once more instead of being kept: 5 % fewer
+bundles at n = 256.
 """
 
 from __future__ import annotations
@@ -124,8 +127,7 @@ def _each_groups(tile: Tile, step: Step, body: Callable[[list[Group]], None]) ->
 
         lax.fori_loop(0, n_iterations, without_carry(of_two_runs), 0)
         return
-    # An iteration takes as many small groups as one large one has samples: 6 % fewer bundles at n =
-    # 1024 than a group each.
+    # An iteration takes as many small groups as one large one has samples.
     large = chosen.group if chosen.unrolled > 1 else 1
     together = min(max(1, large // network.each), network.groups)
 
