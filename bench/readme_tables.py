@@ -157,7 +157,8 @@ def tpu_static(results: Path) -> str:
             ('XLA\'s cycles of `"xla"`, without its sorts', "sorted", "xla", 0),
         ],
     )
-    about = f"A static count for {rows[0]['chip']}, commit {rows[0]['commit']}"
+    commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
+    about = f"A static count for {rows[0]['chip']}, commit {commits}"
     return f"{about}; nothing was run (`results/{path.name}`).\n\n{table}"
 
 

@@ -235,7 +235,7 @@ def measure_chip(
             for dtype in dtypes
             for path in PATHS
             if (path == "bool") == (dtype == "bool")
-            and n >= {"4 values": SHORTEST_COUNTED, "8 values": GROUP + 1}.get(path, 1)
+            and n >= {"4 values": SHORTEST_COUNTED, "8 values": 2 * GROUP + 1}.get(path, 1)
         ]
 
 

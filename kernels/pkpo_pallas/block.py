@@ -67,11 +67,12 @@ class Variant(NamedTuple):
 
     @property
     def looked_for(self) -> tuple[int, ...]:
-        """List up to how many distinct values of rows are looked for, one after the other. The
-        shortest of those that are looked at are sorted in registers: more than four take longer."""
+        """List up to how many distinct values of rows are looked for, one after the other. Short
+        rows are sorted sooner than more than four levels are found: at n = 64, with delays, in 1146
+        cycles for 1228, at 128 in 4356 for 2997."""
         if self.boolean or self.n_samples < SHORTEST_COUNTED:
             return ()
-        if self.plan.n_padded <= self.plan.group:
+        if self.plan.n_padded <= 2 * self.plan.group:
             return (FEWER_LEVELS,)
         return FEWER_LEVELS, MOST_LEVELS
 

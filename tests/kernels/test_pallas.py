@@ -234,13 +234,13 @@ class TestRegimes:
         monkeypatch.setattr(kernel, "sort_rows", lambda block: None)
         monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1)
         jax.clear_caches()
-        rng, n, counts = np.random.default_rng(4), 40, np.repeat([1, 2, 3, 4, 5, 8, 9], 2)
+        rng, n, counts = np.random.default_rng(4), 72, np.repeat([1, 2, 3, 4, 5, 8, 9], 2)
         sizes = np.where(np.arange(len(counts)) % 2, 1e-3, 1e3)
         levels = np.sort(rng.standard_normal((len(counts), 9)), 1) * sizes[:, None]
         levels[:, 1] = 0
         picked = rng.integers(0, counts[:, None], (len(counts), n))
         # The first samples have one of them, and each occurs.
-        picked[:, :16], picked[:, 15:] = 0, np.arange(25) % counts[:, None]
+        picked[:, :16], picked[:, 15:] = 0, np.arange(57) % counts[:, None]
         values = np.take_along_axis(levels, picked, 1).astype(np.float32)
         values[3, 0] = -0.0
         where = jnp.asarray(np.arange(n) > 3) & jnp.ones((len(counts), 1), bool)
