@@ -15,15 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pkpo_pallas.block import N_FACTS, Operands, Scratch, Variant
 from pkpo_pallas.kernel import kernel
-from pkpo_pallas.plan import (
-    LANES,
-    PITCH,
-    SUBLANES,
-    TILE_ROWS,
-    chip,
-    plan,
-    words,
-)
+from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, chip, plan, words
 from pkpo_pallas.varying import alike, shape_like
 from pkpo_pallas.weights import LARGEST_K, section_size
 
@@ -375,10 +367,7 @@ def _scratch(variant: Variant, n_samples: int) -> Scratch:
     keys = (chosen.interleaved, variant.tables * n_runs, *sums[2:])
     merges = not variant.boolean and chosen.run > chosen.group
     staging = (n_samples // SUBLANES, chosen.tiles * SUBLANES**2, LANES)
-    merges_runs = not chosen.one_run
-    buffers = (
-        tuple(pltpu.VMEM((chosen.n_padded, *tile), float32) for _ in range(chosen.buffers)) or None
-    )
+    buffers = (pltpu.VMEM((chosen.n_padded, *tile), float32),) * chosen.buffers
     counts = variant.boolean or bool(variant.looked_for)
     n_copies = chosen.tiles if counts and not variant.boolean else chosen.interleaved
     levels = (chosen.tiles, SUBLANES * PITCH, LANES)
@@ -386,7 +375,7 @@ def _scratch(variant: Variant, n_samples: int) -> Scratch:
     return Scratch(
         staging_ref=None if variant.native_layout else pltpu.VMEM(staging, float32),
         work_ref=pltpu.VMEM((n_copies, n_samples, *tile), float32),
-        buffers_refs=buffers if decides or (merges_runs and not variant.boolean) else None,
+        buffers_refs=None if variant.boolean else buffers or None,
         ping_pong_ref=pltpu.VMEM((chosen.run, *tile), float32) if merges else None,
         keys_ref=pltpu.VMEM(keys, float32) if looks_up else None,
         sums_ref=pltpu.VMEM(sums, float32) if looks_up else None,
