@@ -146,15 +146,24 @@ def tpu_static(results: Path) -> str:
         "sorted",
         [
             ("bundles", "sorted", "bundles", 0),
-            ("bundles, rows of two values", "two values", "bundles", 0),
+            ("delays", "sorted", "delays", 0),
+            ("bundles, rows of up to 4 values", "4 values", "bundles", 0),
+            ("delays, rows of up to 4 values", "4 values", "delays", 0),
+            ("bundles, rows of up to 8 values", "8 values", "bundles", 0),
+            ("delays, rows of up to 8 values", "8 values", "delays", 0),
             ("cycles of memory", "sorted", "hbm_cycles", 0),
             ("of the roofline, at most", "sorted", "fraction", 2),
-            ("the same, rows of two values", "two values", "fraction", 2),
+            ("the same, without delays", "sorted", "fraction_without_delays", 2),
+            ("of the roofline, rows of up to 4 values", "4 values", "fraction", 2),
+            ("the same, without delays", "4 values", "fraction_without_delays", 2),
+            ("of the roofline, rows of up to 8 values", "8 values", "fraction", 2),
+            ("the same, without delays", "8 values", "fraction_without_delays", 2),
             ("XLA's cycles of the argsort form, without its sorts", "sorted", "argsort", 0),
             ('XLA\'s cycles of `"xla"`, without its sorts', "sorted", "xla", 0),
         ],
     )
-    about = f"A static count for {rows[0]['chip']}, commit {rows[0]['commit']}"
+    commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
+    about = f"A static count for {rows[0]['chip']}, commit {commits}"
     return f"{about}; nothing was run (`results/{path.name}`).\n\n{table}"
 
 

@@ -5,31 +5,29 @@
 
 libtpu compiles for a chip that is not there, and writes down the bundles (instruction words) that
 the chip would run through. A loop is counted with its turns, and a condition as it falls out for
-the rows in question. A bundle takes at least a cycle; HBM cycles are what the bytes of the same
-rows take at the chip's peak. The ratio of the two is the most of that peak that a kernel can reach.
+the rows in question. A bundle takes a cycle; so does a delay, an empty one while a result is on its
+way. HBM cycles are what the bytes of the same rows take at the chip's peak: by bundles and delays,
+they are the most of that peak that a kernel can reach.
 
 What such a count does not see: waiting for memory, where a tile's computation and its copies do not
-overlap (rows of more than 128 samples are fetched in chunks before they are sorted); stalls between
-units; what a grid step costs of its own; and whether the two cores of a v4 or v5p share the rows.
-Nothing here is a measured speed.
+overlap (rows of more than 128 samples are fetched in chunks before they are sorted); what a grid
+step costs of its own; and whether the two cores of a v4 or v5p share the rows. Nothing here is a
+measured speed.
 """
 
 from __future__ import annotations
 
-import math
 import multiprocessing
-import os
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -38,32 +36,13 @@ from rich.table import Table
 from bench import commit_id, records
 from bench.records import RESULTS, versions, write_table
 from bench.shapes import MEASURED_N
+from bench.tpu_compiler import CHIPS, Compiler
 
-
-class Chip(NamedTuple):
-    """A chip as libtpu knows it, and one core's share of its memory's peak."""
-
-    topology: str
-    accelerator: str
-    bytes_per_second: float
-    cycles_per_second: float
-
-    def cycles(self, size: int) -> float:
-        return size / self.bytes_per_second * self.cycles_per_second
-
-
-# Peaks and clocks as published; half of a chip's memory for each of two cores.
-CHIPS = {
-    "v5e": Chip("v5e:2x2", "v5litepod-4", 819e9, 1.5e9),
-    "v4": Chip("v4:2x2x1", "v4-8", 614e9, 1.05e9),
-    "v5p": Chip("v5p:2x2x1", "v5p-8", 1382e9, 1.75e9),
-    "v6e": Chip("v6e:2x2", "v6e-4", 1640e9, 1.75e9),
-}
 # Those that the chip sorts in VMEM.
 SIZES = tuple(sorted({*MEASURED_N, 2048}))
 QUICK_SIZES = (8, 32)
 DTYPES = ("float32", "bfloat16", "bool")
-PATHS = ("sorted", "two values")
+PATHS = ("sorted", "4 values", "8 values", "bool")
 # Of a matrix: smaller ones would lie in VMEM from the start.
 ELEMENTS = 1 << 27
 # Of the baselines: "xla" takes larger matrices in turns.
@@ -74,8 +53,10 @@ K = 4
 
 # What of a kernel runs, by the names of its functions under `pl.when`: for some rows,
 _OF_ROWS = {
-    "sorted": {"sort_many_levels"},
-    "two values": {"look_at_all_samples", "count_few_levels"},
+    "sorted": {"of_many_levels"},
+    "4 values": {"look_at_all_samples", "of_fewer_levels"},
+    "8 values": {"look_at_all_samples", "look_for_more_levels", "of_most_levels"},
+    "bool": set(),
 }
 # and in the grid steps that a tile of long rows takes: a chunk in, the tile itself, a chunk out.
 _OF_STEPS = {
@@ -83,56 +64,7 @@ _OF_STEPS = {
     "tile": {"copy_chunk_in", "compute_tile"},
     "out": {"copy_chunk_out"},
 }
-_CONDITIONAL = set[str]().union(*_OF_ROWS.values(), *_OF_STEPS.values())
-
-
-class Schedule(NamedTuple):
-    """What a compilation leaves of one kernel."""
-
-    bundles: float  # of a grid step
-    spills: float  # registers written to memory and read again later
-    vmem_bytes: int
-
-
-def schedule(text: str) -> Schedule:
-    """A final schedule, in libtpu's words, counted.
-
-    Every bundle counts as often as the loops it stands in have turns, but for the outermost, which
-    is the grid's. A loop ends with a jump back to the region that begins at its head, and its exit
-    test says how many turns it has; where that test is against what is not known when the kernel is
-    compiled, it is a phase of a single turn.
-    """
-    lines = re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+(LB)?[^{\n]*:[> ]*\{(.*)$", text, re.MULTILINE)
-    times = [1.0] * len(lines)
-    heads: list[int] = []
-    for number, (head, body) in enumerate(lines):
-        if head:
-            heads.append(number)
-        back = re.search(r"sbr\.rel \(!?(%p\w+)\) target = \$region(\d+)", body)
-        if back is None or not heads:
-            continue
-        around = " ".join(body for _, body in lines[max(0, heads[-1] - 1) : heads[-1] + 1])
-        if not re.search(rf"Start region {back[2]}\b", around):
-            continue
-        start = heads.pop()
-        if not heads:
-            # Outside of the grid's loop nothing is done for a block.
-            times[:start] = [0.0] * start
-            times[number + 1 :] = [0.0] * (len(lines) - number - 1)
-            break
-        loop = " ".join(body for _, body in lines[start : number + 1])
-        test = rf"{back[1]} = scmp\.ge\.s32\.totalorder [^;}}]*?(%s\w+), (\d+) /"
-        until = re.search(test, loop)
-        turns = 1.0
-        if until:
-            # A turn of an unrolled loop takes several steps.
-            step = re.search(rf"{until[1]} = sadd\.s32 (\d+),", loop)
-            turns = math.ceil(int(until[2]) / (int(step[1]) if step else 1))
-        for inside in range(start, number + 1):
-            times[inside] *= turns
-    spilled = (len(re.findall(r"vst \[vmem:\[#allocation\d+_spill", body)) for _, body in lines)
-    spills = sum(count * often for count, often in zip(spilled, times, strict=True))
-    return Schedule(sum(times), spills, 0)
+_CONDITIONAL = set[str]().union(*_OF_ROWS.values(), *_OF_STEPS.values(), {"sum_offset"})
 
 
 @dataclass(frozen=True)
@@ -143,68 +75,14 @@ class Row:
     dtype: str
     path: str
     bundles: float
+    delays: float
     hbm_cycles: float
     fraction: float  # of the HBM roofline
+    fraction_without_delays: float
     spills: float
     vmem_bytes: int
     compile_seconds: float
     bytes_over_floor: float
-
-
-class Compiler:
-    """libtpu in this process, which writes down its schedules in a folder, where it gets one."""
-
-    def __init__(self, chip_name: str, folder: Path | None = None):
-        self.chip, self.folder = CHIPS[chip_name], folder
-        os.environ.update(
-            JAX_PLATFORMS="cpu",
-            TPU_SKIP_MDS_QUERY="1",
-            TPU_ACCELERATOR_TYPE=self.chip.accelerator,
-            TPU_WORKER_HOSTNAMES="localhost",
-            # There is no chip that processes might fight over.
-            ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        )
-        if folder is not None:
-            os.environ["LIBTPU_INIT_ARGS"] = (
-                f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-            )
-        from jax.experimental import topologies
-        from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
-
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=self.chip.topology)
-        device: Any = topology.devices[0]
-        self.sharding = SingleDeviceSharding(device)
-        # What the kernels ask when they are traced: there is no chip here that they might ask.
-        self.mesh = AbstractMesh(
-            (1,), ("chip",), abstract_device=AbstractDevice(device.device_kind, None, "tpu")
-        )
-
-    def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        import jax
-
-        make: Any = jax.ShapeDtypeStruct
-        return make(shape, dtype, sharding=self.sharding)
-
-    def compile(self, function: Any, *operands: Any) -> tuple[Any, float]:
-        import jax
-
-        for old in self.folder.iterdir() if self.folder else ():
-            old.unlink()
-        start = time.perf_counter()
-        with jax.sharding.use_abstract_mesh(self.mesh):
-            traced = jax.jit(function).trace(*operands)
-        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-        return compiled, time.perf_counter() - start
-
-    def schedules(self) -> Schedule:
-        """The kernel's, of the compilation just done."""
-        assert self.folder is not None
-        finals = self.folder.glob("*-_launch*-final_bundles.txt")
-        (final,) = (file for file in finals if "schedule-analysis" not in file.name)
-        (original,) = self.folder.glob("*-_launch*-02-original.txt")
-        sizes = re.findall(r"space=vmem, size = (0x[0-9a-f]+), scoped", original.read_text())
-        vmem = sum(int(size, 16) for size in sizes)
-        return schedule(final.read_text())._replace(vmem_bytes=vmem)
 
 
 @contextmanager
@@ -257,23 +135,30 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
     # What the kernel reads and writes is not counted, but what its producer does.
     beyond = compiled.cost_analysis()["bytes accessed"] - operand.size * 2 * item
 
+    of_rows = set(_OF_ROWS[path])
+    if path == "4 values" and n >= LANES:
+        # Their values are given like those of eight.
+        of_rows ^= {"of_fewer_levels", "of_most_levels"}
     steps = {"tile": 1, "in": n // LANES - 1, "out": n // LANES} if chosen.chunked else {"tile": 1}
-    total, spills = 0.0, 0.0
+    bundles, delays, spills = 0.0, 0.0, 0.0
     for step, times in steps.items():
         if times:
-            with only(_OF_ROWS[path] | _OF_STEPS[step]):
+            with only(of_rows | _OF_STEPS[step]):
                 compiler.compile(program, operand)
             found = compiler.schedules()
-            total += times * found.bundles / chosen.tiles
+            bundles += times * found.bundles / chosen.tiles
+            delays += times * found.delays / chosen.tiles
             spills += times * found.spills / chosen.tiles
     hbm = compiler.chip.cycles(TILE_ROWS * n * (item + result))
     return Row(
         n=n,
         dtype=dtype,
         path=path,
-        bundles=round(total, 1),
+        bundles=round(bundles, 1),
+        delays=round(delays, 1),
         hbm_cycles=round(hbm, 1),
-        fraction=round(min(1.0, hbm / total), 3),
+        fraction=round(min(1.0, hbm / (bundles + delays)), 3),
+        fraction_without_delays=round(min(1.0, hbm / bundles), 3),
         spills=round(spills, 1),
         vmem_bytes=vmem,
         compile_seconds=round(seconds, 2),
@@ -338,7 +223,7 @@ def measure_chip(
         baselines = {baseline.pop("n"): baseline for baseline in found}
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(chip_name, Path(folder))
-        from pkpo_pallas.plan import chip
+        from pkpo_pallas.plan import GROUP, SHORTEST_COUNTED, chip
 
         with jax.sharding.use_abstract_mesh(compiler.mesh):
             longest = chip().longest
@@ -349,21 +234,21 @@ def measure_chip(
             if n <= longest
             for dtype in dtypes
             for path in PATHS
-            if (path, dtype) != ("sorted", "bool")
-            and (path == "sorted" or n > 16 or dtype == "bool")
+            if (path == "bool") == (dtype == "bool")
+            and n >= {"4 values": SHORTEST_COUNTED, "8 values": 2 * GROUP + 1}.get(path, 1)
         ]
 
 
 def table(chip_name: str, rows: Sequence[records.Row]) -> Table:
     caption = (
-        "A static count, for 1024 rows; nothing was run. roofline: HBM cycles by bundles, at most"
-        " 1. XLA: its estimate of cycles, + what it has no estimate of."
+        "A static count, for 1024 rows; nothing was run. roofline: HBM cycles by bundles and"
+        " delays, at most 1. XLA: its estimate of cycles, + what it has no estimate of."
     )
     out = Table(title=f"Pallas kernels for {chip_name}", caption=caption)
     for column in ("n", "dtype", "rows"):
         out.add_column(column)
-    numbers = ("bundles", "HBM cycles", "roofline", "spills", "VMEM MiB", "compile s", "bytes")
-    for column in (*numbers, "XLA, argsort", "xla"):
+    counts = ("bundles", "delays", "HBM cycles", "roofline", "spills", "VMEM MiB")
+    for column in (*counts, "compile s", "bytes", "XLA, argsort", "xla"):
         out.add_column(column, justify="right")
     for row in rows:
         out.add_row(
@@ -371,6 +256,7 @@ def table(chip_name: str, rows: Sequence[records.Row]) -> Table:
             row["dtype"],
             row["path"],
             f"{row['bundles']:.0f}",
+            f"{row['delays']:.0f}",
             f"{row['hbm_cycles']:.0f}",
             f"{row['fraction']:.2f}",
             f"{row['spills']:.0f}",

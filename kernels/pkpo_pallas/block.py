@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pkpo_pallas.plan import LANES, SUBLANES, Plan
+from pkpo_pallas.plan import FEWER_LEVELS, LANES, MOST_LEVELS, SHORTEST_COUNTED, SUBLANES, Plan
 
 # A reference to memory on the chip, for which JAX has no public type; None where there is none.
 Ref = Any
@@ -16,13 +16,12 @@ Rows = jax.Array
 
 # What is known of a tile's rows, by its index in `Scratch.facts_ref`: what the smallest reward
 # gets; what values are multiplied with; how many samples are valid; 0, or NaN where one is not
-# finite; and of rows of two distinct values, the exclusive prefix sum at the larger one, the two,
-# and how many samples have the smaller one.
-ROW_OFFSET, FACTOR, GROUP_SIZE, NAN_OR_0, SUM_AT_HIGHEST, LOWEST, HIGHEST, N_LOWEST = range(8)
-N_FACTS = 8
+# finite; what gaps are multiplied with; and what is summed up of a row offset.
+ROW_OFFSET, FACTOR, GROUP_SIZE, NAN_OR_0, RANGE_SCALE, OFFSET_SUM = range(6)
+N_FACTS = 6
 
 # Of the integers that come with a launch.
-ONE, N_ROWS = range(2)
+ONE, N_ROWS, HAS_OFFSET = range(3)
 
 
 class Variant(NamedTuple):
@@ -60,6 +59,56 @@ class Variant(NamedTuple):
     undersized: str
 
     @property
+    def weights_in_rows(self) -> bool:
+        """Tell whether ready weights lie in rows of 128 of the same, which one load spreads over a
+        register. Those of many ks would take much memory; so would any on chips that cannot gather,
+        which have little: 16.1 of 16 MiB at n = 1024."""
+        return self.k == "in_weights" and not self.n_ks and self.plan.run > 0
+
+    @property
+    def looked_for(self) -> tuple[int, ...]:
+        """List up to how many distinct values of rows are looked for, one after the other. Short
+        rows are sorted sooner than more than four levels are found: at n = 64, with delays, in 1146
+        cycles for 1228, at 128 in 4356 for 2997."""
+        if self.boolean or self.n_samples < SHORTEST_COUNTED:
+            return ()
+        if self.plan.n_padded <= 2 * self.plan.group:
+            return (FEWER_LEVELS,)
+        return FEWER_LEVELS, MOST_LEVELS
+
+    @property
+    def handed_out(self) -> tuple[int, ...]:
+        """List of up to how many levels values are given. Where rows are transposed computation
+        waits anyway."""
+        if self.boolean:
+            return (2,)
+        return self.looked_for if self.n_samples < LANES else self.looked_for[-1:]
+
+    @property
+    def notes_ends(self) -> bool:
+        """Tell whether the ends of rows are found while these are transposed."""
+        return self.plan.row_major and not (self.masked or self.boolean)
+
+    @property
+    def offset_is_rare(self) -> bool:
+        """Tell whether rows have an offset for a k of 1 alone, if at all."""
+        return self.k == "in_weights" and not (self.n_ks or self.range_scaled)
+
+    @property
+    def ranks_apart(self) -> int:
+        """Tell which ranks of a sorted run its tables hold: all, or every other one. A value is
+        linear between neighbouring ranks, and where all rows share its slopes these are ready; in
+        the shortest rows they would cost more than they save."""
+        chosen = self.plan
+        interpolates = self.weights_in_rows and chosen.one_run and chosen.n_padded > chosen.group
+        return 2 if interpolates else 1
+
+    @property
+    def tables(self) -> int:
+        """Count the tables that a run is kept in."""
+        return -(-self.plan.run // (SUBLANES * self.ranks_apart))
+
+    @property
     def has_factor(self) -> bool:
         """Tell whether values are multiplied with something."""
         return self.range_scaled or self.scale == "mean"
@@ -70,9 +119,13 @@ class Operands(NamedTuple):
 
     Attributes:
         rewards_ref, where_ref: (n, rows) blocks, samples major, or (rows, n) ones.
-        integers_ref: (2,) the number 1, which the compiler does not know, and the number of rows.
+        integers_ref: (3,) the number 1, which the compiler does not know, the number of rows, and
+          whether ready weights give row offsets.
         k_ref: (n_ks or 1,) whole numbers in float32; or (8 · tiles, 128) in int32, one a row.
-        weights_ref: gap, offset, best, n numbers each; for max@k the offset of each k.
+        weights_ref: gap, offset and, where values are normalized, best, n numbers each, in rows of
+          128 of the same; for max@k the offset of each k, (n_ks · n,).
+        slopes_ref: (8 · tables, 128): by how much values grow above the ranks of the tables; None
+          where they hold all.
         scalars_ref: the max coefficient, and what is added to every value, 0 or NaN; for each k of
           max@k.
         inverses_ref: (n,) 0, then 1/j.
@@ -83,6 +136,7 @@ class Operands(NamedTuple):
     integers_ref: Ref
     k_ref: Ref
     weights_ref: Ref
+    slopes_ref: Ref
     scalars_ref: Ref
     inverses_ref: Ref
 
@@ -94,24 +148,36 @@ class Scratch(NamedTuple):
         staging_ref: (samples / 8, tiles · 64, 128): slab of 8 samples, tile, 128 rows, sample of
           the slab; the rewards, and in the end the values, but where these go out as they are
           found. None where the blocks have the native layout, which is this one.
-        work_ref: (interleaved tiles, samples, 8, 128): what is sorted and scanned.
+        work_ref: (interleaved tiles, samples, 8, 128): what is sorted and scanned; of all tiles
+          where few levels are looked for, in a copy of their samples.
+        buffers_refs: as many more of (samples, 8, 128) as passes may have memory of their own; None
+          where they have none.
         ping_pong_ref: (samples of a run, 8, 128), for merges that go to and fro.
         keys_ref, sums_ref: (interleaved tiles, tables, 8 · PITCH, 128): the sorted runs, and the
           exclusive prefix sums of one run; None where none is looked up.
         decisions_ref: (words, 8, 128) int32, None where none are kept.
         facts_ref: (tiles, N_FACTS, 8, 128).
-        n_between_ref: (8, 128): how many samples are none of two distinct values of their row.
-        flags_ref: (1,) int32: whether all rows of the block have at most two distinct values.
+        levels_ref: (tiles, 8 · PITCH, 128): a table of a row's distinct values, from the smallest
+          up, and its largest; None where they are not looked for.
+        given_ref: the same of how many samples are above each, and then, of what each gets.
+        more_ref: (8, 128): 1 where rows have more distinct values than were found.
+        ends_ref: (3, 64, 128): what is noted of rows while they are copied in, once for each sample
+          of a slab.
+        flags_ref: (1,) int32: of up to how many levels the block's rows are; 0 for many.
     """
 
     staging_ref: Ref
     work_ref: Ref
+    buffers_refs: Any
     ping_pong_ref: Ref
     keys_ref: Ref
     sums_ref: Ref
     decisions_ref: Ref
     facts_ref: Ref
-    n_between_ref: Ref
+    levels_ref: Ref
+    given_ref: Ref
+    more_ref: Ref
+    ends_ref: Ref
     flags_ref: Ref
 
 
@@ -145,6 +211,9 @@ class Tile(NamedTuple):
     keys_ref: Ref
     sums_ref: Ref
     facts_ref: Ref
+    copy_ref: Ref
+    levels_ref: Ref
+    given_ref: Ref
 
     @property
     def variant(self) -> Variant:
@@ -163,7 +232,7 @@ class Tile(NamedTuple):
 def tile_of(block: Block, index: Any, t: int = 0) -> Tile:
     """Take tile number `index` of a block, with the memory of number t of interleaved tiles."""
     scratch = block.scratch
-    looks_up = scratch.keys_ref is not None
+    looks_up, counts = scratch.keys_ref is not None, scratch.levels_ref is not None
     return Tile(
         block=block,
         index=index,
@@ -172,6 +241,9 @@ def tile_of(block: Block, index: Any, t: int = 0) -> Tile:
         keys_ref=scratch.keys_ref.at[t] if looks_up else None,
         sums_ref=scratch.sums_ref.at[t] if looks_up else None,
         facts_ref=scratch.facts_ref.at[index],
+        copy_ref=scratch.work_ref.at[index] if counts else None,
+        levels_ref=scratch.levels_ref.at[index] if counts else None,
+        given_ref=scratch.given_ref.at[index] if counts else None,
     )
 
 

@@ -12,6 +12,7 @@ bits: a gap of 0 adds nothing to a sum.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jax.experimental import pallas as pl
 from pkpo_pallas.block import (
     FACTOR,
     NAN_OR_0,
+    RANGE_SCALE,
     ROW_OFFSET,
     Ref,
     Rows,
@@ -29,7 +31,7 @@ from pkpo_pallas.block import (
     zeros,
 )
 from pkpo_pallas.layout import entry_of
-from pkpo_pallas.loops import Index, each_sample
+from pkpo_pallas.loops import Index, divided, each_sample
 from pkpo_pallas.plan import SUBLANES
 from pkpo_pallas.sort import Segments, write_segments
 from pkpo_pallas.weights import (
@@ -43,19 +45,21 @@ from pkpo_pallas.weights import (
 # Rows with larger rewards are scaled; what they are scaled by.
 _LARGE, _RANGE_SCALE = 2.0**120, 2.0**-8
 
+# What sums weighed gaps up, times a scale a row, (8, 128), where there is one.
+Scan = Callable[[GivenWeights | RunningWeights, Rows | None], Scanned]
 
-def weigh(
-    tile: Tile, q: int, row: SortedRow, destination: Destination | None = None
-) -> tuple[Rows, Rows]:
-    """Weigh sorted rows, for max@k by its k number q: n samples (8, 128) → what the smallest reward
-    gets, and the exclusive prefix sum at the largest, (8, 128) each. ROW_OFFSET ← the former,
-    FACTOR ← what values are multiplied with."""
+
+def weigh(tile: Tile, q: int, row: SortedRow, scan: Scan) -> Rows:
+    """Weigh sorted rows, for max@k by its k number q: n samples (8, 128), and what sums their
+    weighed gaps up → what the smallest reward gets, (8, 128). ROW_OFFSET ← the same, FACTOR ← what
+    values are multiplied with."""
     variant = tile.variant
     weights = (GivenWeights if variant.k == "in_weights" else RunningWeights)(tile, q)
     scale = None
     if variant.range_scaled:
         n = variant.n_samples
         scale = _range_scale(row(Index(0, 0)), row(Index(0, n - 1)))
+        tile.facts_ref[RANGE_SCALE] = scale
     if variant.has_factor:
         factor: Any = tile.group_size if variant.scale == "mean" else 1.0
         if scale is not None and variant.normalized:
@@ -63,8 +67,12 @@ def weigh(
         elif scale is not None:
             factor *= jnp.where(scale < 1, 1 / _RANGE_SCALE, 1.0)
         tile.facts_ref[FACTOR] = factor
-    scanned = weights.scan(row, destination, scale)
-    return _put_row_offset(tile, weights, scanned, scale), scanned.total
+    return _put_row_offset(tile, weights, scan(weights, scale), scale)
+
+
+def scanning(row: SortedRow, destination: Destination | None = None) -> Scan:
+    """Sum a row's weighed gaps up sample by sample: → what does it."""
+    return lambda weights, scale: weights.scan(row, destination, scale)
 
 
 def weigh_segments(tile: Tile, segments: Segments) -> None:
@@ -75,7 +83,7 @@ def weigh_segments(tile: Tile, segments: Segments) -> None:
     if not goes_once or variant.plan.unrolled == 1:
         # What is gone through more than once, or step by step, has to lie somewhere.
         write_segments(tile, segments)
-        weigh(tile, 0, in_work(tile), destination)
+        weigh(tile, 0, in_work(tile), scanning(in_work(tile), destination))
         return
     weights = GivenWeights(tile, 0)
     if variant.has_factor:
@@ -83,12 +91,12 @@ def weigh_segments(tile: Tile, segments: Segments) -> None:
     _put_row_offset(tile, weights, weights.scan_segments(segments, destination), None)
 
 
-def max_at_k(tile: Tile, row: SortedRow) -> None:
-    """Give the mean of the best of each k of sorted rows: n samples (8, 128) → (n_ks, 8, 128)."""
+def max_at_k(tile: Tile, row: SortedRow, scan: Scan) -> None:
+    """Give the mean of the best of each k of sorted rows: n samples (8, 128), and what sums their
+    weighed gaps up → (n_ks, 8, 128)."""
     for q in range(tile.variant.n_ks):
-        row_offset, _ = weigh(tile, q, row)
         best_ref: Ref = tile.block.out_ref.at[q, pl.ds(tile.index * SUBLANES, SUBLANES), :]
-        best_ref[...] = row_offset
+        best_ref[...] = weigh(tile, q, row, scan)
 
 
 def values_of(
@@ -115,15 +123,20 @@ def to_work(tile: Tile) -> Destination:
 
 
 def in_tables(tile: Tile) -> Destination:
-    """Keep a sorted row and its prefix sums in tables."""
+    """Keep a sorted row and its prefix sums in tables, or those of even ranks."""
+    return Destination(partial(_put, tile, tile.keys_ref), partial(_put, tile, tile.sums_ref))
 
-    def put_sample(i: Index, sample: Rows) -> None:
-        tile.keys_ref[entry_of(tile, i)] = sample
 
-    def put_sum(i: Index, prefix_sum: Rows) -> None:
-        tile.sums_ref[entry_of(tile, i)] = prefix_sum
-
-    return Destination(put_sample, put_sum)
+def _put(tile: Tile, table_ref: Ref, i: Index, x: Rows) -> None:
+    if tile.variant.ranks_apart == 2:
+        if isinstance(i.first, int) or i.step % 2 == 0:
+            if i.offset % 2:
+                return
+            i = Index(divided(i.first, 2), i.offset // 2, max(1, i.step // 2))
+        else:
+            # The even rank comes behind the odd one, and stays.
+            i = Index(divided(i.value + 1, 2), 0)
+    table_ref[entry_of(tile, i)] = x
 
 
 def _put_row_offset(

@@ -17,29 +17,53 @@ and where the chip cannot gather:
     copied in → sorted, keeping every decision → gaps · weights → prefix scan
               → the comparators undone, by the decisions → copied out
 
-Rows of two distinct values are not sorted but counted, where a whole block consists of them.
+Rows of few distinct values are not sorted but counted, where a whole block consists of them:
+
+    copied in → every distinct value, and how many samples are above it → what it gets → copied out
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pkpo_pallas.block import Block, Operands, Ref, Scratch, Tile, Variant, tile_of
-from pkpo_pallas.estimator import in_work, max_at_k, to_work, weigh, weigh_segments
-from pkpo_pallas.layout import copy_in, copy_out, fill
-from pkpo_pallas.levels import find_levels, give_by_level, look_for_few_levels
+from pkpo_pallas.block import (
+    NAN_OR_0,
+    Block,
+    Operands,
+    Ref,
+    Scratch,
+    Tile,
+    Variant,
+    tile_of,
+    zeros,
+)
+from pkpo_pallas.estimator import (
+    in_work,
+    max_at_k,
+    scanning,
+    to_work,
+    weigh,
+    weigh_segments,
+)
+from pkpo_pallas.layout import copy_in, copy_out, fill, pad
+from pkpo_pallas.levels import (
+    by_levels,
+    find_levels,
+    give,
+    given_by_level,
+    look_for_few_levels,
+    note_ends,
+    weigh_levels,
+)
 from pkpo_pallas.lookup import end_tables, look_up, look_up_runs
-from pkpo_pallas.loops import Index, each_tile, isolated, without_carry
+from pkpo_pallas.loops import Index, each_sample, each_tile, isolated, without_carry
 from pkpo_pallas.plan import LANES, SUBLANES
 from pkpo_pallas.sort import sort_row, sort_runs, write_segments
-from pkpo_pallas.undo import sort_and_decide, steps_of, undo, undo_group
-
-# Rows of fewer samples are sorted as fast as they are looked at.
-_SHORTEST_COUNTED = 17
+from pkpo_pallas.undo import sort_and_decide, steps_of, undo, undo_whole
 
 
 def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch) -> None:
@@ -54,7 +78,7 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
     block = Block(variant, operands, out_ref, scratch)
     if not variant.plan.chunked:
         if not variant.native_layout:
-            each_tile(block, lambda g: copy_in(block, 0, g))
+            each_tile(block, lambda g: copy_block_in(block, 0, g))
         compute_block(block)
         return
     grid_phase, chunk = pl.program_id(1), pl.program_id(2)  # (), ()
@@ -62,7 +86,7 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
 
     @pl.when(grid_phase == 0)
     def copy_chunk_in() -> None:
-        copy_in(block, slab, 0)
+        copy_block_in(block, slab, 0)
 
         @pl.when(chunk == pl.num_programs(2) - 1)
         def compute_tile() -> None:
@@ -72,45 +96,54 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
 
         @pl.when(grid_phase == 1)
         def copy_chunk_out() -> None:
-            copy_out(block, slab, 0)
+            by_levels(
+                block,
+                lambda n_levels: copy_levels_out(block, n_levels, slab, 0),
+                lambda: copy_out(block, slab, 0),
+            )
+
+
+def copy_block_in(block: Block, slab: Any, g: Any) -> None:
+    """Copy rewards of tile g in, from this slab on."""
+    copy_in(block, slab, g, partial(note_ends, block, slab) if block.variant.notes_ends else None)
 
 
 def compute_block(block: Block) -> None:
     """Compute the values of a block: rewards (n_padded, BLOCK_ROWS) → values, by few levels where
     all of its rows have so few, and else by sorting them."""
     variant = block.variant
-    if variant.boolean:
-        count_rows(block)
-        return
-    if variant.plan.one_run and not variant.n_ks:
+    if variant.masked:
+        each_tile(block, lambda g: fill(tile_of(block, g)))
+    if variant.plan.one_run and not (variant.boolean or variant.n_ks):
         end_tables(block)
-    if variant.n_samples < _SHORTEST_COUNTED:
-        sort_rows(block)
-        return
-    look_for_few_levels(block)
-    few_levels = block.scratch.flags_ref[0] > 0  # ()
-
-    @pl.when(few_levels)
-    def count_few_levels() -> None:
-        count_rows(block)
-
-    @pl.when(jnp.logical_not(few_levels))
-    def sort_many_levels() -> None:
-        sort_rows(block)
+    if variant.looked_for:
+        look_for_few_levels(block)
+    by_levels(block, partial(count_rows, block), partial(sort_rows, block))
 
 
-def count_rows(block: Block) -> None:
-    """Compute rows of two distinct values, tile by tile: rewards (n, BLOCK_ROWS) → values, copied
-    out."""
+def count_rows(block: Block, n_levels: int) -> None:
+    """Compute rows of few distinct values, tile by tile: rewards (n, BLOCK_ROWS) → what each level
+    gets, and where rows are short, the values, copied out."""
+    variant = block.variant
 
     def of_tile(g: Any) -> None:
         tile = tile_of(block, g)
-        if block.variant.boolean:
-            find_levels(tile)
-        give_by_level(tile)
-        copy_tile_out(tile)
+        if variant.boolean:
+            find_levels(tile, 0, n_levels)
+        weigh_levels(tile, n_levels)
+        if not (variant.n_ks or variant.plan.chunked):
+            copy_levels_out(block, n_levels, 0, g)
 
     each_tile(block, of_tile)
+
+
+def copy_levels_out(block: Block, n_levels: int, slab: Any, g: Any) -> None:
+    """Give the samples of tile g what their levels get, and copy these values to their block, from
+    this slab on."""
+    if block.variant.native_layout:
+        give(block, n_levels, g)
+    else:
+        copy_out(block, slab, g, partial(given_by_level, block, n_levels, g))
 
 
 def sort_rows(block: Block) -> None:
@@ -122,7 +155,8 @@ def sort_rows(block: Block) -> None:
     def of_tiles(first: Any) -> None:
         tiles = [tile_of(block, first * n_tiles + t, t) for t in range(n_tiles)]
         for tile in tiles:
-            fill(tile)
+            tile.facts_ref[NAN_OR_0] = zeros()
+            pad(tile)
         if chosen.one_run:
             sort_and_look_up(tiles)
             return
@@ -151,7 +185,7 @@ def sort_and_look_up(tiles: list[Tile]) -> None:
     isolated(block, sort)
     for tile in sorted_tiles:
         if n_ks:
-            max_at_k(tile, in_work(tile))
+            max_at_k(tile, in_work(tile), scanning(in_work(tile)))
         else:
             look_up(tile)
 
@@ -163,16 +197,25 @@ def sort_and_undo(tile: Tile) -> None:
     one_step = len(steps) == 1 and not several_runs
     if several_runs:
         sort_runs(tile)
-    sort_and_decide(tile, steps)
+    done = sort_and_decide(tile, steps)
     if tile.variant.n_ks:
-        max_at_k(tile, in_work(tile))
+        max_at_k(done, in_work(done), scanning(in_work(done)))
         return
 
     def weigh_row() -> None:
-        weigh(tile, 0, in_work(tile), to_work(tile))
+        weigh(done, 0, in_work(done), scanning(in_work(done), to_work(done)))
+        # Behind the row's samples may have come one that is as large as what was behind them.
+        n, n_behind = tile.variant.n_samples, tile.variant.plan.n_padded - tile.variant.n_samples
+        last = done.work_ref[n - 1]
+
+        def put(i: Index, carry: Any) -> Any:
+            done.work_ref[n + i.value] = last
+            return carry
+
+        each_sample(tile.variant.plan.unrolled, n_behind, put, 0)
         if one_step:
             # Here what is in registers may stay there.
-            undo_group(tile, steps[0], Index(0, 0))
+            undo_whole(tile, steps[0])
 
     isolated(tile.block, weigh_row)
     if not one_step:

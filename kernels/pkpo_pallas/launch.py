@@ -17,7 +17,7 @@ from pkpo_pallas.block import N_FACTS, Operands, Scratch, Variant
 from pkpo_pallas.kernel import kernel
 from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, chip, plan, words
 from pkpo_pallas.varying import alike, shape_like
-from pkpo_pallas.weights import LARGEST_K
+from pkpo_pallas.weights import LARGEST_K, section_size
 
 # Numbers of given weights that scalar memory holds with room to spare.
 _WEIGHTS_SIZE = 1 << 15
@@ -90,10 +90,21 @@ def transform(
             jnp.asarray(x, jnp.float32).reshape(-1)
             for x in (weights.gap, weights.offset, weights.best, weights.best_of_max)
         )
-        ready["weights_ref"] = jnp.concatenate([zero, gap, zero, offset, best, best_of_max])
+        sections = [(zero, gap), (zero, offset), *[(best, best_of_max)] * variant.normalized]
+        numbers = jnp.concatenate(sections[0])
+        behind = section_size(variant) - n
+        table = jnp.concatenate([jnp.pad(jnp.concatenate(it), (0, behind)) for it in sections])
+        ready["weights_ref"] = _in_rows(table) if variant.weights_in_rows else table
+        if variant.ranks_apart > 1:
+            # Number i of what tables hold is entry i // tables of table i % tables.
+            above = variant.ranks_apart * np.arange(variant.tables * SUBLANES) + 1
+            slopes = jnp.where(above < n, numbers[np.minimum(above, n - 1)], 0.0)
+            ready["slopes_ref"] = _in_rows(slopes.reshape(SUBLANES, -1).T.reshape(-1))
+        ready["has_offset"] = jnp.any(weights.offset != 0).astype(jnp.int32)
         ready["scalars_ref"] = _scalars([weights], jnp.nan if undersized == "nan" else 0.0)
     else:
         assert k is not None
+        ready["has_offset"] = jnp.int32(1)
         ready["k_ref"] = _k_of_rows(k, rows) if k.ndim else _as_float(k)[None]
     return _launch(variant, rewards, where, ready, dtype, interpret)
 
@@ -154,6 +165,7 @@ def max_at_k(
     else:
         assert ks is not None
         ready = {"k_ref": _as_float(ks)}
+    ready["has_offset"] = jnp.int32(1)
     return _launch(variant, rewards, where, ready, dtype, interpret)
 
 
@@ -161,6 +173,11 @@ def _has_row_offset(coefficients: Any) -> bool:
     # For k = 1 it is no larger than the values are.
     c = coefficients
     return any((c.offset_1, c.offset_k, c.slope_1, c.slope_n, c.max_1, c.max_k))
+
+
+def _in_rows(numbers: jax.Array) -> jax.Array:
+    """(numbers,) → (numbers, 128)."""
+    return jnp.broadcast_to(numbers[:, None], (numbers.size, LANES))
 
 
 def _scalars(weights: Sequence[Any], undersized: float) -> jax.Array:
@@ -213,14 +230,15 @@ def _launch(
     operands = Operands(
         rewards_ref=_to_layout(variant, rewards),
         where_ref=None if where is None else _to_layout(variant, where),
-        integers_ref=jnp.asarray([1, rows], jnp.int32),
+        integers_ref=jnp.stack([jnp.int32(1), jnp.int32(rows), ready["has_offset"]]),
         k_ref=ready.get("k_ref"),
         weights_ref=ready.get("weights_ref"),
+        slopes_ref=ready.get("slopes_ref"),
         scalars_ref=ready.get("scalars_ref"),
         inverses_ref=None if variant.k == "in_weights" else jnp.asarray(_inverses(n)),
     )
     operands = alike(operands)
-    # The rest are few numbers, unless it is one for each row.
+    # The rest are few numbers, unless it is one for each row, or a row of each.
     scalar = pl.BlockSpec(memory_space=pltpu.SMEM)
     specs = Operands(*(None if x is None else scalar for x in operands))._replace(
         rewards_ref=blocks.rewards, where_ref=None if where is None else blocks.where
@@ -228,6 +246,11 @@ def _launch(
     if variant.k == "per_row":
         k_block = pl.BlockSpec((chosen.tiles * SUBLANES, LANES), lambda i, *_: (i, 0))
         specs = specs._replace(k_ref=k_block)
+    if variant.weights_in_rows:
+        specs = specs._replace(
+            weights_ref=_whole(operands.weights_ref),
+            slopes_ref=None if operands.slopes_ref is None else _whole(operands.slopes_ref),
+        )
     semantics: Any = ("parallel", "arbitrary", "arbitrary") if chosen.chunked else ("parallel",)
     call = pl.pallas_call(
         partial(kernel, variant),
@@ -246,6 +269,11 @@ def _launch(
     with jax.enable_x64(False):
         out = call(operands)
     return _from_layout(variant, out, rows).astype(dtype)
+
+
+def _whole(x: jax.Array) -> pl.BlockSpec:
+    """Take all of a matrix in every grid step: it is fetched once."""
+    return pl.BlockSpec(x.shape, lambda *_: (0, 0), pipeline_mode=pl.Buffered(1))
 
 
 class _Blocks(NamedTuple):
@@ -334,21 +362,29 @@ def _scratch(variant: Variant, n_samples: int) -> Scratch:
     float32, int32 = jnp.float32, jnp.int32
     sorts = not variant.boolean and not variant.n_ks
     looks_up = sorts and chosen.run > 0
-    sums = (chosen.interleaved, chosen.tables, SUBLANES * PITCH, LANES)
+    sums = (chosen.interleaved, variant.tables, SUBLANES * PITCH, LANES)
     n_runs = chosen.runs(n) if looks_up else 1
-    keys = (chosen.interleaved, chosen.tables * n_runs, *sums[2:])
+    keys = (chosen.interleaved, variant.tables * n_runs, *sums[2:])
     merges = not variant.boolean and chosen.run > chosen.group
     staging = (n_samples // SUBLANES, chosen.tiles * SUBLANES**2, LANES)
+    buffers = (pltpu.VMEM((chosen.n_padded, *tile), float32),) * chosen.buffers
+    counts = variant.boolean or bool(variant.looked_for)
+    n_copies = chosen.tiles if counts and not variant.boolean else chosen.interleaved
+    levels = (chosen.tiles, SUBLANES * PITCH, LANES)
     decides = sorts and not chosen.one_run
     return Scratch(
         staging_ref=None if variant.native_layout else pltpu.VMEM(staging, float32),
-        work_ref=pltpu.VMEM((chosen.interleaved, n_samples, *tile), float32),
+        work_ref=pltpu.VMEM((n_copies, n_samples, *tile), float32),
+        buffers_refs=None if variant.boolean else buffers or None,
         ping_pong_ref=pltpu.VMEM((chosen.run, *tile), float32) if merges else None,
         keys_ref=pltpu.VMEM(keys, float32) if looks_up else None,
         sums_ref=pltpu.VMEM(sums, float32) if looks_up else None,
         decisions_ref=pltpu.VMEM((max(1, words(n, chosen)), *tile), int32) if decides else None,
         facts_ref=pltpu.VMEM((chosen.tiles, N_FACTS, *tile), float32),
-        n_between_ref=pltpu.VMEM(tile, float32),
+        levels_ref=pltpu.VMEM(levels, float32) if counts else None,
+        given_ref=pltpu.VMEM(levels, float32) if counts else None,
+        more_ref=pltpu.VMEM(tile, float32),
+        ends_ref=pltpu.VMEM((3, SUBLANES**2, LANES), float32) if variant.notes_ends else None,
         flags_ref=pltpu.SMEM((1,), int32),
     )
 

@@ -19,14 +19,17 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pkpo_pallas.block import GROUP_SIZE, N_ROWS, NAN_OR_0, Block, Rows, Tile, zeros
-from pkpo_pallas.loops import Index, divided, each_iteration, each_row_block, each_sample
+from pkpo_pallas.block import GROUP_SIZE, N_ROWS, Block, Rows, Tile, zeros
+from pkpo_pallas.loops import Index, divided, each_row_block, each_sample
 from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS
 
 _LEFT_OUT = 0x7FC0DEAD
 # Behind a row's samples: no finite reward is larger, and 0 times it is 0.
 PADDING = float(np.finfo(np.float32).max)
 
+
+# From rewards of 8 samples, (8, 128), to their values.
+ValuesOf = Callable[[jax.Array], jax.Array]
 
 # Where.
 
@@ -52,19 +55,26 @@ def sample_of(g: Any, i: Index) -> Any:
 
 
 def entry_of(tile: Tile, i: Index, run: Any = 0) -> Any:
-    """Slice tables: sample i of a sorted run, (8, 128). Of m tables table c has the samples c,
-    m + c, 2m + c, …"""
-    n_tables = tile.variant.plan.tables
+    """Slice tables: number i of a sorted run's samples that are kept, (8, 128). Of m tables table c
+    has the numbers c, m + c, 2m + c, …"""
+    n_tables = tile.variant.tables
     entry, table = i.split(n_tables)
     return run * n_tables + table, pl.ds(entry, SUBLANES, stride=PITCH), slice(None)
+
+
+def level_of(number: Any) -> Any:
+    """Slice a table of levels: one of all rows of a tile, (8, 128)."""
+    return pl.ds(number, SUBLANES, stride=PITCH), slice(None)
 
 
 # What is copied.
 
 
-def copy_in(block: Block, slab: Any, g: Any) -> None:
+def copy_in(
+    block: Block, slab: Any, g: Any, note: Callable[[Any, list[jax.Array]], None] | None
+) -> None:
     """Copy a block's rewards of tile g to staging, from this slab on, marking what is left out:
-    (samples, 1024) → (samples / 8, 64, 128)."""
+    (samples, 1024) → (samples / 8, 64, 128); and note(row block, slabs) what passes."""
     refs, staging_ref = block.operands, block.scratch.staging_ref
 
     def of_rows(b: Any) -> None:
@@ -72,23 +82,33 @@ def copy_in(block: Block, slab: Any, g: Any) -> None:
         if refs.where_ref is not None:
             piece = _marked(piece, refs.where_ref[block_rows(block, g, b)])
         piece = piece.T if block.variant.plan.row_major else piece
-        for c in range(piece.shape[0] // SUBLANES):
-            staging_ref[slab_of(g, slab + c, b)] = piece[c * SUBLANES : (c + 1) * SUBLANES]
+        slabs = [piece[i : i + SUBLANES] for i in range(0, piece.shape[0], SUBLANES)]
+        for c, x in enumerate(slabs):
+            staging_ref[slab_of(g, slab + c, b)] = x
+        if note is not None:
+            note(b, slabs)
 
     each_row_block(block, of_rows)
 
 
-def copy_out(block: Block, slab: Any, g: Any) -> None:
-    """Copy the values of tile g to their block, from this slab on: (samples / 8, 64, 128) →
-    (samples, 1024)."""
-    each_row_block(block, lambda b: copy_rows_out(block, slab, g, b))
+def copy_out(
+    block: Block, slab: Any, g: Any, given: Callable[[Any], ValuesOf] | None = None
+) -> None:
+    """Copy the values of tile g to their block, from this slab on, or the values that rewards get
+    by given(row block): (samples / 8, 64, 128) → (samples, 1024)."""
+    each_row_block(
+        block, lambda b: copy_rows_out(block, slab, g, b, given(b) if given else lambda x: x)
+    )
 
 
-def copy_rows_out(block: Block, slab: Any, g: Any, b: Any) -> None:
-    """Copy the values of 128 rows to their block: (samples / 8, 8, 128) → (samples, 128)."""
+def copy_rows_out(
+    block: Block, slab: Any, g: Any, b: Any, values_of: ValuesOf = lambda x: x
+) -> None:
+    """Copy the values of 128 rows to their block, or those of rewards: (samples / 8, 8, 128) →
+    (samples, 128)."""
     slabs = range(samples_out(block) // SUBLANES)
     staging_ref = block.scratch.staging_ref
-    write_rows(block, [staging_ref[slab_of(g, slab + c, b)] for c in slabs], g, b)
+    write_rows(block, [values_of(staging_ref[slab_of(g, slab + c, b)]) for c in slabs], g, b)
 
 
 def write_rows(block: Block, slabs: list[jax.Array], g: Any, b: Any) -> None:
@@ -129,25 +149,6 @@ def read_samples(tile: Tile, first: Any, count: int) -> list[Rows]:
     return [by_sample[i % SUBLANES][i // SUBLANES] for i in range(count)]
 
 
-def each_slab(tile: Tile, b: Any, body: Callable[[Any, jax.Array, Any], Any], carry: Any) -> Any:
-    """Run body(slice, x, carry) for 8 samples x of 128 rows after the other, (8, 128); behind the
-    last x is as if left out."""
-    n = tile.variant.n_samples
-    behind = n % SUBLANES
-
-    def some(first: Any, count: int, carry: Any) -> Any:
-        for c in range(count):
-            where = slab_of(tile.index, first + c, b)
-            x = tile.block.rewards_ref[where]
-            if behind:
-                sample = lax.broadcasted_iota(jnp.int32, x.shape, 0) + (first + c) * SUBLANES
-                x = jnp.where(sample < n, x, _left_out(x.shape))
-            carry = body(where, x, carry)
-        return carry
-
-    return each_iteration(tile.variant.plan.unrolled, -(-n // SUBLANES), some, carry)
-
-
 def rows_inside(block: Block, g: Any) -> jax.Array:
     """Tell which rows of tile g there are: behind the last may be anything. (8, 128) bool."""
     first = (pl.program_id(0) * block.variant.plan.tiles + g) * TILE_ROWS
@@ -156,47 +157,57 @@ def rows_inside(block: Block, g: Any) -> jax.Array:
     return first + sublane * LANES + lane < block.operands.integers_ref[N_ROWS]
 
 
-def row_block_inside(block: Block, g: Any, b: Any) -> jax.Array:
-    """Tell which of 128 rows there are, once for each sample of a slab: (8, 128) bool."""
-    first = (pl.program_id(0) * block.variant.plan.tiles + g) * TILE_ROWS + b * LANES
-    row = first + lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 1)
-    return row < block.operands.integers_ref[N_ROWS]
-
-
 def facts_of(tile: Tile, b: Any) -> Callable[[int], jax.Array]:
     """Read facts of 128 rows, once for each sample of a slab: (8, 128)."""
     facts_ref, shape = tile.facts_ref, (SUBLANES, LANES)
     return lambda name: jnp.broadcast_to(facts_ref[name, pl.ds(b, 1), :], shape)
 
 
+def taken(table: jax.Array, entries: jax.Array) -> jax.Array:
+    """Take for each of 128 rows its own entries of its column: (8, 128), (8, 128) → (8, 128)."""
+    return jnp.take_along_axis(table, entries, axis=0, mode="promise_in_bounds")
+
+
+def entry_reached(x: jax.Array, keys: jax.Array, middle: jax.Array) -> jax.Array:
+    """Find the last entry of tables of 8 ascending keys that x reaches, or the first: rewards
+    (8, 128), keys (8, 128), their fifth (1, 128) → (8, 128) int32."""
+    # NaN compares false, and no sum of these leads out of a table.
+    entry = jnp.where(x >= middle, 4, 0)
+    for step in (2, 1):
+        entry = jnp.where(x >= taken(keys, entry + step), entry + step, entry)
+    return entry
+
+
 # What is left out.
 
 
 def fill(tile: Tile) -> None:
-    """Give samples that are left out the value of their row's largest, and what lies behind a row's
-    samples one that no finite reward exceeds. GROUP_SIZE ← how many are valid, NAN_OR_0 ← 0."""
-    variant, rewards_ref = tile.variant, tile.block.rewards_ref
-    n, chosen = variant.n_samples, variant.plan
-    tile.facts_ref[NAN_OR_0] = zeros()
-    if variant.masked:
+    """Give samples that are left out the value of their row's largest. GROUP_SIZE ← how many are
+    valid."""
+    n, unrolled = tile.variant.n_samples, tile.variant.plan.unrolled
 
-        def look(i: Index, high: Rows) -> Rows:
-            # What is left out compares false.
-            x = read_sample(tile, i)
-            return jnp.where(x > high, x, high)
+    def look(i: Index, high: Rows) -> Rows:
+        # What is left out compares false.
+        x = read_sample(tile, i)
+        return jnp.where(x > high, x, high)
 
-        high = each_sample(chosen.unrolled, n, look, zeros() - jnp.inf)
-        largest = jnp.where(high > -jnp.inf, high, 0.0)
+    high = each_sample(unrolled, n, look, zeros() - jnp.inf)
+    largest = jnp.where(high > -jnp.inf, high, 0.0)
 
-        def put(i: Index, size: Rows) -> Rows:
-            x = read_sample(tile, i)
-            left_out = is_left_out(x)
-            rewards_ref[sample_of(tile.index, i)] = jnp.where(left_out, largest, x)
-            return size + jnp.where(left_out, 0.0, 1.0)
+    def put(i: Index, size: Rows) -> Rows:
+        x = read_sample(tile, i)
+        left_out = is_left_out(x)
+        tile.block.rewards_ref[sample_of(tile.index, i)] = jnp.where(left_out, largest, x)
+        return size + jnp.where(left_out, 0.0, 1.0)
 
-        tile.facts_ref[GROUP_SIZE] = each_sample(chosen.unrolled, n, put, zeros())
+    tile.facts_ref[GROUP_SIZE] = each_sample(unrolled, n, put, zeros())
+
+
+def pad(tile: Tile) -> None:
+    """Give what lies behind a row's samples a value that no finite reward exceeds."""
+    n, chosen = tile.variant.n_samples, tile.variant.plan
     for i in range(n, chosen.runs(n) * chosen.run if chosen.run else chosen.n_padded):
-        rewards_ref[sample_of(tile.index, Index(0, i))] = zeros() + PADDING
+        tile.block.rewards_ref[sample_of(tile.index, Index(0, i))] = zeros() + PADDING
 
 
 def is_left_out(x: jax.Array) -> jax.Array:

@@ -5,9 +5,8 @@ comparators. Rows that fit in a group are sorted in one pass. Longer ones, fille
 two, are sorted in runs as long as a group, and pairs of sorted runs are merged (bitonic merges) by
 several passes.
 
-The first step of a merge of `span` samples compares sample i with its mirror image span − 1 − i, so
-that no run has to be descending; from there on samples are compared that lie span/4, span/8, … 1
-apart.
+A merge takes a rising run and a falling one: every other run is stored in falling order by the pass
+that ends it. Samples are compared that lie span/2, span/4, … 1 apart.
 """
 
 from __future__ import annotations
@@ -17,6 +16,9 @@ from typing import NamedTuple
 
 # Comparators (a, b), a < b in the order that they make: the smaller to a.
 Comparators = tuple[tuple[int, int], ...]
+
+# Samples of a group of a merge: of 32 spills would eat up what a pass less saves.
+_MERGED = 16
 
 # The best network known for 16: 60 comparators (after Green 1969), where Batcher's has 63.
 _SIXTEEN: Comparators = (
@@ -37,8 +39,8 @@ class Pass(NamedTuple):
     """Groups of samples, all with the same comparators.
 
     The samples of group number g are, in this order, start + stride · c for c < each, where
-    start = (g // starts) · span + g % starts; and, if `mirrored`, as many more: span − 1 − each of
-    these within its span, the last of them first.
+    start = (g // starts) · span + g % starts. They stay there; but of every second run of `falling`
+    samples, where that is not 0, they are stored in reverse order, the run as a whole.
     """
 
     groups: int
@@ -46,13 +48,8 @@ class Pass(NamedTuple):
     starts: int
     stride: int
     each: int
-    mirrored: bool
+    falling: int
     comparators: Comparators
-
-    @property
-    def samples(self) -> int:
-        """Count the samples of a group."""
-        return self.each * (2 if self.mirrored else 1)
 
 
 class Bit(NamedTuple):
@@ -84,7 +81,8 @@ def passes(n: int, group: int, run: int = 0) -> tuple[Pass, ...]:
     the rest of it, where runs of `run` samples are sorted."""
     size = padded(n, group)
     width = min(size, group)
-    found = [] if run else [Pass(size // width, width, 1, 1, width, False, sorting(width))]
+    falling = width if size > width else 0
+    found = [] if run else [Pass(size // width, width, 1, 1, width, falling, sorting(width))]
     span = 2 * (run or width)
     while span <= size:
         found += _merge(size, span, group)
@@ -121,29 +119,26 @@ def _odd_even_merges(n: int, run: int) -> Iterator[tuple[int, int]]:
 
 
 def _merge(size: int, span: int, group: int) -> Iterator[Pass]:
-    """The passes that merge sorted halves of every `span` samples, about equally long."""
+    """The passes that merge the halves of every `span` samples, one rising and one falling, about
+    equally many steps each, in groups as large as can be, whose decisions fill words."""
+    most = min(group, _MERGED)
     steps = span.bit_length() - 1
-    count = -(-steps // (group.bit_length() - 1))
+    count = -(-steps // (most.bit_length() - 1))
     done = 0
     for i in range(count):
         here = (steps - done) // (count - i)
         inner = span >> done  # what is merged by now lies in spans of this size
         stride = inner >> here
-        if done == 0:
-            half = 1 << (here - 1)
-            first = tuple((c, 2 * half - 1 - c) for c in range(half))
-            both = ((side + a, side + b) for side in (0, half) for a, b in halving(half))
-            yield Pass(size // (2 * half), span, stride, stride, half, True, (*first, *both))
-        else:
-            yield Pass(
-                size >> here, inner, stride, stride, 1 << here, False, tuple(halving(1 << here))
-            )
+        each = min(most, size // stride)
+        falling = span if i == count - 1 and span < size else 0
+        comparators = tuple(halving(each, 1 << here))
+        yield Pass(size // each, stride * each, stride, stride, each, falling, comparators)
         done += here
 
 
-def halving(n: int) -> Iterator[tuple[int, int]]:
-    """Sort a bitonic sequence of n, a power of two."""
-    distance = n // 2
+def halving(n: int, bitonic: int) -> Iterator[tuple[int, int]]:
+    """Sort bitonic sequences, powers of two, that fill n."""
+    distance = bitonic // 2
     while distance:
         for a in range(n):
             if not a & distance:

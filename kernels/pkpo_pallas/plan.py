@@ -13,22 +13,24 @@ Chips that cannot gather from sublanes undo all comparators, of short rows too.
 XLA lays (rows, n) out in the way that pads less: with n on sublanes, in eights, or on lanes, where
 a whole number of 128 fits. The kernel takes what is there, and transposes the latter in VMEM.
 
-Whatever their length, blocks of rows of at most two distinct values are not sorted.
+Blocks of rows of at most eight distinct values are not sorted, where rows are long enough.
 
 What bundles, spills and seconds of compilation a choice costs is, here and in the other files, from
 schedules of the compiler for v5e (libtpu 0.0.42), for 1024 rows of float32: `bench/tpu_static.py`.
 
-VMEM for a tile of 1024 rows, with P = padded(n) and 4 KiB a sample, in MiB; decisions are packed 32
-in a word, and each group of a pass ends with a word that is not full:
+VMEM for a tile of 1024 rows, with P = padded(n) and 4 KiB a sample, in MiB; decisions are packed up
+to 32 in a word, one word a group of 16:
 
                                                           P = 1024    2048    4096
     input and output blocks, two of each, 128 samples          2.0     2.0     2.0
     the rewards, and what is sorted: 2 · P · 4 KiB             8.0    16.0    32.0
     tables of the sorted runs: 9/8 · P · 4 KiB, and 0.3        4.8     9.3    18.3
-    decisions of their mergers                                 2.6     7.3    17.5
-                                                              17.4    34.6    69.8
-    without tables: decisions of all comparators               4.4
-                                                              14.4
+    decisions of their mergers                                 2.8     7.0    16.0
+    weights, in rows of 128                                    1.0     2.0     4.0
+                                                              18.6    36.3    72.3
+    with buffers: one a pass, else one of P · 4 KiB       40: 58.6  8: 44.3 16: 88.3
+    without tables or weights: decisions of all comparators    4.0
+                                                              14.0
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from typing import NamedTuple
 
 import jax
 
-from pkpo_pallas.networks import padded, passes, words_for
+from pkpo_pallas.networks import Pass, padded, passes, words_for
 
 # In rows of no more every sample is looked up. What that takes grows with their length, and what
 # undoing the comparators takes, with its logarithm squared.
@@ -54,6 +56,11 @@ PITCH = 9
 GROUP = 32
 UNROLLED = 32
 
+# Rows of fewer samples are sorted as fast as they are looked at; of longer ones so many distinct
+# values are looked for, and then so many.
+SHORTEST_COUNTED = 17
+FEWER_LEVELS, MOST_LEVELS = 4, 8
+
 # Decisions in a word, in turn. A bundle stores one word and has four other operations: few in each
 # keep both busy. Where rows are long, memory comes first.
 FEW_DECISIONS, MANY_DECISIONS = (2, 1), (32,)
@@ -66,6 +73,11 @@ TILE_ROWS = SUBLANES * LANES
 # VMEM for each (most for bools in rows of 8, which are laid out as if there were 32).
 BLOCK_ELEMENTS = 1 << 18
 BYTES_PER_ELEMENT = 72
+
+
+# What a tile of long rows takes beside what grows with their padded length: blocks, masks, weights,
+# and registers that are spilled.
+OTHER_BYTES = 6 << 20
 
 
 class Chip(NamedTuple):
@@ -121,16 +133,18 @@ class Plan(NamedTuple):
     run: int  # samples whose values are looked up in one place; 0 where none are
     interleaved: int  # tiles that are worked on together
     vmem_bytes: int
-
-    @property
-    def tables(self) -> int:
-        """Count the tables that a run is kept in."""
-        return -(-self.run // SUBLANES)
+    buffers: int  # that passes take turns in writing to, beside the one that they begin with
+    inputs_stay: bool  # there is one for each pass
 
     @property
     def one_run(self) -> bool:
         """Tell whether a row is one run, and no comparator is undone."""
         return self.run == self.n_padded
+
+    def recomputed(self, network: Pass) -> int:
+        """Count the comparators of a group whose decisions need not be kept: where what a pass
+        loads stays, those of its first level, one for every two samples."""
+        return network.each // 2 if self.inputs_stay else 0
 
     def runs(self, n: int) -> int:
         """Count the runs that have samples of rows of n."""
@@ -156,7 +170,7 @@ def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan
     tiles = max(1, min(elements // (TILE_ROWS * max(n, 8)), -(-rows // TILE_ROWS)))
     tiles = 1 if n >= LANES else tiles
     interleaved = 2 if one_run and n_padded <= GROUP and tiles > 1 else 1
-    return Plan(
+    chosen = Plan(
         n_padded=n_padded,
         group=group,
         unrolled=1 if interpreted else UNROLLED,
@@ -167,10 +181,30 @@ def plan(n: int, rows: int, chip: Chip = ANY, interpreted: bool = False) -> Plan
         run=run,
         interleaved=interleaved,
         vmem_bytes=chip.vmem_bytes,
+        buffers=0,
+        inputs_stay=False,
     )
+    return chosen if one_run else _with_buffers(n, chosen)
+
+
+def _with_buffers(n: int, chosen: Plan) -> Plan:
+    """Plan for the buffers that there is room for: one for each pass, so that what it loads stays;
+    one in all; or none."""
+    bytes_of_sample = 4 * TILE_ROWS
+    size = chosen.n_padded * bytes_of_sample
+    tables = 9 * size // 8 if chosen.run else 0
+    taken = 2 * size + tables + words(n, chosen) * bytes_of_sample + OTHER_BYTES
+    room = (chosen.vmem_bytes - taken) // size
+    most = len(passes(n, chosen.group, chosen.run))
+    if room >= most:
+        # Those of whole groups that are sorted have other levels.
+        return chosen._replace(buffers=most, inputs_stay=chosen.run > 0)
+    return chosen._replace(buffers=max(0, min(1, room)))
 
 
 def words(n: int, chosen: Plan) -> int:
     """Count the words that the decisions of a tile take, for rows of n samples."""
     every = passes(n, chosen.group, chosen.run)
-    return sum(p.groups * words_for(len(p.comparators), chosen.pack) for p in every)
+    return sum(
+        p.groups * words_for(len(p.comparators) - chosen.recomputed(p), chosen.pack) for p in every
+    )

@@ -20,7 +20,7 @@ from pkpo_pallas.block import NAN_OR_0, Ref, Rows, Tile, zeros
 from pkpo_pallas.layout import PADDING, entry_of, read_samples
 from pkpo_pallas.loops import Index, isolated, without_carry
 from pkpo_pallas.networks import Comparators, halving, sorting
-from pkpo_pallas.plan import LANES, RUN_GROUPS, SUBLANES
+from pkpo_pallas.plan import LANES, RUN_GROUPS, SUBLANES, Plan
 
 # A sorted row, as what computes its segments, which are of one size; behind its samples comes what
 # is larger than all.
@@ -82,6 +82,7 @@ def sort_runs(tile: Tile) -> None:
 
     def sort_run(run: Any) -> None:
         first = run * chosen.run
+        smallest = smallest_of(chosen, run)
 
         def sort_group(group: Any) -> None:
             values = _sorted_group(tile, first + group * width, width)
@@ -89,7 +90,8 @@ def sort_runs(tile: Tile) -> None:
 
         def merge(start: int) -> None:
             merged = _merged(run_ref[...], start, width)
-            tile.work_ref[pl.ds(first + start, width)] = jnp.stack(merged)
+            for c, value in enumerate(merged):
+                tile.work_ref[smallest ^ (start + c)] = value
             if not variant.n_ks:
                 for c, value in enumerate(merged):
                     tile.keys_ref[entry_of(tile, Index(0, start + c), run)] = value
@@ -111,6 +113,12 @@ def sort_runs(tile: Tile) -> None:
             tile.keys_ref[entry_of(tile, Index(0, i), n_runs - 1)] = zeros() + jnp.inf
 
 
+def smallest_of(chosen: Plan, run: Any) -> Any:
+    """Tell where the smallest of a sorted run lies in work: every second run falls, for its merger,
+    and the one of rank i lies at the exclusive or with i."""
+    return run * chosen.run + (run & 1) * (chosen.run - 1)
+
+
 def note_not_finite(tile: Tile, values: list[Rows]) -> None:
     """Look for what is not finite among values of (8, 128): 0 times all of them is then NaN.
     NAN_OR_0 ← NaN."""
@@ -123,10 +131,11 @@ def note_not_finite(tile: Tile, values: list[Rows]) -> None:
 def _sorted_group(tile: Tile, first: Any, width: int) -> list[Rows]:
     rewards = read_samples(tile, first, width)
     note_not_finite(tile, rewards)
-    return _sorted(sorting(width), rewards)
+    return sorted_by(sorting(width), rewards)
 
 
-def _sorted(comparators: Comparators, values: list[Rows]) -> list[Rows]:
+def sorted_by(comparators: Comparators, values: list[Rows]) -> list[Rows]:
+    """Sort values of (8, 128) by comparators."""
     values = list(values)
     for a, b in comparators:
         values[a], values[b] = jnp.minimum(values[a], values[b]), jnp.maximum(values[a], values[b])
@@ -148,4 +157,5 @@ def _merged(halves: jax.Array, first: int, width: int) -> list[Rows]:
         pair = after(steps - 1, i), after(steps - 1, other)
         return jnp.minimum(*pair) if i < other else jnp.maximum(*pair)
 
-    return _sorted(tuple(halving(width)), [after(len(distances), first + c) for c in range(width)])
+    values = [after(len(distances), first + c) for c in range(width)]
+    return sorted_by(tuple(halving(width, width)), values)

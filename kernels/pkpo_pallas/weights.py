@@ -20,12 +20,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 
-from pkpo_pallas.block import Rows, Tile, zeros
+from pkpo_pallas.block import HAS_OFFSET, OFFSET_SUM, Rows, Tile, Variant, zeros
+from pkpo_pallas.layout import taken
 from pkpo_pallas.loops import Index, each_iteration, each_sample
 from pkpo_pallas.plan import LANES, SUBLANES
 from pkpo_pallas.sort import Segments
@@ -49,10 +52,17 @@ class Destination(NamedTuple):
 class Scanned(NamedTuple):
     """What a scan finds: (8, 128) each."""
 
-    total: Rows  # Σ gap_j d_j
     largest: Rows
     offset: Rows  # Σ offset_j d_j
     smallest: Rows
+
+
+class _Sums(NamedTuple):
+    """How far a scan is: (8, 128) each."""
+
+    total: Rows  # Σ gap_j d_j
+    previous: Rows  # sample
+    offset: Rows  # Σ offset_j d_j
 
 
 class GivenWeights:
@@ -66,13 +76,21 @@ class GivenWeights:
         self.n_samples = tile.variant.n_samples
         self.max_coefficient = refs.scalars_ref[2 * q]
         self.otherwise = refs.scalars_ref[2 * q + 1]
-        self.weights_ref = refs.weights_ref
+        self.weights_ref, self.in_rows = refs.weights_ref, tile.variant.weights_in_rows
+        self.has_offset = refs.integers_ref[HAS_OFFSET] > 0
         self.gaps_count = not tile.variant.n_ks
-        self.first_offset = self.n_samples if self.gaps_count else q * self.n_samples
+        self.section = section_size(tile.variant)
+        self.first_offset = self.section if self.gaps_count else q * self.section
 
     def chance(self, i: Index, state: None) -> Rows:
         """Read sample i's chance to be the best of k: (8, 128)."""
-        return jnp.full((SUBLANES, LANES), self.weights_ref[2 * self.n_samples + i.value])
+        return jnp.broadcast_to(self._weight(2 * self.section + i.value), (SUBLANES, LANES))
+
+    def _weight(self, number: Any) -> Any:
+        """Read a weight: a number, or once for each row, (8, 128)."""
+        if not self.in_rows:
+            return self.weights_ref[number]
+        return jnp.broadcast_to(self.weights_ref[pl.ds(number, 1), :], (SUBLANES, LANES))
 
     def after(self, i: Index, state: None) -> None:
         """Go on to the sample below."""
@@ -81,43 +99,90 @@ class GivenWeights:
     def scan(self, row: SortedRow, destination: Destination | None, scale: Rows | None) -> Scanned:
         """Sum a sorted row's weighed gaps up: n samples (8, 128)."""
 
-        def iteration(first: Any, count: int, carry: Scanned) -> Scanned:
+        def iteration(first: Any, count: int, carry: _Sums) -> _Sums:
             return self._add(row, first, count, carry, destination, scale)
 
+        smallest = row(Index(0, 0))
         # Below the smallest there is no gap: its weights are 0.
-        start = Scanned(zeros(), zeros(), zeros(), row(Index(0, 0)))
-        scanned: Scanned = each_iteration(
-            self.tile.variant.plan.unrolled, self.n_samples, iteration, start
-        )
-        return scanned
+        start = _Sums(zeros(), zeros(), zeros())
+        sums = each_iteration(self.tile.variant.plan.unrolled, self.n_samples, iteration, start)
+        return Scanned(sums.previous, sums.offset, smallest)
 
     def scan_segments(self, segments: Segments, destination: Destination) -> Scanned:
         """Sum a sorted row's weighed gaps up while its segments are in registers."""
-        carry = Scanned(zeros(), zeros(), zeros(), zeros())
+        carry, smallest = _Sums(zeros(), zeros(), zeros()), zeros()
         width = self.tile.variant.plan.n_padded // len(segments)
         for first, segment in zip(range(0, self.n_samples, width), segments, strict=False):
             values = segment()
             if first == 0:
-                carry = carry._replace(smallest=values[0])
+                smallest = values[0]
 
             def row(i: Index, values: list[Rows] = values) -> Rows:
                 return values[i.offset]
 
             count = min(width, self.n_samples - first)
             carry = self._add(row, first, count, carry, destination, None)
-        return carry
+        return Scanned(carry.previous, carry.offset, smallest)
+
+    def scan_levels(
+        self, levels: list[Rows], ranks: list[Rows], scale: Rows | None
+    ) -> tuple[Scanned, list[Rows]]:
+        """Sum the weighed gaps of a row of few distinct values up: levels (8, 128), and how many
+        samples reach to each but the last → what a scan finds, and the exclusive prefix sums of the
+        levels."""
+        gap_weights: list[Rows] = self._at(ranks, 0) if self.gaps_count else []
+        sums = _sums_of_levels(levels, gap_weights, scale) if self.gaps_count else []
+        if not self.tile.variant.offset_is_rare:
+            offset_weights = self._at(ranks, self.first_offset)
+            offset = _sums_of_levels(levels, offset_weights, scale)[-1]
+            return Scanned(levels[-1], offset, levels[0]), sums
+        facts_ref = self.tile.facts_ref
+        facts_ref[OFFSET_SUM] = zeros()
+
+        @pl.when(self.has_offset)
+        def sum_offset() -> None:
+            offset_weights = self._at(ranks, self.first_offset)
+            facts_ref[OFFSET_SUM] = _sums_of_levels(levels, offset_weights, scale)[-1]
+
+        return Scanned(levels[-1], facts_ref[OFFSET_SUM], levels[0]), sums
+
+    def _at(self, ranks: list[Rows], section: int) -> list[Rows]:
+        """Take the weights of the gaps above ranks from a section of the table: (8, 128) each."""
+        unrolled = self.tile.variant.plan.unrolled
+        found = [zeros()] * len(ranks)
+        if not self.in_rows:
+
+            def look(i: Index, found: list[Rows]) -> list[Rows]:
+                weight = self._weight(section + i.value)
+                return _chosen([rank == i.as_float for rank in ranks], [weight] * len(found), found)
+
+            return each_sample(unrolled, self.n_samples, look, found)
+        # Registers hold eight, for the chip to gather from.
+        numbers = [rank.astype(jnp.int32) for rank in ranks]
+        entries = [number & (SUBLANES - 1) for number in numbers]
+        registers = [lax.shift_right_logical(number, 3) for number in numbers]
+
+        def take(i: Index, found: list[Rows]) -> list[Rows]:
+            first: Any = section + i.value * SUBLANES
+            if not isinstance(first, int):
+                first = pl.multiple_of(first, SUBLANES)
+            table = self.weights_ref[pl.ds(first, SUBLANES), :]
+            is_here = [register == i.value for register in registers]
+            return _chosen(is_here, [taken(table, entry) for entry in entries], found)
+
+        return each_sample(min(unrolled, SUBLANES), -(-self.n_samples // SUBLANES), take, found)
 
     def _add(
         self,
         row: SortedRow,
         first: Any,
         count: int,
-        carry: Scanned,
+        carry: _Sums,
         destination: Destination | None,
         scale: Rows | None,
-    ) -> Scanned:
+    ) -> _Sums:
         """Add the gaps below samples first, first + 1, …"""
-        total, previous, offset, smallest = carry
+        total, previous, offset = carry
         for start in range(0, count, _SUMMED_APART):
             gaps_apart, offset_apart = zeros(), zeros()
             for c in range(start, min(start + _SUMMED_APART, count)):
@@ -126,15 +191,15 @@ class GivenWeights:
                 gap, previous = sample - previous, sample
                 if scale is not None:
                     gap = gap * scale
-                offset_apart = offset_apart + self.weights_ref[self.first_offset + first + c] * gap
+                offset_apart = offset_apart + self._weight(self.first_offset + first + c) * gap
                 if self.gaps_count:
-                    gaps_apart = gaps_apart + self.weights_ref[first + c] * gap
+                    gaps_apart = gaps_apart + self._weight(first + c) * gap
                 if destination is not None:
                     prefix_sum = total + gaps_apart
                     destination.put_sample(i, sample)
                     destination.put_sum(i, prefix_sum)
             total, offset = total + gaps_apart, offset + offset_apart
-        return Scanned(total, previous, offset, smallest)
+        return _Sums(total, previous, offset)
 
 
 class RunningWeights:
@@ -201,21 +266,19 @@ class RunningWeights:
 
         # Downward: the term of every gap goes to the sample at its lower end.
         def weigh(i: Index, carry: Any) -> Any:
-            chance, chance_above, above, offsets, total = carry
+            chance, chance_above, above, offsets = carry
             sample = row(i)
             term = (chance if self.index_shift else chance_above) * (above - sample)
-            weight = _sum_of_products((1, offset), (slope, self._distance(i)))
+            weight = _sum_of_products((1, offset), (slope, self._distance(i.as_float + 1)))
             offsets = offsets + _sum_of_products((weight, term))
             if destination is not None:
                 destination.put_sample(i, sample)
                 work_ref[i.value] = _sum_of_products((gap, term))
-            elif not self.tile.variant.n_ks:
-                total = total + _sum_of_products((gap, term))
-            return self.after(i, chance), chance, sample, offsets, total
+            return self.after(i, chance), chance, sample, offsets
 
         largest = row(Index(0, self.n_samples - 1))
-        carry = (self.start, self.start, largest, zeros(), zeros())
-        _, _, smallest, offsets, total = self._each_sample(weigh, carry, down=True)
+        carry = (self.start, self.start, largest, zeros())
+        _, _, smallest, offsets = self._each_sample(weigh, carry, down=True)
         if destination is not None:
             put_sum = destination.put_sum
 
@@ -224,12 +287,35 @@ class RunningWeights:
                 put_sum(i, total)
                 return total + term
 
-            total = self._each_sample(add, zeros())
-        return Scanned(total, largest, offsets, smallest)
+            self._each_sample(add, zeros())
+        return Scanned(largest, offsets, smallest)
 
-    def _distance(self, i: Index) -> Any:
+    def scan_levels(
+        self, levels: list[Rows], ranks: list[Rows], scale: Rows | None
+    ) -> tuple[Scanned, list[Rows]]:
+        """Sum the weighed gaps of a row of few distinct values up, as `GivenWeights` does."""
+        gap, offset, slope, _ = self.factors
+
+        # Downward: the gap above sample i is the one above rank i + 1.
+        def look(i: Index, carry: Any) -> Any:
+            chance, chance_above, found = carry
+            ratio = chance if self.index_shift else chance_above
+            is_here = [rank == i.as_float + 1 for rank in ranks]
+            return self.after(i, chance), chance, _chosen(is_here, [ratio] * len(found), found)
+
+        start = (self.start, self.start, [zeros()] * len(ranks))
+        _, _, ratios = self._each_sample(look, start, down=True)
+        gap_weights = [_sum_of_products((gap, ratio)) for ratio in ratios]
+        offset_weights = [
+            _sum_of_products((_sum_of_products((1, offset), (slope, self._distance(rank))), ratio))
+            for rank, ratio in zip(ranks, ratios, strict=True)
+        ]
+        sums = _sums_of_levels(levels, gap_weights, scale)
+        offset = _sums_of_levels(levels, offset_weights, scale)[-1]
+        return Scanned(levels[-1], offset, levels[0]), sums
+
+    def _distance(self, j: Any) -> Any:
         # Above a row's valid samples it is negative, and times a gap of 0.
-        j = i.as_float + 1
         return self.n - 1 - j if self.counted_from_top else j
 
     def _each_sample(
@@ -237,6 +323,26 @@ class RunningWeights:
     ) -> Any:
         unrolled = self.tile.variant.plan.unrolled
         return each_sample(unrolled, self.n_samples, body, carry, down=down)
+
+
+def section_size(variant: Variant) -> int:
+    """Count the numbers of a section of a table of weights, one for each sample: in rows they fill
+    registers of 8."""
+    n = variant.n_samples
+    return -(-n // SUBLANES) * SUBLANES if variant.weights_in_rows else n
+
+
+def _sums_of_levels(levels: list[Rows], weights: list[Any], scale: Rows | None) -> list[Rows]:
+    """Sum weighed gaps between levels up: (8, 128) each → the exclusive prefix sums."""
+    sums = [zeros()]
+    for (lower, upper), weight in zip(pairwise(levels), weights, strict=True):
+        gap = upper - lower if scale is None else (upper - lower) * scale
+        sums.append(sums[-1] + _sum_of_products((weight, gap)))
+    return sums
+
+
+def _chosen(conditions: list[Any], values: list[Any], others: list[Rows]) -> list[Rows]:
+    return [jnp.where(*each) for each in zip(conditions, values, others, strict=True)]
 
 
 class _Factors(NamedTuple):

@@ -50,6 +50,11 @@ def rewards_of(n: int, rows: int = 2, dtype: Any = jnp.float32) -> jax.Array:
     return jnp.asarray(values > 0 if jnp.dtype(dtype) == np.bool_ else values, dtype)
 
 
+def samples_of(p: networks.Pass, group: int) -> list[int]:
+    start = group // p.starts * p.span + group % p.starts
+    return [start + c * p.stride for c in range(p.each)]
+
+
 class TestNetworks:
     @pytest.mark.parametrize("group", [8, plan.GROUP])
     @pytest.mark.parametrize("n", [*range(1, 41), 64, 100, 128, *(slow(n) for n in (300, 1024))])
@@ -66,33 +71,48 @@ class TestNetworks:
         for p in networks.passes(n, group):
             seen: list[int] = []
             for g in range(p.groups):
-                base = g // p.starts * p.span
-                samples = [base + g % p.starts + c * p.stride for c in range(p.each)]
-                if p.mirrored:
-                    samples += [2 * base + p.span - 1 - i for i in reversed(samples)]
+                samples = samples_of(p, g)
                 seen += samples
                 for a, b in p.comparators:
                     pair = rows[:, [samples[a], samples[b]]]
                     rows[:, samples[a]], rows[:, samples[b]] = pair.min(1), pair.max(1)
             assert sorted(seen) == list(range(size))
+            for start in range(p.falling, size, 2 * p.falling) if p.falling else ():
+                run = slice(start, start + p.falling)
+                rows[:, run] = rows[:, run][:, ::-1].copy()
         np.testing.assert_array_equal(rows, want)
 
-    def test_groups_are_what_the_kernel_slices(self) -> None:
+    @pytest.mark.parametrize("run", [0, 64])
+    def test_groups_are_what_the_kernel_slices(self, run: int) -> None:
         from pkpo_pallas.loops import Index
-        from pkpo_pallas.undo import group_slices
+        from pkpo_pallas.undo import falling_groups, group_slot
 
-        for p in networks.passes(256, plan.GROUP):
+        def listed(s: Any) -> list[int]:
+            return [int(s.start) + c * (s.stride or 1) for c in range(s.size)]
+
+        for p in networks.passes(1024, plan.GROUP, run):
+            want = [samples_of(p, g) for g in range(p.groups)]
+            # By itself, and as one of the groups of a turn.
             for g in range(p.groups):
-                base = g // p.starts * p.span
-                want = [base + g % p.starts + c * p.stride for c in range(p.each)]
-                if p.mirrored:
-                    want += [2 * base + p.span - 1 - i for i in reversed(want)]
-                # By itself, and as one of the groups of a turn.
-                alone = group_slices(p, Index(jnp.int32(g), 0))
-                slices = group_slices(p, Index(jnp.int32(g - g % 4), g % 4, 4))
-                assert [int(s.start) for s in alone] == [int(s.start) for s in slices]
-                got = [int(s.start) + c * (s.stride or 1) for s in slices for c in range(s.size)]
-                assert got == want
+                assert listed(group_slot(p, Index(jnp.int32(g), 0))) == want[g]
+                assert listed(group_slot(p, Index(jnp.int32(g - g % 4), g % 4, 4))) == want[g]
+            if not p.falling:
+                continue
+            # Of those that are loaded before one of them is stored, the slots are the targets.
+            n_iterations, groups_of = falling_groups(p)
+            every = [part for i in range(n_iterations) for part in groups_of(jnp.int32(i))]
+            found = sorted(int(group.number.value) for part in every for group in part)
+            assert found == list(range(p.groups))
+            for part in every:
+                slots = [listed(group.slot) for group in part]
+                targets = [listed(group.target) for group in part]
+                assert slots == [want[int(group.number.value)] for group in part]
+                assert sorted(slots) == sorted(targets)
+                for group, slot, target in zip(part, slots, targets, strict=True):
+                    run_of, within = divmod(slot[0], p.falling)
+                    assert group.falls == bool(run_of % 2)
+                    falls_to = run_of * p.falling + p.falling - within - p.each
+                    assert target[0] == (falls_to if group.falls else slot[0])
 
 
 @pytest.mark.parametrize("n, dtype", [(12, "float32"), slow(40, "float32"), release(130, "bool")])
@@ -203,6 +223,43 @@ class TestRegimes:
         want = np.array(pk.transform(rewards, 3, implementation="xla"))
         want[[1500, 2500]] = np.nan
         np.testing.assert_allclose(got, want, rtol=5e-6, atol=5e-6)
+
+    @pytest.mark.parametrize("masked", [False, slow(True)])
+    def test_rows_of_up_to_eight_distinct_values_are_not_sorted(
+        self, monkeypatch: pytest.MonkeyPatch, masked: bool
+    ) -> None:
+        """Sorting leaves its rows as they are here, unwritten: NaN."""
+        from pkpo_pallas import kernel
+
+        monkeypatch.setattr(kernel, "sort_rows", lambda block: None)
+        monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1)
+        jax.clear_caches()
+        rng, n, counts = np.random.default_rng(4), 72, np.repeat([1, 2, 3, 4, 5, 8, 9], 2)
+        sizes = np.where(np.arange(len(counts)) % 2, 1e-3, 1e3)
+        levels = np.sort(rng.standard_normal((len(counts), 9)), 1) * sizes[:, None]
+        levels[:, 1] = 0
+        picked = rng.integers(0, counts[:, None], (len(counts), n))
+        # The first samples have one of them, and each occurs.
+        picked[:, :16], picked[:, 15:] = 0, np.arange(57) % counts[:, None]
+        values = np.take_along_axis(levels, picked, 1).astype(np.float32)
+        values[3, 0] = -0.0
+        where = jnp.asarray(np.arange(n) > 3) & jnp.ones((len(counts), 1), bool)
+        where = where if masked else None
+        # A block each: of which rows are nine, of five to eight, of up to four, of an infinity.
+        for some in (slice(12, 14), slice(8, 12), slice(0, 8), [5, 0]):
+            rewards = jnp.asarray(values[some])
+            if isinstance(some, list):
+                rewards = rewards.at[0, 20].set(jnp.inf)
+            part = None if where is None else where[: len(rewards)]
+            got = np.asarray(fused(rewards, 3, where=part))
+            if some == slice(12, 14):
+                assert np.isnan(got if part is None else got[:, 4:]).all()
+                continue
+            want = np.array(pk.transform(rewards, 3, where=part, implementation="xla"))
+            if isinstance(some, list):
+                assert np.isnan(got[0, 4:]).all()
+            np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-12)
+        jax.clear_caches()
 
     @pytest.mark.slow
     def test_many_ks_are_several_launches(self, monkeypatch: pytest.MonkeyPatch) -> None:
