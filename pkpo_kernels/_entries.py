@@ -85,10 +85,11 @@ class Entries(NamedTuple):
             check_device("where", kept, array, library)
         valid = kept
         if nan == "drop" and dtype_name(array.dtype) in FLOATS:
-            scored = array == array
-            valid = scored if kept is None else scored & kept
-            if library == "numpy" and valid.all():
-                valid = None
+            scored = _scored(array, library, traced)
+            if scored is not None:
+                valid = scored if kept is None else scored & kept
+        if library == "numpy" and valid is not None and valid.all():
+            valid = None
         # A list as it was written, where NumPy may have rounded its integers; but what is left out
         # may hold anything.
         exact = rewards if valid is None else xp.where(valid, array, xp.zeros_like(array))
@@ -118,6 +119,18 @@ class Entries(NamedTuple):
     def from_host(self, result: NDArray[Any]) -> Array:
         """Give NumPy's result (N,) the library and device of these entries, and its dtype."""
         return result_from_host(result, self.rewards, self.library, self.dtype)
+
+
+def _scored(array: Array, library: str, traced: bool) -> Array | None:
+    """Tell which entries are not NaN: (N,) bool, None where the host sees that none is."""
+    if library == "numpy" or (library == "torch" and not traced and on_one_cpu(library, array)):
+        # Of a tensor, too: torch's threads, once at work, would wait for more beside NumPy's.
+        host = to_host(array)
+        scored = host == host
+        if scored.all():
+            return None
+        return scored if library == "numpy" else registry.namespace(library).from_numpy(scored)
+    return array == array
 
 
 def k_on_host(k: Any) -> Any:
