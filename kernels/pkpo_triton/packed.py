@@ -32,35 +32,33 @@ import triton.language as tl
 
 from pkpo_triton.assembly import (
     all_differ,
-    from_lane_across,
     from_lane_before,
     get_each,
-    get_four,
     is_at_most,
     load,
     load_four,
     put,
-    put_four,
     shared_memory,
     sort_by_keys,
     sort_by_upper_bits,
-    store_four,
 )
 from pkpo_triton.estimator import range_scale
-
-
-class Tile(NamedTuple):
-    """Constants: how a program's rows lie in threads and in shared memory. After every PERIOD some
-    words are left free, so that neither what threads read of their own rows nor what they read
-    along meets in a bank."""
-
-    N: Any  # samples in a row, a power of two
-    BITS: Any  # of an index in a row
-    LANES: Any  # threads of a row, neighbours
-    C: Any  # samples in each of them
-    T: Any  # threads
-    PERIOD: Any  # words: a row, or several
-    FREE: Any  # words, four for each of a row's threads
+from pkpo_triton.packed_tile import (
+    Block,
+    Tile,
+    address_of,
+    any_thread,
+    before_lane,
+    copy_in,
+    copy_out,
+    ends_of_row,
+    over_lanes,
+    read_row,
+    reward_before,
+    sum_of_row,
+    wait_for_row,
+    write_row,
+)
 
 
 class GapWeights(NamedTuple):
@@ -70,149 +68,6 @@ class GapWeights(NamedTuple):
     offset_address: Any  # of each gap in the row offset, (n,)
     max_coefficient: Any
     has_offset: Any  # 0 where no gap weighs anything in the row offset
-
-
-class Block(NamedTuple):
-    """A program's rows in global memory."""
-
-    rewards_address: Any
-    out_address: Any
-    left: Any  # samples, at most T · N
-    thread: Any  # (T,)
-
-
-@triton.jit
-def _address(base, sample, tile: tl.constexpr):
-    """Find samples by their number in the block: () and (T,) → (T,)."""
-    return base + 4 * (sample + sample // tile.PERIOD * tile.FREE)
-
-
-@triton.constexpr_function
-def _step(step, tile):
-    """The bytes from what all threads read along first, four words each, to what they read in a
-    later step."""
-    words = 4 * tile.T * step
-    return 4 * (words + words // tile.PERIOD * tile.FREE)
-
-
-@triton.jit
-def _any(x):
-    """Tell whether any thread says so: (T,) → ()."""
-    return tl.max(x.to(tl.int32), 0) != 0
-
-
-# ---- In and out --------------------------------------------------------------------------------
-
-
-@triton.jit
-def _copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
-    """Copy a block into shared memory; behind its end, its last four samples again."""
-    along = _address(base, 4 * block.thread, tile)  # (T,)
-    for step in tl.static_range(tile.C // 4):
-        if FULL:
-            x = load_four(
-                block.rewards_address + block.thread.to(tl.int64) * 16, 16 * tile.T * step
-            )  # 4 × (T,)
-        else:
-            sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
-            x = load_four(block.rewards_address + sample.to(tl.int64) * 4, 0)  # 4 × (T,)
-        put_four(along, x, _step(step, tile))
-
-
-@triton.jit
-def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
-    """Copy a block out of shared memory; behind its end, its last four samples again."""
-    along = _address(base, 4 * block.thread, tile)  # (T,)
-    for step in tl.static_range(tile.C // 4):
-        if FULL:
-            x = get_four(along, _step(step, tile))  # 4 × (T,)
-            store_four(block.out_address + block.thread.to(tl.int64) * 16, x, 16 * tile.T * step)
-        else:
-            sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
-            x = get_four(_address(base, sample, tile), 0)  # 4 × (T,)
-            store_four(block.out_address + sample.to(tl.int64) * 4, x, 0)
-
-
-@triton.jit
-def _read_row(own, tile: tl.constexpr):
-    """Read each thread's samples: (T,) → C × (T,)."""
-    rewards = ()
-    for quad in tl.static_range(tile.C // 4):
-        rewards = rewards + get_four(own, 16 * tile.LANES * quad)
-    return rewards
-
-
-@triton.jit
-def _write_row(own, values, tile: tl.constexpr):
-    """Write each thread's samples: (T,) and C × (T,)."""
-    for quad in tl.static_range(tile.C // 4):
-        put_four(own, values[4 * quad : 4 * quad + 4], 16 * tile.LANES * quad)
-
-
-# ---- Over the threads of a row -----------------------------------------------------------------
-
-
-@triton.jit
-def _over_lanes(x, HOW: tl.constexpr, tile: tl.constexpr):
-    """Join what a row's threads hold, in each of them: (T,) → (T,)."""
-    for bit in tl.static_range(tile.LANES.bit_length() - 1):
-        other = from_lane_across(x, 1 << bit)
-        if HOW == "max":
-            x = tl.maximum(x, other)
-        elif HOW == "min":
-            x = tl.minimum(x, other)
-        else:
-            x = x + other
-    return x
-
-
-@triton.jit
-def _wait_for_row(tile: tl.constexpr):
-    """Wait until all threads of a row have read, or written, what others write, or read."""
-    if tile.LANES > 1:
-        tl.debug_barrier()
-
-
-@triton.jit
-def _before_lane(total, lane, tile: tl.constexpr):
-    """Add up, one after the other, what a row's threads in front hold: (T,) → (T,)."""
-    before = tl.zeros([tile.T], tl.float32)
-    for _ in tl.static_range(tile.LANES - 1):
-        # After as many steps as there are lanes in front, a lane's sum does not change any more.
-        before = tl.where(lane == 0, 0.0, from_lane_before(before + total))
-    return before
-
-
-@triton.jit
-def _sum_of_row(total, lane, tile: tl.constexpr):
-    """Add up, one after the other, what a row's threads hold, in each of them: (T,) → (T,)."""
-    if tile.LANES > 1:
-        total = _before_lane(total, lane, tile) + total
-        for bit in tl.static_range(tile.LANES.bit_length() - 1):
-            # The last lane's.
-            other = from_lane_across(total, 1 << bit)
-            total = tl.where((lane >> bit) & 1 == 0, other, total)
-    return total
-
-
-@triton.jit
-def _previous(ordered, lane, tile: tl.constexpr):
-    """Take the reward in front of a thread's first, in a row's first thread itself: C × (T,) →
-    (T,)."""
-    previous = ordered[0]
-    if tile.LANES > 1:
-        previous = tl.where(lane == 0, previous, from_lane_before(ordered[tile.C - 1]))
-    return previous
-
-
-@triton.jit
-def _ends(ordered, tile: tl.constexpr):
-    """Find the ends of sorted rows: C × (T,) → two (T,)."""
-    smallest, largest = ordered[0], ordered[tile.C - 1]
-    if tile.LANES > 1:
-        smallest = _over_lanes(smallest, "min", tile)
-        largest = _over_lanes(largest, "max", tile)
-    return smallest, largest
 
 
 # ---- Values ------------------------------------------------------------------------------------
@@ -232,7 +87,7 @@ def _sums_in_thread(ordered, lane, address, tile: tl.constexpr):
     """Add up a thread's weighted gaps, from its first sample on: C × (T,), (T,) and where the row's
     weights are in global memory → C × (T,)."""
     total = tl.zeros([tile.T], tl.float32)
-    previous = _previous(ordered, lane, tile)
+    previous = reward_before(ordered, lane, tile)
     if tile.LANES > 1:
         address += lane.to(tl.int64) * (4 * tile.C)
     sums = ()
@@ -254,11 +109,11 @@ def _put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
     offset = tl.zeros([tile.T], tl.float32)
     if weights.has_offset != 0:
         in_thread = _sums_in_thread(ordered, lane, weights.offset_address, tile)
-        offset = _sum_of_row(in_thread[tile.C - 1], lane, tile)
+        offset = sum_of_row(in_thread[tile.C - 1], lane, tile)
     smallest = _smallest_value(largest, offset, weights)
     sums = _sums_in_thread(ordered, lane, weights.sums_address, tile)
     if tile.LANES > 1:
-        before = _before_lane(sums[tile.C - 1], lane, tile)
+        before = before_lane(sums[tile.C - 1], lane, tile)
         for c in tl.static_range(tile.C):
             put(addresses[c], (before + sums[c]) + smallest)
     else:
@@ -299,8 +154,8 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
     for c in tl.static_range(1, tile.C):
         smallest = tl.minimum(smallest, rewards[c])
         largest = tl.maximum(largest, rewards[c])
-    smallest = _over_lanes(smallest, "min", tile)
-    largest = _over_lanes(largest, "max", tile)
+    smallest = over_lanes(smallest, "min", tile)
+    largest = over_lanes(largest, "max", tile)
     sums = (tl.zeros([tile.T], tl.float32),) * tile.C
     total = tl.zeros([tile.T], tl.float32)
     offset = tl.zeros([tile.T], tl.float32)
@@ -308,8 +163,8 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
     before, offset_before = total, offset
     last = tl.zeros([tile.T], tl.int32)
     level = smallest
-    turns = tl.where(_any(_is_large(smallest, largest)), LEVELS, 0)
-    more = _any(level < largest)
+    turns = tl.where(any_thread(_is_large(smallest, largest)), LEVELS, 0)
+    more = any_thread(level < largest)
     while more & (turns < LEVELS - 1):
         above = tl.full([tile.T], FAR, tl.float32)
         count = tl.zeros([tile.T], tl.float32)
@@ -319,8 +174,8 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
                 above, tl.fma(is_below, tl.full([tile.T], FAR, tl.float32), rewards[c])
             )
             count += is_below
-        above = _over_lanes(above, "min", tile)
-        count = _over_lanes(count, "sum", tile)
+        above = over_lanes(above, "min", tile)
+        count = over_lanes(count, "sum", tile)
         goes_on = level < largest
         gap = tl.where(goes_on, above - level, 0.0)
         # Where a row is done, any weight will do.
@@ -345,7 +200,7 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
         for c in tl.static_range(tile.C):
             higher = higher + (tl.where(rewards[c] >= reached, sum_of_level, sums[c]),)
         sums = higher
-        more = _any(level < largest)
+        more = any_thread(level < largest)
         turns += 1
     done = (more == 0) & (turns < LEVELS)
     if done:
@@ -355,7 +210,7 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
         values = ()
         for c in tl.static_range(tile.C):
             values = values + (sums[c] + value,)
-        _write_row(own, values, tile)
+        write_row(own, values, tile)
     return done
 
 
@@ -367,15 +222,15 @@ def _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile: tl.
     """Write the values of any rows: C × (T,) and four (T,)."""
     addresses = sort_by_upper_bits(rewards, row, lane, tile.C, tile.LANES)  # C × (T,)
     ordered = get_each(addresses, tile.C)  # C × (T,)
-    signs = (ordered[0] - _previous(ordered, lane, tile)).to(tl.int32, bitcast=True)
+    signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
     for c in tl.static_range(1, tile.C):
         signs = signs | (ordered[c] - ordered[c - 1]).to(tl.int32, bitcast=True)
-    smallest, largest = _ends(ordered, tile)
+    smallest, largest = ends_of_row(ordered, tile)
     unusual = (signs < 0) | irregular | _is_large(smallest, largest)
-    if _any(unusual):
+    if any_thread(unusual):
         _transform_unusual(addresses, row, own, lane, weights, tile)
     else:
-        _wait_for_row(tile)
+        wait_for_row(tile)
         _put_values(addresses, ordered, largest, lane, weights, tile)
 
 
@@ -386,24 +241,24 @@ def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
     # They are read again: kept until here, they would take registers in every program.
     addresses = _sort_exactly(get_each(addresses, tile.C), addresses, row, lane, tile)
     ordered = get_each(addresses, tile.C)
-    smallest, largest = _ends(ordered, tile)
+    smallest, largest = ends_of_row(ordered, tile)
     scale, unscale = range_scale(smallest, largest, True)
     # NaN where the range overflows, or where any sample is not finite, which the network may lose.
     irregular = (largest - smallest) * 0.0
-    samples = _read_row(own, tile)
+    samples = read_row(own, tile)
     scaled = ()
     for c in tl.static_range(tile.C):
         irregular += samples[c] * 0.0
         scaled = scaled + (ordered[c] * scale,)
-    unscale += _over_lanes(irregular, "sum", tile)
-    _wait_for_row(tile)
+    unscale += over_lanes(irregular, "sum", tile)
+    wait_for_row(tile)
     _put_values(addresses, scaled, largest * scale, lane, weights, tile)
-    _wait_for_row(tile)
-    values = _read_row(own, tile)
+    wait_for_row(tile)
+    values = read_row(own, tile)
     unscaled = ()
     for c in tl.static_range(tile.C):
         unscaled = unscaled + (values[c] * unscale,)
-    _write_row(own, unscaled, tile)
+    write_row(own, unscaled, tile)
 
 
 @triton.jit
@@ -480,26 +335,26 @@ def packed_kernel(
         thread=thread,
     )
     base = shared_memory(BLOCK_ROWS * N + BLOCK_ROWS * N // PERIOD * (4 * LANES))  # ()
-    row = _address(base, thread // LANES * N, tile)  # (T,)
+    row = address_of(base, thread // LANES * N, tile)  # (T,)
     own = row + lane * 16  # (T,)
     is_full = block.left == BLOCK_ROWS * N  # ()
     if is_full:
-        _copy_in(base, block, True, tile)
+        copy_in(base, block, True, tile)
     else:
-        _copy_in(base, block, False, tile)
+        copy_in(base, block, False, tile)
     tl.debug_barrier()
 
-    rewards = _read_row(own, tile)  # C × (T,)
+    rewards = read_row(own, tile)  # C × (T,)
     irregular = _is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.left < 0  # (), false
-    if not _any(irregular | many):
+    if not any_thread(irregular | many):
         counted = _transform_by_levels(rewards, own, weights, LEVELS, tile)
     if not counted:
         _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile)
 
     tl.debug_barrier()
     if is_full:
-        _copy_out(base, block, True, tile)
+        copy_out(base, block, True, tile)
     else:
-        _copy_out(base, block, False, tile)
+        copy_out(base, block, False, tile)

@@ -1,0 +1,180 @@
+"""How the rows of a packed kernel lie in threads and in shared memory, how they come and go, and
+what the threads of a row tell each other.
+
+T and C are those of `pkpo_triton.packed`. An address is one of shared memory unless it is called
+otherwise.
+"""
+
+# Triton compiles these functions; no type checker can check them.
+# mypy: ignore-errors
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from pkpo_triton.assembly import (
+    from_lane_across,
+    from_lane_before,
+    get_four,
+    load_four,
+    put_four,
+    store_four,
+)
+
+
+class Tile(NamedTuple):
+    """Constants: how a program's rows lie in threads and in shared memory. After every PERIOD some
+    words are left free, so that neither what threads read of their own rows nor what they read
+    along meets in a bank."""
+
+    N: Any  # samples in a row, a power of two
+    BITS: Any  # of an index in a row
+    LANES: Any  # threads of a row, neighbours
+    C: Any  # samples in each of them
+    T: Any  # threads
+    PERIOD: Any  # words: a row, or several
+    FREE: Any  # words, four for each of a row's threads
+
+
+class Block(NamedTuple):
+    """A program's rows in global memory."""
+
+    rewards_address: Any
+    out_address: Any
+    left: Any  # samples, at most T · N
+    thread: Any  # (T,)
+
+
+@triton.jit
+def address_of(base, sample, tile: tl.constexpr):
+    """Find samples by their number in the block: () and (T,) → (T,)."""
+    return base + 4 * (sample + sample // tile.PERIOD * tile.FREE)
+
+
+@triton.constexpr_function
+def offset_of_step(step, tile):
+    """The bytes from what all threads read along first, four words each, to what they read in a
+    later step."""
+    words = 4 * tile.T * step
+    return 4 * (words + words // tile.PERIOD * tile.FREE)
+
+
+@triton.jit
+def any_thread(x):
+    """Tell whether any thread says so: (T,) → ()."""
+    return tl.max(x.to(tl.int32), 0) != 0
+
+
+# ---- In and out --------------------------------------------------------------------------------
+
+
+@triton.jit
+def copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
+    """Copy a block into shared memory; behind its end, its last four samples again."""
+    along = address_of(base, 4 * block.thread, tile)  # (T,)
+    for step in tl.static_range(tile.C // 4):
+        if FULL:
+            x = load_four(
+                block.rewards_address + block.thread.to(tl.int64) * 16, 16 * tile.T * step
+            )  # 4 × (T,)
+        else:
+            sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
+            x = load_four(block.rewards_address + sample.to(tl.int64) * 4, 0)  # 4 × (T,)
+        put_four(along, x, offset_of_step(step, tile))
+
+
+@triton.jit
+def copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
+    """Copy a block out of shared memory; behind its end, its last four samples again."""
+    along = address_of(base, 4 * block.thread, tile)  # (T,)
+    for step in tl.static_range(tile.C // 4):
+        if FULL:
+            x = get_four(along, offset_of_step(step, tile))  # 4 × (T,)
+            store_four(block.out_address + block.thread.to(tl.int64) * 16, x, 16 * tile.T * step)
+        else:
+            sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
+            x = get_four(address_of(base, sample, tile), 0)  # 4 × (T,)
+            store_four(block.out_address + sample.to(tl.int64) * 4, x, 0)
+
+
+@triton.jit
+def read_row(own, tile: tl.constexpr):
+    """Read each thread's samples: (T,) → C × (T,)."""
+    rewards = ()
+    for quad in tl.static_range(tile.C // 4):
+        rewards = rewards + get_four(own, 16 * tile.LANES * quad)
+    return rewards
+
+
+@triton.jit
+def write_row(own, values, tile: tl.constexpr):
+    """Write each thread's samples: (T,) and C × (T,)."""
+    for quad in tl.static_range(tile.C // 4):
+        put_four(own, values[4 * quad : 4 * quad + 4], 16 * tile.LANES * quad)
+
+
+# ---- Over the threads of a row -----------------------------------------------------------------
+
+
+@triton.jit
+def over_lanes(x, HOW: tl.constexpr, tile: tl.constexpr):
+    """Join what a row's threads hold, in each of them: (T,) → (T,)."""
+    for bit in tl.static_range(tile.LANES.bit_length() - 1):
+        other = from_lane_across(x, 1 << bit)
+        if HOW == "max":
+            x = tl.maximum(x, other)
+        elif HOW == "min":
+            x = tl.minimum(x, other)
+        else:
+            x = x + other
+    return x
+
+
+@triton.jit
+def wait_for_row(tile: tl.constexpr):
+    """Wait until all threads of a row have read, or written, what others write, or read."""
+    if tile.LANES > 1:
+        tl.debug_barrier()
+
+
+@triton.jit
+def before_lane(total, lane, tile: tl.constexpr):
+    """Add up, one after the other, what a row's threads in front hold: (T,) → (T,)."""
+    before = tl.zeros([tile.T], tl.float32)
+    for _ in tl.static_range(tile.LANES - 1):
+        # After as many steps as there are lanes in front, a lane's sum does not change any more.
+        before = tl.where(lane == 0, 0.0, from_lane_before(before + total))
+    return before
+
+
+@triton.jit
+def sum_of_row(total, lane, tile: tl.constexpr):
+    """Add up, one after the other, what a row's threads hold, in each of them: (T,) → (T,)."""
+    if tile.LANES > 1:
+        total = before_lane(total, lane, tile) + total
+        for bit in tl.static_range(tile.LANES.bit_length() - 1):
+            # The last lane's.
+            other = from_lane_across(total, 1 << bit)
+            total = tl.where((lane >> bit) & 1 == 0, other, total)
+    return total
+
+
+@triton.jit
+def reward_before(ordered, lane, tile: tl.constexpr):
+    """Take the reward in front of a thread's first, in a row's first thread itself: C × (T,) →
+    (T,)."""
+    previous = ordered[0]
+    if tile.LANES > 1:
+        previous = tl.where(lane == 0, previous, from_lane_before(ordered[tile.C - 1]))
+    return previous
+
+
+@triton.jit
+def ends_of_row(ordered, tile: tl.constexpr):
+    """Find the ends of sorted rows: C × (T,) → two (T,)."""
+    smallest, largest = ordered[0], ordered[tile.C - 1]
+    if tile.LANES > 1:
+        smallest = over_lanes(smallest, "min", tile)
+        largest = over_lanes(largest, "max", tile)
+    return smallest, largest
