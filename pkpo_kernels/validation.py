@@ -349,6 +349,8 @@ def checked_mask(where: Any, rewards: Array, library: str) -> Array:
 
 def is_traced(array: Array) -> bool:
     """Tell whether an array's values are unknown: a program is being made, or a batch hidden."""
+    if array is None or isinstance(array, (int, list, tuple, np.ndarray)):
+        return False
     library = library_of(array)
     if library == "jax":
         import jax
