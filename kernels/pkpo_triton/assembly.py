@@ -203,16 +203,16 @@ def _sorted_by_upper_bits(n, lanes):
 
 
 @triton.jit
-def sort_by_upper_bits(rewards, row, lane, C: tl.constexpr, LANES: tl.constexpr):
-    """Sort rows of C · LANES words in shared memory by all but their lowest bits, as many as an
-    index has, and by their indices where those are equal: C × (T,), twice (T,) → addresses in
+def sort_by_upper_bits(rewards, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr):
+    """Sort rows of C · THREADS_PER_ROW words in shared memory by all but their lowest bits, as many
+    as an index has, and by their indices where those are equal: C × (T,), twice (T,) → addresses in
     ascending order, C × (T,).
 
     A key is a reward with its index in the lowest bits. A NaN's may be lost, and another be there
     twice.
     """
     return tl.inline_asm_elementwise(
-        _sorted_by_upper_bits(C, LANES), _sorted_operands(C, "f"), rewards + (row, lane),
+        _sorted_by_upper_bits(C, THREADS_PER_ROW), _sorted_operands(C, "f"), rewards + (row, lane),
         _integers(C), is_pure=False, pack=1,
     )  # fmt: skip
 
@@ -230,12 +230,12 @@ def _sorted_by_keys(n, lanes):
 
 
 @triton.jit
-def sort_by_keys(keys, row, lane, C: tl.constexpr, LANES: tl.constexpr):
-    """Sort rows of C · LANES words in shared memory by keys, positive numbers that hold a word's
-    offset in bytes in their lowest bits: C × (T,), twice (T,) → addresses in ascending order,
-    C × (T,)."""
+def sort_by_keys(keys, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr):
+    """Sort rows of C · THREADS_PER_ROW words in shared memory by keys, positive numbers that hold a
+    word's offset in bytes in their lowest bits: C × (T,), twice (T,) → addresses in ascending
+    order, C × (T,)."""
     return tl.inline_asm_elementwise(
-        _sorted_by_keys(C, LANES), _sorted_operands(C, "r"), keys + (row, lane),
+        _sorted_by_keys(C, THREADS_PER_ROW), _sorted_operands(C, "r"), keys + (row, lane),
         _integers(C), is_pure=False, pack=1,
     )  # fmt: skip
 

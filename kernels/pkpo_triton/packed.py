@@ -88,15 +88,19 @@ def _sums_in_thread(ordered, lane, address, tile: tl.constexpr):
     weights are in global memory → C × (T,)."""
     total = tl.zeros([tile.T], tl.float32)
     previous = reward_before(ordered, lane, tile)
-    if tile.LANES > 1:
+    if tile.THREADS_PER_ROW > 1:
         address += lane.to(tl.int64) * (4 * tile.C)
     sums = ()
     for quad in tl.static_range(tile.C // 4):
         of_gaps = load_four(address, 16 * quad)  # 4 × () or (T,)
         for i in tl.static_range(4):
             # In front of a row's first sample there is no gap.
-            if 4 * quad + i > 0 or tile.LANES > 1:
-                weight = of_gaps[i] if tile.LANES > 1 else tl.full([tile.T], of_gaps[i], tl.float32)
+            if 4 * quad + i > 0 or tile.THREADS_PER_ROW > 1:
+                weight = (
+                    of_gaps[i]
+                    if tile.THREADS_PER_ROW > 1
+                    else tl.full([tile.T], of_gaps[i], tl.float32)
+                )
                 total = tl.fma(weight, ordered[4 * quad + i] - previous, total)
             previous = ordered[4 * quad + i]
             sums = sums + (total,)
@@ -112,7 +116,7 @@ def _put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
         offset = sum_of_row(in_thread[tile.C - 1], lane, tile)
     smallest = _smallest_value(largest, offset, weights)
     sums = _sums_in_thread(ordered, lane, weights.sums_address, tile)
-    if tile.LANES > 1:
+    if tile.THREADS_PER_ROW > 1:
         before = before_lane(sums[tile.C - 1], lane, tile)
         for c in tl.static_range(tile.C):
             put(addresses[c], (before + sums[c]) + smallest)
@@ -180,7 +184,7 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
         gap = tl.where(goes_on, above - level, 0.0)
         # Where a row is done, any weight will do.
         at = tl.minimum(count.to(tl.int32), tile.N - 1)
-        if tile.LANES > 1:
+        if tile.THREADS_PER_ROW > 1:
             begins = at // tile.C != last
             before = tl.where(begins, before + total, before)
             total = tl.where(begins, 0.0, total)
@@ -195,7 +199,7 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
         # The same, but known only with the total: compared before, while the weight is under way,
         # it would take predicates for all samples, which have to be kept in registers.
         reached = tl.fma(total, tl.zeros([tile.T], tl.float32), level)
-        sum_of_level = before + total if tile.LANES > 1 else total
+        sum_of_level = before + total if tile.THREADS_PER_ROW > 1 else total
         higher = ()
         for c in tl.static_range(tile.C):
             higher = higher + (tl.where(rewards[c] >= reached, sum_of_level, sums[c]),)
@@ -204,7 +208,7 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
         turns += 1
     done = (more == 0) & (turns < LEVELS)
     if done:
-        if tile.LANES > 1:
+        if tile.THREADS_PER_ROW > 1:
             offset = offset_before + offset
         value = _smallest_value(largest, offset, weights)
         values = ()
@@ -220,7 +224,7 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
 @triton.jit
 def _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile: tl.constexpr):
     """Write the values of any rows: C × (T,) and four (T,)."""
-    addresses = sort_by_upper_bits(rewards, row, lane, tile.C, tile.LANES)  # C × (T,)
+    addresses = sort_by_upper_bits(rewards, row, lane, tile.C, tile.THREADS_PER_ROW)  # C × (T,)
     ordered = get_each(addresses, tile.C)  # C × (T,)
     signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
     for c in tl.static_range(1, tile.C):
@@ -282,9 +286,9 @@ def _sort_exactly(nearly, addresses, row, lane, tile: tl.constexpr):
         lowest = (bits ^ (bits >> 31)) & (tile.N - 1)
         keys = keys + (run | ((lowest << (tile.BITS + 2)) + (addresses[c] - row)),)
         previous = bits
-    if tile.LANES > 1:
+    if tile.THREADS_PER_ROW > 1:
         keys = _with_runs_of_row(keys, nearly, run, lane, SHIFT, tile)
-    return sort_by_keys(keys, row, lane, tile.C, tile.LANES)
+    return sort_by_keys(keys, row, lane, tile.C, tile.THREADS_PER_ROW)
 
 
 @triton.jit
@@ -297,7 +301,7 @@ def _with_runs_of_row(keys, nearly, last, lane, SHIFT: tl.constexpr, tile: tl.co
     joins = joins & (lane > 0)
     own = lane * tile.C << SHIFT
     first = own
-    for _ in tl.static_range(tile.LANES - 1):
+    for _ in tl.static_range(tile.THREADS_PER_ROW - 1):
         first = tl.where(joins, from_lane_before(tl.where(last == 0, first, own + last)), own)
     out = ()
     for c in tl.static_range(tile.C):
@@ -318,13 +322,19 @@ def packed_kernel(
 
     LEVELS: so many distinct values rows may have to be counted.
     """
-    LANES: tl.constexpr = 32 // BLOCK_ROWS
+    THREADS_PER_ROW: tl.constexpr = 32 // BLOCK_ROWS
     PERIOD: tl.constexpr = N if N > 32 else 32  # there are 32 banks
     tile: tl.constexpr = Tile(
-        N=N, BITS=N.bit_length() - 1, LANES=LANES, C=N // LANES, T=32, PERIOD=PERIOD, FREE=4 * LANES
+        N=N,
+        BITS=N.bit_length() - 1,
+        THREADS_PER_ROW=THREADS_PER_ROW,
+        C=N // THREADS_PER_ROW,
+        T=32,
+        PERIOD=PERIOD,
+        FREE=4 * THREADS_PER_ROW,
     )
     thread = tl.arange(0, 32)  # (T,)
-    lane = thread % LANES  # (T,) of its row
+    lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
     weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
@@ -334,8 +344,8 @@ def packed_kernel(
         left=tl.minimum(n_rows - first_row, BLOCK_ROWS).to(tl.int32) * N,
         thread=thread,
     )
-    base = shared_memory(BLOCK_ROWS * N + BLOCK_ROWS * N // PERIOD * (4 * LANES))  # ()
-    row = address_of(base, thread // LANES * N, tile)  # (T,)
+    base = shared_memory(BLOCK_ROWS * N + BLOCK_ROWS * N // PERIOD * (4 * THREADS_PER_ROW))  # ()
+    row = address_of(base, thread // THREADS_PER_ROW * N, tile)  # (T,)
     own = row + lane * 16  # (T,)
     is_full = block.left == BLOCK_ROWS * N  # ()
     if is_full:

@@ -30,7 +30,7 @@ class Tile(NamedTuple):
 
     N: Any  # samples in a row, a power of two
     BITS: Any  # of an index in a row
-    LANES: Any  # threads of a row, neighbours
+    THREADS_PER_ROW: Any  # threads of a row, neighbours
     C: Any  # samples in each of them
     T: Any  # threads
     PERIOD: Any  # words: a row, or several
@@ -103,7 +103,7 @@ def read_row(own, tile: tl.constexpr):
     """Read each thread's samples: (T,) → C × (T,)."""
     rewards = ()
     for quad in tl.static_range(tile.C // 4):
-        rewards = rewards + get_four(own, 16 * tile.LANES * quad)
+        rewards = rewards + get_four(own, 16 * tile.THREADS_PER_ROW * quad)
     return rewards
 
 
@@ -111,7 +111,7 @@ def read_row(own, tile: tl.constexpr):
 def write_row(own, values, tile: tl.constexpr):
     """Write each thread's samples: (T,) and C × (T,)."""
     for quad in tl.static_range(tile.C // 4):
-        put_four(own, values[4 * quad : 4 * quad + 4], 16 * tile.LANES * quad)
+        put_four(own, values[4 * quad : 4 * quad + 4], 16 * tile.THREADS_PER_ROW * quad)
 
 
 # ---- Over the threads of a row -----------------------------------------------------------------
@@ -120,7 +120,7 @@ def write_row(own, values, tile: tl.constexpr):
 @triton.jit
 def over_lanes(x, HOW: tl.constexpr, tile: tl.constexpr):
     """Join what a row's threads hold, in each of them: (T,) → (T,)."""
-    for bit in tl.static_range(tile.LANES.bit_length() - 1):
+    for bit in tl.static_range(tile.THREADS_PER_ROW.bit_length() - 1):
         other = from_lane_across(x, 1 << bit)
         if HOW == "max":
             x = tl.maximum(x, other)
@@ -134,7 +134,7 @@ def over_lanes(x, HOW: tl.constexpr, tile: tl.constexpr):
 @triton.jit
 def wait_for_row(tile: tl.constexpr):
     """Wait until all threads of a row have read, or written, what others write, or read."""
-    if tile.LANES > 1:
+    if tile.THREADS_PER_ROW > 1:
         tl.debug_barrier()
 
 
@@ -142,7 +142,7 @@ def wait_for_row(tile: tl.constexpr):
 def before_lane(total, lane, tile: tl.constexpr):
     """Add up, one after the other, what a row's threads in front hold: (T,) → (T,)."""
     before = tl.zeros([tile.T], tl.float32)
-    for _ in tl.static_range(tile.LANES - 1):
+    for _ in tl.static_range(tile.THREADS_PER_ROW - 1):
         # After as many steps as there are lanes in front, a lane's sum does not change any more.
         before = tl.where(lane == 0, 0.0, from_lane_before(before + total))
     return before
@@ -151,9 +151,9 @@ def before_lane(total, lane, tile: tl.constexpr):
 @triton.jit
 def sum_of_row(total, lane, tile: tl.constexpr):
     """Add up, one after the other, what a row's threads hold, in each of them: (T,) → (T,)."""
-    if tile.LANES > 1:
+    if tile.THREADS_PER_ROW > 1:
         total = before_lane(total, lane, tile) + total
-        for bit in tl.static_range(tile.LANES.bit_length() - 1):
+        for bit in tl.static_range(tile.THREADS_PER_ROW.bit_length() - 1):
             # The last lane's.
             other = from_lane_across(total, 1 << bit)
             total = tl.where((lane >> bit) & 1 == 0, other, total)
@@ -165,7 +165,7 @@ def reward_before(ordered, lane, tile: tl.constexpr):
     """Take the reward in front of a thread's first, in a row's first thread itself: C × (T,) →
     (T,)."""
     previous = ordered[0]
-    if tile.LANES > 1:
+    if tile.THREADS_PER_ROW > 1:
         previous = tl.where(lane == 0, previous, from_lane_before(ordered[tile.C - 1]))
     return previous
 
@@ -174,7 +174,7 @@ def reward_before(ordered, lane, tile: tl.constexpr):
 def ends_of_row(ordered, tile: tl.constexpr):
     """Find the ends of sorted rows: C × (T,) → two (T,)."""
     smallest, largest = ordered[0], ordered[tile.C - 1]
-    if tile.LANES > 1:
+    if tile.THREADS_PER_ROW > 1:
         smallest = over_lanes(smallest, "min", tile)
         largest = over_lanes(largest, "max", tile)
     return smallest, largest
