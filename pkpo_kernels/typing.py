@@ -13,12 +13,12 @@ Scale = Literal["sum", "mean"]
 Undersized = Literal["zero", "nan", "clip"]
 Metric = Literal["pass@k", "max@k", "pass^k"]
 ImplementationName = Literal[
-    "numpy",
-    "reference",
     "triton",
-    "torch",
     "pallas",
     "triton_jax",
+    "numpy",
+    "reference",
+    "torch",
     "xla",
     "pallas_interpret",
 ]

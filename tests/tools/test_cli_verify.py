@@ -141,8 +141,8 @@ class TestInfo:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         assert {(arrays, name) for arrays, _, name in there} == {
             ("numpy", "numpy"),
-            ("torch", "triton" if interpreted else "torch"),
-            ("jax", "xla"),
+            ("torch", "triton" if interpreted else "numpy"),
+            ("jax", "numpy"),
         }
 
     def test_what_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
