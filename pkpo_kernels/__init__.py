@@ -9,8 +9,9 @@ Importing this loads NumPy alone; torch and JAX are used only where the caller h
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pkpo_kernels._pass_at_k import pass_at_k
 from pkpo_kernels._warm_up import warm_up
-from pkpo_kernels.api import max_at_k, pass_at_k, transform
+from pkpo_kernels.api import max_at_k, transform
 from pkpo_kernels.backends.registry import available_implementations
 from pkpo_kernels.groups import to_tokens, transform_groups
 from pkpo_kernels.maths.estimators import ESTIMATORS

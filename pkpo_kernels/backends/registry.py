@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from pkpo_kernels._calls import Again
-from pkpo_kernels.backends import _devices
+from pkpo_kernels.backends import _devices, _unsupported
 from pkpo_kernels.backends._installed import Requirement, why_unmet
 from pkpo_kernels.maths.weights import Array, Estimator
 from pkpo_kernels.typing import ImplementationName
-from pkpo_kernels.validation import checked_name, is_traced, library_of
+from pkpo_kernels.validation import checked_name
 
 
 class Backend(Protocol):
@@ -102,117 +102,7 @@ def _jax(name: ImplementationName) -> Callable[[], Backend]:
     return load
 
 
-def _supported(rewards: Any) -> None:
-    return None
-
-
-def _numpy_unsupported(rewards: Any) -> str | None:
-    library = library_of(rewards) or "torch"  # but for what stands for rewards
-    if library == "numpy" or (not is_traced(rewards) and _devices.on_one_cpu(library, rewards)):
-        return None
-    return (
-        "NumPy computes what lies on one CPU, outside of programs, and these do not; take None, or"
-        " what their library brings"
-    )
-
-
 def _available() -> None:
-    return None
-
-
-_COMPUTES_FLOAT32 = (
-    "its kernels compute in float32 and the rewards or their results are float64; take {}, or"
-    " convert them with {}"
-)
-
-
-def _triton_unsupported(rewards: Any) -> str | None:
-    import torch
-
-    # Of integers and bools the result is of torch's default dtype.
-    result = rewards.dtype if rewards.dtype.is_floating_point else torch.get_default_dtype()
-    if result == torch.float64:
-        return _COMPUTES_FLOAT32.format("'torch'", ".float()")
-    if _devices.interprets_triton():
-        return _devices.no_triton_interpreter()
-    if rewards.device.type == "cuda":
-        return None
-    return (
-        f"its kernels run on GPUs and the rewards are on {rewards.device}; move them with"
-        " .to('cuda'), or set TRITON_INTERPRET=1 to have the kernels interpreted"
-    )
-
-
-def _jax_triton_unsupported(rewards: Any) -> str | None:
-    import jax
-
-    if _is_float64(rewards):
-        return _COMPUTES_FLOAT32.format("'xla'", ".astype('float32')")
-    # Of a tracer nobody knows yet where it will run: the program has both ways.
-    if isinstance(rewards, jax.core.Tracer):
-        return _no_jax_triton()
-    return _unsupported_devices(
-        rewards,
-        _devices.is_nvidia,
-        "its kernels run on NVIDIA GPUs and the rewards are on {}; move them with jax.device_put",
-    )
-
-
-def _is_float64(rewards: Any) -> bool:
-    """Tell whether JAX's rewards, or their results, are float64."""
-    import jax
-
-    # Of integers and bools the result is of JAX's default dtype.
-    is_float = jax.numpy.issubdtype(rewards.dtype, np.floating)
-    return rewards.dtype == np.float64 or (
-        not is_float and jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-    )
-
-
-def _no_jax_triton() -> str | None:
-    """Say why a JAX without NVIDIA GPUs has no use for jax_triton. With one, loading it will
-    tell."""
-    import jax
-
-    try:
-        import jax_triton  # noqa: F401
-    except ImportError as error:
-        if not any(map(_devices.is_nvidia, jax.devices())):
-            return f"jax_triton cannot be imported: {error}"
-    return None
-
-
-def _pallas_unsupported(rewards: Any) -> str | None:
-    import jax
-
-    reason = _pallas_interpret_unsupported(rewards)
-    # Of a tracer nobody knows yet where it will run: the program has both ways.
-    if reason is not None or isinstance(rewards, jax.core.Tracer):
-        return reason
-    return _unsupported_devices(
-        rewards,
-        lambda device: device.platform == "tpu",
-        "its kernels run on TPUs and the rewards are on {}; move them with jax.device_put, or take"
-        " 'pallas_interpret'",
-    )
-
-
-def _pallas_interpret_unsupported(rewards: Any) -> str | None:
-    if _is_float64(rewards):
-        return _COMPUTES_FLOAT32.format("'xla'", ".astype('float32')")
-    return None
-
-
-def _unsupported_devices(rewards: Any, runs_on: Callable[[Any], bool], reason: str) -> str | None:
-    devices = rewards.devices()
-    for device in devices:
-        if not runs_on(device):
-            return reason.format(device)
-    if len(devices) > 1:
-        return (
-            f"the rewards are sharded over {len(devices)} devices, and the compiler cannot"
-            " divide a kernel's rows; call it inside jax.shard_map"
-        )
     return None
 
 
@@ -239,7 +129,7 @@ class Implementation:
     load: Callable[[], Backend]
     requires: tuple[Requirement, ...]
     summary: str
-    unsupported: Callable[[Any], str | None] = _supported
+    unsupported: Callable[[Any], str | None] = _unsupported.by_none
     lacking: Callable[[], str | None] = _available
     is_interpreter: bool = False
     serves_any_on_cpu: bool = False
@@ -270,7 +160,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             _triton,
             (Requirement("torch", (2, 9)), TRITON),
             "fused Triton kernels for GPUs",
-            _triton_unsupported,
+            _unsupported.by_triton,
             _devices.no_gpu,
         ),
         Implementation(
@@ -279,7 +169,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             _jax("pallas"),
             (PALLAS, Requirement("libtpu")),
             "fused Pallas kernels for TPUs; elsewhere what serves there",
-            _pallas_unsupported,
+            _unsupported.by_pallas,
             _devices.no_tpu,
         ),
         Implementation(
@@ -288,7 +178,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             _jax("triton_jax"),
             (Requirement("jax"), TRITON, Requirement("jax_triton")),
             "the Triton kernels through jax-triton; elsewhere JAX operations",
-            _jax_triton_unsupported,
+            _unsupported.by_jax_triton,
         ),
         Implementation(
             "numpy",
@@ -296,7 +186,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             _numpy,
             (),
             "vectorised NumPy, float64 inside; tensors and JAX arrays on a CPU, too",
-            _numpy_unsupported,
+            _unsupported.by_numpy,
             serves_any_on_cpu=True,
         ),
         Implementation("reference", "numpy", _reference, (), "from the definitions, slow"),
@@ -312,7 +202,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             _jax("pallas_interpret"),
             (PALLAS,),
             "the Pallas kernels, interpreted anywhere",
-            _pallas_interpret_unsupported,
+            _unsupported.by_pallas_interpret,
             is_interpreter=True,
         ),
     )

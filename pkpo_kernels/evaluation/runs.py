@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_kernels.api import max_at_k, pass_at_k
+from pkpo_kernels._pass_at_k import pass_at_k
+from pkpo_kernels.api import max_at_k
 from pkpo_kernels.conversion import to_host
 from pkpo_kernels.typing import Metric
 from pkpo_kernels.validation import (
