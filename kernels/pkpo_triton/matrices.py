@@ -149,10 +149,12 @@ def _is_aligned(x: torch.Tensor) -> bool:
 
 
 def as_bytes(x: torch.Tensor | None) -> torch.Tensor | None:
+    """View bools as the bytes that a kernel reads; leave all else as it is."""
     return x.view(torch.uint8) if x is not None and x.dtype == torch.bool else x
 
 
 def strides(x: torch.Tensor | None) -> tuple[int, int]:
+    """Give a kernel the strides of a matrix's rows and samples, 0 where there is none."""
     if x is None:
         return 0, 0
     # The stride of a single row is arbitrary, and would mean another kernel.
@@ -160,6 +162,7 @@ def strides(x: torch.Tensor | None) -> tuple[int, int]:
 
 
 def constants(matrices: Sequence[torch.Tensor | None], chosen: Plan) -> dict[str, Any]:
+    """List what a kernel is compiled for: rewards (rows, n) and all other matrices, as they lie."""
     given = [matrix for matrix in matrices if matrix is not None]
     return {
         "IS_BOOL": given[0].dtype == torch.bool,

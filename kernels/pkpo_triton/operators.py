@@ -17,7 +17,7 @@ from pkpo_triton import launch, matrices
 from pkpo_triton.coefficients import Estimator, as_text, from_text
 from pkpo_triton.launch import Launch
 
-# Launches that programs come back to: so many are kept, the latest made.
+# Launches that programs come back to: with one more than so many all are made anew.
 MOST_LAUNCHES = 256
 
 _launches: dict[Hashable, Launch] = {}

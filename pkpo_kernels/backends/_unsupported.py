@@ -12,10 +12,12 @@ from pkpo_kernels.validation import is_traced, library_of
 
 
 def by_none(rewards: Any) -> None:
+    """Say nothing: it serves all."""
     return None
 
 
 def by_numpy(rewards: Any) -> str | None:
+    """Say why NumPy cannot serve rewards of any library."""
     library = library_of(rewards) or "torch"  # but for what stands for rewards
     if library == "numpy" or (not is_traced(rewards) and _devices.on_one_cpu(library, rewards)):
         return None
@@ -32,6 +34,7 @@ _COMPUTES_FLOAT32 = (
 
 
 def by_triton(rewards: Any) -> str | None:
+    """Say why the Triton kernels cannot serve tensors."""
     import torch
 
     # Of integers and bools the result is of torch's default dtype.
@@ -49,6 +52,7 @@ def by_triton(rewards: Any) -> str | None:
 
 
 def by_jax_triton(rewards: Any) -> str | None:
+    """Say why jax-triton cannot serve JAX arrays."""
     import jax
 
     if _is_float64(rewards):
@@ -88,6 +92,7 @@ def _no_jax_triton() -> str | None:
 
 
 def by_pallas(rewards: Any) -> str | None:
+    """Say why the Pallas kernels cannot serve JAX arrays."""
     import jax
 
     reason = by_pallas_interpret(rewards)
@@ -103,6 +108,7 @@ def by_pallas(rewards: Any) -> str | None:
 
 
 def by_pallas_interpret(rewards: Any) -> str | None:
+    """Say why Pallas's interpreter cannot serve JAX arrays."""
     if _is_float64(rewards):
         return _COMPUTES_FLOAT32.format("'xla'", ".astype('float32')")
     return None
