@@ -139,28 +139,24 @@ def transform(
     """
     rewards = rewards.detach()
     rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
-    packed_for = plan_packed(rewards, k, where, estimator, dtype)
-    if packed_for is not None:
-        assert isinstance(k, int)
-        launch = _launch_of_packed(rewards, k, estimator, scale, packed_for)
-        with _device_of(rewards):
-            return launch(rewards, where, k)
-    chosen = plan_transform(rewards, k, where, estimator, dtype)
-    if rewards.numel() == 0:
-        return empty_result(rewards, dtype, chosen)
-    if chosen is None:
-        with _device_of(rewards):
-            return long_rows.transform_long(
-                rewards,
-                k,
-                where,
-                estimator,
-                **rest,
-                coefficients=table_cache.coefficients(estimator, rewards.device),
-                factorials=_factorials(rewards),
-            )
-    rewards, where, k = readable(rewards, where, k, chosen)
-    launch = _launch_of_transform(rewards, k, where, estimator, chosen, **rest)
+    launch = prepared_transform(rewards, k, where, estimator, **rest)
+    if launch is None:
+        chosen = plan_transform(rewards, k, where, estimator, dtype)
+        if rewards.numel() == 0:
+            return empty_result(rewards, dtype, chosen)
+        if chosen is None:
+            with _device_of(rewards):
+                return long_rows.transform_long(
+                    rewards,
+                    k,
+                    where,
+                    estimator,
+                    **rest,
+                    coefficients=table_cache.coefficients(estimator, rewards.device),
+                    factorials=_factorials(rewards),
+                )
+        rewards, where, k = readable(rewards, where, k, chosen)
+        launch = _launch_of_transform(rewards, k, where, estimator, chosen, **rest)
     with _device_of(rewards):
         return launch(rewards, where, k)
 
