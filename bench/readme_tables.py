@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from bench import accuracy, grouping, host, scaling, throughput
+from bench.command import Bench, new_app
 from bench.paper import tables as paper
 from bench.records import RESULTS, Lines, Row, number, pivot, read_table
 
@@ -40,21 +41,19 @@ def markdown(lines: Lines) -> str:
     return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])
 
 
-def measured(
-    kind: str, tables: Callable[[Sequence[Row]], Sequence[Lines]]
-) -> Callable[[Path], str]:
-    """Make what fills a block: for every device where it was measured, its tables, and its plot."""
+def measured(bench: Bench) -> Table:
+    """Make what fills a bench's block: for every device where it ran, its tables, and its plot."""
 
     def block(results: Path) -> str:
         parts = []
-        for path in sorted(results.glob(f"{kind}-*.csv")):
+        for path in sorted(results.glob(f"{bench.name}-*.csv")):
             rows = read_table(path)
             runs = dict.fromkeys(f"{row['date']} at commit {row['commit']}" for row in rows)
             name, conditions = rows[0]["device"], rows[0]["conditions"]
             parts.append(
                 f"Measured on {name} ({conditions}), {' and '.join(runs)} (`results/{path.name}`)."
             )
-            parts += map(markdown, tables(rows))
+            parts += map(markdown, bench.tables(rows).values())
             if path.with_suffix(".png").exists():
                 parts.append(f"![{path.stem}](results/{path.stem}.png)")
         return "\n\n".join(parts)
@@ -167,17 +166,9 @@ def tpu_static(results: Path) -> str:
     return f"{about}; nothing was run (`results/{path.name}`).\n\n{table}"
 
 
+BENCHES = (throughput.BENCH, accuracy.BENCH, host.BENCH, grouping.BENCH, scaling.BENCH)
 TABLES: dict[str, Table] = {
-    "throughput": measured(
-        "throughput",
-        lambda rows: [
-            throughput.lines_of(rows, name) for name in dict.fromkeys(row["input"] for row in rows)
-        ],
-    ),
-    "accuracy": measured("accuracy", lambda rows: [accuracy.lines_of(rows)]),
-    "host": measured("host", lambda rows: [host.gpu_lines(rows), host.cpu_lines(rows)]),
-    "grouping": measured("grouping", lambda rows: [grouping.times_the_matrix(rows)]),
-    "scaling": measured("scaling", lambda rows: [scaling.growth(rows), scaling.annealing(rows)]),
+    **{bench.name: measured(bench) for bench in BENCHES},
     "gpu static": gpu_static,
     "beside the model": beside_model,
     "tpu static": tpu_static,
@@ -213,7 +204,7 @@ def filled(text: str, results: Path = RESULTS, tables: Mapping[str, Table] = TAB
     return _BLOCK.sub(block, text)
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 
 @app.command()
