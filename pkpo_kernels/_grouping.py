@@ -26,7 +26,7 @@ from pkpo_kernels.api import transform as transform_matrix
 from pkpo_kernels.backends import registry
 from pkpo_kernels.conversion import as_dtype
 from pkpo_kernels.maths.weights import Array
-from pkpo_kernels.typing import EstimatorName
+from pkpo_kernels.typing import EstimatorName, Scale
 from pkpo_kernels.validation import checked_integer, dtype_name, is_integer
 
 # A matrix with a row for every group may have so many elements for each entry, where one group is
@@ -250,17 +250,24 @@ def _rows(
         where = xp.ones_like(rows) == 1 if too_large else None
     if scale not in ("sum", "mean") and dtype_name(rows.dtype) in ("float16", "bfloat16"):
         rows = as_dtype(rows, xp.float32)  # so that the result is rounded to it once
-    out = transform_matrix(
-        rows,
-        k,
-        where=where,
-        estimator=cast(EstimatorName, estimator.name),
-        scale="mean" if scale == "mean" else "sum",
-        undersized=undersized,
-        implementation=implementation,
-    )
+    of_rows: Scale = "mean" if scale == "mean" else "sum"
     if entries.library != "numpy":
+        out = transform_matrix(
+            rows,
+            k,
+            where=where,
+            estimator=cast(EstimatorName, estimator.name),
+            scale=of_rows,
+            undersized=undersized,
+            implementation=implementation,
+        )
         return _scaled(entries, out, rows, where, rules, n_groups)
+    # All is checked, and there may be as many matrices as there are sizes of groups.
+    backend = registry.choose(implementation, "numpy", rows).backend
+    dtype = rows.dtype if rows.dtype.kind == "f" else np.float64
+    out = backend.transform_rows(
+        rows, k, where, estimator=estimator, scale=of_rows, undersized=undersized, dtype=dtype
+    )
     with np.errstate(all="ignore"):  # what overflows or underflows has a documented result
         return _scaled(entries, out, rows, where, rules, n_groups)
 

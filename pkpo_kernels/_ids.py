@@ -122,7 +122,10 @@ def _numbered(argument: str, ids: Sequence[Any]) -> NDArray[np.int64]:
             f"{argument} must be hashable ids; got {type(one).__name__} at {argument}[{at}]:"
             " pass integers (N, S) as an array, or tuples"
         ) from None
-    for kind in set(map(type, numbers)):
+    kinds = set(map(type, numbers))
+    if kinds <= {str, int, bytes}:
+        return codes
+    for kind in kinds:
         one = next(key for key in numbers if type(key) is kind)
         if library_of(one) in ("torch", "jax"):
             raise TypeError(
@@ -160,15 +163,19 @@ def sorted_by_id(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.
         return np.zeros(0, np.int64), np.zeros(1, np.int64)
     bits = (len(ids) - 1).bit_length()
     least, most = int(ids.min()), int(ids.max())
-    if (most - least).bit_length() + bits <= 63:
-        # Id and index in one number: NumPy sorts those several times as fast as it argsorts.
-        packed = ((ids - least) << bits) | np.arange(len(ids))
-        packed.sort()
-        order, by_id = packed & ((1 << bits) - 1), packed >> bits
-    else:
+    width = (most - least).bit_length() + bits
+    if width > 63:
         order = np.argsort(ids, kind="stable")
         by_id = ids[order]
-    starts = np.flatnonzero(np.diff(by_id)) + 1
+    else:
+        # Id and index in one number: NumPy sorts those several times as fast as it argsorts, and
+        # shorter ones in half the time.
+        packed: NDArray[Any] = (ids - least).astype(np.uint32 if width <= 32 else np.int64)
+        packed <<= bits
+        packed |= np.arange(len(ids), dtype=packed.dtype)
+        packed.sort()
+        order, by_id = (packed & ((1 << bits) - 1)).astype(np.int64), packed >> bits
+    starts = np.flatnonzero(by_id[1:] != by_id[:-1]) + 1
     return order, np.concatenate([[0], starts, [len(ids)]])
 
 

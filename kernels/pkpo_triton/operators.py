@@ -181,3 +181,61 @@ def _(
 ) -> torch.Tensor:
     n_ks = len(ks) if dynamic_ks is None else dynamic_ks.shape[0]
     return torch.empty((rewards.shape[0], n_ks), dtype=dtype, device=rewards.device)
+
+
+# ---- torch.func.vmap: a batch of matrices is a matrix of more rows ------------------------------
+
+
+@torch.library.register_vmap("pkpo_triton::transform", lib=_LIBRARY)
+def _(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    rewards: torch.Tensor,
+    k: int,
+    dynamic_k: torch.Tensor | None,
+    where: torch.Tensor | None,
+    rules: str,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, int]:
+    batch = info.batch_size
+    rewards = _batched(rewards, in_dims[0], batch)  # (batch, rows, n)
+    where = None if where is None else _batched(where, in_dims[3], batch).flatten(0, 1)
+    if dynamic_k is not None and (in_dims[2] is not None or dynamic_k.ndim):
+        dynamic_k = _batched(dynamic_k, in_dims[2], batch)  # (batch,) or (batch, rows)
+        of_rows = dynamic_k[:, None] if dynamic_k.ndim == 1 else dynamic_k
+        dynamic_k = of_rows.expand(rewards.shape[:2]).flatten()
+    out = torch.ops.pkpo_triton.transform(rewards.flatten(0, 1), k, dynamic_k, where, rules, dtype)
+    return out.reshape(rewards.shape), 0
+
+
+@torch.library.register_vmap("pkpo_triton::max_at_k", lib=_LIBRARY)
+def _(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    rewards: torch.Tensor,
+    ks: Sequence[int],
+    dynamic_ks: torch.Tensor | None,
+    where: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, int]:
+    batch = info.batch_size
+    rewards = _batched(rewards, in_dims[0], batch)  # (batch, rows, n)
+    where = None if where is None else _batched(where, in_dims[3], batch)
+    best = torch.ops.pkpo_triton.max_at_k
+    if in_dims[2] is None or dynamic_ks is None:
+        where = None if where is None else where.flatten(0, 1)
+        out = best(rewards.flatten(0, 1), ks, dynamic_ks, where, dtype)
+        return out.reshape(*rewards.shape[:2], out.shape[1]), 0
+    # All rows of a launch have the same ks.
+    of_each = _batched(dynamic_ks, in_dims[2], batch)  # (batch, number of ks)
+    out = [
+        best(rewards[i], ks, of_each[i], None if where is None else where[i], dtype)
+        for i in range(batch)
+    ]
+    return torch.stack(out), 0
+
+
+def _batched(x: torch.Tensor, dim: int | None, batch: int) -> torch.Tensor:
+    """Bring the dimension that is mapped over to the front, or repeat what has none: (...) →
+    (batch, ...)."""
+    return x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)

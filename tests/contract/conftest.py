@@ -85,8 +85,10 @@ _SLOW = {
         *_GROUPS,
     ),
 }
+# What JAX is strict about does not depend on numbers: see below.
+_SLOW["xla-strict"] = _SLOW["xla"]
 # And of what is slow these are for a release: rows of hundreds of samples in Pallas's interpreter,
-# and more numbers for a kernel that has been asked already.
+# and more numbers for a program or a kernel that has been asked already.
 _RELEASE = {
     "pallas": _names(
         r"1024|1025|16384",
@@ -100,6 +102,9 @@ _RELEASE = {
         r"alone\[(?!sloo-mean|passk_training-batch)",
         r"each_entry\[(?!clip-passk)",
     ),
+    "xla-strict": _SLOW["xla"],
+    "xla-traced": _SLOW["xla"],
+    "triton-hidden-k": _SLOW["triton"],
     "ptx-hidden-k": _names(r""),  # all of it
 }
 

@@ -163,6 +163,55 @@ class TestTorch:
         ):
             torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6)
 
+    def test_a_batch_is_a_matrix_of_more_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torch.func import vmap
+
+        launched: list[Any] = []
+
+        def form(rewards: torch.Tensor, *rest: Any) -> None:
+            launched.append(rewards.shape)
+
+        monkeypatch.setattr(operators, "_form", form)
+        named = {"implementation": "triton"}
+        cube = torch.randn(2, 4, 8, device=DEVICE)
+        where, k = cube > -0.5, torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]], device=DEVICE)
+
+        def values(x: torch.Tensor, k: Any, where: torch.Tensor) -> torch.Tensor:
+            return pk.transform(x, k, where=where, undersized="clip", **named)
+
+        def best(x: torch.Tensor, where: torch.Tensor, ks: Any = (1, 2)) -> torch.Tensor:
+            return pk.max_at_k(x, ks, where=where, **named)
+
+        for function, dims, *operands in (
+            (values, (0, None, 0), cube, 2, where),
+            (values, (2, None, 2), cube.movedim(0, 2), k[0, 1], where.movedim(0, 2)),
+            (values, (0, 0, 0), cube, k[:, 0], where),
+            (values, (0, 1, 0), cube, k.t(), where),
+            (values, (None, 0, None), cube[0], k, where[0]),
+            (values, (0, None, None), cube, k[1], where[0]),
+            (best, (0, 0), cube, where),
+            (best, (0, None), cube, where[1]),
+            (best, (0, 0, None), cube, where, k[0]),
+            (best, (0, None, 0), cube, where[1], k),
+        ):
+            apart = [
+                function(
+                    *(
+                        x if dim is None else x.select(dim, one)
+                        for x, dim in zip(operands, dims, strict=True)
+                    )
+                )
+                for one in range(2)
+            ]
+            launched.clear()
+            got = vmap(function, in_dims=dims)(*operands)
+            # But for ks of its own, which all rows of a launch share.
+            assert launched == (
+                [(4, 8)] * 2 if dims == (0, None, 0) and function is best else [(8, 8)]
+            )
+            want = torch.stack(apart)
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7, equal_nan=True)
+
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is prepared")
 class TestPreparedLaunches:

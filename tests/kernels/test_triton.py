@@ -34,15 +34,17 @@ from pkpo_triton.networks import (  # noqa: E402
 
 # Every length at which something changes, one less and one more; here first one of every regime.
 REGIMES = (1, 8, 9, 16, 17, 32, 33, 65, 100, 257)
-OTHER_EDGES = (
-    *(2, 7, 15, 31, 48, 63, 64, 127, 128, 129, 255, 256, 300, 511, 512, 513, 1024, 1025),
-    *(2048, 2049, 4096, 4097, 8192, 8193),
-)
+OTHER_EDGES = (2, 7, 15, 31, 48, 63, 64, 127, 128, 129, 255, 256, 300, 511, 513, 1025, 4097, 8193)
+LONG_EDGES = (512, 1024, 2048, 2049, 4096, 8192)
 
 
 def and_slow(first: Sequence[Any], *others: Any) -> list[Any]:
     """Parameters: the first in `make test`, the others in `make test-all`."""
-    return [*first, *(pytest.param(*_several(one), marks=pytest.mark.slow) for one in others)]
+    return [*first, *marked(pytest.mark.slow, others)]
+
+
+def marked(mark: pytest.MarkDecorator, parameters: Sequence[Any]) -> list[Any]:
+    return [pytest.param(*_several(one), marks=mark) for one in parameters]
 
 
 def _several(one: Any) -> tuple[Any, ...]:
@@ -109,7 +111,9 @@ class TestNetworks:
         assert (np.diff(x.T.ravel()) >= 0).all()
 
 
-@pytest.mark.parametrize("n", and_slow(REGIMES, *OTHER_EDGES))
+@pytest.mark.parametrize(
+    "n", [*and_slow(REGIMES, *OTHER_EDGES), *marked(pytest.mark.release, LONG_EDGES)]
+)
 def test_every_regime_and_its_edges(n: int, rng: np.random.Generator) -> None:
     rewards = rewards_of_every_kind(rng, n, rows=2).astype(np.float32)
     for estimator, k in (("sloo_minus_one", max(1, n // 3)), ("sloo", max(1, n // 2))):
@@ -241,8 +245,10 @@ def test_a_long_row(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(got, want, rtol=5e-6, atol=2e-6 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("masked", and_slow([True], False))
-@pytest.mark.parametrize("estimator", and_slow(["sloo_minus_one"], "sloo", "passk_training"))
+@pytest.mark.parametrize(
+    "estimator, masked",
+    and_slow([("sloo_minus_one", True)], ("sloo", False), ("passk_training", True)),
+)
 def test_long_rows_of_bools(estimator: str, masked: bool, rng: np.random.Generator) -> None:
     rewards, where = long_bools(rng)
     k = np.array([1, 2, 300, rewards.shape[1] // 2, rewards.shape[1] - 1])
@@ -268,7 +274,7 @@ def long_bools(rng: np.random.Generator) -> tuple[np.ndarray[Any, Any], np.ndarr
     return rng.random((5, n)) < share, rng.random((5, n)) < 0.9
 
 
-@pytest.mark.parametrize("n", and_slow([20, 100], 1025))
+@pytest.mark.parametrize("n", and_slow([20, 100], 300))
 def test_max_at_k_of_several_ks(n: int, rng: np.random.Generator) -> None:
     rewards = rewards_of_every_kind(rng, n, rows=2).astype(np.float32)
     rewards[0, 0] = np.nan

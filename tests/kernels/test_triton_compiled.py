@@ -50,6 +50,8 @@ LIKE_OTHERS = (
     "n=4096 float32, where, index shift 1",
     "n=1000 float32",
     "n=8192 float32",
+    "n=128 float32, where, k row, index shift 1, normalized",
+    "max@k n=128 float32, where",
 )
 
 
