@@ -116,7 +116,8 @@ def tables(rows: Sequence[Row]) -> dict[str, Lines]:
 def _column(row: Row) -> str:
     if row["sweep"] == ANNEALED:
         return f"annealing k, {row['different_ks']} steps"
-    return f"{row['rows']} x {row['n']}, {row['different_ks']} k"
+    of_ks = f", a k a row of {row['different_ks']}" if row["sweep"] == "different ks" else ""
+    return f"{row['rows']} x {row['n']}{of_ks}"
 
 
 def _cell(row: Row) -> str:

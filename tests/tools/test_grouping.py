@@ -13,16 +13,14 @@ pytest.importorskip("rich")
 from typer.testing import CliRunner
 
 import pkpo_kernels as pk
-from bench import grouping, harness
+from bench import grouping
 from bench.libraries import Library
 from bench.records import read_table
 from bench.shapes import Shape
 
 
 @pytest.fixture(autouse=True)
-def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "ROUNDS", 3)
-    monkeypatch.setattr(harness, "SAMPLE_SECONDS", 1e-4)
+def one_small_shape(monkeypatch: pytest.MonkeyPatch, few_rounds: None) -> None:
     monkeypatch.setattr(grouping, "SHAPES", (Shape(8, 16),))
 
 

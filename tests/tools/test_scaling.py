@@ -15,17 +15,13 @@ pytest.importorskip("jax")
 from typer.testing import CliRunner
 
 import pkpo_kernels as pk
-from bench import command, harness, scaling
+from bench import command, scaling
 from bench.libraries import Jax, Library, Step, Torch
 from bench.records import read_table
 from bench.scaling import ANNEALED, anneal, measure_point
 from bench.shapes import Shape
 
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "ROUNDS", 5)
-    monkeypatch.setattr(harness, "SAMPLE_SECONDS", 1e-4)
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 
 @pytest.mark.parametrize("count", [pytest.param(None, marks=pytest.mark.slow), 3])

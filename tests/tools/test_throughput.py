@@ -47,12 +47,6 @@ def measured(calls: dict[str, Callable[[Any], Any]]) -> dict[str, Timed]:
 # ---- The harness ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "ROUNDS", 5)
-    monkeypatch.setattr(harness, "SAMPLE_SECONDS", 1e-4)
-
-
 def test_quantiles_hold_the_middle() -> None:
     timed = Timed(Candidate("ours", NUMPY, copy), samples=[5.0, 1.0, 2.0, 3.0, 100.0, 4.0])
     assert timed.quantiles("s", 1.0) == {"s_p20": 2.0, "s": 3.5, "s_p80": 5.0}
