@@ -204,7 +204,7 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     return found
 
 
-BENCH = command.Bench("accuracy", measure, tables, panels)
+BENCH = command.Bench("accuracy", measure, tables, panels, of_others=True)
 app = command.command_of(BENCH)
 
 if __name__ == "__main__":

@@ -58,13 +58,11 @@ def measure_one(library: Library, shape: Shape) -> list[dict[str, Any]]:
         is_right = np.allclose(got, right, rtol=5e-6, atol=1e-9)
         return None if is_right else float(np.abs(got - right).max())
 
-    rows = [
-        timed.row() | {"rows": shape.rows, "n": shape.n}
-        for timed in harness.measure(entries, check)
-    ]
+    every = harness.measure(entries, check)
+    rows = [timed.row() | {"rows": shape.rows, "n": shape.n} for timed in every]
+    of_matrix = rows[0]["ms"]
     for row in rows:
-        both = row["ms"], rows[0]["ms"]
-        row["of_matrix"] = both[0] / both[1] if all(both) else None
+        row["of_matrix"] = row["ms"] / of_matrix if row["ms"] and of_matrix else None
     return rows
 
 

@@ -140,7 +140,7 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     ]
 
 
-BENCH = command.Bench("throughput", measure, tables, panels)
+BENCH = command.Bench("throughput", measure, tables, panels, of_others=True)
 app = command.new_app()
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("rich")
 from typer.testing import CliRunner
 
 import pkpo_kernels as pk
-from bench import grouping
+from bench import command, grouping
 from bench.libraries import Library
 from bench.records import read_table
 from bench.shapes import Shape
@@ -32,12 +32,15 @@ def test_the_matrix_comes_first_and_is_what_all_are_compared_with() -> None:
         assert row["of_matrix"] == pytest.approx(row["ms"] / first["ms"])
 
 
-def test_a_wrong_result_gets_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_gets_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = pk.transform_groups
     monkeypatch.setattr(pk, "transform_groups", lambda *given, **more: right(*given, **more)[::-1])
-    rows = grouping.measure_one(Library("cpu"), Shape(8, 16))
-    for row in rows[1:]:
-        assert row["reason"].startswith("wrong") and row["ms"] is row["of_matrix"] is None
+    monkeypatch.setattr(command, "opened", lambda device: [Library(device)])
+    done = CliRunner().invoke(grouping.app, ["--device", "cpu", "--out", str(tmp_path)])
+    assert done.exit_code == 1 and "blocks has no figure: wrong: off by" in done.output
+    rows = read_table(next(tmp_path.iterdir()))
+    assert [row["reason"].partition(":")[0] for row in rows] == ["", *["wrong"] * 3]
+    assert [row["of_matrix"] for row in rows] == ["1.0", "", "", ""]
     ((_, *lines),) = grouping.tables(rows).values()
     assert [line[1] for line in lines[1:]] == ["wrong"] * 3
 
