@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -113,26 +112,23 @@ def beside_model(results: Path) -> str:
     """What the model above allows on an H200, and what was measured there."""
     path = results / "throughput-nvidia-h200.csv"
     static = {row["kernel"]: row for row in read_table(results / "gpu-static-sm_90.csv")}
-    rates: dict[tuple[str, int], dict[str, float]] = {}
-    for row in read_table(path):
-        of = rates.setdefault((row["input"], int(row["n"])), {})
-        of[row["candidate"]] = number(row, "gb_per_s") or math.nan
+    rows = sorted(read_table(path), key=lambda row: int(row["n"]))
+    candidates = ("pk triton", "torch copy", "jax copy", "torch.compile, sort form")
     cells = []
-    for (name, size), of in sorted(rates.items(), key=lambda item: item[0][1]):
-        allowed = static[f"n={size} float32"][
-            "of_copy" if name == "gaussian" else "two_values_of_copy"
-        ]
-        ours, copy = of["pk triton"], max(of["torch copy"], of["jax copy"])
-        for label, ratio in (
-            ("of a copy, at most (a model)", float(allowed)),
-            ("of the faster copy (measured)", ours / copy),
-            ("times torch.compile's speed (measured)", ours / of["torch.compile, sort form"]),
-        ):
-            cells.append({"line": f"{name}: {label}", "n": str(size), "value": f"{ratio:.2f}"})
-    cells.sort(key=lambda it: it["line"].startswith("0/1"))
-    line, n, value = map(itemgetter, ("line", "n", "value"))
-    table = pivot(cells, line, n, value, "samples in a row")
-    return f"The kernels of `results/{path.name}` beside that model.\n\n{markdown(table)}"
+    for name, model in (("gaussian", "of_copy"), ("0/1", "two_values_of_copy")):
+        mine = [row for row in rows if row["input"] == name]
+        rate = {(row["n"], row["candidate"]): number(row, "gb_per_s") or math.nan for row in mine}
+        for n in dict.fromkeys(row["n"] for row in mine):
+            ours, torch_copy, jax_copy, compiled = (rate[n, it] for it in candidates)
+            ratios = {
+                "of a copy, at most (a model)": float(static[f"n={n} float32"][model]),
+                "of the faster copy (measured)": ours / max(torch_copy, jax_copy),
+                "times torch.compile's speed (measured)": ours / compiled,
+            }
+            cells += [{"of": f"{name}: {it}", "n": n, "ratio": ratios[it]} for it in ratios]
+    of, n_of, ratio = "{of}".format_map, "{n}".format_map, "{ratio:.2f}".format_map
+    table = markdown(pivot(cells, of, n_of, ratio, "samples in a row"))
+    return f"The kernels of `results/{path.name}` beside that model.\n\n{table}"
 
 
 def tpu_static(results: Path) -> str:

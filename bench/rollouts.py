@@ -9,16 +9,17 @@ samples of hard tasks have; training lifts it, most where it was small.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 TASKS, SAMPLES = 400, 16
 
 
-def write(folder: Path) -> None:
-    """Write both files to an existing folder, always the same ones."""
+def write(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)]) -> None:
+    """Write made-up rollouts of one policy before and after training, always the same ones."""
     rng = np.random.default_rng(0)
     chance = rng.beta(0.35, 1.2, TASKS)
     for name, chances in (("base", chance), ("trained", chance**0.7)):
@@ -31,4 +32,4 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    typer.run(write)
