@@ -18,21 +18,19 @@ right result is 0, as for the smallest reward of a row, what else came out is co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
-from bench import listing, records
-from bench.libraries import Library, opened
-from bench.records import CommitOption, Device, DeviceOption, OutOption, Row, figure, number
+from bench import command, listing, records
+from bench.libraries import Library
+from bench.records import Lines, Panel, Row, figure, number
 from bench.shapes import MEASURED_N
+from pkpo_kernels.conversion import to_host
 
 OFFSETS = (0.0, 1.0, 100.0, 10000.0)
 QUICK_N = 256
@@ -100,8 +98,7 @@ def candidates_of(libraries: Sequence[Library]) -> dict[str, Call]:
     """Name what is compared, each in its own precision."""
 
     def call(library: Library, name: str, rewards: NDArray[np.float32], k: int) -> NDArray[Any]:
-        out = library.transform(name, k)(library.matrix(rewards, len(rewards)))
-        return library.rows(out, range(len(rewards)))
+        return to_host(library.transform(name, k)(library.array(rewards)))
 
     found = {
         f"pk {name}": partial(call, library, name)
@@ -111,7 +108,55 @@ def candidates_of(libraries: Sequence[Library]) -> dict[str, Call]:
     return found | {TWO_SCANS: lambda rewards, k: listing.transform(rewards, k, np.float32)}
 
 
-def errors_of(got: NDArray[Any], right: NDArray[np.float64]) -> dict[str, Any]:
+class Case(NamedTuple):
+    """Rewards (rows, n), a k, and what is right (rows, n)."""
+
+    rewards: NDArray[np.float32]
+    k: int
+    right: NDArray[np.float64]
+
+
+def case(n: int, k: int, offset: float) -> Case:
+    """Draw rewards around an offset, the same ones every time."""
+    rows = max(1, min(MOST_ROWS, REWARDS // n))
+    rewards = (np.random.default_rng(n).standard_normal((rows, n)) + offset).astype(np.float32)
+    return Case(rewards, k, np.array([exact(row, k) for row in rewards]))
+
+
+def measure(
+    libraries: Sequence[Library], quick: bool, ns: Sequence[int] = MEASURED_N
+) -> Iterator[list[dict[str, Any]]]:
+    """Measure the error of every implementation against exact arithmetic."""
+    candidates = candidates_of(libraries)
+    pairs = [(n, k) for n in ns for k in ks_of(n) if n <= QUICK_N or not quick]
+    for offset in OFFSETS:
+        for kind, chosen in (
+            ("2 to n", [case(n, k, offset) for n, k in pairs if k > 1]),
+            ("1", [case(n, k, offset) for n, k in pairs if k == 1]),
+        ):
+            yield [
+                {"candidate": name, "k": kind, "offset": offset, **errors_of(call, chosen)}
+                for name, call in candidates.items()
+                if (kind, name) != ("1", TWO_SCANS)  # Eq 33 has no k=1
+            ]
+
+
+def errors_of(call: Call, cases: Sequence[Case]) -> dict[str, Any]:
+    """Compare a candidate's results with what is right: the largest of every figure, at any n and
+    k, and the worst error at each n."""
+    lengths = [it.rewards.shape[1] for it in cases]
+    found: dict[str, Any] = {"n": f"{min(lengths)} to {max(lengths)}", "reason": ""}
+    try:
+        errors = [compare(call(it.rewards, it.k), it.right) for it in cases]
+    except Exception as error:
+        return found | {"reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    found |= {it: max(one[it] for one in errors) for it in ("worst", "median", "of_largest")}
+    found |= {it: sum(one[it] for one in errors) for it in ("results", "zeros_missed")}
+    pairs = sorted((n, one["worst"]) for n, one in zip(lengths, errors, strict=True))
+    return found | {"worst_at": dict(pairs)}  # the last of each n is its worst
+
+
+def compare(got: NDArray[Any], right: NDArray[np.float64]) -> dict[str, Any]:
     """Compare results (rows, n); ValueError where one is not finite."""
     if not np.isfinite(got).all():
         raise ValueError("not finite")
@@ -127,104 +172,40 @@ def errors_of(got: NDArray[Any], right: NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
-def measure(
-    ns: Sequence[int], candidates: Mapping[str, Call], offsets: Sequence[float] = OFFSETS
-) -> Iterator[list[dict[str, Any]]]:
-    """Compare every candidate at every n, k and offset."""
-    rng = np.random.default_rng(0)
-    cases = [(n, k, offset) for n in ns for k in ks_of(n) for offset in offsets]
-    for n, k, offset in cases:
-        rows = max(1, min(MOST_ROWS, REWARDS // n))
-        rewards = (rng.standard_normal((rows, n)) + offset).astype(np.float32)
-        right = np.array([exact(row, k) for row in rewards])
-        found = []
-        for name, call in candidates.items():
-            if k == 1 and name == TWO_SCANS:  # Eq 33 has no k=1
-                continue
-            found.append({"candidate": name, "n": n, "k": k, "offset": offset, "reason": ""})
-            try:
-                found[-1] |= errors_of(call(rewards, k), right)
-            except Exception as error:
-                found[-1]["reason"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        yield found
-
-
-def summarize(cases: Sequence[Row]) -> list[dict[str, Any]]:
-    """Take the largest of every figure over n and k: a row a candidate and offset, k=1 apart."""
-    groups: dict[tuple[str, str, float], list[Row]] = {}
-    for case in sorted(cases, key=lambda case: case["k"] == 1):
-        ks = "1" if case["k"] == 1 else "2 to n"
-        groups.setdefault((case["candidate"], ks, case["offset"]), []).append(case)
-    rows = []
-    for (name, ks, offset), found in groups.items():
-        ns = [case["n"] for case in found]
-        row = {"candidate": name, "k": ks, "offset": offset, "n": f"{min(ns)} to {max(ns)}"}
-        row["reason"] = next((case["reason"] for case in found if case["reason"]), "")
-        if not row["reason"]:
-            row |= {it: max(case[it] for case in found) for it in ("worst", "median", "of_largest")}
-            row |= {it: sum(case[it] for case in found) for it in ("results", "zeros_missed")}
-        rows.append(row)
-    return rows
-
-
-def lines_of(rows: Sequence[Row]) -> list[list[str]]:
+def tables(rows: Sequence[Row]) -> dict[str, Lines]:
     """Lay out worst / median / of the row's largest: a candidate a line, an offset a column."""
 
     def cell(row: Row) -> str:
         figures = (number(row, name) for name in ("worst", "median", "of_largest"))
         return row["reason"] or " / ".join("–" if it is None else f"{it:.0e}" for it in figures)
 
-    return records.pivot(
-        rows,
+    lines = records.pivot(
+        sorted(rows, key=lambda row: row["k"] == "1"),
         lambda row: row["candidate"] + (", k=1" if row["k"] == "1" else ""),
         lambda row: f"rewards near {figure(float(row['offset']))}",
         cell,
         "candidate",
     )
+    return {"relative error: worst / median / worst of its row's largest": lines}
 
 
-def panels_of(cases: Sequence[Row]) -> list[records.Panel]:
+def panels(rows: Sequence[Row]) -> list[Panel]:
     """Draw the worst error at k ≥ 2 of every candidate over n, a panel an offset."""
-    panels = []
-    for offset in dict.fromkeys(case["offset"] for case in cases):
-        mine = [case for case in cases if case["offset"] == offset and case["k"] > 1]
+    found = []
+    for offset in OFFSETS:
         curves: dict[str, records.Points] = {
-            # Points in order: the last of each n is its worst.
-            name: list(dict(sorted(points)).items())
-            for name, points in records.curves(mine, "n", "worst").items()
+            row["candidate"]: list(row["worst_at"].items())
+            for row in rows
+            if (row["offset"], row["k"], row["reason"]) == (offset, "2 to n", "")
         }
-        curves["what is promised"] = [(case["n"], PROMISED) for case in mine]
+        curves["what is promised"] = [(n, PROMISED) for n in MEASURED_N]
         near = f"rewards near {figure(offset)}"
-        panels.append(records.Panel(near, "n, samples per task", "worst relative error", curves))
-    return panels
+        found.append(Panel(near, "n, samples per task", "worst relative error", curves))
+    return found
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def main(
-    device: DeviceOption = Device.auto,
-    quick: Annotated[bool, typer.Option("--quick", help=f"n up to {QUICK_N} only.")] = False,
-    out: OutOption = records.RESULTS,
-    commit: CommitOption = None,
-) -> None:
-    """Measure the error of every implementation against exact arithmetic."""
-    chosen, errors = records.present(device), Console(stderr=True)
-    where = records.origin(chosen, commit)
-    ns = [n for n in MEASURED_N if n <= QUICK_N or not quick]
-    total = len(OFFSETS) * sum(len(ks_of(n)) for n in ns)
-    todo = measure(ns, candidates_of(opened(chosen, errors.print)))
-    shown = track(todo, "accuracy", total, console=errors, transient=True)
-    cases = [case for found in shown for case in found]
-    rows = summarize(cases)
-    path = out / records.file_name("accuracy", where["device"])
-    records.write_table(path, rows, where)
-    title = "relative error: worst / median / worst of its row's largest"
-    records.report(
-        path, f"sloo_minus_one, {where['device']}", {title: lines_of(rows)}, panels_of(cases)
-    )
-
+BENCH = command.Bench("accuracy", measure, tables, panels, of_others=True)
+app = command.command_of(BENCH)
 
 if __name__ == "__main__":
     app()

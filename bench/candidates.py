@@ -19,8 +19,15 @@ FEW_ELEMENTS = 1 << 13
 
 
 def candidates_of(library: Library, rows: int, n: int) -> list[Candidate]:
-    """All that takes the library's matrices (rows, n): its copy, what is ours, what there is."""
-    return _OF_LIBRARY[library.name](library, rows, n)
+    """List all that takes the library's matrices (rows, n): its copy, what is ours, what there
+    is."""
+    copy, *others = _OF_LIBRARY[library.name](library, rows, n)
+    calls = {name: library.transform(name, K) for name in library.served()}
+    ours = [
+        Candidate(f"pk {name}", library, library.jitted(call), eager=call)
+        for name, call in calls.items()
+    ]
+    return [copy, *ours, *others]
 
 
 def gap_weights(n: int) -> NDArray[np.float32]:
@@ -44,10 +51,6 @@ def _torch(library: Library, rows: int, n: int) -> list[Candidate]:
 
     return [
         Candidate("torch copy", library, target.copy_, "copy"),
-        *(
-            Candidate(f"pk {name}", library, library.transform(name, K))
-            for name in library.served()
-        ),
         Candidate("torch eager, sort form", library, sort_form),
         Candidate("torch.compile, sort form", library, torch.compile(sort_form, dynamic=False)),
         Candidate("torch.sort alone", library, lambda x: torch.sort(x, dim=-1).values, "sort"),
@@ -69,31 +72,25 @@ def _jax(library: Library, rows: int, n: int) -> list[Candidate]:
         row = jax.lax.broadcasted_iota(jnp.int32, rewards.shape, 0)
         return jnp.zeros_like(rewards).at[row, order].set(sums, unique_indices=True)
 
-    ours = {name: library.transform(name, K) for name in library.served()}
     return [
         Candidate("jax copy", library, jax.jit(jnp.copy), "copy"),
-        *(Candidate(f"pk {it}", library, jax.jit(call), eager=call) for it, call in ours.items()),
         Candidate("jax.jit, sort form", library, sort_form),
     ]
 
 
 def _numpy(library: Library, rows: int, n: int) -> list[Candidate]:
-    target = np.empty((rows, n), np.float32)
+    target, few = np.empty((rows, n), np.float32), min(rows, max(1, FEW_ELEMENTS // n))
 
     def copy(rewards: Array) -> Array:
         np.copyto(target, rewards)
         return target
 
     def row_by_row(rewards: Array) -> Array:
-        return listing.transform(rewards, K)
+        return listing.transform(rewards[:few], K)
 
     return [
         Candidate("numpy copy", library, copy, "copy"),
-        *(
-            Candidate(f"pk {name}", library, library.transform(name, K))
-            for name in library.served()
-        ),
-        Candidate("numpy row by row", library, row_by_row, most_elements=FEW_ELEMENTS),
+        Candidate("numpy row by row", library, row_by_row, rows=few),
     ]
 
 

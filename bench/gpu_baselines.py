@@ -88,24 +88,8 @@ def inductor_sort(
 
 def sort_baseline(n: int) -> Variant:
     """32 elements a thread: of 4 to 32, what counts fewest, give or take one in a hundred."""
-    elements = 4096
-    return Variant(
-        name="tl.sort on int64 + scan + scatter",
-        kernel=sort_scan_scatter,
-        signature={
-            "x_ptr": "*fp32",
-            "out_ptr": "*fp32",
-            "w_ptr": "*fp32",
-            "n_rows": "i32",
-            "N": "constexpr",
-            "ROWS": "constexpr",
-        },
-        constants={"N": n, "ROWS": elements // n},
-        divisible=("x_ptr", "out_ptr", "w_ptr"),
-        num_warps=4,
-        n=n,
-        elements=elements,
-    )
+    name = "tl.sort on int64 + scan + scatter"
+    return _variant(name, sort_scan_scatter, n, rows=4096 // n, num_warps=4)
 
 
 # n → rows a program, and warps: of the configurations that Inductor (torch 2.13) itself tries with
@@ -116,22 +100,18 @@ INDUCTOR = {8: (128, 2), 16: (32, 2), 32: (32, 2), 64: (32, 2), 128: (8, 2), 256
 
 def inductor_baseline(n: int) -> Variant:
     rows, num_warps = INDUCTOR[n]
-    return Variant(
-        name="Inductor's sort_with_index, alone",
-        kernel=inductor_sort,
-        signature={
-            "x_ptr": "*fp32",
-            "values_ptr": "*fp32",
-            "places_ptr": "*i64",
-            "ROWS": "constexpr",
-            "N": "constexpr",
-        },
-        constants={"ROWS": rows, "N": n},
-        divisible=("x_ptr", "values_ptr", "places_ptr"),
-        num_warps=num_warps,
-        n=n,
-        elements=rows * n,
-    )
+    return _variant("Inductor's sort_with_index, alone", inductor_sort, n, rows, num_warps)
+
+
+_TYPES = {"places_ptr": "*i64", "n_rows": "i32", "N": "constexpr", "ROWS": "constexpr"}
+
+
+def _variant(name: str, kernel: Any, n: int, rows: int, num_warps: int) -> Variant:
+    """Describe one of the kernels above, for so many rows of n samples a program."""
+    signature = {argument: _TYPES.get(argument, "*fp32") for argument in kernel.arg_names}
+    pointers = tuple(argument for argument, of in signature.items() if of.startswith("*"))
+    constants = {"N": n, "ROWS": rows}
+    return Variant(name, kernel, signature, constants, pointers, num_warps, n, elements=rows * n)
 
 
 def every_baseline() -> Iterator[Variant]:

@@ -1,6 +1,6 @@
 """Compile what `pkpo verify` needs of the Triton kernels ahead of it, on all processors at once.
 
-    python -m bench.gpu_warm [WORKERS]
+    python -m bench.gpu_warm
 
 Verifying compiles one kernel after another, for minutes on a machine whose cache of Triton is
 empty. Here a first pass notes which are asked for and launches none; worker processes then compile
@@ -10,8 +10,6 @@ them into the cache.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
@@ -50,13 +48,13 @@ def compiled(one: Wanted) -> float:
     return time.perf_counter() - start
 
 
-def main(workers: int) -> None:
+def main() -> None:
     start = time.perf_counter()
     kernels = wanted()
     noted = time.perf_counter() - start
     # A process that has begun to use a GPU cannot be forked.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(mp_context=context) as pool:
         seconds = list(pool.map(compiled, kernels))
     print(
         f"{len(kernels)} kernels: noted in {noted:.0f} s, compiled in"
@@ -66,4 +64,4 @@ def main(workers: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else os.cpu_count() or 1)
+    main()

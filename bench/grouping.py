@@ -3,124 +3,109 @@
     python -m bench.grouping [--device auto|cpu|cuda|tpu] [--quick] [--out FOLDER]
 
 Groups of one size: as contiguous blocks, by integer ids in any order, on the device and as NumPy's,
-and by ids of text, looked up in every call; JAX's also under jax.jit. All take turns, each result
-is checked against that of the matrix, and every figure is a ratio to the matrix of the same
-library.
+and by ids of text, looked up in every call; JAX's also under jax.jit. All are checked and timed by
+bench/harness.py, and every figure is a ratio to the matrix of the same library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import repeat
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
-import typer
-from rich.console import Console
-from rich.progress import track
 
 import pkpo_kernels as pk
-from bench import records
-from bench.harness import ROUNDS, seconds
-from bench.libraries import Call, Library, opened
-from bench.records import CommitOption, Device, DeviceOption, OutOption, Row, figure, pivot
+from bench import command, harness
+from bench.harness import Candidate
+from bench.libraries import Array, Call, Library
+from bench.records import Lines, Row, figure, number, pivot
 from bench.shapes import Shape
+from pkpo_kernels.conversion import to_host
 
 K = 8
 SHAPES = (Shape(1024, 16), Shape(16384, 16), Shape(1024, 256))
 MATRIX = "a matrix"
 
 
-def candidates(library: Library, shape: Shape) -> dict[str, Call]:
-    """Bind what is timed: name → a call that returns (N,), or (rows, n) of the matrix; what it is
-    given is of no account."""
-    rng = np.random.default_rng(shape.rows)
-    rewards = rng.standard_normal((shape.rows, shape.n)).astype(np.float32)
-    order = rng.permutation(rewards.size)
-    names = rng.permutation(shape.rows)
-    ids = np.repeat(names, shape.n)[order]
-    text = [f"a-task-of-some-name-{one:08x}" for one in ids]
-    matrix, flat = library.array(rewards), library.array(rewards.reshape(-1))
-    mixed, on_device = library.array(rewards.reshape(-1)[order]), library.array(ids)
-    by_id = {
-        "integers": lambda _: pk.transform_groups(mixed, on_device, K, scale="sum"),
-        "integers of the host": lambda _: pk.transform_groups(mixed, ids, K, scale="sum"),
-        "text": lambda _: pk.transform_groups(mixed, text, K, scale="sum"),
-    }
-    if library.name == "numpy":
-        del by_id["integers of the host"]
-    if library.name == "jax":
-        import jax
+def measure(libraries: Sequence[Library], quick: bool) -> Iterator[list[dict[str, Any]]]:
+    """Measure what ids of groups cost beside a matrix."""
+    for library in libraries:
+        for shape in SHAPES[: 1 if quick else None]:
+            yield measure_one(library, shape)
 
-        program = jax.jit(lambda x, i: pk.transform_groups(x, i, K, scale="sum"))
-        by_id["integers, under jit"] = lambda _: program(mixed, on_device)
+
+def measure_one(library: Library, shape: Shape) -> list[dict[str, Any]]:
+    """Time a library's calls in rounds → a row for each, the matrix first."""
+    rng = np.random.default_rng(shape.rows)
+    rewards = rng.standard_normal(shape, dtype=np.float32)
+    order, names = rng.permutation(rewards.size), rng.permutation(shape.rows)
+    ids = np.repeat(names, shape.n)[order]
+    matrix, flat = library.array(rewards), library.array(rewards.reshape(-1))
+    mixed = library.array(rewards.reshape(-1)[order])
     want = np.asarray(pk.transform(rewards.astype(np.float64), K)).reshape(-1)
-    found: dict[str, Call] = {
-        MATRIX: lambda _: pk.transform(matrix, K),
-        "blocks": lambda _: pk.transform_groups(flat, shape.n, K, scale="sum"),
-        **by_id,
-    }
-    for name, call in found.items():
-        got = library.rows(call(None).reshape(-1), range(len(want)))
-        right = want[order] if name in by_id else want
-        np.testing.assert_allclose(got, right, rtol=5e-6, atol=1e-9, err_msg=name)
+
+    by_id = calls_by_id(library, ids)
+    entries = [
+        (Candidate(MATRIX, library, lambda x: pk.transform(x, K)), [matrix]),
+        (Candidate("blocks", library, partial(_transform, ids=shape.n)), [flat]),
+        *((Candidate(name, library, call), [mixed]) for name, call in by_id.items()),
+    ]
+
+    def check(candidate: Candidate, out: Array) -> float | None:
+        got = to_host(out).reshape(-1)
+        right = want[order] if candidate.name in by_id else want
+        is_right = np.allclose(got, right, rtol=5e-6, atol=1e-9)
+        return None if is_right else float(np.abs(got - right).max())
+
+    every = harness.measure(entries, check)
+    rows = [timed.row() | {"rows": shape.rows, "n": shape.n} for timed in every]
+    of_matrix = rows[0]["ms"]
+    for row in rows:
+        row["of_matrix"] = row["ms"] / of_matrix if row["ms"] and of_matrix else None
+    return rows
+
+
+def calls_by_id(library: Library, ids: np.ndarray[Any, Any]) -> dict[str, Call]:
+    """Bind transform_groups to ids (N,) in all the forms that a library takes: name → a call."""
+    on_device = library.array(ids)
+    text = [f"a-task-of-some-name-{one:08x}" for one in ids]
+    found: dict[str, Call] = {"integers": partial(_transform, ids=on_device)}
+    if library.name != "numpy":
+        found["integers of the host"] = partial(_transform, ids=ids)
+    found["text"] = partial(_transform, ids=text)
+    if library.name == "jax":
+        # A program has what it is bound to as constants: ids are given to it like rewards.
+        program = library.jitted(_transform)
+        found["integers, under jit"] = partial(program, ids=on_device)
     return found
 
 
-def measure(library: Library, shape: Shape) -> list[dict[str, Any]]:
-    """Time the candidates of a library in rounds → a row for each."""
-    calls = candidates(library, shape)
-    spent: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            spent[name].append(seconds(call, repeat(None, 1), 1, library, host=False))
-    medians = {name: float(np.median(times)) for name, times in spent.items()}
-    return [
-        {"candidate": name, "library": library.name, "rows": shape.rows, "n": shape.n}
-        | {"ms": 1e3 * median, "of_matrix": median / medians[MATRIX]}
-        for name, median in medians.items()
-    ]
+def _transform(rewards: Array, ids: Any) -> Array:
+    return pk.transform_groups(rewards, ids, K, scale="sum")
 
 
-def times_the_matrix(rows: Sequence[Row]) -> list[list[str]]:
+def tables(rows: Sequence[Row]) -> dict[str, Lines]:
     """Lay out the ratios, a library and a kind of ids a line."""
-    return pivot(
+
+    def cell(row: Row) -> str:
+        if row["candidate"] == MATRIX:
+            return f"{figure(number(row, 'ms') or np.nan)} ms"
+        ratio = number(row, "of_matrix")
+        return f"{ratio:.2f} x" if ratio is not None else row["reason"].partition(":")[0]
+
+    lines = pivot(
         rows,
-        lambda row: f"{row['library']}: {row['candidate']}",
-        lambda row: f"{row['rows']} x {row['n']}",
-        lambda row: (
-            f"{figure(float(row['ms']))} ms"
-            if row["candidate"] == MATRIX
-            else f"{float(row['of_matrix']):.2f} x"
-        ),
+        "{library}: {candidate}".format_map,
+        "{rows} x {n}".format_map,
+        cell,
         "groups",
     )
+    return {f"times the matrix, k={K}": lines}
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def main(
-    device: DeviceOption = Device.auto,
-    quick: Annotated[bool, typer.Option("--quick", help="The first shape only.")] = False,
-    out: OutOption = records.RESULTS,
-    commit: CommitOption = None,
-) -> None:
-    """Measure what ids of groups cost beside a matrix."""
-    chosen, errors = records.present(device), Console(stderr=True)
-    where, rows = records.origin(chosen, commit), []
-    work = [(one, shape) for one in opened(chosen, errors.print) for shape in SHAPES]
-    if quick:
-        work = [it for it in work if it[1] == SHAPES[0]]
-    for library, shape in track(work, "groups", console=errors, transient=True):
-        rows += measure(library, shape)
-    path = out / records.file_name("grouping", where["device"])
-    records.write_table(path, rows, where)
-    records.report(
-        path, f"k={K}, {where['device']}", {"times the matrix": times_the_matrix(rows)}, []
-    )
-
+BENCH = command.Bench("grouping", measure, tables)
+app = command.command_of(BENCH)
 
 if __name__ == "__main__":
     app()

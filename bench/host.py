@@ -16,22 +16,21 @@ has small calls on the CPU itself, one thread, beside torch's mean and std.
 
 from __future__ import annotations
 
-import gc
+import ctypes
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 from unittest import mock
 
-import typer
-
-from bench import records
-from bench.records import CommitOption, OutOption, Row
+from bench import command, harness, records
+from bench.harness import Candidate
+from bench.libraries import Library, Torch
+from bench.records import Lines, Row, figure
 
 ROWS, N, K = 1024, 16, 8
 KS = [1, 2, 4, 8]
@@ -39,96 +38,39 @@ SORT_FORM = "torch, sort form"
 # What group-relative advantages are without us.
 MEAN_AND_STD = "torch, (x - mean) / std"
 SMALL = ((64, 8), (1024, 64))
-ROUNDS = 60
-# Of a round's calls of one candidate.
-SECONDS = 2e-3
-# Set for the process that runs over the driver.
-_OVER_STUB = "PKPO_BENCH_OVER_STUB"
+ROUNDS = 200
+OF_GPU = "a GPU's"
+
+Calls = Mapping[str, Callable[[None], Any]]  # what they are given is of no account
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def main(
-    quick: Annotated[bool, typer.Option("--quick", help="Few rounds, too few to trust.")] = False,
-    out: OutOption = records.RESULTS,
-    commit: CommitOption = None,
-) -> None:
+def measure(libraries: Sequence[Library], quick: bool) -> Iterator[list[dict[str, Any]]]:
     """Measure what a call takes of the host."""
-    if os.environ.get(_OVER_STUB):
-        report(2 if quick else ROUNDS, out, commit)
-        return
-    with TemporaryDirectory() as folder:
-        source = Path(__file__).with_name("stub_libcuda.c")
-        library = Path(folder) / "libcuda.so.1"
-        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
-        paths = [folder, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-        environment = os.environ | {
-            _OVER_STUB: "1",
-            "TRITON_LIBCUDA_PATH": folder,
-            "LD_LIBRARY_PATH": os.pathsep.join(paths),
-            # Freed memory is kept, as torch keeps a GPU's: else whether each result asks the
-            # system for its memory is chance.
-            "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-            "MALLOC_TOP_PAD_": str(1 << 24),
-        }
-        again = subprocess.run([sys.executable, "-m", "bench.host", *sys.argv[1:]], env=environment)
-    raise typer.Exit(again.returncode)
-
-
-def report(rounds: int, out: Path, commit: str | None) -> None:
-    """Time all, write the table, and print it."""
+    (torch,), rounds = libraries, 2 if quick else ROUNDS
     with over_stub():
-        rows = timed("a GPU's", SORT_FORM, candidates(), rounds)
+        rows = timed(torch, OF_GPU, SORT_FORM, gpu_calls(), rounds)
+    yield rows
     for shape in SMALL:
-        rows += timed(f"{shape[0]} x {shape[1]}", MEAN_AND_STD, small_calls(*shape), rounds)
-    where = records.origin("cpu", commit)
-    path = out / records.file_name("host", where["device"])
-    records.write_table(path, rows, where)
-    tables = {"a GPU's calls": gpu_lines(rows), "small calls on a CPU": cpu_lines(rows)}
-    records.report(path, f"k={K}", tables, [])
-    ratios = {row["candidate"]: row["ratio"] for row in rows if row["calls"] == "a GPU's"}
-    eager, compiled, best = (f"{ratios[name]:.2f}" for name in ("eager", "compiled", "max_at_k"))
-    print(f"host eager {eager} compiled {compiled} max_at_k {best}")
+        kind = f"{shape[0]} x {shape[1]}"
+        yield timed(torch, kind, MEAN_AND_STD, small_calls(*shape), rounds)
 
 
 def timed(
-    calls: str, beside: str, found: dict[str, Callable[[], Any]], rounds: int
+    torch: Library, kind: str, beside: str, calls: Calls, rounds: int
 ) -> list[dict[str, Any]]:
-    """Time calls → a row for each, with its ratio to one of them."""
-    spent = least_seconds(found, rounds)
+    """Time calls by the processor's time → a row for each, with its ratio to one of them."""
+    entries = [(Candidate(name, torch, call), [None]) for name, call in calls.items()]
+    found = harness.measure(entries, None, host=True, clock=time.thread_time, rounds=rounds)
+    if failed := [f"{one.candidate.name}: {one.reason}" for one in found if one.reason]:
+        raise RuntimeError("; ".join(failed))
+    least = {one.candidate.name: min(one.samples) for one in found}
     return [
-        {"calls": calls, "candidate": name, "us": 1e6 * one, "ratio": one / spent[beside]}
-        for name, one in spent.items()
+        {"calls": kind, "candidate": name, "us": 1e6 * one, "ratio": one / least[beside]}
+        for name, one in least.items()
     ]
 
 
-def gpu_lines(rows: Sequence[Row]) -> list[list[str]]:
-    """Lay out what calls for a GPU take of the host, a call a line."""
-    head = [f"a call, {ROWS} x {N}", "of dispatching the sort form", "µs there"]
-    return [
-        head,
-        *(
-            [row["candidate"], f"{float(row['ratio']):.2f}", records.figure(float(row["us"]))]
-            for row in rows
-            if row["calls"] == "a GPU's"
-        ),
-    ]
-
-
-def cpu_lines(rows: Sequence[Row]) -> list[list[str]]:
-    """Lay out small calls on a CPU, a call a line and a shape a column."""
-    return records.pivot(
-        [row for row in rows if row["calls"] != "a GPU's"],
-        lambda row: row["candidate"],
-        lambda row: row["calls"],
-        lambda row: f"{float(row['ratio']):.2f} x ({records.figure(float(row['us']))} µs)",
-        "a call",
-    )
-
-
-def small_calls(rows: int, n: int) -> dict[str, Callable[[], Any]]:
+def small_calls(rows: int, n: int) -> Calls:
     """Bind what is timed on a CPU, one thread."""
     import torch
 
@@ -138,15 +80,15 @@ def small_calls(rows: int, n: int) -> dict[str, Callable[[], Any]]:
     array = x.numpy()
     k = n // 2
     return {
-        MEAN_AND_STD: lambda: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6),
-        "pk.transform, a tensor": lambda: pk.transform(x, k),
-        "pk.transform, NumPy's array": lambda: pk.transform(array, k),
-        'pk.transform, a tensor, "torch"': lambda: pk.transform(x, k, implementation="torch"),
+        MEAN_AND_STD: lambda _: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6),
+        "pk.transform, a tensor": lambda _: pk.transform(x, k),
+        "pk.transform, NumPy's array": lambda _: pk.transform(array, k),
+        'pk.transform, a tensor, "torch"': lambda _: pk.transform(x, k, implementation="torch"),
     }
 
 
-def candidates() -> dict[str, Callable[[], Any]]:
-    """Bind what is timed."""
+def gpu_calls() -> Calls:
+    """Bind what is timed over the driver that does nothing."""
     import torch
     from pkpo_triton import operators  # noqa: F401
     from pkpo_triton.coefficients import as_text
@@ -161,41 +103,40 @@ def candidates() -> dict[str, Callable[[], Any]]:
     rules = as_text(pk.ESTIMATORS["sloo_minus_one"], "sum", "zero")
     compiled = torch.ops.pkpo_triton.transform.default
 
-    def sort_form() -> torch.Tensor:
+    def sort_form(_: None) -> torch.Tensor:
         ordered, indices = torch.sort(small, dim=-1)
         sums = torch.cumsum(weights * torch.diff(ordered, dim=-1), dim=-1)
         return torch.zeros_like(ordered).scatter_(-1, indices[:, 1:], sums)
 
     return {
         SORT_FORM: sort_form,
-        "eager": lambda: pk.transform(x, K),
-        "eager, (32, 32, 16)": lambda: pk.transform(cube, K),
-        "eager, k a tensor": lambda: pk.transform(x, dynamic_k),
-        "eager, where": lambda: pk.transform(x, K, where=where),
-        "eager, a k a row": lambda: pk.transform(x, k_of_rows),
-        "max_at_k": lambda: pk.max_at_k(x, KS),
-        "compiled": lambda: compiled(x, K, None, None, rules, torch.float32),
+        "eager": lambda _: pk.transform(x, K),
+        "eager, (32, 32, 16)": lambda _: pk.transform(cube, K),
+        "eager, k a tensor": lambda _: pk.transform(x, dynamic_k),
+        "eager, where": lambda _: pk.transform(x, K, where=where),
+        "eager, a k a row": lambda _: pk.transform(x, k_of_rows),
+        "max_at_k": lambda _: pk.max_at_k(x, KS),
+        "compiled": lambda _: compiled(x, K, None, None, rules, torch.float32),
     }
 
 
-def least_seconds(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Time calls in turns: name → the least processor time of one."""
-    times = {}
-    for name, call in calls.items():
-        call()
-        start = time.thread_time()
-        call()
-        times[name] = max(1, int(SECONDS / (time.thread_time() - start)))
-    spent = dict.fromkeys(calls, float("inf"))
-    gc.disable()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.thread_time()
-            for _ in range(times[name]):
-                call()
-            spent[name] = min(spent[name], (time.thread_time() - start) / times[name])
-    gc.enable()
-    return spent
+def load_stub(folder: str) -> None:
+    """Build the driver that does nothing, and load it: all that asks for libcuda.so.1 later has
+    it."""
+    library = Path(folder) / "libcuda.so.1"
+    source = Path(__file__).with_name("stub_libcuda.c")
+    flags = ["-shared", "-fPIC", "-O1", f"-Wl,-soname,{library.name}"]
+    subprocess.run(["cc", *flags, "-o", library, source], check=True)
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    os.environ["TRITON_LIBCUDA_PATH"] = folder  # to link with
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory, as torch keeps a GPU's: else whether each result asks
+    the system for its memory is chance."""
+    trim_threshold, top_pad = -1, -2
+    ctypes.CDLL(None).mallopt(trim_threshold, 1 << 30)
+    ctypes.CDLL(None).mallopt(top_pad, 1 << 24)
 
 
 def over_stub() -> ExitStack:
@@ -227,6 +168,43 @@ def over_stub() -> ExitStack:
     triton.runtime.driver.set_active(CudaDriver())
     patches.callback(_calls.forget)  # what was prepared for that driver
     return patches
+
+
+def tables(rows: Sequence[Row]) -> dict[str, Lines]:
+    """Lay out what calls for a GPU take, a call a line, and small ones on a CPU, a shape a
+    column."""
+    head = [f"a call, {ROWS} x {N}", "of dispatching the sort form", "µs there"]
+    of_gpu = [
+        [row["candidate"], f"{float(row['ratio']):.2f}", figure(float(row["us"]))]
+        for row in rows
+        if row["calls"] == OF_GPU
+    ]
+    small = records.pivot(
+        [row for row in rows if row["calls"] != OF_GPU],
+        "{candidate}".format_map,
+        "{calls}".format_map,
+        lambda row: f"{float(row['ratio']):.2f} x ({figure(float(row['us']))} µs)",
+        "a call",
+    )
+    return {"a GPU's calls": [head, *of_gpu], "small calls on a CPU": small}
+
+
+BENCH = command.Bench("host", measure, tables)
+app = command.new_app()
+
+
+@app.command(help=measure.__doc__)
+def main(
+    quick: command.QuickOption = False,
+    out: command.OutOption = records.RESULTS,
+    commit: command.CommitOption = None,
+) -> None:
+    with TemporaryDirectory() as folder:
+        load_stub(folder)
+        keep_freed_memory()
+        rows = command.run(BENCH, [Torch("cpu")], quick, out, commit)
+    ratio = {row["candidate"]: f"{row['ratio']:.2f}" for row in rows if row["calls"] == OF_GPU}
+    print(f"host eager {ratio['eager']} compiled {ratio['compiled']} max_at_k {ratio['max_at_k']}")
 
 
 if __name__ == "__main__":

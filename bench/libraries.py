@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,6 +18,8 @@ Array = Any  # of the library
 Call = Callable[[Array], Array]  # (rows, n) → (rows, n)
 # A transform compiled once, (rewards, k) → result; ks as it takes them; how often it was compiled.
 Step = tuple[Callable[[Array, Any], Array], Sequence[Any], Callable[[], int]]
+# More matrices than this are never made: tiny ones may stay in the cache.
+MOST_BUFFERS = 64
 
 
 class Library:
@@ -25,6 +28,7 @@ class Library:
     name = "numpy"
     # device → the implementations that may serve it, the default first
     implementations: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("numpy",)}
+    xp: Any = np  # its array functions
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -39,21 +43,23 @@ class Library:
         k = k if isinstance(k, int) else self.array(k)
         return partial(pk.transform, k=k, implementation=implementation)
 
-    def jitted(self, call: Call) -> Call:
+    def jitted(self, call: Callable[..., Array]) -> Callable[..., Array]:
         """Compile a call, where the library's users do."""
         return call
 
     def array(self, values: NDArray[Any]) -> Array:
         """Copy an array to the device."""
-        return values.copy()
+        return np.array(values)
 
     def matrix(self, block: NDArray[Any], rows: int) -> Array:
         """Repeat a block of rows (some, n) to a matrix (rows, n) in new memory."""
-        return np.resize(block, (rows, block.shape[1]))
+        return self.xp.tile(self.array(block), (-(-rows // len(block)), 1))[:rows]
 
-    def rows(self, result: Array, indices: Sequence[int]) -> NDArray[np.float64]:
-        """Fetch some rows (len(indices), n) of a result."""
-        return np.asarray(result[np.array(indices)], np.float64)
+    def buffers(self, block: NDArray[Any], rows: int, cache_bytes: int = 0) -> list[Array]:
+        """Make matrices (rows, n) of repeated blocks: two, or more where they fit into the
+        cache."""
+        count = max(2, min(MOST_BUFFERS, -(-4 * cache_bytes // (rows * block[0].nbytes))))
+        return [self.matrix(block, rows) for _ in range(count)]
 
     def wait(self, result: Array) -> None:
         """Return when the result is there."""
@@ -84,23 +90,17 @@ class Torch(Library):
         import torch
 
         super().__init__(device)
-        self.torch = torch
+        self.xp = torch
 
     def array(self, values: NDArray[Any]) -> Array:
-        return self.torch.tensor(values, device=self.device)
-
-    def matrix(self, block: NDArray[Any], rows: int) -> Array:
-        return self.array(block).repeat(-(-rows // len(block)), 1)[:rows]
-
-    def rows(self, result: Array, indices: Sequence[int]) -> NDArray[np.float64]:
-        return np.asarray(result[list(indices)].double().cpu())
+        return self.xp.tensor(values, device=self.device)
 
     def wait(self, result: Array) -> None:
         if self.device == "cuda":
-            self.torch.cuda.synchronize()
+            self.xp.cuda.synchronize()
 
     def temporary_memory(self, call: Call, rewards: Array) -> float:
-        torch, cuda = self.torch, self.torch.cuda
+        torch, cuda = self.xp, self.xp.cuda
         if self.device == "cuda":
             cuda.synchronize()
             cuda.reset_peak_memory_stats()
@@ -118,17 +118,17 @@ class Torch(Library):
     def step(self, implementation: Any, ks: Sequence[int]) -> Step:
         from torch._dynamo.utils import counters
 
-        self.torch.compiler.reset()
+        self.xp.compiler.reset()
         counters.clear()
         transform = partial(pk.transform, implementation=implementation)
-        given = [self.torch.tensor(k, device=self.device) for k in ks]
-        compiled = self.torch.compile(transform, fullgraph=True)
+        compiled = self.xp.compile(transform, fullgraph=True)
+        given = [self.xp.tensor(k, device=self.device) for k in ks]
         return compiled, given, lambda: counters["stats"]["unique_graphs"]
 
     def release(self) -> None:
-        self.torch.compiler.reset()
+        self.xp.compiler.reset()
         if self.device == "cuda":
-            self.torch.cuda.empty_cache()
+            self.xp.cuda.empty_cache()
 
 
 class Jax(Library):
@@ -145,39 +145,36 @@ class Jax(Library):
         import jax
 
         super().__init__(device)
-        self.jax: Any = jax
+        self.jax, self.xp = jax, jax.numpy
         found = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
         if found != device:
             raise RuntimeError(f"JAX runs on {found} here")
 
-    def jitted(self, call: Call) -> Call:
+    def jitted(self, call: Callable[..., Array]) -> Callable[..., Array]:
         return self.jax.jit(call)
 
     def array(self, values: NDArray[Any]) -> Array:
         # A copy of JAX's own: on CPUs it may take in a NumPy array without one.
-        return self.jax.numpy.array(values, copy=True)
-
-    def matrix(self, block: NDArray[Any], rows: int) -> Array:
-        return self.jax.numpy.tile(self.array(block), (-(-rows // len(block)), 1))[:rows]
+        return self.xp.array(values, copy=True)
 
     def wait(self, result: Array) -> None:
         result.block_until_ready()
 
     def temporary_memory(self, call: Call, rewards: Array) -> float:
         # The compiler's own figure.
-        memory = self.jax.jit(call).lower(rewards).compile().memory_analysis()
+        memory: Any = self.jax.jit(call).lower(rewards).compile().memory_analysis()
         return float(memory.temp_size_in_bytes / rewards.nbytes)
 
     def step(self, implementation: Any, ks: Sequence[int]) -> Step:
-        call = self.jax.jit(partial(pk.transform, implementation=implementation))
+        call: Any = self.jax.jit(partial(pk.transform, implementation=implementation))
         # NumPy's scalars: to make JAX's would be compiled too.
         return call, [np.int32(k) for k in ks], call._cache_size
 
     def release(self) -> None:
-        self.jax.clear_caches()
+        self.jax.clear_caches()  # type: ignore[no-untyped-call]
 
 
-def opened(device: str, say: Callable[[str], None]) -> list[Library]:
+def opened(device: str) -> list[Library]:
     """Open the libraries that can be used with a device, and say which cannot, and why."""
     if device == "cpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -190,5 +187,5 @@ def opened(device: str, say: Callable[[str], None]) -> list[Library]:
             try:
                 libraries.append(library(device))
             except (ImportError, RuntimeError) as error:
-                say(f"{library.name} is left out: {error}")
+                print(f"{library.name} is left out: {error}", file=sys.stderr)
     return libraries

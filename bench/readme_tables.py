@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bench import accuracy, grouping, host, scaling, throughput
+from bench.command import Bench, new_app
 from bench.paper import tables as paper
 from bench.records import RESULTS, Lines, Row, number, pivot, read_table
 
@@ -40,21 +40,19 @@ def markdown(lines: Lines) -> str:
     return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])
 
 
-def measured(
-    kind: str, tables: Callable[[Sequence[Row]], Sequence[Lines]]
-) -> Callable[[Path], str]:
-    """Make what fills a block: for every device where it was measured, its tables, and its plot."""
+def measured(bench: Bench) -> Table:
+    """Make what fills a bench's block: for every device where it ran, its tables, and its plot."""
 
     def block(results: Path) -> str:
         parts = []
-        for path in sorted(results.glob(f"{kind}-*.csv")):
+        for path in sorted(results.glob(f"{bench.name}-*.csv")):
             rows = read_table(path)
             runs = dict.fromkeys(f"{row['date']} at commit {row['commit']}" for row in rows)
             name, conditions = rows[0]["device"], rows[0]["conditions"]
             parts.append(
                 f"Measured on {name} ({conditions}), {' and '.join(runs)} (`results/{path.name}`)."
             )
-            parts += map(markdown, tables(rows))
+            parts += map(markdown, bench.tables(rows).values())
             if path.with_suffix(".png").exists():
                 parts.append(f"![{path.stem}](results/{path.stem}.png)")
         return "\n\n".join(parts)
@@ -114,26 +112,23 @@ def beside_model(results: Path) -> str:
     """What the model above allows on an H200, and what was measured there."""
     path = results / "throughput-nvidia-h200.csv"
     static = {row["kernel"]: row for row in read_table(results / "gpu-static-sm_90.csv")}
-    rates: dict[tuple[str, int], dict[str, float]] = {}
-    for row in read_table(path):
-        of = rates.setdefault((row["input"], int(row["n"])), {})
-        of[row["candidate"]] = number(row, "gb_per_s") or math.nan
+    rows = sorted(read_table(path), key=lambda row: int(row["n"]))
+    candidates = ("pk triton", "torch copy", "jax copy", "torch.compile, sort form")
     cells = []
-    for (name, size), of in sorted(rates.items(), key=lambda item: item[0][1]):
-        allowed = static[f"n={size} float32"][
-            "of_copy" if name == "gaussian" else "two_values_of_copy"
-        ]
-        ours, copy = of["pk triton"], max(of["torch copy"], of["jax copy"])
-        for label, ratio in (
-            ("of a copy, at most (a model)", float(allowed)),
-            ("of the faster copy (measured)", ours / copy),
-            ("times torch.compile's speed (measured)", ours / of["torch.compile, sort form"]),
-        ):
-            cells.append({"line": f"{name}: {label}", "n": str(size), "value": f"{ratio:.2f}"})
-    cells.sort(key=lambda it: it["line"].startswith("0/1"))
-    line, n, value = map(itemgetter, ("line", "n", "value"))
-    table = pivot(cells, line, n, value, "samples in a row")
-    return f"The kernels of `results/{path.name}` beside that model.\n\n{markdown(table)}"
+    for name, model in (("gaussian", "of_copy"), ("0/1", "two_values_of_copy")):
+        mine = [row for row in rows if row["input"] == name]
+        rate = {(row["n"], row["candidate"]): number(row, "gb_per_s") or math.nan for row in mine}
+        for n in dict.fromkeys(row["n"] for row in mine):
+            ours, torch_copy, jax_copy, compiled = (rate[n, it] for it in candidates)
+            ratios = {
+                "of a copy, at most (a model)": float(static[f"n={n} float32"][model]),
+                "of the faster copy (measured)": ours / max(torch_copy, jax_copy),
+                "times torch.compile's speed (measured)": ours / compiled,
+            }
+            cells += [{"of": f"{name}: {it}", "n": n, "ratio": ratios[it]} for it in ratios]
+    of, n_of, ratio = "{of}".format_map, "{n}".format_map, "{ratio:.2f}".format_map
+    table = markdown(pivot(cells, of, n_of, ratio, "samples in a row"))
+    return f"The kernels of `results/{path.name}` beside that model.\n\n{table}"
 
 
 def tpu_static(results: Path) -> str:
@@ -167,17 +162,9 @@ def tpu_static(results: Path) -> str:
     return f"{about}; nothing was run (`results/{path.name}`).\n\n{table}"
 
 
+BENCHES = (throughput.BENCH, accuracy.BENCH, host.BENCH, grouping.BENCH, scaling.BENCH)
 TABLES: dict[str, Table] = {
-    "throughput": measured(
-        "throughput",
-        lambda rows: [
-            throughput.lines_of(rows, name) for name in dict.fromkeys(row["input"] for row in rows)
-        ],
-    ),
-    "accuracy": measured("accuracy", lambda rows: [accuracy.lines_of(rows)]),
-    "host": measured("host", lambda rows: [host.gpu_lines(rows), host.cpu_lines(rows)]),
-    "grouping": measured("grouping", lambda rows: [grouping.times_the_matrix(rows)]),
-    "scaling": measured("scaling", lambda rows: [scaling.growth(rows), scaling.annealing(rows)]),
+    **{bench.name: measured(bench) for bench in BENCHES},
     "gpu static": gpu_static,
     "beside the model": beside_model,
     "tpu static": tpu_static,
@@ -213,7 +200,7 @@ def filled(text: str, results: Path = RESULTS, tables: Mapping[str, Table] = TAB
     return _BLOCK.sub(block, text)
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 
 @app.command()

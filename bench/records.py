@@ -14,13 +14,11 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -32,35 +30,6 @@ RESULTS = Path(__file__).parent / "results"
 Row = Mapping[str, Any]  # column → value: text where it was read from a file
 Lines = Sequence[Sequence[str]]  # of a table, the heading first
 Points = Sequence[tuple[float, float]]
-
-
-class Device(StrEnum):
-    """Where to measure."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    tpu = "tpu"
-
-
-DeviceOption = Annotated[Device, typer.Option(help="Where to measure.")]
-OutOption = Annotated[Path, typer.Option(help="The folder of the results.")]
-CommitOption = Annotated[
-    str | None, typer.Option(help="What is measured, where git is not there to ask.")
-]
-
-
-def present(device: Device) -> str:
-    """Resolve "auto" to a GPU where torch sees one, and else the CPU."""
-    if device in (Device.auto, Device.cuda):
-        import torch
-
-        if torch.cuda.is_available():
-            return "cuda"
-        if device is Device.cuda:
-            raise typer.BadParameter("--device cuda needs a torch that sees a GPU")
-        return "cpu"
-    return device.value
 
 
 def origin(device: str, commit: str | None = None) -> dict[str, str]:
@@ -179,20 +148,19 @@ def curves(rows: Iterable[Row], x: str, y: str) -> dict[str, Points]:
     """Collect candidate → (x, y) of its rows, for those that have both."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        point = number(row, x), number(row, y)
-        if point[0] is not None and point[1] is not None:
-            found.setdefault(row["candidate"], []).append((point[0], point[1]))
+        at, value = number(row, x), number(row, y)
+        if at is not None and value is not None:
+            found.setdefault(row["candidate"], []).append((at, value))
     return dict(found)
 
 
 class Panel(NamedTuple):
-    """One panel of a plot: label → its points, on an x axis of powers of two."""
+    """One panel of a plot: label → its points, on an x axis of powers of two; y in decades."""
 
     title: str
     x: str
     y: str
     curves: Mapping[str, Points]
-    logarithmic: bool = True
 
 
 def plot(path: Path, title: str, panels: Sequence[Panel]) -> None:
@@ -214,10 +182,7 @@ def plot(path: Path, title: str, panels: Sequence[Panel]) -> None:
             (handles[label],) = axes.plot(*data, style, marker=".", color=color)
         axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
         axes.set_xscale("log", base=2)
-        if panel.logarithmic:
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(bottom=0)
+        axes.set_yscale("log")
         axes.grid(alpha=0.3)
     canvas.legend(handles.values(), handles, loc="outside lower center", ncols=5)
     canvas.suptitle(title)

@@ -18,26 +18,18 @@ import typer
 TASKS, SAMPLES = 400, 16
 
 
-def write(folder: Path, seed: int = 0) -> None:
-    """Write both files to an existing folder, the same ones for the same seed."""
-    rng = np.random.default_rng(seed)
+def write(folder: Annotated[Path, typer.Argument(exists=True, file_okay=False)]) -> None:
+    """Write made-up rollouts of one policy before and after training, always the same ones."""
+    rng = np.random.default_rng(0)
     chance = rng.beta(0.35, 1.2, TASKS)
     for name, chances in (("base", chance), ("trained", chance**0.7)):
         graded = rng.random((TASKS, SAMPLES)) < chances[:, None]
         lines = (
-            json.dumps({"task_id": f"task-{i}", "rewards": row})
+            json.dumps({"task_id": f"task-{i}", "rewards": row}) + "\n"
             for i, row in enumerate(graded.astype(int).tolist())
         )
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def main(
-    folder: Annotated[Path, typer.Argument(help="It must exist.", exists=True, file_okay=False)],
-) -> None:
-    """Write base.jsonl and trained.jsonl: made-up rollouts of one policy before and after
-    training."""
-    write(folder)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(write)

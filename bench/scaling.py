@@ -11,24 +11,21 @@ traced by tracemalloc for NumPy, by torch's profiler for torch on CPUs and by it
 and the compiler's own figure for XLA.
 
 Then k is annealed, step by step, through one compiled step: under jax.jit with k traced, under
-torch.compile with k a tensor. It may be compiled once; the exit code is 1 where it is not.
+torch.compile with k a tensor. It may be compiled once: there is no figure where it is not.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
-import typer
-from rich.console import Console
-from rich.progress import track
 
-from bench import records
-from bench.harness import Candidate, buffers_of, error_of, measure
-from bench.libraries import Library, opened
-from bench.records import CommitOption, Device, DeviceOption, OutOption, Row, figure, number
+from bench import command, harness, records
+from bench.harness import Candidate, checked_with
+from bench.libraries import Library
+from bench.records import Lines, Panel, Row, figure, number
 from bench.shapes import INPUTS, MEASURED_N, K, Shape
 
 N, DIFFERENT_KS = 64, (1, 2, 4, 8, 16, 32, 64)
@@ -43,38 +40,39 @@ ROWS = {
 # sweep → the column that grows along it
 SWEEPS = {"rows": "rows", "n": "n", "different ks": "different_ks"}
 ANNEALED = "annealed k"
-UNDER = {"jax": "jax.jit", "torch": "torch.compile"}
 
 
-def points(device: str, quick: bool) -> list[tuple[str, Shape, int]]:
-    """List (sweep, shape, number of different ks); 0 for the one k of bench/shapes.py."""
-    rows, fixed = ROWS[device]
-    few = 4 if quick else None
-    return [
-        *(("rows", Shape(r, N), 0) for r in rows[:few]),
-        *(("n", Shape(fixed, n), 0) for n in MEASURED_N[:few]),
-        *(("different ks", Shape(fixed, N), count) for count in DIFFERENT_KS),
-    ]
+def measure(libraries: Sequence[Library], quick: bool) -> Iterator[list[dict[str, Any]]]:
+    """Measure how time and memory grow, and what annealing k compiles."""
+    (rows, fixed), few = ROWS[libraries[0].device], 4 if quick else None
+    for r in rows[:few]:
+        yield measure_point(libraries, "rows", Shape(r, N))
+    for n in MEASURED_N[:few]:
+        yield measure_point(libraries, "n", Shape(fixed, n))
+    for count in DIFFERENT_KS:
+        yield measure_point(libraries, "different ks", Shape(fixed, N), count)
+    for library in libraries:
+        yield anneal(library, Shape(fixed, N))
 
 
 def measure_point(
-    libraries: Sequence[Library], sweep: str, shape: Shape, count: int
+    libraries: Sequence[Library], sweep: str, shape: Shape, different_ks: int | None = None
 ) -> list[dict[str, Any]]:
-    """Time all implementations at one point, in rounds."""
+    """Time all implementations at one point, in rounds; without a number of ks at the usual one."""
     block = INPUTS["gaussian"](np.random.default_rng(shape.n), shape)
-    ks = 1 + np.arange(shape.rows) % count if count else K
-    buffers = {library: buffers_of(library, block, shape.rows, 0) for library in libraries}
-    candidates = [
-        Candidate(name, library, library.jitted(library.transform(name, ks)))
+    ks = 1 + np.arange(shape.rows) % different_ks if different_ks else K
+    buffers = {library: library.buffers(block, shape.rows) for library in libraries}
+    entries = [
+        (Candidate(name, library, library.jitted(library.transform(name, ks))), buffers[library])
         for library in libraries
         for name in library.served()
     ]
+    about = {"sweep": sweep, "rows": shape.rows, "n": shape.n, "different_ks": different_ks or 1}
     rows = []
-    for timed in measure([(it, buffers[it.library]) for it in candidates], block, ks):
-        _, library, call, *_ = timed.candidate
-        row = {"sweep": sweep, "rows": shape.rows, "n": shape.n, "different_ks": count or 1}
-        rows.append(timed.row() | row)
-        if timed.outcome == "measured":
+    for timed in harness.measure(entries, checked_with(block, ks)):
+        rows.append(timed.row() | about)
+        if not timed.reason:
+            _, library, call, *_ = timed.candidate
             rows[-1]["temporary_memory"] = library.temporary_memory(call, buffers[library][0])
     return rows
 
@@ -85,103 +83,66 @@ def anneal(library: Library, shape: Shape) -> list[dict[str, Any]]:
     What compiling takes is the time of the first step less that of a later one.
     """
     block = INPUTS["gaussian"](np.random.default_rng(0), shape)
-    matrix, rows = library.matrix(block, shape.rows), []
+    matrix = library.matrix(block, shape.rows)
+    about = {"sweep": ANNEALED, "rows": shape.rows, "n": shape.n, "different_ks": len(ANNEALED_KS)}
+    rows = []
     for name in library.served():
-        step = library.step(name, ANNEALED_KS)
-        if step is None:
+        if (step := library.step(name, ANNEALED_KS)) is None:
             continue
         call, given, compilations = step
-        times, errors = [], []
-        for k, operand in zip(ANNEALED_KS, given, strict=True):
-            start = time.perf_counter()
-            out = call(matrix, operand)
-            library.wait(out)
-            times.append(time.perf_counter() - start)
-            errors.append(error_of(library, out, block, k))
-        later = float(np.median(times[1:]))
-        row: dict[str, Any] = {"candidate": name, "library": library.name, "sweep": ANNEALED}
-        row |= {"rows": shape.rows, "n": shape.n, "different_ks": len(ANNEALED_KS)}
-        row |= {"outcome": "wrong" if any(errors) else "measured", "ms": 1e3 * later}
-        row |= {"compilations": compilations(), "compile_s": times[0] - later}
+        candidate = Candidate(name, library, partial(call, matrix))
+        (timed,) = harness.measure([(candidate, given)], checked_with(block, ANNEALED_KS[-1]))
+        row = timed.row() | about | {"compilations": compilations()}
+        if row["compilations"] != 1 and not timed.reason:
+            row["reason"] = "failed: a new k was compiled anew"
+        if timed.first_call_s is not None and row["ms"] is not None:
+            row["compile_s"] = timed.first_call_s - row["ms"] / 1e3
         rows.append(row)
     return rows
 
 
-def curves(rows: Sequence[Row], sweep: str, name: str) -> dict[str, records.Points]:
-    """Collect candidate → (place in the sweep, a figure of it)."""
-    return records.curves((row for row in rows if row["sweep"] == sweep), SWEEPS[sweep], name)
+def tables(rows: Sequence[Row]) -> dict[str, Lines]:
+    """Lay out both ends of every sweep, and what annealing compiled, a candidate a line."""
+    shown: list[Row] = []
+    for sweep, growing in SWEEPS.items():
+        mine = [row for row in rows if row["sweep"] == sweep]
+        ends = mine[0][growing], mine[-1][growing]
+        shown += [row for row in mine if row[growing] in ends]
+    shown += [row for row in rows if row["sweep"] == ANNEALED]
+    lines = records.pivot(shown, "{candidate}".format_map, _column, _cell, "a call")
+    return {"time, and temporary memory in multiples of the input": lines}
 
 
-def growth(rows: Sequence[Row]) -> list[list[str]]:
-    """Lay out the ends of each sweep, and the memory that the largest matrix takes, and any."""
-    lines = [["implementation", *SWEEPS, "temporary memory, of the input"]]
-    for name in dict.fromkeys(row["candidate"] for row in rows):
-        lines.append([name])
-        for sweep in SWEEPS:
-            curve = curves(rows, sweep, "ms").get(name)
-            if curve is None:
-                lines[-1].append("no figure")
-                continue
-            (low, first), (high, last) = curve[0], curve[-1]
-            lines[-1].append(f"{low:.0f} to {high:.0f}: {figure(first)} to {figure(last)} ms")
-        held = [
-            (int(row["rows"]) * int(row["n"]), number(row, "temporary_memory") or 0.0)
-            for row in rows
-            if row["candidate"] == name and row["sweep"] != ANNEALED
-        ]
-        # Small matrices have tables of weights, too.
-        most = max(memory for _, memory in held)
-        lines[-1].append(f"largest matrix {max(held)[1]:.1f} x, any at most {most:.1f} x")
-    return lines
+def _column(row: Row) -> str:
+    if row["sweep"] == ANNEALED:
+        return f"annealing k, {row['different_ks']} steps"
+    of_ks = f", a k a row of {row['different_ks']}" if row["sweep"] == "different ks" else ""
+    return f"{row['rows']} x {row['n']}{of_ks}"
 
 
-def annealing(rows: Sequence[Row]) -> list[list[str]]:
-    """Lay out what annealing k compiled, a candidate a line."""
-    lines = [
-        ["implementation", "step under", "steps, each with its k", "compilations", "compiling"]
-    ]
-    for row in (row for row in rows if row["sweep"] == ANNEALED):
-        times = str(row["compilations"]) + ("" if row["outcome"] == "measured" else ", wrong")
-        line = [row["candidate"], UNDER[row["library"]], str(row["different_ks"]), times]
-        lines.append([*line, f"{float(row['compile_s']):.1f} s"])
-    return lines
+def _cell(row: Row) -> str:
+    ms, memory, seconds = (number(row, it) for it in ("ms", "temporary_memory", "compile_s"))
+    if row["reason"] or ms is None:
+        return str(row["reason"]).partition(":")[0]
+    if seconds is not None:
+        return f"compiled once, in {seconds:.1f} s"
+    return f"{figure(ms)} ms, {memory:.1f} x"
 
 
-def panels_of(rows: Sequence[Row]) -> list[records.Panel]:
+def panels(rows: Sequence[Row]) -> list[Panel]:
     """Draw time over the three sweeps, and memory over n."""
-    time_of = [
-        records.Panel("time of a call", it, "ms", curves(rows, it, "ms"), it != "different ks")
-        for it in SWEEPS
-    ]
-    memory = curves(rows, "n", "temporary_memory")
-    return [*time_of, records.Panel("temporary memory", "n", "of the input", memory, False)]
+
+    def curves(sweep: str, name: str) -> dict[str, records.Points]:
+        mine = (row for row in rows if row["sweep"] == sweep)
+        return records.curves(mine, SWEEPS[sweep], name)
+
+    times = [Panel("time of a call", sweep, "ms", curves(sweep, "ms")) for sweep in SWEEPS]
+    memory = Panel("temporary memory", "n", "of the input", curves("n", "temporary_memory"))
+    return [*times, memory]
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def main(
-    device: DeviceOption = Device.auto,
-    quick: Annotated[bool, typer.Option("--quick", help="The small ends only.")] = False,
-    out: OutOption = records.RESULTS,
-    commit: CommitOption = None,
-) -> None:
-    """Measure how time and memory grow, and what annealing k compiles."""
-    chosen, errors, rows = records.present(device), Console(stderr=True), []
-    where, libraries = records.origin(chosen, commit), opened(chosen, errors.print)
-    for point in track(points(chosen, quick), "scaling", console=errors, transient=True):
-        rows += measure_point(libraries, *point)
-    for library in libraries:
-        rows += anneal(library, Shape(ROWS[chosen][1], N))
-    path = out / records.file_name("scaling", where["device"])
-    records.write_table(path, rows, where)
-    tables = {"median times": growth(rows), "k annealed in one compiled step": annealing(rows)}
-    records.report(path, f"sloo_minus_one, {where['device']}", tables, panels_of(rows))
-    if any(row["outcome"] != "measured" or row.get("compilations", 1) != 1 for row in rows):
-        errors.print("no figure, or a new k was compiled anew")
-        raise typer.Exit(1)
-
+BENCH = command.Bench("scaling", measure, tables, panels)
+app = command.command_of(BENCH)
 
 if __name__ == "__main__":
     app()

@@ -1,4 +1,4 @@
-"""The shapes and the rewards of the matrices that are tested and measured, declared once."""
+"""The rewards that are measured, and the lengths of their rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 # The k of every transform that is measured.
 K = 4
+# Every length that a figure is given for.
+MEASURED_N = (8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
 
 
 class Shape(NamedTuple):
@@ -18,37 +20,9 @@ class Shape(NamedTuple):
     rows: int
     n: int
 
-    def __str__(self) -> str:
-        return f"{self.rows}x{self.n}"
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """Parse "64x8" to Shape(rows=64, n=8); n must admit the k that is measured."""
-        rows, _, n = text.lower().partition("x")
-        if not (rows.isdecimal() and n.isdecimal() and int(rows) >= 1 and int(n) >= K):
-            raise ValueError(f"a shape must be ROWSxN with N of at least {K}, got {text!r}")
-        return cls(int(rows), int(n))
-
-
-_Rng = np.random.Generator
 
 # name → rewards (rows, n) of float32
-INPUTS: dict[str, Callable[[_Rng, Shape], NDArray[Any]]] = {
+INPUTS: dict[str, Callable[[np.random.Generator, Shape], NDArray[Any]]] = {
     "gaussian": lambda rng, shape: rng.standard_normal(shape, dtype=np.float32),
     "0/1": lambda rng, shape: rng.integers(0, 2, shape).astype(np.float32),
 }
-
-# Every k of these is checked against all subsets.
-ENUMERATED_N = (1, 2, 3, 4, 6)
-
-# (rows, n) checked against the reference: around powers of two, odd counts, one row, one sample.
-REFERENCE = ((1, 1), (3, 7), (3, 8), (17, 33), (2, 257), (2, 1024))
-
-
-def ks_for(n: int) -> tuple[int, ...]:
-    """Choose ks that matter for n: the ends, the usual ones, the middle."""
-    return tuple(sorted({1, min(2, n), min(3, n), min(8, n), max(1, n // 2), max(1, n - 1), n}))
-
-
-# Every length that a figure is given for.
-MEASURED_N = (8, 16, 32, 64, 128, 256, 1024, 4096, 16384)

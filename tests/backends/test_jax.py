@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from subjects import INTERPRETED, PALLAS_INTERPRETED, rewards_of_every_kind
+from subjects import INTERPRETED, PALLAS_INTERPRETED, rewards_of_every_kind, same
 
 import pkpo_kernels as pk
 
@@ -73,12 +73,6 @@ def rewards() -> jax.Array:
 @pytest.fixture
 def cube() -> jax.Array:
     return jnp.asarray(CUBE)
-
-
-def same(got: Any, want: Any) -> None:
-    """By NumPy, which compiles nothing."""
-    assert got.dtype == want.dtype and got.shape == want.shape
-    np.testing.assert_allclose(np.asarray(got), want, rtol=5e-6, atol=5e-6)
 
 
 def of_each(ks: Any, rewards: Any = REWARDS) -> np.ndarray[Any, Any]:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from subjects import INTERPRETED, rewards_of_every_kind
+from subjects import INTERPRETED, rewards_of_every_kind, same
 
 import pkpo_kernels as pk
 from pkpo_kernels import backends
@@ -32,12 +32,6 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET
 
 fused = partial(pk.transform, implementation="triton_jax")
 fused_max = partial(pk.max_at_k, implementation="triton_jax")
-
-
-def same(got: Any, want: Any, tolerance: float = 5e-6) -> None:
-    assert got.dtype == want.dtype and got.shape == want.shape
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
 def rewards_of(n: int, dtype: Any = jnp.float32) -> jax.Array:

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from pkpo_pallas import launch, networks, plan
 from races import Races
-from subjects import PALLAS_INTERPRETED, interpret_with, rewards_of_every_kind
+from subjects import PALLAS_INTERPRETED, interpret_with, rewards_of_every_kind, same
 
 import pkpo_kernels as pk
 from pkpo_kernels.maths.weights import Coefficients, Estimator
@@ -33,12 +33,6 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
 release = partial(pytest.param, marks=pytest.mark.release)
 fused = partial(pk.transform, implementation="pallas_interpret")
 fused_max = partial(pk.max_at_k, implementation="pallas_interpret")
-
-
-def same(got: Any, want: Any, tolerance: float = 5e-6) -> None:
-    assert got.dtype == want.dtype and got.shape == want.shape
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
 
 def reference(rewards: Any, k: Any, **options: Any) -> np.ndarray[Any, Any]:

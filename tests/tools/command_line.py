@@ -56,16 +56,3 @@ def write_jsonl(path: Path, tasks: dict[str, list[Any]]) -> Path:
     lines = (json.dumps({"task_id": task, "rewards": rewards}) for task, rewards in tasks.items())
     path.write_text("\n".join(lines))
     return path
-
-
-def write_binary(folder: Path) -> Path:
-    """Write four tasks with 0, 1, 5 and 10 correct of 10."""
-    correct = {"none": 0, "one": 1, "half": 5, "all": 10}
-    tasks = {task: [1] * c + [0] * (10 - c) for task, c in correct.items()}
-    return write_jsonl(folder / "binary.jsonl", tasks)
-
-
-def write_ragged(folder: Path) -> Path:
-    """Write tasks of 4, 1 and 3 samples."""
-    tasks = {"a": [0.5, 1.0, 2.0, 0.25], "b": [1.0], "c": [3.0, 1.0, 2.0]}
-    return write_jsonl(folder / "ragged.jsonl", tasks)

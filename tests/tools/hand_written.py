@@ -5,9 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from bench.ptx.launch import Launch
 from bench.ptx.memory import Pointer
 from bench.ptx.program import Program
+
+# %rd1: where this thread's word of `out` lies.
+OF_THREAD = [
+    "mov.u32 %r1, %tid.x;",
+    "mov.u32 %r2, %ctaid.x;",
+    "mov.u32 %r3, %ntid.x;",
+    "mad.lo.s32 %r4, %r2, %r3, %r1;",
+    "ld.param.u64 %rd0, [out];",
+    "mad.wide.u32 %rd1, %r4, 4, %rd0;",
+]
+
+
+def words(count: int) -> Any:
+    return torch.zeros(count, dtype=torch.int32)
 
 
 def kernel(text: Sequence[str], tensors: dict[str, Any], threads: int = 32) -> Program:

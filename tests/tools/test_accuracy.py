@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bench import accuracy
-from bench.accuracy import PROMISED, PROMISED_AT_1, TWO_SCANS, errors_of, exact, lines_of, summarize
+from bench.accuracy import (
+    PROMISED,
+    PROMISED_AT_1,
+    TWO_SCANS,
+    Case,
+    compare,
+    errors_of,
+    exact,
+    tables,
+)
 from bench.libraries import opened
 from bench.records import read_table
 from pkpo_kernels.maths import reference
@@ -41,44 +50,53 @@ def test_exact_stays_exact_far_from_0() -> None:
     assert near[1] == 0
 
 
-def test_errors_of() -> None:
+def test_compare() -> None:
     right = np.array([[0.0, -1.0, 2.0, 1e-31], [0.0, 0.0, -4.0, 1.0]])
     got = np.array([[0.0, -1.1, 2.0, 5e-31], [0.1, 0.0, -4.0, 1.0]])
-    found = errors_of(got, right)
+    found = compare(got, right)
     assert found["worst"] == pytest.approx(0.1) and found["of_largest"] == pytest.approx(0.05)
     assert (found["results"], found["median"], found["zeros_missed"]) == (4, 0, 1)
     with pytest.raises(ValueError, match="not finite"):
-        errors_of(np.full_like(got, np.nan), right)
+        compare(np.full_like(got, np.nan), right)
 
 
 def test_two_scans_break_down_where_ours_does_not() -> None:
-    candidates = accuracy.candidates_of(opened("cpu", print))
-    cases = [case for found in accuracy.measure([256], candidates, (0.0, 1e4)) for case in found]
-    found = {(row["candidate"], row["k"], row["offset"]): row for row in summarize(cases)}
+    libraries = opened("cpu")
+    rows = [row for found in accuracy.measure(libraries, False, [256]) for row in found]
+    found = {(row["candidate"], row["k"], row["offset"]): row for row in rows}
     for (name, ks, _), row in found.items():
         assert row["reason"] == "" and row["n"] == "256 to 256"
         if ks == "1":  # what cancels there is small only beside the rest of its row
             assert name != TWO_SCANS and row["of_largest"] < PROMISED_AT_1
         else:
             assert (row["worst"] > 0.1) if name == TWO_SCANS else (row["worst"] < PROMISED)
+            assert row["worst_at"] == {256: row["worst"]}
     losses = [found[TWO_SCANS, "2 to n", offset]["of_largest"] for offset in (0.0, 1e4)]
     assert losses[1] > 1e-3 > losses[0]
-    assert len(found) == 4 * len(candidates) - 2
+    candidates = accuracy.candidates_of(libraries)
+    assert len(found) == len(rows) == len(accuracy.OFFSETS) * (2 * len(candidates) - 1)
 
 
-def test_a_summary_has_the_largest_of_all_and_k_1_by_itself() -> None:
-    cases = [
-        {"candidate": "ours", "n": n, "k": k, "offset": 1.0, "reason": ""}
-        | errors_of(np.array([[0.0, 1.0 + error]]), np.array([[0.0, 1.0]]))
-        for n, k, error in ((4, 1, 0.25), (4, 2, 0.125), (8, 4, 0.0625))
+def test_a_row_has_the_largest_of_all_and_k_1_stands_by_itself() -> None:
+    rewards, right = np.zeros((1, 4), np.float32), np.array([[0.0, 1.0, 1.0, 1.0]])
+    off = {1: 0.25, 2: 0.125, 4: 0.0625}
+    cases = [Case(rewards, k, right) for k in off]
+
+    def call(rewards: Any, k: int) -> Any:
+        return right * (1 + off[k])
+
+    rows = [
+        {"candidate": "ours", "k": kind, "offset": 1.0, **errors_of(call, chosen)}
+        for kind, chosen in (("1", cases[:1]), ("2 to n", cases[1:]))
     ]
-    rows = summarize(cases)
-    assert lines_of(rows) == [
+    (lines,) = tables(rows).values()
+    assert lines == [
         ["candidate", "rewards near 1"],
         ["ours", "1e-01 / 1e-01 / 1e-01"],
         ["ours, k=1", "2e-01 / 2e-01 / 2e-01"],
     ]
-    assert [(row["n"], row["results"]) for row in rows] == [("4 to 8", 2), ("4 to 4", 1)]
+    assert [(row["n"], row["results"]) for row in rows] == [("4 to 4", 3), ("4 to 4", 6)]
+    assert rows[1]["worst_at"] == {4: 0.125}
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,22 +13,12 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from command_line import TASKS_A_LINE, pkpo, python, rows_of, write_binary, write_ragged
+from command_line import TASKS_A_LINE, pkpo, python, rows_of
 
 from pkpo_kernels import available_implementations, transform
 from pkpo_kernels.cli import commands
 from pkpo_kernels.cli.formats import jsonl
 from pkpo_kernels.cli.rollout_files import read_rollouts
-
-
-@pytest.fixture
-def binary(tmp_path: Path) -> Path:
-    return write_binary(tmp_path)
-
-
-@pytest.fixture
-def ragged(tmp_path: Path) -> Path:
-    return write_ragged(tmp_path)
 
 
 class TestTransform:

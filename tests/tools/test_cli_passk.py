@@ -14,21 +14,11 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from command_line import TASKS_A_LINE, pkpo, rows_of, write_binary, write_jsonl, write_ragged
+from command_line import TASKS_A_LINE, pkpo, rows_of, write_jsonl
 
 from pkpo_kernels.cli import commands, plot
 from pkpo_kernels.cli.rollout_files import read_rollouts
 from pkpo_kernels.evaluation import evaluate
-
-
-@pytest.fixture
-def binary(tmp_path: Path) -> Path:
-    return write_binary(tmp_path)
-
-
-@pytest.fixture
-def ragged(tmp_path: Path) -> Path:
-    return write_ragged(tmp_path)
 
 
 class TestPassk:

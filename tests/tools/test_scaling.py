@@ -15,25 +15,21 @@ pytest.importorskip("jax")
 from typer.testing import CliRunner
 
 import pkpo_kernels as pk
-from bench import harness, scaling
+from bench import command, scaling
 from bench.libraries import Jax, Library, Step, Torch
 from bench.records import read_table
 from bench.scaling import ANNEALED, anneal, measure_point
 from bench.shapes import Shape
 
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "ROUNDS", 5)
-    monkeypatch.setattr(harness, "SAMPLE_SECONDS", 1e-4)
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 
-@pytest.mark.parametrize("count", [pytest.param(0, marks=pytest.mark.slow), 3])
-def test_points_of_all_that_serve(count: int) -> None:
+@pytest.mark.parametrize("count", [pytest.param(None, marks=pytest.mark.slow), 3])
+def test_points_of_all_that_serve(count: int | None) -> None:
     rows = measure_point([Library("cpu"), Jax("cpu")], "rows", Shape(8, 16), count)
     assert [row["candidate"] for row in rows] == ["numpy", "xla"]
     for row in rows:
-        assert row["outcome"] == "measured" and row["different_ks"] == (count or 1), row
+        assert row["reason"] == "" and row["different_ks"] == (count or 1), row
         assert row["ms"] > 0 and row["temporary_memory"] > 0
 
 
@@ -45,8 +41,9 @@ class Wrong(Library):
 
 
 def test_a_wrong_result_gets_no_figure() -> None:
-    (row,) = measure_point([Wrong("cpu")], "rows", Shape(8, 16), 0)
-    assert row["outcome"] == "wrong" and row["ms"] is None and "temporary_memory" not in row
+    (row,) = measure_point([Wrong("cpu")], "rows", Shape(8, 16))
+    assert row["reason"].startswith("wrong") and row["ms"] is None
+    assert "temporary_memory" not in row
 
 
 def test_memory_of_numpy_is_what_it_holds_besides_its_result() -> None:
@@ -76,20 +73,20 @@ class Careless(Jax):
 
 def test_annealing_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = anneal(Jax("cpu"), Shape(4, 17))
-    assert (row["candidate"], row["outcome"], row["compilations"]) == ("xla", "measured", 1)
+    assert (row["candidate"], row["reason"], row["compilations"]) == ("xla", "", 1)
     assert row["compile_s"] > row["ms"] / 1e3 > 0
     monkeypatch.setattr(scaling, "ANNEALED_KS", (3, 1))
     (row,) = anneal(Careless("cpu"), Shape(4, 18))
-    assert (row["outcome"], row["compilations"]) == ("measured", 2)
+    assert (row["reason"], row["compilations"]) == ("failed: a new k was compiled anew", 2)
     assert anneal(Library("cpu"), Shape(4, 18)) == []
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "opened", lambda device, say: [Library(device)])
+    monkeypatch.setattr(command, "opened", lambda device: [Library(device)])
     monkeypatch.setitem(scaling.ROWS, "cpu", ((4, 8), 4))
     monkeypatch.setattr(scaling, "MEASURED_N", (8, 16))
     annealed = {"candidate": "numpy", "library": "jax", "sweep": ANNEALED, "rows": 3, "n": 64}
-    annealed |= {"different_ks": 3, "outcome": "measured", "ms": 0.1, "compile_s": 0.1}
+    annealed |= {"different_ks": 3, "reason": "", "ms": 0.1, "compile_s": 0.1}
     runs = [annealed | {"compilations": 1}]
     monkeypatch.setattr(scaling, "anneal", lambda library, shape: runs)
     options = ["--device", "cpu", "--out", str(tmp_path), "--commit", "abc"]
@@ -106,7 +103,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert written[".png"].read_bytes().startswith(b"\x89PNG")
 
-    runs[0]["compilations"] = 2
+    runs[0]["reason"] = "failed: a new k was compiled anew"
     result = CliRunner().invoke(scaling.app, options)
     assert result.exit_code == 1
-    assert "a new k was compiled anew" in result.output
+    assert "numpy has no figure: failed: a new k was compiled anew" in result.output

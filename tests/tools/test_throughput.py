@@ -20,9 +20,9 @@ pytest.importorskip("rich")
 from typer.testing import CliRunner
 
 import pkpo_kernels as pk
-from bench import harness, records, throughput
+from bench import command, harness, libraries, records, throughput
 from bench.candidates import candidates_of
-from bench.harness import Candidate, Timed, buffers_of, error_of, measure
+from bench.harness import Candidate, Timed, checked_with, measure
 from bench.libraries import Library, opened
 from bench.records import number, read_table, write_table
 from bench.shapes import INPUTS, MEASURED_N, K, Shape
@@ -40,24 +40,18 @@ def measured(calls: dict[str, Callable[[Any], Any]]) -> dict[str, Timed]:
     """Every candidate by its name, in NumPy, beside a plain copy."""
     candidates = [Candidate("numpy copy", NUMPY, copy, "copy")]
     candidates += [Candidate(name, NUMPY, call) for name, call in calls.items()]
-    every = measure([(candidate, [BLOCK, BLOCK]) for candidate in candidates], BLOCK)
+    every = measure([(it, [BLOCK, BLOCK]) for it in candidates], checked_with(BLOCK))
     return {timed.candidate.name: timed for timed in every}
 
 
 # ---- The harness ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "ROUNDS", 5)
-    monkeypatch.setattr(harness, "SAMPLE_SECONDS", 1e-4)
-
-
 def test_quantiles_hold_the_middle() -> None:
     timed = Timed(Candidate("ours", NUMPY, copy), samples=[5.0, 1.0, 2.0, 3.0, 100.0, 4.0])
     assert timed.quantiles("s", 1.0) == {"s_p20": 2.0, "s": 3.5, "s_p80": 5.0}
     assert timed.row()["ms"] == 3500
-    timed.give_up("wrong", "because")
+    timed.give_up("wrong: because")
     assert timed.quantiles("s", 1.0) == {"s_p20": None, "s": None, "s_p80": None}
 
 
@@ -65,23 +59,22 @@ def test_candidates_take_turns_and_a_failing_one_leaves(monkeypatch: pytest.Monk
     monkeypatch.setattr(harness, "ROUNDS", 4)
     order: list[str] = []
 
-    def seconds(call: Any, buffers: Any, calls: int, library: Any, host: bool) -> float:
+    def seconds(call: Any, *_: Any) -> float:
         order.append(call(None))
         if order[-1] == "c" and order.count("c") == 2:
             raise RuntimeError("broken\nin two lines")
         return 2.0
 
-    def prepare(timed: Timed, call: Any, buffers: Any, host: bool) -> None:
+    def prepare(timed: Timed, *_: Any) -> None:
         timed.every = 2 if timed.candidate.name == "b" else 1
 
-    monkeypatch.setattr(harness, "seconds", seconds)
+    monkeypatch.setattr(harness, "_seconds", seconds)
     monkeypatch.setattr(harness, "_prepare", prepare)
-    monkeypatch.setattr(harness, "error_of", lambda *_: None)
     calls = [Candidate(name, NUMPY, lambda _, name=name: name) for name in "abc"]
-    a, b, c = measure([(it, [BLOCK]) for it in calls], BLOCK)
+    a, b, c = measure([(it, [BLOCK]) for it in calls], None)
     assert "".join(order) == "abcacaba"
     assert (a.samples, b.samples) == ([2.0] * 4, [2.0] * 2)
-    assert (c.outcome, c.reason, c.samples) == ("failed", "RuntimeError: broken", [])
+    assert (c.reason, c.samples) == ("failed: RuntimeError: broken", [])
 
 
 @pytest.mark.parametrize("row", [0, 6, 11])
@@ -98,20 +91,23 @@ def test_a_wrong_candidate_gets_no_figure(few_rounds: None, row: int) -> None:
         raise MemoryError("not today")
 
     found = measured({"right": right, "wrong": wrong, "broken": broken})
-    assert [it.outcome for it in found.values()] == ["measured", "measured", "wrong", "failed"]
-    assert "1.0e-04" in found["wrong"].reason and found["broken"].reason == "MemoryError: not today"
+    assert found["numpy copy"].reason == found["right"].reason == ""
+    assert found["wrong"].reason == "wrong: off by 1.0e-04 of its row's largest result"
+    assert found["broken"].reason == "failed: MemoryError: not today"
     rows = throughput.rows_of(Shape(12, 8), "gaussian", list(found.values()), {})
     figures = ("ms_p20", "ms", "ms_p80", "gb_per_s", "of_copy")
     for row_of in rows:
-        there = row_of["outcome"] == "measured"
+        there = row_of["reason"] == ""
         assert [row_of[name] is not None for name in figures] == [there] * 5, row_of
+    (lines,) = throughput.tables(rows).values()
+    assert [line[1] for line in lines[3:]] == ["wrong", "failed"]
 
 
 def test_ratios_are_to_the_copy_of_the_same_run() -> None:
     def row_of(seconds: float, of_copy: float) -> list[dict[str, Any]]:
         every = [
-            Timed(Candidate("numpy copy", NUMPY, copy, "copy"), 12, samples=[of_copy]),
-            Timed(Candidate("ours", NUMPY, copy), 6, samples=[seconds]),  # on half of the rows
+            Timed(Candidate("numpy copy", NUMPY, copy, "copy"), samples=[of_copy]),
+            Timed(Candidate("ours", NUMPY, copy, rows=6), samples=[seconds]),  # half of them
         ]
         return throughput.rows_of(Shape(12, 8), "0/1", every, {"ours": {"host_us": 7.0}})
 
@@ -121,47 +117,48 @@ def test_ratios_are_to_the_copy_of_the_same_run() -> None:
     assert first[1]["gb_per_s"] == 6 * 8 * 8 / 2.0 / 1e9 and first[1]["host_us"] == 7
 
 
-def test_error_of() -> None:
+def error_of(out: Any, rewards: Any, k: Any = K, result: Any = "transform") -> float | None:
+    return checked_with(rewards, k)(Candidate("any", NUMPY, copy, result), out)
+
+
+def test_how_far_a_result_is_off() -> None:
     rewards = np.array([[1.0, 2.0, 2.0, 2.0]])
     right = pk.transform(rewards, K)  # of which all but one are 0
-
-    def off(*errors: float) -> float | None:
-        return error_of(NUMPY, right + np.array([errors]), rewards)
-
-    assert off(0, 0, 0, 0) is None
-    assert error_of(NUMPY, rewards, rewards, result="copy") is None
-    assert error_of(NUMPY, rewards[:, ::-1], rewards, result="sort") is not None
+    assert error_of(right, rewards) is None
+    assert error_of(rewards, rewards, result="copy") is None
+    assert error_of(rewards[:, ::-1], rewards, result="sort") is not None
     far = np.array([[1.0, 2.0, 3.0, 4.0]])
     largest = np.abs(pk.transform(far, K)).max()
     out = pk.transform(far, K)
     out[0, 0] += 1e-5 * largest
-    assert error_of(NUMPY, out, far) == pytest.approx(1e-5)
+    assert error_of(out, far) == pytest.approx(1e-5)
     out[0, 0] -= 0.9e-5 * largest
-    assert error_of(NUMPY, out, far) is None
-    assert error_of(NUMPY, far + 1e-16, far + 1e-15, result="copy") is not None
-    assert math.isnan(error_of(NUMPY, out * math.nan, far) or 0)
-    assert error_of(NUMPY, out[:, :3], far) == math.inf
+    assert error_of(out, far) is None
+    assert error_of(far + 1e-16, far + 1e-15, result="copy") is not None
+    assert math.isnan(error_of(out * math.nan, far) or 0)
+    assert error_of(out[:, :3], far) == math.inf
 
 
 def test_a_matrix_repeats_its_block() -> None:
     ks = 1 + np.arange(5) % 3
     matrix = NUMPY.matrix(BLOCK[:5], 12)
     out = pk.transform(matrix, ks[np.arange(12) % 5])
-    assert error_of(NUMPY, out, BLOCK[:5], ks) is None
-    assert error_of(NUMPY, np.sort(matrix, axis=1), BLOCK[:5], result="sort") is None
-    assert error_of(NUMPY, out, BLOCK[:5], ks[::-1]) is not None
+    assert error_of(out, BLOCK[:5], ks) is None
+    assert error_of(np.sort(matrix, axis=1), BLOCK[:5], result="sort") is None
+    assert error_of(out, BLOCK[:5], ks[::-1]) is not None
 
 
 def test_buffers_exceed_the_cache() -> None:
     size = BLOCK.nbytes
-    assert len(buffers_of(NUMPY, BLOCK, 12, 0)) == 2
-    assert len(buffers_of(NUMPY, BLOCK, 12, 5 * size)) == 20
-    assert len(buffers_of(NUMPY, BLOCK, 12, 10**9)) == harness.MOST_BUFFERS
+    assert len(NUMPY.buffers(BLOCK, 12)) == 2
+    assert len(NUMPY.buffers(BLOCK, 12, 5 * size)) == 20
+    assert len(NUMPY.buffers(BLOCK, 12, 10**9)) == libraries.MOST_BUFFERS
 
 
 def test_a_slow_candidate_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "SLOW_SECONDS", 0.0)
-    assert {it.outcome for it in measured({"ours": copy}).values()} == {"slow"}
+    for timed in measured({"ours": copy}).values():
+        assert timed.reason.startswith("slow: a call takes") and not timed.samples
 
 
 # ---- Its table -----------------------------------------------------------------------------------
@@ -178,8 +175,7 @@ def test_a_table_is_flat_and_says_where_it_is_from(tmp_path: Path) -> None:
 
 
 def test_a_plan_fills_a_small_table() -> None:
-    libraries = opened("cpu", print)
-    every = [it for library in libraries for it in candidates_of(library, 2, 8)]
+    every = [it for library in opened("cpu") for it in candidates_of(library, 2, 8)]
     assert len(every) * sum(len(inputs) for _, inputs in throughput.PLAN) <= 100
     assert set(throughput.BOTH) == set(INPUTS)
 
@@ -194,10 +190,11 @@ def test_a_plan_fills_a_small_table() -> None:
 )
 def test_every_length_that_is_measured_is_right(name: str, n: int) -> None:
     block = INPUTS[name](np.random.default_rng(n), Shape(2, n))
-    for library in opened("cpu", print):
+    check = checked_with(block)
+    for library in opened("cpu"):
         for candidate in candidates_of(library, 2, n):
             out = candidate.call(library.matrix(block, 2))
-            assert error_of(library, out, block, K, candidate.result) is None, candidate.name
+            assert check(candidate, out) is None, candidate.name
 
 
 # ---- The command ---------------------------------------------------------------------------------
@@ -212,7 +209,7 @@ def test_command_writes_a_table_and_a_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_rounds: None, everything: bool
 ) -> None:
     if not everything:
-        monkeypatch.setattr(throughput, "opened", lambda device, say: [NUMPY])
+        monkeypatch.setattr(command, "opened", lambda device: [NUMPY])
     result = run("--shape", "16x8", "--shape", "4x32", "--out", tmp_path, "--commit", "abc")
     assert result.exit_code == 0, result.output
     files = {path.suffix: path for path in tmp_path.iterdir()}
@@ -226,7 +223,7 @@ def test_command_writes_a_table_and_a_plot(
         (name, n) for name in INPUTS for n in ("8", "32")
     }
     for row in rows:
-        assert (row["outcome"], row["commit"]) == ("measured", "abc"), row
+        assert (row["reason"], row["commit"]) == ("", "abc"), row
         assert float(row["ms_p20"]) <= float(row["ms"]) <= float(row["ms_p80"])
         assert float(row["of_copy"]) > 0 and float(row["host_us"]) > 0
         assert f"numpy {np.__version__}" in row["versions"] and row["device"] and row["date"]
@@ -243,7 +240,7 @@ def test_command_fails_where_a_default_does(
     def candidates(library: Library, rows: int, n: int) -> list[Candidate]:
         return [Candidate("numpy copy", library, copy, "copy"), Candidate(name, library, broken)]
 
-    monkeypatch.setattr(throughput, "opened", lambda device, say: [NUMPY])
+    monkeypatch.setattr(command, "opened", lambda device: [NUMPY])
     monkeypatch.setattr(throughput, "candidates_of", candidates)
     monkeypatch.setattr(records, "find_spec", lambda name: None)
     result = run("--shape", "16x8", "--out", tmp_path, "--seconds", 0)
@@ -252,7 +249,7 @@ def test_command_fails_where_a_default_does(
     # What there is to know is kept, and what time there was is said; plots are for who has them.
     (path,) = tmp_path.iterdir()
     assert [row["input"] for row in read_table(path)] == ["gaussian"] * 2
-    assert "0 s are used up after 16x8 gaussian" in result.output
+    assert "0 s are used up after input gaussian, rows 16, n 8" in result.output
 
 
 def test_command_refuses_in_words(tmp_path: Path) -> None:
@@ -292,7 +289,7 @@ exec {sys.executable} "$@"
     assert environment["PYTHONPATH"] == f"{root}:{root}/kernels"
     assert not {"JAX_PLATFORMS", "TRITON_INTERPRET", "PALLAS_INTERPRET"} & set(environment)
     rows = read_table(next(results.glob("*.csv")))
-    assert {row["outcome"] for row in rows if row["candidate"] == "pk torch"} == {"measured"}
+    assert {row["reason"] for row in rows if row["candidate"] == "pk torch"} == {""}
     assert {row["library"] for row in rows} == {"torch", "jax", "numpy"}
 
 
