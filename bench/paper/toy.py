@@ -314,8 +314,8 @@ def draw_combined(rows: Sequence[Row]) -> Figure:
         axes.axhline(1, color="black", lw=0.8)
         axes.set_ylim(bottom=0)
         axes.set(title=name, xlabel="k")
-    panels[0].set_ylabel("share of the variance")
-    title = f"Variance, of the better of {DEFAULT} and centered, n={N} (bars: over seeds)"
+    panels[0].set_ylabel("variance, relative")
+    title = f"Variance over the lower one of {DEFAULT} and centered, n={N} (bars: over seeds)"
     return figures.titled(canvas, title)
 
 

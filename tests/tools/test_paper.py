@@ -198,7 +198,7 @@ def test_an_interrupted_run_leaves_a_folder_as_it_was(
     ("given", "told"),
     [
         (["toi"], "No such command 'toi'"),
-        (["toy", "--seeds", "0"], "'--seeds': 0 is not in the range x>=1"),
+        (["toy", "--seeds", "0"], "'--seeds'"),
         (["toy", "--out", __file__], "is a file"),
         (["toy", "--out", f"{__file__}/results"], "--out must be a folder"),
     ],
