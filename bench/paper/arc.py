@@ -57,7 +57,7 @@ def taught(tasks: Tasks, shape: Shape, seed: int, steps: int = 200, examples: in
 def run(seeds: int, quick: bool) -> Outcome:
     """Train for k = 1, 4, 8, and for 8, then 1."""
     tasks, shape = tasks_of(arc_table.read())
-    steps = 120 if quick else 500
+    steps = 120 if quick else 1000
     settings = [constant(1, LR), constant(8, LR)]
     if not quick:
         settings = [constant(1, LR), constant(4, LR), constant(8, LR), switched(steps, LR)]
