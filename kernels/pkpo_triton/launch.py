@@ -28,6 +28,7 @@ from pkpo_triton.matrices import (
     as_bytes,
     constants,
     empty_result,
+    packed_reads_mask,
     plan_max_at_k,
     plan_packed,
     plan_transform,
@@ -42,8 +43,8 @@ class Launch:
     """A kernel, its grid and all its arguments but the tensors of a call.
 
     Args:
-        entry: the entry kernel, whose first arguments are rewards, where, k and the result, or
-          rewards and the result.
+        entry: the entry kernel, whose first arguments are rewards, where, k if it takes one, and
+          the result.
         grid: how many programs.
         arguments: the others, in the kernel's order.
         constants: its constants, and how it is compiled.
@@ -54,7 +55,7 @@ class Launch:
 
     __slots__ = (
         *("_all_arguments", "_arguments", "_compiled", "_constants", "_dynamic_k", "_empty"),
-        *("_entry", "_grid", "_k", "_stream", "_takes_all"),
+        *("_entry", "_grid", "_k", "_stream", "_takes_k"),
     )
 
     def __init__(
@@ -70,7 +71,7 @@ class Launch:
     ) -> None:
         self._entry, self._grid, self._empty = entry, (grid, 1, 1), empty
         self._dynamic_k, self._k = dynamic_k, k
-        self._takes_all = "where_ptr" in entry.arg_names
+        self._takes_k = entry.arg_names[2] != "out_ptr"
         self._arguments, self._constants = tuple(arguments), constants
         # By the first call, the constants among the arguments:
         self._compiled: Any = None
@@ -82,7 +83,7 @@ class Launch:
         rewards, where and k as the kernel reads them → the result. A k of the host is known."""
         out = self._empty(rewards)
         compiled, k = self._compiled, k if self._dynamic_k else self._k
-        tensors = (rewards, where, k, out) if self._takes_all else (rewards, out)
+        tensors = (rewards, where, k, out) if self._takes_k else (rewards, where, out)
         if compiled is None:
             # Of bools the kernel reads the bytes.
             self._compile([as_bytes(x) for x in tensors])
@@ -140,6 +141,11 @@ def transform(
     rewards = rewards.detach()
     rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
     launch = prepared_transform(rewards, k, where, estimator, **rest)
+    packed_for = plan_packed(rewards, k, where, estimator, undersized, dtype)
+    if launch is None and packed_for is not None:
+        assert where is not None
+        where = where.clone(memory_format=torch.contiguous_format)
+        launch = prepared_transform(rewards, k, where, estimator, **rest)
     if launch is None:
         chosen = plan_transform(rewards, k, where, estimator, dtype)
         if rewards.numel() == 0:
@@ -173,10 +179,18 @@ def prepared_transform(
 ) -> Launch | None:
     """Prepare `transform` for matrices of the form of these, on their device and its current
     stream; None where a call takes more than a launch."""
-    packed_for = plan_packed(rewards, k, where, estimator, dtype)
+    packed_for = plan_packed(rewards, k, where, estimator, undersized, dtype)
     if packed_for is not None:
+        if not packed_reads_mask(where):
+            return None
         assert isinstance(k, int)
-        return _launch_of_packed(rewards, k, estimator, scale, packed_for)
+        with _device_of(rewards):
+            weights = table_cache.packed_weights(
+                *(estimator, rewards.shape[1], k, where is not None, rewards.device),
+                scale=scale,
+                undersized=undersized,
+            )
+        return _launch_of_packed(rewards, weights, packed_for)
     chosen = plan_transform(rewards, k, where, estimator, dtype)
     if chosen is None or rewards.numel() == 0:
         return None
@@ -256,17 +270,14 @@ def _launch_of_transform(
 
 
 def _launch_of_packed(
-    rewards: torch.Tensor, k: int, estimator: Estimator, scale: str, chosen: PackedPlan
+    rewards: torch.Tensor, weights: table_cache.PackedWeights, chosen: PackedPlan
 ) -> Launch:
     """Put together what transforms rewards, one at least, by the packed kernel."""
     rows, n = rewards.shape
-    weights = host_weights(estimator, n, k, scale=scale)
-    with _device_of(rewards):
-        of_gaps = table_cache.gap_weights(estimator, n, k, weights, rewards.device)
     return Launch(
         packed.packed_kernel,
         triton.cdiv(rows, chosen.block_rows),
-        (of_gaps, rows, int(has_offset(estimator, k)), weights.max_coefficient),
+        (weights.table, rows, int(weights.has_offset), weights.max_coefficient),
         {
             "N": n,
             "BLOCK_ROWS": chosen.block_rows,

@@ -37,12 +37,16 @@ def plan_packed(
     k: Any,
     where: torch.Tensor | None,
     estimator: Estimator,
+    undersized: str,
     dtype: torch.dtype,
 ) -> PackedPlan | None:
-    """Plan a packed kernel for rewards (rows, n), None where another serves them."""
+    """Plan a packed kernel for rewards (rows, n), None where another serves them. It may ask for a
+    copy of the mask: see `packed_reads_mask`."""
+    # See `tables.row_weights`.
+    clips = where is not None and undersized == "clip"
     usual = (
         isinstance(k, int)
-        and where is None
+        and not (clips and estimator.requires_k_lt_n > estimator.index_shift)
         and not estimator.normalized
         and rewards.dtype == dtype == torch.float32
         and rewards.is_contiguous()
@@ -117,6 +121,11 @@ def readable(
     if isinstance(k, torch.Tensor) and not _reads_k(k, rewards):
         k = k.to(rewards.device, torch.int64).contiguous()
     return rewards, where, k
+
+
+def packed_reads_mask(where: torch.Tensor | None) -> bool:
+    """Tell whether a packed kernel reads a mask as it lies."""
+    return where is None or (where.is_contiguous() and _is_aligned(where))
 
 
 def reads_all(rewards: torch.Tensor, where: torch.Tensor | None, k: Any, chosen: Plan) -> bool:

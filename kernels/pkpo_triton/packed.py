@@ -25,8 +25,6 @@ An address is one of shared memory unless it is called otherwise.
 # Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -35,14 +33,13 @@ from pkpo_triton.assembly import (
     from_lane_before,
     get_each,
     is_at_most,
-    load,
-    load_four,
     put,
     shared_memory,
     sort_by_keys,
     sort_by_upper_bits,
 )
 from pkpo_triton.estimator import range_scale
+from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
 from pkpo_triton.packed_tile import (
     Block,
     Tile,
@@ -59,52 +56,18 @@ from pkpo_triton.packed_tile import (
     wait_for_row,
     write_row,
 )
-
-
-class GapWeights(NamedTuple):
-    """An estimator's weights."""
-
-    sums_address: Any  # in global memory: of each gap in what lies above it, (n,)
-    offset_address: Any  # of each gap in the row offset, (n,)
-    max_coefficient: Any
-    has_offset: Any  # 0 where no gap weighs anything in the row offset
-
+from pkpo_triton.packed_weights import (
+    GapWeights,
+    offset_in_thread,
+    offset_weight_at,
+    row_weights,
+    smallest_value,
+    sums_in_thread,
+    value_of,
+    weight_at,
+)
 
 # ---- Values ------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _smallest_value(largest, offset, weights):
-    """Compute what the smallest of a row becomes, the largest reward's part less the row offset:
-    twice (T,) → (T,)."""
-    max_coefficient = tl.full(largest.shape, weights.max_coefficient, tl.float32)
-    # Adding 0 turns a −0 into 0.
-    return tl.fma(max_coefficient, largest, -offset) + 0.0
-
-
-@triton.jit
-def _sums_in_thread(ordered, lane, address, tile: tl.constexpr):
-    """Add up a thread's weighted gaps, from its first sample on: C × (T,), (T,) and where the row's
-    weights are in global memory → C × (T,)."""
-    total = tl.zeros([tile.T], tl.float32)
-    previous = reward_before(ordered, lane, tile)
-    if tile.THREADS_PER_ROW > 1:
-        address += lane.to(tl.int64) * (4 * tile.C)
-    sums = ()
-    for quad in tl.static_range(tile.C // 4):
-        of_gaps = load_four(address, 16 * quad)  # 4 × () or (T,)
-        for i in tl.static_range(4):
-            # In front of a row's first sample there is no gap.
-            if 4 * quad + i > 0 or tile.THREADS_PER_ROW > 1:
-                weight = (
-                    of_gaps[i]
-                    if tile.THREADS_PER_ROW > 1
-                    else tl.full([tile.T], of_gaps[i], tl.float32)
-                )
-                total = tl.fma(weight, ordered[4 * quad + i] - previous, total)
-            previous = ordered[4 * quad + i]
-            sums = sums + (total,)
-    return sums
 
 
 @triton.jit
@@ -112,17 +75,13 @@ def _put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
     """Write the values of sorted rows over their rewards: twice C × (T,), twice (T,)."""
     offset = tl.zeros([tile.T], tl.float32)
     if weights.has_offset != 0:
-        in_thread = _sums_in_thread(ordered, lane, weights.offset_address, tile)
-        offset = sum_of_row(in_thread[tile.C - 1], lane, tile)
-    smallest = _smallest_value(largest, offset, weights)
-    sums = _sums_in_thread(ordered, lane, weights.sums_address, tile)
-    if tile.THREADS_PER_ROW > 1:
-        before = before_lane(sums[tile.C - 1], lane, tile)
-        for c in tl.static_range(tile.C):
-            put(addresses[c], (before + sums[c]) + smallest)
-    else:
-        for c in tl.static_range(tile.C):
-            put(addresses[c], sums[c] + smallest)
+        offset = sum_of_row(offset_in_thread(ordered, lane, weights, tile), lane, tile)
+    smallest = smallest_value(largest, offset, weights, tile)
+    sums = sums_in_thread(ordered, lane, weights, tile)
+    before = before_lane(sums[tile.C - 1], lane, tile)
+    for c in tl.static_range(tile.C):
+        total = before + sums[c] if tile.THREADS_PER_ROW > 1 else sums[c]
+        put(addresses[c], value_of(total, smallest, weights, tile))
 
 
 @triton.jit
@@ -191,10 +150,9 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
             offset_before = tl.where(begins, offset_before + offset, offset_before)
             offset = tl.where(begins, 0.0, offset)
             last = at // tile.C
-        at = at.to(tl.int64) * 4
-        total = tl.fma(load(weights.sums_address + at), gap, total)
+        total = tl.fma(weight_at(at, weights, tile), gap, total)
         if weights.has_offset != 0:
-            offset = tl.fma(load(weights.offset_address + at), gap, offset)
+            offset = tl.fma(offset_weight_at(at, weights, tile), gap, offset)
         level = tl.where(goes_on, above, level)
         # The same, but known only with the total: compared before, while the weight is under way,
         # it would take predicates for all samples, which have to be kept in registers.
@@ -210,10 +168,10 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
     if done:
         if tile.THREADS_PER_ROW > 1:
             offset = offset_before + offset
-        value = _smallest_value(largest, offset, weights)
+        value = smallest_value(largest, offset, weights, tile)
         values = ()
         for c in tl.static_range(tile.C):
-            values = values + (sums[c] + value,)
+            values = values + (value_of(sums[c], value, weights, tile),)
         write_row(own, values, tile)
     return done
 
@@ -314,12 +272,14 @@ def _with_runs_of_row(keys, nearly, last, lane, SHIFT: tl.constexpr, tile: tl.co
 
 @triton.jit(do_not_specialize=("n_rows", "has_offset"))
 def packed_kernel(
-    rewards_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
+    rewards_ptr, where_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
     N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Transform one block of rows: (n_rows, N) → (n_rows, N), both float32 and at multiples of 16
-    bytes, with weights (2, N). The regimes: `pkpo_triton.plan.packed_plan`.
+    """Transform one block of rows: (n_rows, N) → (n_rows, N), both float32, where (n_rows, N) bytes
+    or None, all at multiples of 16 bytes. The regimes: `pkpo_triton.plan.packed_plan`.
 
+    The weights are those of `tables.gap_weights`, (2, N), with a mask those of
+    `tables.row_weights`, whose rows have their own max_coefficient.
     LEVELS: so many distinct values rows may have to be counted.
     """
     THREADS_PER_ROW: tl.constexpr = 32 // BLOCK_ROWS
@@ -332,11 +292,11 @@ def packed_kernel(
         T=32,
         PERIOD=PERIOD,
         FREE=4 * THREADS_PER_ROW,
+        MASKED=where_ptr is not None,
     )
     thread = tl.arange(0, 32)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
-    weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     block = Block(
         rewards_address=rewards_ptr.to(tl.int64) + first_row * (4 * N),
@@ -355,6 +315,14 @@ def packed_kernel(
     tl.debug_barrier()
 
     rewards = read_row(own, tile)  # C × (T,)
+    if tile.MASKED:
+        row_in_block = tl.minimum(thread // THREADS_PER_ROW, block.left // N - 1)  # (T,)
+        row_of_mask = first_row + row_in_block  # (T,)
+        mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N, lane, tile)  # W × (T,)
+        rewards = fill_row(own, rewards, mask, tile)  # C × (T,)
+        weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
+    else:
+        weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
     irregular = _is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.left < 0  # (), false
@@ -362,6 +330,8 @@ def packed_kernel(
         counted = _transform_by_levels(rewards, own, weights, LEVELS, tile)
     if not counted:
         _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile)
+    if tile.MASKED:
+        clear_row(own, mask, tile)
 
     tl.debug_barrier()
     if is_full:

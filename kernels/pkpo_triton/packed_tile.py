@@ -35,6 +35,7 @@ class Tile(NamedTuple):
     T: Any  # threads
     PERIOD: Any  # words: a row, or several
     FREE: Any  # words, four for each of a row's threads
+    MASKED: Any  # samples may be left out
 
 
 class Block(NamedTuple):

@@ -37,13 +37,14 @@ BUDGETED_N = tuple(n for n in MEASURED_N if n <= 1024)
 # than twenty. In `make test` the budgets of rows in one thread and in two, and these:
 IN_EVERY_RUN = {
     "sm_80": "n=8 float32, where, index shift 1",
-    "sm_90": "n=16 float32, where, index shift 1",
+    "sm_90": "n=16 float32, where",
     "gfx942": "max@k n=32 float32, where",
 }
 # For sm_90 these wait for `make test-release`, as all else does for other targets: others of the
 # same regime take their part in `make test-all`.
 LIKE_OTHERS = (
     "n=100 float32, where, index shift 1",
+    "n=256 float32, where",
     "n=128 bfloat16",
     "n=128 float16",
     "n=128 float32, k scalar",
