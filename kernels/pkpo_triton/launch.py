@@ -226,7 +226,7 @@ def _launch_of_transform(
             assert static_k is not None
             samples = table_cache.ratios(n, static_k, estimator.index_shift, chosen, device)
         else:
-            samples = _chain_table(chosen, factorials)
+            samples = table_cache.chain(chosen, factorials)
     out = empty_result(rewards, dtype, chosen)
     empty: Callable[[torch.Tensor], torch.Tensor]
     if not rewards.is_contiguous():
@@ -353,7 +353,7 @@ def _launch_of_max_at_k(
     device = rewards.device
     with _device_of(rewards):
         factorials = _factorials(rewards)
-        samples = _chain_table(chosen, factorials)
+        samples = table_cache.chain(chosen, factorials)
         static_ks = None
         if not isinstance(ks, torch.Tensor):
             static_ks = table_cache.whole_numbers(tuple(ks), device)
@@ -379,13 +379,6 @@ def _launch_of_max_at_k(
 
 def _factorials(rewards: torch.Tensor) -> torch.Tensor:
     return table_cache.factorials(max(rewards.shape[1], LONGEST_ON_CHIP) + 1, rewards.device)
-
-
-def _chain_table(chosen: Plan, unread: torch.Tensor) -> torch.Tensor:
-    """Get what a running product reads for each sample; a placeholder where it reads nothing."""
-    if chosen.threads_per_row == 1:
-        return unread
-    return table_cache.inverses(chosen.samples_per_thread, unread.device)
 
 
 def stream_to_keep(device: torch.device) -> int | None:

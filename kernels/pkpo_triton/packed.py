@@ -1,6 +1,6 @@
-"""The packed kernel, for what is usual: float32, whole rows one after the other, weights that all
-of them share, on NVIDIA's GPUs. For all else there is `pkpo_triton.kernel`; which of the two it is,
-`pkpo_triton.plan.packed_plan` says.
+"""The packed kernel, for what is usual: float32, whole rows one after the other, a k that all of
+them share, on NVIDIA's GPUs. For all else there is `pkpo_triton.kernel`; which of the two it is,
+`pkpo_triton.plan.packed_plan` says. Samples that are left out: see `pkpo_triton.packed_masked`.
 
 A row lies in one thread, or in a few neighbours. A key is a reward whose lowest bits are replaced
 by its index in the row, so that minima and maxima sort both, and nothing is searched or led back:
@@ -14,8 +14,7 @@ see `_sort_exactly`. So is a program with a row that is not finite, or almost as
 Programs whose rows all have few distinct values do not sort: see `_transform_by_levels`.
 
 All ways add a row's weighted gaps in the same order: what a row becomes does not depend on the rows
-beside it. Formulas and names: `pkpo_triton.coefficients`. The weights come ready for every gap,
-r_j · gap and r_j · (offset + slope · |j − origin|): see `pkpo_triton.tables.gap_weights`.
+beside it. Formulas and names: `pkpo_triton.coefficients`; weights: `pkpo_triton.packed_weights`.
 
 T is the threads of a program: one warp, so that what they decide together takes no barrier. C is
 the samples in each: of a row's the quads of neighbours by turns, and C in a row once it is sorted.

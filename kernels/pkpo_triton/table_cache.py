@@ -57,6 +57,13 @@ def inverses(samples_per_thread: int, device: torch.device) -> torch.Tensor:
     return _on_device("inverses", device, (samples_per_thread,))
 
 
+def chain(chosen: Plan, unread: torch.Tensor) -> torch.Tensor:
+    """Get what a running product reads for each sample; a placeholder where it reads nothing."""
+    if chosen.threads_per_row == 1:
+        return unread
+    return inverses(chosen.samples_per_thread, unread.device)
+
+
 def ratios(n: int, k: int, index_shift: int, chosen: Plan, device: torch.device) -> torch.Tensor:
     """Get r_j for sample j of a row: see `tables.ratios`. Only the latest are kept."""
     arguments = (n, k, index_shift, chosen.samples_per_thread, chosen.threads_per_row)
