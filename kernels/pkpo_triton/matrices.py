@@ -48,7 +48,8 @@ def plan_packed(
         isinstance(k, int)
         and not (clips and estimator.requires_k_lt_n > estimator.index_shift)
         and not estimator.normalized
-        and rewards.dtype == dtype == torch.float32
+        and rewards.dtype == dtype
+        and dtype in (torch.float32, torch.bfloat16, torch.float16)
         and rewards.is_contiguous()
         and rewards.numel() > 0
         and _is_aligned(rewards)

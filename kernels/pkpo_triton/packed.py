@@ -1,6 +1,6 @@
-"""The packed kernel, for what is usual: float32, whole rows one after the other, a k that all of
-them share, on NVIDIA's GPUs. For all else there is `pkpo_triton.kernel`; which of the two it is,
-`pkpo_triton.plan.packed_plan` says. Samples that are left out: see `pkpo_triton.packed_masked`.
+"""The packed kernel, for what is usual on NVIDIA's GPUs: floats of 32 or 16 bits, whole rows one
+after the other, one k for all. For all else there is `pkpo_triton.kernel`; which of the two it is,
+`pkpo_triton.plan.packed_plan` says. Samples left out: see `pkpo_triton.packed_masked`.
 
 A row lies in one thread, or in a few neighbours. A key is a reward whose lowest bits are replaced
 by its index in the row, so that minima and maxima sort both, and nothing is searched or led back:
@@ -8,17 +8,18 @@ by its index in the row, so that minima and maxima sort both, and nothing is sea
     rewards → shared memory → keys → networks → rewards by their indices → gaps · weights
             → prefix sums → shared memory, over the rewards → results
 
-Rewards that differ in those bits alone may come out in a wrong order. A gap then is negative, which
-costs next to nothing to find; all rows of the program are sorted once more by keys that are exact:
-see `_sort_exactly`. So is a program with a row that is not finite, or almost as large as it gets.
-Programs whose rows all have few distinct values do not sort: see `_transform_by_levels`.
+Rewards that differ in those bits alone, as none of 16 bits do, may come out in a wrong order. A gap
+then is negative, which costs next to nothing to find; all rows of the program are sorted once more
+by keys that are exact: see `_sort_exactly`. So is a program with a row that is not finite, or
+almost as large as it gets. Programs whose rows all have few distinct values do not sort: see
+`_transform_by_levels`.
 
 All ways add a row's weighted gaps in the same order: what a row becomes does not depend on the rows
 beside it. Formulas and names: `pkpo_triton.coefficients`; weights: `pkpo_triton.packed_weights`.
 
 T is the threads of a program: one warp, so that what they decide together takes no barrier. C is
 the samples in each: of a row's the quads of neighbours by turns, and C in a row once it is sorted.
-An address is one of shared memory unless it is called otherwise.
+W is the words of a thread's mask. An address is one of shared memory unless it is called otherwise.
 """
 
 # Triton compiles these functions; no type checker can check them.
@@ -28,6 +29,7 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import (
+    addresses_of,
     all_differ,
     from_lane_before,
     get_each,
@@ -36,6 +38,7 @@ from pkpo_triton.assembly import (
     shared_memory,
     sort_by_keys,
     sort_by_upper_bits,
+    sort_to_keys,
 )
 from pkpo_triton.estimator import range_scale
 from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
@@ -181,13 +184,24 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
 @triton.jit
 def _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile: tl.constexpr):
     """Write the values of any rows: C × (T,) and four (T,)."""
-    addresses = sort_by_upper_bits(rewards, row, lane, tile.C, tile.THREADS_PER_ROW)  # C × (T,)
-    ordered = get_each(addresses, tile.C)  # C × (T,)
-    signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
-    for c in tl.static_range(1, tile.C):
-        signs = signs | (ordered[c] - ordered[c - 1]).to(tl.int32, bitcast=True)
+    if tile.EXACT:
+        bits, ordered = (), ()
+        for c in tl.static_range(tile.C):
+            bits = bits + (rewards[c].to(tl.int32, bitcast=True),)
+        keys = sort_to_keys(bits, row, lane, tile.C, tile.THREADS_PER_ROW)  # C × (T,)
+        addresses = addresses_of(keys, row, tile.N, tile.C)  # C × (T,)
+        for c in tl.static_range(tile.C):
+            ordered = ordered + ((keys[c] & -tile.N).to(tl.float32, bitcast=True),)
+    else:
+        addresses = sort_by_upper_bits(rewards, row, lane, tile.C, tile.THREADS_PER_ROW)
+        ordered = get_each(addresses, tile.C)  # C × (T,)
     smallest, largest = ends_of_row(ordered, tile)
-    unusual = (signs < 0) | irregular | _is_large(smallest, largest)
+    unusual = irregular | _is_large(smallest, largest)
+    if not tile.EXACT:
+        signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
+        for c in tl.static_range(1, tile.C):
+            signs = signs | (ordered[c] - ordered[c - 1]).to(tl.int32, bitcast=True)
+        unusual = unusual | (signs < 0)
     if any_thread(unusual):
         _transform_unusual(addresses, row, own, lane, weights, tile)
     else:
@@ -200,7 +214,8 @@ def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
     """Write the values of rows that are in order but for the lowest bits, or that are not finite,
     or large: C × (T,) and three (T,)."""
     # They are read again: kept until here, they would take registers in every program.
-    addresses = _sort_exactly(get_each(addresses, tile.C), addresses, row, lane, tile)
+    if not tile.EXACT:
+        addresses = _sort_exactly(get_each(addresses, tile.C), addresses, row, lane, tile)
     ordered = get_each(addresses, tile.C)
     smallest, largest = ends_of_row(ordered, tile)
     scale, unscale = range_scale(smallest, largest, True)
@@ -274,8 +289,9 @@ def packed_kernel(
     rewards_ptr, where_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
     N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Transform one block of rows: (n_rows, N) → (n_rows, N), both float32, where (n_rows, N) bytes
-    or None, all at multiples of 16 bytes. The regimes: `pkpo_triton.plan.packed_plan`.
+    """Transform one block of rows: (n_rows, N) → (n_rows, N), both float32, bfloat16 or float16,
+    where (n_rows, N) bytes or None, all at multiples of 16 bytes. The regimes:
+    `pkpo_triton.plan.packed_plan`.
 
     The weights are those of `tables.gap_weights`, (2, N), with a mask those of
     `tables.row_weights`, whose rows have their own max_coefficient.
@@ -292,14 +308,17 @@ def packed_kernel(
         PERIOD=PERIOD,
         FREE=4 * THREADS_PER_ROW,
         MASKED=where_ptr is not None,
+        DTYPE=rewards_ptr.dtype.element_ty,
+        BYTES=rewards_ptr.dtype.element_ty.primitive_bitwidth // 8,
+        EXACT=rewards_ptr.dtype.element_ty.primitive_bitwidth == 16,
     )
     thread = tl.arange(0, 32)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     block = Block(
-        rewards_address=rewards_ptr.to(tl.int64) + first_row * (4 * N),
-        out_address=out_ptr.to(tl.int64) + first_row * (4 * N),
+        rewards_address=rewards_ptr.to(tl.int64) + first_row * (tile.BYTES * N),
+        out_address=out_ptr.to(tl.int64) + first_row * (tile.BYTES * N),
         left=tl.minimum(n_rows - first_row, BLOCK_ROWS).to(tl.int32) * N,
         thread=thread,
     )

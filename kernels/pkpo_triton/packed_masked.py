@@ -14,14 +14,82 @@ those of the others shifted by a bit each.
 import triton
 import triton.language as tl
 
-from pkpo_triton.assembly import (
-    count_bits,
-    largest_valid,
-    load,
-    load_four,
-    replace_left_out,
-)
+from pkpo_triton.assembly import floats, load, load_four
 from pkpo_triton.packed_tile import over_lanes, read_row, wait_for_row, write_row
+
+# ---- PTX ---------------------------------------------------------------------------------------
+
+
+@triton.constexpr_function
+def _for_valid(n, first, order, do):
+    """Do something for each of n samples of a thread, whose mask begins at operand `first`, with
+    `valid` saying whether it is: a byte of a word has a bit for the same sample of each of eight
+    quads.
+
+    In the order of the bits, for ptxas moves them into predicates seven at a time, but not where
+    the same tests are made elsewhere: there the bytes are put in another order before.
+    """
+    words = range(-(-n // 32))
+    lines = [".reg .pred valid;", f".reg .b32 bit, mask<{len(words)}>;"]
+    lines += [f"prmt.b32 mask{word}, ${first + word}, 0, 0x{order};" for word in words]
+    steps = [(c // 32, order[::-1].index(str(c % 4)), c) for c in range(n)]
+    for word, byte, c in sorted(steps):
+        lines.append(f"and.b32 bit, mask{word}, {1 << 8 * byte + c // 4 % 8};")
+        lines.append(f"setp.ne.b32 valid, bit, 0; {do(c)};")
+    return " ".join(lines)
+
+
+@triton.constexpr_function
+def _largest_valid(n):
+    steps = _for_valid(n, n + 1, "3210", lambda c: f"@valid max.f32 $0, $0, ${c + 1}")
+    return f"{{ mov.b32 $0, 0xFF800000; {steps} }}"
+
+
+@triton.constexpr_function
+def _replaced(n, order):
+    value = 2 * n + -(-n // 32)
+    steps = _for_valid(n, 2 * n, order, lambda c: f"selp.f32 ${c}, ${n + c}, ${value}, valid")
+    return f"{{ {steps} }}"
+
+
+@triton.constexpr_function
+def _masked_operands(results, n):
+    return ",".join(["=&f"] * results + ["f"] * n + ["r"] * -(-n // 32))
+
+
+@triton.jit
+def largest_valid(samples, mask, C: tl.constexpr):
+    """Find the largest of a thread's valid samples, −∞ where there is none, without regard to NaNs:
+    C × (T,) and the words of its mask, each (T,) → (T,)."""
+    return tl.inline_asm_elementwise(
+        _largest_valid(C), _masked_operands(1, C), samples + mask, tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.constexpr_function
+def _replaced_operands(n):
+    return _masked_operands(n, n) + ",f"
+
+
+@triton.jit
+def replace_left_out(samples, mask, value, ORDER: tl.constexpr, C: tl.constexpr):
+    """Put a value in the place of a thread's samples that are left out: C × (T,), the words of its
+    mask and the value, each (T,) → C × (T,)."""
+    return tl.inline_asm_elementwise(
+        _replaced(C, ORDER), _replaced_operands(C), samples + mask + (value,), floats(C),
+        is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def count_bits(word):
+    """Count the bits that are set: (T,) → (T,)."""
+    return tl.inline_asm_elementwise(
+        "popc.b32 $0, $1;", "=r,r", [word], tl.int32, is_pure=True, pack=1
+    )
+
+
+# ---- Rows --------------------------------------------------------------------------------------
 
 
 @triton.jit

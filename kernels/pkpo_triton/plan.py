@@ -106,7 +106,7 @@ _PACKED = {
     32: PackedPlan(block_rows=32, levels=3, max_registers=96),
     64: PackedPlan(block_rows=32, levels=4, max_registers=200),
     128: PackedPlan(block_rows=16, levels=4, max_registers=168),
-    256: PackedPlan(block_rows=8, levels=4, max_registers=168),
+    256: PackedPlan(block_rows=8, levels=4, max_registers=176),
 }
 
 
