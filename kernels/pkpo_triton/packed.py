@@ -226,9 +226,12 @@ def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
     for c in tl.static_range(tile.C):
         irregular += samples[c] * 0.0
         scaled = scaled + (ordered[c] * scale,)
-    unscale += over_lanes(irregular, "sum", tile)
+    irregular = over_lanes(irregular, "sum", tile)
+    unscale += irregular
     wait_for_row(tile)
-    _put_values(addresses, scaled, largest * scale, lane, weights, tile)
+    # Where a NaN is lost another reward is there twice, and two threads write its value: NaN, so
+    # that it does not matter which is the first.
+    _put_values(addresses, scaled, largest * scale + irregular, lane, weights, tile)
     wait_for_row(tile)
     values = read_row(own, tile)
     unscaled = ()

@@ -114,7 +114,7 @@ def test_all_else_is_not(rng: np.random.Generator) -> None:
     flat = tensor(rng.standard_normal(40 * 16 + 1).astype(np.float32))
     k: Any = torch.tensor(2, device=DEVICE)
     calls: list[Callable[[], Any]] = [
-        lambda: pk.transform(rewards.bfloat16(), 2, implementation="triton"),
+        lambda: pk.transform(rewards > 0, 2, implementation="triton"),
         lambda: pk.transform(rewards, k, implementation="triton"),
         lambda: pk.transform(rewards, 2, estimator="passk_training", implementation="triton"),
         lambda: pk.transform(rewards[:, :15], 2, implementation="triton"),
