@@ -37,6 +37,7 @@ from pkpo_triton.matrices import (
     strides,
 )
 from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS, PackedPlan, Plan
+from pkpo_triton.tables import PackedWeights, packed_weights
 
 
 class Launch:
@@ -185,12 +186,10 @@ def prepared_transform(
             return None
         assert isinstance(k, int)
         with _device_of(rewards):
-            weights = table_cache.packed_weights(
-                *(estimator, rewards.shape[1], k, where is not None, rewards.device),
-                scale=scale,
-                undersized=undersized,
-            )
-        return _launch_of_packed(rewards, weights, packed_for)
+            n, masked = rewards.shape[1], where is not None
+            rules: Any = {"scale": scale, "undersized": undersized}
+            weights = packed_weights(estimator, n, k, masked=masked, **rules)
+            return _launch_of_packed(rewards, weights, packed_for)
     chosen = plan_transform(rewards, k, where, estimator, dtype)
     if chosen is None or rewards.numel() == 0:
         return None
@@ -269,15 +268,14 @@ def _launch_of_transform(
     )
 
 
-def _launch_of_packed(
-    rewards: torch.Tensor, weights: table_cache.PackedWeights, chosen: PackedPlan
-) -> Launch:
+def _launch_of_packed(rewards: torch.Tensor, weights: PackedWeights, chosen: PackedPlan) -> Launch:
     """Put together what transforms rewards, one at least, by the packed kernel."""
     rows, n = rewards.shape
+    of_gaps = table_cache.packed(weights, rewards.device)
     return Launch(
         packed.packed_kernel,
         triton.cdiv(rows, chosen.block_rows),
-        (weights.table, rows, int(weights.has_offset), weights.max_coefficient),
+        (of_gaps, rows, int(weights.has_offset), weights.max_coefficient),
         {
             "N": n,
             "BLOCK_ROWS": chosen.block_rows,

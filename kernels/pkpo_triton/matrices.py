@@ -11,6 +11,7 @@ import triton
 
 from pkpo_triton.coefficients import Estimator
 from pkpo_triton.plan import FEW_ROWS, OPTIONS, PackedPlan, Plan, packed_plan, plan
+from pkpo_triton.tables import has_packed_weights
 
 # So many neighbouring floats are what memory moves at a time.
 ROWS_OF_A_SECTOR = 8
@@ -42,12 +43,9 @@ def plan_packed(
 ) -> PackedPlan | None:
     """Plan a packed kernel for rewards (rows, n), None where another serves them. It may ask for a
     copy of the mask: see `packed_reads_mask`."""
-    # See `tables.row_weights`.
-    clips = where is not None and undersized == "clip"
     usual = (
         isinstance(k, int)
-        and not (clips and estimator.requires_k_lt_n > estimator.index_shift)
-        and not estimator.normalized
+        and has_packed_weights(estimator, masked=where is not None, undersized=undersized)
         and rewards.dtype == dtype
         and dtype in (torch.float32, torch.bfloat16, torch.float16)
         and rewards.is_contiguous()

@@ -10,20 +10,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import triton
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pkpo_triton import tables
-from pkpo_triton.coefficients import (
-    Estimator,
-    as_text,
-    both_coefficients,
-    has_offset,
-    host_weights,
-)
+from pkpo_triton.coefficients import Estimator, both_coefficients
 from pkpo_triton.plan import Plan
 
 # A table for every k that a run anneals through would be a leak: so many are kept, the latest used.
@@ -70,34 +64,9 @@ def ratios(n: int, k: int, index_shift: int, chosen: Plan, device: torch.device)
     return _on_device("ratios", device, arguments)
 
 
-class PackedWeights(NamedTuple):
-    """What a packed kernel is given of an estimator."""
-
-    table: torch.Tensor
-    has_offset: bool
-    max_coefficient: float  # of whole rows
-
-
-def packed_weights(
-    estimator: Estimator,
-    n: int,
-    k: int,
-    masked: bool,
-    device: torch.device,
-    *,
-    scale: str,
-    undersized: str,
-) -> PackedWeights:
-    """Get an estimator's weights: see `tables.gap_weights`, and for rows of which samples may be
-    left out `tables.row_weights`. Only the latest are kept."""
-    if masked:
-        rules = as_text(estimator, scale, undersized)
-        table = _on_device("row_weights", device, (rules, n, k))
-        return PackedWeights(table, has_offset(estimator, None if undersized == "clip" else k), 0.0)
-    weights = host_weights(estimator, n, k, scale=scale)
-    shift, counted_from_top = estimator.index_shift, estimator.counted_from_top
-    table = _on_device("gap_weights", device, (n, k, shift, counted_from_top, weights))
-    return PackedWeights(table, has_offset(estimator, k), weights.max_coefficient)
+def packed(weights: tables.PackedWeights, device: torch.device) -> torch.Tensor:
+    """Get what a packed kernel reads of an estimator. Only the latest are kept."""
+    return _on_device(weights.table, device, weights.arguments)
 
 
 def coefficients(estimator: Estimator, device: torch.device) -> torch.Tensor:

@@ -6,12 +6,52 @@ Without torch or JAX, so that the glue for either can be built on it.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
-from pkpo_triton.coefficients import HostWeights, from_text, host_weights
+from pkpo_triton.coefficients import (
+    Estimator,
+    HostWeights,
+    as_text,
+    from_text,
+    has_offset,
+    host_weights,
+)
 from pkpo_triton.plan import MOST_THREADS_PER_ROW
 
 # Of `row_weights`, which kernels read four at a time.
 NUMBERS_OF_ROW = 8
+
+
+class PackedWeights(NamedTuple):
+    """What a packed kernel is given of an estimator."""
+
+    table: str  # "gap_weights" or "row_weights"
+    arguments: tuple[Any, ...]  # of that function
+    has_offset: bool  # gaps may weigh something in the row offset
+    max_coefficient: float  # of whole rows
+
+
+def packed_weights(
+    estimator: Estimator, n: int, k: int, *, masked: bool, scale: str, undersized: str
+) -> PackedWeights:
+    """Choose a packed kernel's weights, for rows of which samples may be left out if masked."""
+    if masked:
+        rules = as_text(estimator, scale, undersized)
+        of_k = None if undersized == "clip" else k
+        return PackedWeights("row_weights", (rules, n, k), has_offset(estimator, of_k), 0.0)
+    weights = host_weights(estimator, n, k, scale=scale)
+    arguments = (n, k, estimator.index_shift, estimator.counted_from_top, weights)
+    offset = has_offset(estimator, k)
+    return PackedWeights("gap_weights", arguments, offset, weights.max_coefficient)
+
+
+def has_packed_weights(estimator: Estimator, *, masked: bool, undersized: str) -> bool:
+    """Tell whether there are any: see `row_weights` of those that are not."""
+    clips = masked and undersized == "clip"
+    return not estimator.normalized and not (
+        clips and estimator.requires_k_lt_n > estimator.index_shift
+    )
+
 
 _RADIX_BITS = 16
 _PRECISION_BITS = 100

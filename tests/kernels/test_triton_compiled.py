@@ -31,6 +31,18 @@ TARGET_INSTRUCTIONS = {8: 30, 16: 26, 32: 27, 64: 31, 128: 42, 256: 88, 1024: 17
 TWO_VALUE_INSTRUCTIONS = 28
 # Of rows that a packed kernel sorts twice, the most that it does.
 WORST_INSTRUCTIONS = {16: 52, 32: 58, 64: 68, 128: 96, 256: 122}
+# n, dtype, with a mask, and the most instructions of normal rewards: a mask costs 6 or 7.
+OTHER_PACKED = (
+    (16, "float32", True, 33),
+    (16, "bfloat16", False, 25),
+    (32, "float32", True, 33),
+    (32, "float16", False, 28),
+    (64, "float32", True, 37),
+    (64, "bfloat16", True, 38),
+    (128, "float32", True, 48),
+    (256, "float32", True, 61),
+    (256, "bfloat16", False, 54),
+)
 BUDGETED_N = tuple(n for n in MEASURED_N if n <= 1024)
 
 # What runs when: on one processor everything for sm_90 takes six minutes, and for all targets more
@@ -108,6 +120,19 @@ def test_kernels_of_long_rows_compile(target: str, variant: Variant) -> None:
     usage = gpu_compile.compile_variant(variant, chip).usage
     assert usage.spilled_words <= 8
     assert usage.shared_bytes <= shared
+
+
+@pytest.mark.parametrize(
+    "n, dtype, masked, most",
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[0] <= 64 else pytest.mark.release)
+        for case in OTHER_PACKED
+    ],
+)
+def test_packed_rows_of_other_kinds(n: int, dtype: str, masked: bool, most: int) -> None:
+    row = gpu_static.measure(usual_variant(n, dtype, masked=masked), "sm_90")
+    assert row.spilled_words == 0
+    assert row.normal is not None and row.normal.instructions <= most
 
 
 @pytest.mark.parametrize(
