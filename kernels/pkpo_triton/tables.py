@@ -152,7 +152,7 @@ def row_weights(rules: str, n: int, k: int) -> list[float]:
             start, step = start + step * (m - 1), -step
         numbers += [at, factor, weights.gap, weights.max_coefficient, start, step, 0.0, 0.0]
     numbers += [0.0]
-    numbers += [math.comb(max(j - estimator.index_shift, 0), k - 1) / scaled for j in range(1, n)]
+    numbers += [math.comb(j - estimator.index_shift, k - 1) / scaled for j in range(1, n)]
     if undersized == "clip":
         for window in range(4):
             numbers += [float(j == n + window) for j in range(2 * n)]
