@@ -152,13 +152,13 @@ def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "trito
     """The result of what a variant is of: a call of the library, or a baseline."""
     if variant.kernel in gpu_baselines.KERNELS:
         return gpu_baselines.launch_baseline(variant, rewards)
-    if variant.kernel is packed.packed_kernel:
-        return pk.transform(rewards, K, implementation=implementation)
     constants = variant.constants
     options: dict[str, Any] = {"implementation": implementation}
-    if constants["MASKED"]:
+    if "where_ptr" not in constants:
         generator = torch.Generator().manual_seed(1)
         options["where"] = torch.rand(rewards.shape, generator=generator) < VALID
+    if variant.kernel is packed.packed_kernel:
+        return pk.transform(rewards, K, **options)
     if variant.kernel is kernels.max_at_k_kernel:
         return pk.max_at_k(rewards, K, **options)
     name = next(

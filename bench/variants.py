@@ -30,21 +30,31 @@ class Variant(NamedTuple):
     max_registers: int | None = None  # that the compiler may use; None for as many as it likes
 
 
-def usual_variant(n: int, warp: int = 32) -> Variant:
-    """What the library launches for float32 rows of n samples, one after the other, and one k."""
+def usual_variant(
+    n: int, dtype: str = "float32", *, masked: bool = False, warp: int = 32
+) -> Variant:
+    """What the library launches for rows of n samples, one after the other, and one k. The
+    arguments are those of `transform_variant`."""
     backend = "cuda" if warp == 32 else "hip"
     chosen = packed_plan(n, usual=True, backend=backend)
     if chosen is None:
-        return transform_variant(n, warp=warp)
-    constants = {"N": n, "BLOCK_ROWS": chosen.block_rows, "LEVELS": chosen.levels}
-    pointers = dict.fromkeys(("rewards_ptr", "out_ptr", "weights_ptr"), "*fp32")
-    numbers = {"n_rows": "i32", "has_offset": "i32", "max_coefficient": "fp32"}
+        return transform_variant(n, dtype, masked=masked, index_shift=int(masked), warp=warp)
+    constants: dict[str, Any] = {"N": n, "BLOCK_ROWS": chosen.block_rows, "LEVELS": chosen.levels}
+    if not masked:
+        constants["where_ptr"] = None
+    types = dict.fromkeys(("rewards_ptr", "out_ptr"), f"*{_DTYPES[dtype][0]}")
+    types |= {"where_ptr": "*u8", "weights_ptr": "*fp32"}
+    types |= {"n_rows": "i32", "has_offset": "i32", "max_coefficient": "fp32"}
+    signature = {
+        argument: "constexpr" if argument in constants else types[argument]
+        for argument in packed.packed_kernel.arg_names
+    }
     return Variant(
-        name=f"n={n} float32",
+        name=f"n={n} {dtype}{', where' if masked else ''}",
         kernel=packed.packed_kernel,
-        signature=pointers | numbers | dict.fromkeys(constants, "constexpr"),
+        signature=signature,
         constants=constants,
-        divisible=tuple(pointers),
+        divisible=tuple(name for name, kind in signature.items() if kind[0] == "*"),
         num_warps=1,
         n=n,
         elements=chosen.block_rows * n,
@@ -182,15 +192,20 @@ def shipped(warp: int = 32) -> Iterator[Variant]:
     """Every regime, with and without a mask; every dtype in a thread of its own and in several;
     every kind of k."""
     for n in (8, 16, 32, 64, 128, 256, 1024, 4096, 8192):
-        yield usual_variant(n, warp)
+        yield usual_variant(n, warp=warp)
     # No powers of two.
     for n in (5, 12, 24, 100, 1000):
-        yield usual_variant(n, warp)
-    for dtype in ("bfloat16", "float16", "bool"):
-        yield transform_variant(32, dtype, masked=True, warp=warp)
-        yield transform_variant(128, dtype, warp=warp)
-    for n in (8, 16, 32, 100, 128, 4096):
-        yield transform_variant(n, masked=True, index_shift=1, warp=warp)
+        yield usual_variant(n, warp=warp)
+    for dtype in ("bfloat16", "float16"):
+        for n in (32, 128):
+            yield usual_variant(n, dtype, warp=warp)
+        yield usual_variant(64, dtype, masked=True, warp=warp)
+        yield transform_variant(24, dtype, masked=True, warp=warp)
+        yield transform_variant(100, dtype, warp=warp)
+    yield transform_variant(32, "bool", masked=True, warp=warp)
+    yield transform_variant(128, "bool", warp=warp)
+    for n in (8, 16, 32, 64, 100, 128, 256, 4096):
+        yield usual_variant(n, masked=True, warp=warp)
     for n in (32, 128):
         yield transform_variant(n, k="scalar", warp=warp)
         yield transform_variant(n, masked=True, k="row", index_shift=1, normalized=True, warp=warp)

@@ -89,6 +89,11 @@ def flushed(x: Array) -> Array:
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
 
 
+def saturated(x: Array) -> Array:
+    """Between 0 and 1 (.sat); +0 for a NaN."""
+    return np.where(np.isnan(x), x.dtype.type(0), np.clip(x, 0, 1)) + x.dtype.type(0)
+
+
 def with_signed_zeros(out: Array, a: Array, b: Array, negative: Array) -> Array:
     zeros = (a == 0) & (b == 0)
     if not np.any(zeros):

@@ -16,7 +16,8 @@ from pkpo_triton.networks import ACROSS, COMPARE, merge_steps, thread_network
 
 
 @triton.constexpr_function
-def _floats(n):
+def floats(n):
+    """Give the types of n results."""
     return (tl.float32,) * n
 
 
@@ -50,7 +51,7 @@ def _read_each_operands(n):
 def get_each(addresses, N: tl.constexpr):
     """Read a word of shared memory for each address: N × (T,) → N × (T,)."""
     return tl.inline_asm_elementwise(
-        _read_each(N), _read_each_operands(N), addresses, _floats(N), is_pure=False, pack=1
+        _read_each(N), _read_each_operands(N), addresses, floats(N), is_pure=False, pack=1
     )
 
 
@@ -76,7 +77,7 @@ def _write_four(space, offset):
 def get_four(address, OFFSET: tl.constexpr):
     """Read four words of shared memory, OFFSET bytes behind an address: (T,) → 4 × (T,)."""
     return tl.inline_asm_elementwise(
-        _read_four("shared", OFFSET), "=f,=f,=f,=f,r", [address], _floats(4), is_pure=False, pack=1
+        _read_four("shared", OFFSET), "=f,=f,=f,=f,r", [address], floats(4), is_pure=False, pack=1
     )
 
 
@@ -89,27 +90,57 @@ def put_four(address, x, OFFSET: tl.constexpr):
     )  # fmt: skip
 
 
+@triton.constexpr_function
+def _read(offset):
+    return f"ld.global.f32 $0, [$1+{offset}];"
+
+
 @triton.jit
-def load(address):
-    """Read a word of a table: (T,) → (T,)."""
+def load(address, OFFSET: tl.constexpr):
+    """Read a word of global memory that the kernel does not write: (T,) → (T,)."""
     return tl.inline_asm_elementwise(
-        "ld.global.f32 $0, [$1];", "=f,l", [address], tl.float32, is_pure=True, pack=1
+        _read(OFFSET), "=f,l", [address], tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.constexpr_function
+def _read_samples(dtype, offset):
+    if dtype == tl.float32:
+        return _read_four("global", offset)
+    pairs = f".reg .b32 lower, upper; ld.global.v2.b32 {{lower, upper}}, [$4+{offset}];"
+    if dtype == tl.bfloat16:  # the upper half of a float32
+        each = "shl.b32 $0, lower, 16; and.b32 $1, lower, -65536;"
+        return f"{{ {pairs} {each} shl.b32 $2, upper, 16; and.b32 $3, upper, -65536; }}"
+    each = "mov.b32 {half0, half1}, lower; mov.b32 {half2, half3}, upper;"
+    each += " ".join(f"cvt.f32.f16 ${i}, half{i};" for i in range(4))
+    return f"{{ .reg .b16 half<4>; {pairs} {each} }}"
+
+
+@triton.constexpr_function
+def _write_samples(dtype, offset):
+    if dtype == tl.float32:
+        return _write_four("global", offset)
+    kind = "bf16x2" if dtype == tl.bfloat16 else "f16x2"
+    pairs = f"cvt.rn.{kind}.f32 lower, $3, $2; cvt.rn.{kind}.f32 upper, $5, $4;"
+    return (
+        f"{{ .reg .b32 lower, upper; {pairs} st.global.v2.b32 [$1+{offset}], {{lower, upper}}; }}"
     )
 
 
 @triton.jit
-def load_four(address, OFFSET: tl.constexpr):
-    """Read four words of global memory that the kernel does not write: () or (T,) → 4 of these."""
+def load_four(address, OFFSET: tl.constexpr, DTYPE: tl.constexpr = tl.float32):
+    """Read four numbers of global memory that the kernel does not write: () or (T,) → 4 of these,
+    as float32."""
     return tl.inline_asm_elementwise(
-        _read_four("global", OFFSET), "=f,=f,=f,=f,l", [address], _floats(4), is_pure=True, pack=1
+        _read_samples(DTYPE, OFFSET), "=f,=f,=f,=f,l", [address], floats(4), is_pure=True, pack=1
     )
 
 
 @triton.jit
-def store_four(address, x, OFFSET: tl.constexpr):
-    """Write four words of global memory: (T,) and 4 × (T,)."""
+def store_four(address, x, OFFSET: tl.constexpr, DTYPE: tl.constexpr):
+    """Write four numbers of global memory, from float32: (T,) and 4 × (T,)."""
     tl.inline_asm_elementwise(
-        _write_four("global", OFFSET), "=r,l,f,f,f,f", [address, x[0], x[1], x[2], x[3]], tl.int32,
+        _write_samples(DTYPE, OFFSET), "=r,l,f,f,f,f", [address, x[0], x[1], x[2], x[3]], tl.int32,
         is_pure=False, pack=1,
     )  # fmt: skip
 
@@ -164,13 +195,13 @@ def _merges(n, lanes, lane):
 
 
 @triton.constexpr_function
-def _sorted(n, lanes, keys, addresses):
+def _sorted(n, lanes, keys, results):
     steps = _comparators(thread_network(n)) + _merges(n, lanes, f"${2 * n + 1}")
     declared = f".reg .b32 lower, upper, sign, key<{n}>;"
-    return f"{{ {declared} {' '.join([*keys, *steps, *addresses])} }}"
+    return f"{{ {declared} {' '.join([*keys, *steps, *results])} }}"
 
 
-# C addresses, C inputs, the address of the row, the lane. No output may lie where an input does
+# C results, C inputs, the address of the row, the lane. No output may lie where an input does
 # that is still to be read.
 @triton.constexpr_function
 def _sorted_operands(n, of_input):
@@ -180,26 +211,37 @@ def _sorted_operands(n, of_input):
 @triton.constexpr_function
 def _sorted_by_upper_bits(n, lanes):
     # With the mask in a register one instruction replaces a key's lowest bits; Triton's operations
-    # become two. As an address becomes three of them instead of two.
+    # become two.
     row, lane = f"${2 * n}", f"${2 * n + 1}"
     if lanes == 1:
         keys = [f"mov.b32 upper, {-n};"]
         keys += [f"lop3.b32 key{i}, ${n + i}, upper, {i}, 0xEA;" for i in range(n)]
     else:
-        # The lane's part of the index, and the sign that the first step of the merges asks for.
-        keys = [
-            f"{_sign(lane, 0, 1)} mad.lo.u32 sign, {lane}, 4, sign; mov.b32 upper, {-n * lanes};"
-        ]
+        keys = [f"{_lane_of_key(lane)} mov.b32 upper, {-n * lanes};"]
         keys += [
             f"lop3.b32 key{i}, ${n + i}, upper, sign, 0x6A;"
-            f" or.b32 key{i}, key{i}, {i // 4 * 4 * lanes + i % 4};"
+            f" or.b32 key{i}, key{i}, {_index_in_lane(i, lanes)};"
             for i in range(n)
         ]
-    addresses = [
-        f"and.b32 key{i}, key{i}, {n * lanes - 1}; mad.lo.s32 ${i}, key{i}, 4, {row};"
-        for i in range(n)
-    ]
+    addresses = [_address(n * lanes, f"key{i}", f"${i}", row) for i in range(n)]
     return _sorted(n, lanes, keys, addresses)
+
+
+@triton.constexpr_function
+def _lane_of_key(lane):
+    """The lane's part of the index, and the sign that the first step of the merges asks for."""
+    return f"{_sign(lane, 0, 1)} mad.lo.u32 sign, {lane}, 4, sign;"
+
+
+@triton.constexpr_function
+def _index_in_lane(i, lanes):
+    return i // 4 * 4 * lanes + i % 4
+
+
+@triton.constexpr_function
+def _address(samples, key, address, row):
+    # Of Triton's operations three would come.
+    return f"and.b32 {address}, {key}, {samples - 1}; mad.lo.s32 {address}, {address}, 4, {row};"
 
 
 @triton.jit
@@ -215,6 +257,45 @@ def sort_by_upper_bits(rewards, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.
         _sorted_by_upper_bits(C, THREADS_PER_ROW), _sorted_operands(C, "f"), rewards + (row, lane),
         _integers(C), is_pure=False, pack=1,
     )  # fmt: skip
+
+
+@triton.constexpr_function
+def _sorted_to_keys(n, lanes):
+    # What is 0 may be added to, in one instruction where the lane has a part in it.
+    keys = [_lane_of_key(f"${2 * n + 1}") if lanes > 1 else "mov.b32 sign, 0;"]
+    keys += [
+        f"add.s32 key{i}, ${n + i}, sign; add.s32 key{i}, key{i}, {_index_in_lane(i, lanes)};"
+        for i in range(n)
+    ]
+    return _sorted(n, lanes, keys, [f"mov.b32 ${i}, key{i};" for i in range(n)])
+
+
+@triton.jit
+def sort_to_keys(bits, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr):
+    """Sort rows as `sort_by_upper_bits`, of rewards whose lowest bits are 0: C × (T,) integers,
+    twice (T,) → keys in ascending order, C × (T,)."""
+    return tl.inline_asm_elementwise(
+        _sorted_to_keys(C, THREADS_PER_ROW), _sorted_operands(C, "r"), bits + (row, lane),
+        _integers(C), is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.constexpr_function
+def _addresses(samples, n):
+    return " ".join(_address(samples, f"${n + i}", f"${i}", f"${2 * n}") for i in range(n))
+
+
+@triton.constexpr_function
+def _addresses_operands(n):
+    return ",".join(["=&r"] * n + ["r"] * (n + 1))
+
+
+@triton.jit
+def addresses_of(keys, row, N: tl.constexpr, C: tl.constexpr):
+    """Find what keys belong to in rows of N words of shared memory: C × (T,), (T,) → C × (T,)."""
+    return tl.inline_asm_elementwise(
+        _addresses(N, C), _addresses_operands(C), keys + (row,), _integers(C), is_pure=True, pack=1
+    )
 
 
 @triton.constexpr_function
@@ -263,7 +344,15 @@ def from_lane_before(x):
     ).to(x.dtype, bitcast=True)  # fmt: skip
 
 
-# ---- Comparing ---------------------------------------------------------------------------------
+# ---- Arithmetic --------------------------------------------------------------------------------
+
+
+@triton.jit
+def times_to_1(x, factor):
+    """Multiply what is not negative, where 1 is the most that may come of it: twice (T,) → (T,)."""
+    return tl.inline_asm_elementwise(
+        "mul.sat.f32 $0, $1, $2;", "=f,f,f", [x, factor], tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit

@@ -28,6 +28,7 @@ from pkpo_triton.matrices import (
     as_bytes,
     constants,
     empty_result,
+    packed_reads_mask,
     plan_max_at_k,
     plan_packed,
     plan_transform,
@@ -36,14 +37,15 @@ from pkpo_triton.matrices import (
     strides,
 )
 from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS, PackedPlan, Plan
+from pkpo_triton.tables import PackedWeights, packed_weights
 
 
 class Launch:
     """A kernel, its grid and all its arguments but the tensors of a call.
 
     Args:
-        entry: the entry kernel, whose first arguments are rewards, where, k and the result, or
-          rewards and the result.
+        entry: the entry kernel, whose first arguments are rewards, where, k if it takes one, and
+          the result.
         grid: how many programs.
         arguments: the others, in the kernel's order.
         constants: its constants, and how it is compiled.
@@ -54,7 +56,7 @@ class Launch:
 
     __slots__ = (
         *("_all_arguments", "_arguments", "_compiled", "_constants", "_dynamic_k", "_empty"),
-        *("_entry", "_grid", "_k", "_stream", "_takes_all"),
+        *("_entry", "_grid", "_k", "_stream", "_takes_k"),
     )
 
     def __init__(
@@ -70,7 +72,7 @@ class Launch:
     ) -> None:
         self._entry, self._grid, self._empty = entry, (grid, 1, 1), empty
         self._dynamic_k, self._k = dynamic_k, k
-        self._takes_all = "where_ptr" in entry.arg_names
+        self._takes_k = entry.arg_names[2] != "out_ptr"
         self._arguments, self._constants = tuple(arguments), constants
         # By the first call, the constants among the arguments:
         self._compiled: Any = None
@@ -82,7 +84,7 @@ class Launch:
         rewards, where and k as the kernel reads them → the result. A k of the host is known."""
         out = self._empty(rewards)
         compiled, k = self._compiled, k if self._dynamic_k else self._k
-        tensors = (rewards, where, k, out) if self._takes_all else (rewards, out)
+        tensors = (rewards, where, k, out) if self._takes_k else (rewards, where, out)
         if compiled is None:
             # Of bools the kernel reads the bytes.
             self._compile([as_bytes(x) for x in tensors])
@@ -140,6 +142,11 @@ def transform(
     rewards = rewards.detach()
     rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
     launch = prepared_transform(rewards, k, where, estimator, **rest)
+    packed_for = plan_packed(rewards, k, where, estimator, undersized, dtype)
+    if launch is None and packed_for is not None:
+        assert where is not None
+        where = where.clone(memory_format=torch.contiguous_format)
+        launch = prepared_transform(rewards, k, where, estimator, **rest)
     if launch is None:
         chosen = plan_transform(rewards, k, where, estimator, dtype)
         if rewards.numel() == 0:
@@ -173,10 +180,16 @@ def prepared_transform(
 ) -> Launch | None:
     """Prepare `transform` for matrices of the form of these, on their device and its current
     stream; None where a call takes more than a launch."""
-    packed_for = plan_packed(rewards, k, where, estimator, dtype)
+    packed_for = plan_packed(rewards, k, where, estimator, undersized, dtype)
     if packed_for is not None:
+        if not packed_reads_mask(where):
+            return None
         assert isinstance(k, int)
-        return _launch_of_packed(rewards, k, estimator, scale, packed_for)
+        with _device_of(rewards):
+            n, masked = rewards.shape[1], where is not None
+            rules: Any = {"scale": scale, "undersized": undersized}
+            weights = packed_weights(estimator, n, k, masked=masked, **rules)
+            return _launch_of_packed(rewards, weights, packed_for)
     chosen = plan_transform(rewards, k, where, estimator, dtype)
     if chosen is None or rewards.numel() == 0:
         return None
@@ -212,7 +225,7 @@ def _launch_of_transform(
             assert static_k is not None
             samples = table_cache.ratios(n, static_k, estimator.index_shift, chosen, device)
         else:
-            samples = _chain_table(chosen, factorials)
+            samples = table_cache.chain(chosen, factorials)
     out = empty_result(rewards, dtype, chosen)
     empty: Callable[[torch.Tensor], torch.Tensor]
     if not rewards.is_contiguous():
@@ -255,18 +268,14 @@ def _launch_of_transform(
     )
 
 
-def _launch_of_packed(
-    rewards: torch.Tensor, k: int, estimator: Estimator, scale: str, chosen: PackedPlan
-) -> Launch:
+def _launch_of_packed(rewards: torch.Tensor, weights: PackedWeights, chosen: PackedPlan) -> Launch:
     """Put together what transforms rewards, one at least, by the packed kernel."""
     rows, n = rewards.shape
-    weights = host_weights(estimator, n, k, scale=scale)
-    with _device_of(rewards):
-        of_gaps = table_cache.gap_weights(estimator, n, k, weights, rewards.device)
+    of_gaps = table_cache.packed(weights, rewards.device)
     return Launch(
         packed.packed_kernel,
         triton.cdiv(rows, chosen.block_rows),
-        (of_gaps, rows, int(has_offset(estimator, k)), weights.max_coefficient),
+        (of_gaps, rows, int(weights.has_offset), weights.max_coefficient),
         {
             "N": n,
             "BLOCK_ROWS": chosen.block_rows,
@@ -342,7 +351,7 @@ def _launch_of_max_at_k(
     device = rewards.device
     with _device_of(rewards):
         factorials = _factorials(rewards)
-        samples = _chain_table(chosen, factorials)
+        samples = table_cache.chain(chosen, factorials)
         static_ks = None
         if not isinstance(ks, torch.Tensor):
             static_ks = table_cache.whole_numbers(tuple(ks), device)
@@ -368,13 +377,6 @@ def _launch_of_max_at_k(
 
 def _factorials(rewards: torch.Tensor) -> torch.Tensor:
     return table_cache.factorials(max(rewards.shape[1], LONGEST_ON_CHIP) + 1, rewards.device)
-
-
-def _chain_table(chosen: Plan, unread: torch.Tensor) -> torch.Tensor:
-    """Get what a running product reads for each sample; a placeholder where it reads nothing."""
-    if chosen.threads_per_row == 1:
-        return unread
-    return table_cache.inverses(chosen.samples_per_thread, unread.device)
 
 
 def stream_to_keep(device: torch.device) -> int | None:

@@ -11,6 +11,7 @@ import triton
 
 from pkpo_triton.coefficients import Estimator
 from pkpo_triton.plan import FEW_ROWS, OPTIONS, PackedPlan, Plan, packed_plan, plan
+from pkpo_triton.tables import has_packed_weights
 
 # So many neighbouring floats are what memory moves at a time.
 ROWS_OF_A_SECTOR = 8
@@ -37,14 +38,16 @@ def plan_packed(
     k: Any,
     where: torch.Tensor | None,
     estimator: Estimator,
+    undersized: str,
     dtype: torch.dtype,
 ) -> PackedPlan | None:
-    """Plan a packed kernel for rewards (rows, n), None where another serves them."""
+    """Plan a packed kernel for rewards (rows, n), None where another serves them. It may ask for a
+    copy of the mask: see `packed_reads_mask`."""
     usual = (
         isinstance(k, int)
-        and where is None
-        and not estimator.normalized
-        and rewards.dtype == dtype == torch.float32
+        and has_packed_weights(estimator, masked=where is not None, undersized=undersized)
+        and rewards.dtype == dtype
+        and dtype in (torch.float32, torch.bfloat16, torch.float16)
         and rewards.is_contiguous()
         and rewards.numel() > 0
         and _is_aligned(rewards)
@@ -117,6 +120,11 @@ def readable(
     if isinstance(k, torch.Tensor) and not _reads_k(k, rewards):
         k = k.to(rewards.device, torch.int64).contiguous()
     return rewards, where, k
+
+
+def packed_reads_mask(where: torch.Tensor | None) -> bool:
+    """Tell whether a packed kernel reads a mask as it lies."""
+    return where is None or (where.is_contiguous() and _is_aligned(where))
 
 
 def reads_all(rewards: torch.Tensor, where: torch.Tensor | None, k: Any, chosen: Plan) -> bool:

@@ -1,6 +1,6 @@
-"""The packed kernel, for what is usual: float32, whole rows one after the other, weights that all
-of them share, on NVIDIA's GPUs. For all else there is `pkpo_triton.kernel`; which of the two it is,
-`pkpo_triton.plan.packed_plan` says.
+"""The packed kernel, for what is usual on NVIDIA's GPUs: floats of 32 or 16 bits, whole rows one
+after the other, one k for all. For all else there is `pkpo_triton.kernel`; which of the two it is,
+`pkpo_triton.plan.packed_plan` says. Samples left out: see `pkpo_triton.packed_masked`.
 
 A row lies in one thread, or in a few neighbours. A key is a reward whose lowest bits are replaced
 by its index in the row, so that minima and maxima sort both, and nothing is searched or led back:
@@ -8,41 +8,40 @@ by its index in the row, so that minima and maxima sort both, and nothing is sea
     rewards → shared memory → keys → networks → rewards by their indices → gaps · weights
             → prefix sums → shared memory, over the rewards → results
 
-Rewards that differ in those bits alone may come out in a wrong order. A gap then is negative, which
-costs next to nothing to find; all rows of the program are sorted once more by keys that are exact:
-see `_sort_exactly`. So is a program with a row that is not finite, or almost as large as it gets.
-Programs whose rows all have few distinct values do not sort: see `_transform_by_levels`.
+Rewards that differ in those bits alone, as none of 16 bits do, may come out in a wrong order. A gap
+then is negative, which costs next to nothing to find; all rows of the program are sorted once more
+by keys that are exact: see `_sort_exactly`. So is a program with a row that is not finite, or
+almost as large as it gets. Programs whose rows all have few distinct values do not sort: see
+`_transform_by_levels`.
 
 All ways add a row's weighted gaps in the same order: what a row becomes does not depend on the rows
-beside it. Formulas and names: `pkpo_triton.coefficients`. The weights come ready for every gap,
-r_j · gap and r_j · (offset + slope · |j − origin|): see `pkpo_triton.tables.gap_weights`.
+beside it. Formulas and names: `pkpo_triton.coefficients`; weights: `pkpo_triton.packed_weights`.
 
 T is the threads of a program: one warp, so that what they decide together takes no barrier. C is
 the samples in each: of a row's the quads of neighbours by turns, and C in a row once it is sorted.
-An address is one of shared memory unless it is called otherwise.
+W is the words of a thread's mask. An address is one of shared memory unless it is called otherwise.
 """
 
 # Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import (
+    addresses_of,
     all_differ,
     from_lane_before,
     get_each,
     is_at_most,
-    load,
-    load_four,
     put,
     shared_memory,
     sort_by_keys,
     sort_by_upper_bits,
+    sort_to_keys,
 )
 from pkpo_triton.estimator import range_scale
+from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
 from pkpo_triton.packed_tile import (
     Block,
     Tile,
@@ -59,52 +58,18 @@ from pkpo_triton.packed_tile import (
     wait_for_row,
     write_row,
 )
-
-
-class GapWeights(NamedTuple):
-    """An estimator's weights."""
-
-    sums_address: Any  # in global memory: of each gap in what lies above it, (n,)
-    offset_address: Any  # of each gap in the row offset, (n,)
-    max_coefficient: Any
-    has_offset: Any  # 0 where no gap weighs anything in the row offset
-
+from pkpo_triton.packed_weights import (
+    GapWeights,
+    offset_in_thread,
+    offset_weight_at,
+    row_weights,
+    smallest_value,
+    sums_in_thread,
+    value_of,
+    weight_at,
+)
 
 # ---- Values ------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _smallest_value(largest, offset, weights):
-    """Compute what the smallest of a row becomes, the largest reward's part less the row offset:
-    twice (T,) → (T,)."""
-    max_coefficient = tl.full(largest.shape, weights.max_coefficient, tl.float32)
-    # Adding 0 turns a −0 into 0.
-    return tl.fma(max_coefficient, largest, -offset) + 0.0
-
-
-@triton.jit
-def _sums_in_thread(ordered, lane, address, tile: tl.constexpr):
-    """Add up a thread's weighted gaps, from its first sample on: C × (T,), (T,) and where the row's
-    weights are in global memory → C × (T,)."""
-    total = tl.zeros([tile.T], tl.float32)
-    previous = reward_before(ordered, lane, tile)
-    if tile.THREADS_PER_ROW > 1:
-        address += lane.to(tl.int64) * (4 * tile.C)
-    sums = ()
-    for quad in tl.static_range(tile.C // 4):
-        of_gaps = load_four(address, 16 * quad)  # 4 × () or (T,)
-        for i in tl.static_range(4):
-            # In front of a row's first sample there is no gap.
-            if 4 * quad + i > 0 or tile.THREADS_PER_ROW > 1:
-                weight = (
-                    of_gaps[i]
-                    if tile.THREADS_PER_ROW > 1
-                    else tl.full([tile.T], of_gaps[i], tl.float32)
-                )
-                total = tl.fma(weight, ordered[4 * quad + i] - previous, total)
-            previous = ordered[4 * quad + i]
-            sums = sums + (total,)
-    return sums
 
 
 @triton.jit
@@ -112,17 +77,13 @@ def _put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
     """Write the values of sorted rows over their rewards: twice C × (T,), twice (T,)."""
     offset = tl.zeros([tile.T], tl.float32)
     if weights.has_offset != 0:
-        in_thread = _sums_in_thread(ordered, lane, weights.offset_address, tile)
-        offset = sum_of_row(in_thread[tile.C - 1], lane, tile)
-    smallest = _smallest_value(largest, offset, weights)
-    sums = _sums_in_thread(ordered, lane, weights.sums_address, tile)
-    if tile.THREADS_PER_ROW > 1:
-        before = before_lane(sums[tile.C - 1], lane, tile)
-        for c in tl.static_range(tile.C):
-            put(addresses[c], (before + sums[c]) + smallest)
-    else:
-        for c in tl.static_range(tile.C):
-            put(addresses[c], sums[c] + smallest)
+        offset = sum_of_row(offset_in_thread(ordered, lane, weights, tile), lane, tile)
+    smallest = smallest_value(largest, offset, weights, tile)
+    sums = sums_in_thread(ordered, lane, weights, tile)
+    before = before_lane(sums[tile.C - 1], lane, tile)
+    for c in tl.static_range(tile.C):
+        total = before + sums[c] if tile.THREADS_PER_ROW > 1 else sums[c]
+        put(addresses[c], value_of(total, smallest, weights, tile))
 
 
 @triton.jit
@@ -191,10 +152,9 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
             offset_before = tl.where(begins, offset_before + offset, offset_before)
             offset = tl.where(begins, 0.0, offset)
             last = at // tile.C
-        at = at.to(tl.int64) * 4
-        total = tl.fma(load(weights.sums_address + at), gap, total)
+        total = tl.fma(weight_at(at, weights, tile), gap, total)
         if weights.has_offset != 0:
-            offset = tl.fma(load(weights.offset_address + at), gap, offset)
+            offset = tl.fma(offset_weight_at(at, weights, tile), gap, offset)
         level = tl.where(goes_on, above, level)
         # The same, but known only with the total: compared before, while the weight is under way,
         # it would take predicates for all samples, which have to be kept in registers.
@@ -210,10 +170,10 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
     if done:
         if tile.THREADS_PER_ROW > 1:
             offset = offset_before + offset
-        value = _smallest_value(largest, offset, weights)
+        value = smallest_value(largest, offset, weights, tile)
         values = ()
         for c in tl.static_range(tile.C):
-            values = values + (sums[c] + value,)
+            values = values + (value_of(sums[c], value, weights, tile),)
         write_row(own, values, tile)
     return done
 
@@ -224,13 +184,24 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
 @triton.jit
 def _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile: tl.constexpr):
     """Write the values of any rows: C × (T,) and four (T,)."""
-    addresses = sort_by_upper_bits(rewards, row, lane, tile.C, tile.THREADS_PER_ROW)  # C × (T,)
-    ordered = get_each(addresses, tile.C)  # C × (T,)
-    signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
-    for c in tl.static_range(1, tile.C):
-        signs = signs | (ordered[c] - ordered[c - 1]).to(tl.int32, bitcast=True)
+    if tile.EXACT:
+        bits, ordered = (), ()
+        for c in tl.static_range(tile.C):
+            bits = bits + (rewards[c].to(tl.int32, bitcast=True),)
+        keys = sort_to_keys(bits, row, lane, tile.C, tile.THREADS_PER_ROW)  # C × (T,)
+        addresses = addresses_of(keys, row, tile.N, tile.C)  # C × (T,)
+        for c in tl.static_range(tile.C):
+            ordered = ordered + ((keys[c] & -tile.N).to(tl.float32, bitcast=True),)
+    else:
+        addresses = sort_by_upper_bits(rewards, row, lane, tile.C, tile.THREADS_PER_ROW)
+        ordered = get_each(addresses, tile.C)  # C × (T,)
     smallest, largest = ends_of_row(ordered, tile)
-    unusual = (signs < 0) | irregular | _is_large(smallest, largest)
+    unusual = irregular | _is_large(smallest, largest)
+    if not tile.EXACT:
+        signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
+        for c in tl.static_range(1, tile.C):
+            signs = signs | (ordered[c] - ordered[c - 1]).to(tl.int32, bitcast=True)
+        unusual = unusual | (signs < 0)
     if any_thread(unusual):
         _transform_unusual(addresses, row, own, lane, weights, tile)
     else:
@@ -243,7 +214,8 @@ def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
     """Write the values of rows that are in order but for the lowest bits, or that are not finite,
     or large: C × (T,) and three (T,)."""
     # They are read again: kept until here, they would take registers in every program.
-    addresses = _sort_exactly(get_each(addresses, tile.C), addresses, row, lane, tile)
+    if not tile.EXACT:
+        addresses = _sort_exactly(get_each(addresses, tile.C), addresses, row, lane, tile)
     ordered = get_each(addresses, tile.C)
     smallest, largest = ends_of_row(ordered, tile)
     scale, unscale = range_scale(smallest, largest, True)
@@ -254,9 +226,12 @@ def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
     for c in tl.static_range(tile.C):
         irregular += samples[c] * 0.0
         scaled = scaled + (ordered[c] * scale,)
-    unscale += over_lanes(irregular, "sum", tile)
+    irregular = over_lanes(irregular, "sum", tile)
+    unscale += irregular
     wait_for_row(tile)
-    _put_values(addresses, scaled, largest * scale, lane, weights, tile)
+    # Where a NaN is lost another reward is there twice, and two threads write its value: NaN, so
+    # that it does not matter which is the first.
+    _put_values(addresses, scaled, largest * scale + irregular, lane, weights, tile)
     wait_for_row(tile)
     values = read_row(own, tile)
     unscaled = ()
@@ -314,12 +289,15 @@ def _with_runs_of_row(keys, nearly, last, lane, SHIFT: tl.constexpr, tile: tl.co
 
 @triton.jit(do_not_specialize=("n_rows", "has_offset"))
 def packed_kernel(
-    rewards_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
+    rewards_ptr, where_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
     N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Transform one block of rows: (n_rows, N) → (n_rows, N), both float32 and at multiples of 16
-    bytes, with weights (2, N). The regimes: `pkpo_triton.plan.packed_plan`.
+    """Transform one block of rows: (n_rows, N) → (n_rows, N), both float32, bfloat16 or float16,
+    where (n_rows, N) bytes or None, all at multiples of 16 bytes. The regimes:
+    `pkpo_triton.plan.packed_plan`.
 
+    The weights are those of `tables.gap_weights`, (2, N), with a mask those of
+    `tables.row_weights`, whose rows have their own max_coefficient.
     LEVELS: so many distinct values rows may have to be counted.
     """
     THREADS_PER_ROW: tl.constexpr = 32 // BLOCK_ROWS
@@ -332,15 +310,18 @@ def packed_kernel(
         T=32,
         PERIOD=PERIOD,
         FREE=4 * THREADS_PER_ROW,
+        MASKED=where_ptr is not None,
+        DTYPE=rewards_ptr.dtype.element_ty,
+        BYTES=rewards_ptr.dtype.element_ty.primitive_bitwidth // 8,
+        EXACT=rewards_ptr.dtype.element_ty.primitive_bitwidth == 16,
     )
     thread = tl.arange(0, 32)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
-    weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     block = Block(
-        rewards_address=rewards_ptr.to(tl.int64) + first_row * (4 * N),
-        out_address=out_ptr.to(tl.int64) + first_row * (4 * N),
+        rewards_address=rewards_ptr.to(tl.int64) + first_row * (tile.BYTES * N),
+        out_address=out_ptr.to(tl.int64) + first_row * (tile.BYTES * N),
         left=tl.minimum(n_rows - first_row, BLOCK_ROWS).to(tl.int32) * N,
         thread=thread,
     )
@@ -355,6 +336,14 @@ def packed_kernel(
     tl.debug_barrier()
 
     rewards = read_row(own, tile)  # C × (T,)
+    if tile.MASKED:
+        row_in_block = tl.minimum(thread // THREADS_PER_ROW, block.left // N - 1)  # (T,)
+        row_of_mask = first_row + row_in_block  # (T,)
+        mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N, lane, tile)  # W × (T,)
+        rewards = fill_row(own, rewards, mask, tile)  # C × (T,)
+        weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
+    else:
+        weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
     irregular = _is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.left < 0  # (), false
@@ -362,6 +351,8 @@ def packed_kernel(
         counted = _transform_by_levels(rewards, own, weights, LEVELS, tile)
     if not counted:
         _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile)
+    if tile.MASKED:
+        clear_row(own, mask, tile)
 
     tl.debug_barrier()
     if is_full:

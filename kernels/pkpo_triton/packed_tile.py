@@ -35,6 +35,10 @@ class Tile(NamedTuple):
     T: Any  # threads
     PERIOD: Any  # words: a row, or several
     FREE: Any  # words, four for each of a row's threads
+    MASKED: Any  # samples may be left out
+    DTYPE: Any  # of rewards and results in global memory
+    BYTES: Any  # of one of these
+    EXACT: Any  # rewards have no bit where the index in a key lies
 
 
 class Block(NamedTuple):
@@ -75,12 +79,12 @@ def copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
     along = address_of(base, 4 * block.thread, tile)  # (T,)
     for step in tl.static_range(tile.C // 4):
         if FULL:
-            x = load_four(
-                block.rewards_address + block.thread.to(tl.int64) * 16, 16 * tile.T * step
-            )  # 4 × (T,)
+            address = block.rewards_address + block.thread.to(tl.int64) * (4 * tile.BYTES)
+            x = load_four(address, 4 * tile.BYTES * tile.T * step, tile.DTYPE)  # 4 × (T,)
         else:
             sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
-            x = load_four(block.rewards_address + sample.to(tl.int64) * 4, 0)  # 4 × (T,)
+            address = block.rewards_address + sample.to(tl.int64) * tile.BYTES
+            x = load_four(address, 0, tile.DTYPE)  # 4 × (T,)
         put_four(along, x, offset_of_step(step, tile))
 
 
@@ -91,11 +95,13 @@ def copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
     for step in tl.static_range(tile.C // 4):
         if FULL:
             x = get_four(along, offset_of_step(step, tile))  # 4 × (T,)
-            store_four(block.out_address + block.thread.to(tl.int64) * 16, x, 16 * tile.T * step)
+            address = block.out_address + block.thread.to(tl.int64) * (4 * tile.BYTES)
+            store_four(address, x, 4 * tile.BYTES * tile.T * step, tile.DTYPE)
         else:
             sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
             x = get_four(address_of(base, sample, tile), 0)  # 4 × (T,)
-            store_four(block.out_address + sample.to(tl.int64) * 4, x, 0)
+            address = block.out_address + sample.to(tl.int64) * tile.BYTES
+            store_four(address, x, 0, tile.DTYPE)
 
 
 @triton.jit

@@ -102,8 +102,9 @@ class PackedPlan(NamedTuple):
 _PACKED = {
     16: PackedPlan(block_rows=32, levels=2),
     32: PackedPlan(block_rows=32, levels=3),
-    # As few as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes 243.
-    64: PackedPlan(block_rows=32, levels=4, max_registers=200),
+    # As few as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes 243. With
+    # a mask the others take 127, 224 and 230; 184 would do for 128 and 256, but not on sm_100.
+    64: PackedPlan(block_rows=32, levels=4, max_registers=224),
     128: PackedPlan(block_rows=16, levels=4),
     256: PackedPlan(block_rows=8, levels=4),
 }
@@ -114,19 +115,20 @@ def packed_plan(n: int, *, usual: bool, backend: str) -> PackedPlan | None:
 
     Args:
         n: samples in a row.
-        usual: rewards and results are float32, whole rows one after the other from a multiple of 16
-            bytes on; none is left out; all rows share weights known to the host, and no std is
-            asked for.
+        usual: rewards and results are float32, bfloat16 or float16, whole rows one after the other
+            from a multiple of 16 bytes on, and so is a mask; all rows share a k known to the host,
+            and no std is asked for.
         backend: Triton's name for what it compiles for: "cuda", "hip"; "" where it interprets.
 
-    Instructions a sample, on sm_90; "again" is what sorting once more by exact keys comes to.
+    Instructions a sample, on sm_90; "again" is what sorting once more by exact keys comes to. The
+    last column is of `plan`'s kernels, of any rewards without a mask and with one.
 
-    | n   | threads a row | sorted, again | 2, 3, 4 values | `plan`'s kernel: any, 2 values |
-    | 16  | 1             | 25, 50        | 19, –, –       | 40, 25                         |
-    | 32  | 1             | 26, 56        | 16, 22, –      | 55, 26                         |
-    | 64  | 1             | 30, 66        | 14, 20, 26     | 66, 21                         |
-    | 128 | 2             | 40, 92        | 14, 21, 27     | 86, 21                         |
-    | 256 | 4             | 52, 116       | 14, 21, 27     | 108, 21                        |
+    | n   | threads a row | sorted, again | with a mask | 2, 3, 4 values | 16 bits | `plan`'s |
+    | 16  | 1             | 25, 50        | 32          | 19, –, –       | 24      | 40, 70   |
+    | 32  | 1             | 26, 56        | 32          | 16, 22, –      | 26      | 55, 93   |
+    | 64  | 1             | 30, 66        | 36          | 14, 20, 26     | 30      | 66, 92   |
+    | 128 | 2             | 40, 92        | 46          | 14, 21, 27     | 40      | 86, 112  |
+    | 256 | 4             | 52, 116       | 59          | 14, 21, 27     | 52      | 108, 135 |
 
     Of normal rewards 1, 0, 1, 7 and 39 % of the programs sort again, of uniform ones 0, 2, 8, 29
     and 72 %.

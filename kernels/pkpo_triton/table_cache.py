@@ -17,7 +17,7 @@ import triton
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pkpo_triton import tables
-from pkpo_triton.coefficients import Estimator, HostWeights, both_coefficients
+from pkpo_triton.coefficients import Estimator, both_coefficients
 from pkpo_triton.plan import Plan
 
 # A table for every k that a run anneals through would be a leak: so many are kept, the latest used.
@@ -51,19 +51,22 @@ def inverses(samples_per_thread: int, device: torch.device) -> torch.Tensor:
     return _on_device("inverses", device, (samples_per_thread,))
 
 
+def chain(chosen: Plan, unread: torch.Tensor) -> torch.Tensor:
+    """Get what a running product reads for each sample; a placeholder where it reads nothing."""
+    if chosen.threads_per_row == 1:
+        return unread
+    return inverses(chosen.samples_per_thread, unread.device)
+
+
 def ratios(n: int, k: int, index_shift: int, chosen: Plan, device: torch.device) -> torch.Tensor:
     """Get r_j for sample j of a row: see `tables.ratios`. Only the latest are kept."""
     arguments = (n, k, index_shift, chosen.samples_per_thread, chosen.threads_per_row)
     return _on_device("ratios", device, arguments)
 
 
-def gap_weights(
-    estimator: Estimator, n: int, k: int, weights: HostWeights, device: torch.device
-) -> torch.Tensor:
-    """Get an estimator's weights for every gap: (2, n), see `tables.gap_weights`. Only the latest
-    are kept."""
-    shift, counted_from_top = estimator.index_shift, estimator.counted_from_top
-    return _on_device("gap_weights", device, (n, k, shift, counted_from_top, weights))
+def packed(weights: tables.PackedWeights, device: torch.device) -> torch.Tensor:
+    """Get what a packed kernel reads of an estimator. Only the latest are kept."""
+    return _on_device(weights.table, device, weights.arguments)
 
 
 def coefficients(estimator: Estimator, device: torch.device) -> torch.Tensor:
@@ -149,6 +152,7 @@ def _numbers(key: _Key) -> torch.Tensor:
         "inverses": tables.inverses,
         "ratios": tables.ratios,
         "gap_weights": tables.gap_weights,
+        "row_weights": tables.row_weights,
         "coefficients": lambda *both: both,
     }
     if what == "whole_numbers":

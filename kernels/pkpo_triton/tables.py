@@ -5,8 +5,53 @@ Without torch or JAX, so that the glue for either can be built on it.
 
 from __future__ import annotations
 
-from pkpo_triton.coefficients import HostWeights
+import math
+from typing import Any, NamedTuple
+
+from pkpo_triton.coefficients import (
+    Estimator,
+    HostWeights,
+    as_text,
+    from_text,
+    has_offset,
+    host_weights,
+)
 from pkpo_triton.plan import MOST_THREADS_PER_ROW
+
+# Of `row_weights`, which kernels read four at a time.
+NUMBERS_OF_ROW = 8
+
+
+class PackedWeights(NamedTuple):
+    """What a packed kernel is given of an estimator."""
+
+    table: str  # "gap_weights" or "row_weights"
+    arguments: tuple[Any, ...]  # of that function
+    has_offset: bool  # gaps may weigh something in the row offset
+    max_coefficient: float  # of whole rows
+
+
+def packed_weights(
+    estimator: Estimator, n: int, k: int, *, masked: bool, scale: str, undersized: str
+) -> PackedWeights:
+    """Choose a packed kernel's weights, for rows of which samples may be left out if masked."""
+    if masked:
+        rules = as_text(estimator, scale, undersized)
+        of_k = None if undersized == "clip" else k
+        return PackedWeights("row_weights", (rules, n, k), has_offset(estimator, of_k), 0.0)
+    weights = host_weights(estimator, n, k, scale=scale)
+    arguments = (n, k, estimator.index_shift, estimator.counted_from_top, weights)
+    offset = has_offset(estimator, k)
+    return PackedWeights("gap_weights", arguments, offset, weights.max_coefficient)
+
+
+def has_packed_weights(estimator: Estimator, *, masked: bool, undersized: str) -> bool:
+    """Tell whether there are any: see `row_weights` of those that are not."""
+    clips = masked and undersized == "clip"
+    return not estimator.normalized and not (
+        clips and estimator.requires_k_lt_n > estimator.index_shift
+    )
+
 
 _RADIX_BITS = 16
 _PRECISION_BITS = 100
@@ -67,6 +112,51 @@ def gap_weights(
     r = _ratios_in_order(n, k, index_shift)
     in_offset = [(weights.offset + weights.slope * abs(j - origin)) * r[j] for j in range(n)]
     return [[weights.gap * ratio for ratio in r], in_offset]
+
+
+def row_weights(rules: str, n: int, k: int) -> list[float]:
+    """List what an estimator weighs the gaps of rows of 0 … n valid samples with, n a multiple of
+    4: first NUMBERS_OF_ROW for each number of samples,
+
+        where its ratios are, factor, gap, max_coefficient, start, step, 0, 0
+
+    then what times the factor is r_j for j = 0 … n−1: C(j − index_shift, k−1), scaled, for all rows
+    that admit k. start + step · j is what r_j is multiplied with in the row offset.
+
+    rules: `coefficients.as_text` of an estimator for which the smaller of two samples weighs
+    nothing at the largest k: for "clip" only the gap below a row's largest weighs something.
+    """
+    estimator, scale, undersized = from_text(rules)
+    # Of two numbers from 1 to C(n, k), one in a row's ratios and one in its factor, each gets half:
+    # for rows of 256 the smallest and the largest are still normal numbers of float32.
+    scaled = 1 << math.comb(n, k).bit_length() // 2
+    numbers: list[float] = []
+    first = NUMBERS_OF_ROW * (n + 1)
+    for m in range(n + 1):
+        largest_k = m - estimator.requires_k_lt_n
+        k_of_row = min(k, largest_k) if undersized == "clip" else k
+        if not 1 <= k_of_row <= largest_k:
+            of_largest = math.nan if undersized == "nan" else 0.0
+            numbers += [first, 0.0, 0.0, of_largest, 0.0, 0.0, 0.0, 0.0]
+            continue
+        if k_of_row == k:
+            at, factor = first, scaled / math.comb(m, k)
+        else:
+            # From here on the window of the top gap's number modulo 4 has a 1 at that number.
+            at = first + n + 2 * n * ((m - 1) % 4) + n - (m - 1) // 4 * 4
+            below = max(m - 1 - estimator.index_shift, 0)
+            factor = math.comb(below, k_of_row - 1) / math.comb(m, k_of_row)
+        weights = host_weights(estimator, m, k_of_row, scale=scale)
+        start, step = weights.offset, weights.slope
+        if estimator.counted_from_top:
+            start, step = start + step * (m - 1), -step
+        numbers += [at, factor, weights.gap, weights.max_coefficient, start, step, 0.0, 0.0]
+    numbers += [0.0]
+    numbers += [math.comb(j - estimator.index_shift, k - 1) / scaled for j in range(1, n)]
+    if undersized == "clip":
+        for window in range(4):
+            numbers += [float(j == n + window) for j in range(2 * n)]
+    return numbers
 
 
 def _ratios_in_order(n: int, k: int, index_shift: int) -> list[float]:

@@ -23,7 +23,9 @@ import triton.language as tl
 from jax import lax
 from pkpo_triton import coefficients, tables
 from pkpo_triton.kernel import max_at_k_kernel, transform_kernel
-from pkpo_triton.plan import OPTIONS, Plan, plan
+from pkpo_triton.packed import packed_kernel
+from pkpo_triton.plan import OPTIONS, PackedPlan, Plan, packed_plan, plan
+from pkpo_triton.tables import PackedWeights, has_packed_weights, packed_weights
 
 from pkpo_kernels.maths.weights import Estimator, GapWeights
 
@@ -145,6 +147,26 @@ def _max_at_k_in_order(
     )
 
 
+@triton.jit
+def _packed_in_order(
+    rewards_ptr, where_ptr, weights_ptr, rows_plus_1, has_offset_plus_2, max_coefficient, out_ptr,
+    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Call `packed_kernel`."""
+    packed_kernel(
+        rewards_ptr=rewards_ptr,
+        where_ptr=_bytes(where_ptr) if MASKED else None,
+        out_ptr=out_ptr,
+        weights_ptr=weights_ptr,
+        n_rows=rows_plus_1 - 1,
+        has_offset=has_offset_plus_2 - 2,
+        max_coefficient=max_coefficient,
+        N=N,
+        BLOCK_ROWS=BLOCK_ROWS,
+        LEVELS=LEVELS,
+    )
+
+
 def transform_rows(
     rewards: jax.Array,
     k: int | jax.Array,
@@ -159,6 +181,12 @@ def transform_rows(
     """Transform rows: rewards (rows, N), k an integer, () or (rows,), where (rows, N) or None →
     (rows, N) of dtype. The kernels have weights of their own."""
     rows, n = rewards.shape
+    rules: dict[str, Any] = {"masked": where is not None, "undersized": undersized}
+    if isinstance(k, int) and rewards.dtype == dtype and has_packed_weights(estimator, **rules):
+        packed = _packed_plan(rewards)
+        if packed is not None:
+            weights_of_k = packed_weights(estimator, n, k, scale=scale, **rules)
+            return _packed_rows(rewards, where, weights_of_k, packed)
     static_k, dynamic_k = (k, None) if isinstance(k, int) else (None, k)
     uniform = static_k is not None and where is None
     chosen = _plan(rewards, where, dtype, uniform=uniform and not estimator.normalized)
@@ -203,6 +231,35 @@ def transform_rows(
             RANGE_SCALED=coefficients.needs_range_scale(estimator, scale=scale),
             NORMALIZED=estimator.normalized,
             **_constants(rewards, where, table, chosen),
+        ),
+    )
+
+
+def _packed_rows(
+    rewards: jax.Array, where: jax.Array | None, weights: PackedWeights, chosen: PackedPlan
+) -> jax.Array:
+    """Transform rows by the packed kernel: rewards (rows, N), where (rows, N) or None → (rows, N).
+    jax-triton has no way to ask for fewer registers."""
+    rows, n = rewards.shape
+    return _varying_as(
+        (rewards, where),
+        jax_triton.triton_call(
+            rewards,
+            rewards if where is None else where,
+            jnp.asarray(_packed_table(weights)),
+            rows + 1,
+            weights.has_offset + 2,
+            weights.max_coefficient,
+            kernel=_packed_in_order,
+            out_shape=jax.ShapeDtypeStruct((rows, n), rewards.dtype),
+            N=n,
+            BLOCK_ROWS=chosen.block_rows,
+            LEVELS=chosen.levels,
+            MASKED=where is not None,
+            grid=(-(-rows // chosen.block_rows),),
+            num_warps=1,
+            num_stages=1,
+            **OPTIONS,
         ),
     )
 
@@ -253,6 +310,13 @@ def _plan(rewards: jax.Array, where: jax.Array | None, dtype: Any, *, uniform: b
     return plan(rewards.shape[1], itemsize, masked=where is not None, uniform=uniform)
 
 
+def _packed_plan(rewards: jax.Array) -> PackedPlan | None:
+    # JAX's arrays are whole and aligned, and jax-triton is asked for NVIDIA's GPUs alone.
+    usual = rewards.dtype in (np.float32, jnp.bfloat16, np.float16)
+    backend = "" if triton.knobs.runtime.interpret else "cuda"
+    return packed_plan(rewards.shape[1], usual=usual, backend=backend)
+
+
 def _table(chosen: Plan) -> jax.Array:
     return jnp.asarray(_factorials(tables.factorials_size(chosen.samples)))
 
@@ -267,6 +331,11 @@ def _of_samples(chosen: Plan, table: jax.Array) -> jax.Array:
 @lru_cache
 def _factorials(size: int) -> np.ndarray[Any, Any]:
     return np.array(tables.factorials(size), np.float32)
+
+
+@lru_cache
+def _packed_table(weights: PackedWeights) -> np.ndarray[Any, Any]:
+    return np.array(getattr(tables, weights.table)(*weights.arguments), np.float32)
 
 
 @lru_cache

@@ -38,6 +38,28 @@ class TestTables:
             assert by_sample[:n].tolist() == want
             assert not by_sample[n:].any()
 
+    @pytest.mark.parametrize("estimator", ["sloo_minus_one", "s", "sloo", "centered"])
+    @pytest.mark.parametrize("n", [16, 64, 256])
+    def test_weights_of_rows_of_any_number_of_samples(self, n: int, estimator: str) -> None:
+        shift = pk.ESTIMATORS[estimator].index_shift
+        rules = coefficients.as_text(pk.ESTIMATORS[estimator], "sum", "clip")
+        for k in (1, 2, n // 2, n, n + 1):
+            table = np.array(tables.row_weights(rules, n, k), np.float32)
+            exponents = np.frexp(table[np.isfinite(table) & (table != 0)])[1]
+            assert (exponents > -126).all() and np.isfinite(table).all()  # and all are normal
+            for m in range(n + 1):
+                begin, factor = table[8 * m : 8 * m + 2]
+                most = pk.ESTIMATORS[estimator].largest_k(m)
+                k_of_row = min(k, most)
+                if k_of_row < 1:
+                    assert factor == 0
+                    continue
+                total = math.comb(m, k_of_row)
+                want = [math.comb(j - shift, k_of_row - 1) / total for j in range(1, m)]
+                with np.errstate(over="ignore"):
+                    got = factor * table[int(begin) + 1 : int(begin) + m]
+                np.testing.assert_allclose(got, want, rtol=2e-7, atol=2.0**-126)
+
     def test_a_run_through_many_ks_keeps_the_latest_tables(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -388,8 +410,8 @@ class TestWhatIsCompiled:
         # Of a dtype and a length that no other test asks for together.
         before = programs()
         # Neighbouring rows, and all others.
-        for step, compiled in ((16, 1), (48, 2), (17, 2), (32, 2), (16, 2), (19, 2)):
-            for k in (1, 2, 15, 16):
-                rewards = torch.randn(64, step, device=DEVICE).half()[:, :16]
+        for step, compiled in ((12, 1), (48, 2), (13, 2), (32, 2), (12, 2), (19, 2)):
+            for k in (1, 2, 11, 12):
+                rewards = torch.randn(64, step, device=DEVICE).half()[:, :12]
                 pk.transform(rewards, k, implementation="triton")
             assert programs() == before + compiled

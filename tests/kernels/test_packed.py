@@ -103,8 +103,10 @@ def test_the_usual_is_packed(estimator: str, rng: np.random.Generator) -> None:
     with launched() as kernels:
         for k in (1, 2, 15):
             for scale in ("sum", "mean"):
-                pk.transform(rewards, k, estimator=estimator, scale=scale, implementation="triton")
-    assert kernels == ["packed_kernel"] * 6
+                options: Any = {"scale": scale, "implementation": "triton"}
+                pk.transform(rewards, k, estimator=estimator, **options)
+                pk.transform(rewards, k, where=rewards > -1, estimator=estimator, **options)
+    assert kernels == ["packed_kernel"] * 12
 
 
 def test_all_else_is_not(rng: np.random.Generator) -> None:
@@ -112,9 +114,8 @@ def test_all_else_is_not(rng: np.random.Generator) -> None:
     flat = tensor(rng.standard_normal(40 * 16 + 1).astype(np.float32))
     k: Any = torch.tensor(2, device=DEVICE)
     calls: list[Callable[[], Any]] = [
-        lambda: pk.transform(rewards.bfloat16(), 2, implementation="triton"),
+        lambda: pk.transform(rewards > 0, 2, implementation="triton"),
         lambda: pk.transform(rewards, k, implementation="triton"),
-        lambda: pk.transform(rewards, 2, where=rewards > -3, implementation="triton"),
         lambda: pk.transform(rewards, 2, estimator="passk_training", implementation="triton"),
         lambda: pk.transform(rewards[:, :15], 2, implementation="triton"),
         lambda: pk.transform(rewards.t().contiguous().t(), 2, implementation="triton"),

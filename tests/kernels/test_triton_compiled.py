@@ -31,19 +31,34 @@ TARGET_INSTRUCTIONS = {8: 30, 16: 26, 32: 27, 64: 31, 128: 42, 256: 88, 1024: 17
 TWO_VALUE_INSTRUCTIONS = 28
 # Of rows that a packed kernel sorts twice, the most that it does.
 WORST_INSTRUCTIONS = {16: 52, 32: 58, 64: 68, 128: 96, 256: 122}
+# n, dtype, with a mask, and the most instructions of normal rewards: a mask costs 6 or 7.
+OTHER_PACKED = (
+    (16, "float32", True, 33),
+    (16, "bfloat16", False, 25),
+    (32, "float32", True, 33),
+    (32, "float16", False, 28),
+    (64, "float32", True, 37),
+    (64, "bfloat16", True, 38),
+    (128, "float32", True, 48),
+    (256, "float32", True, 61),
+    (256, "bfloat16", False, 54),
+)
 BUDGETED_N = tuple(n for n in MEASURED_N if n <= 1024)
 
 # What runs when: on one processor everything for sm_90 takes six minutes, and for all targets more
 # than twenty. In `make test` the budgets of rows in one thread and in two, and these:
 IN_EVERY_RUN = {
     "sm_80": "n=8 float32, where, index shift 1",
-    "sm_90": "n=16 float32, where, index shift 1",
+    "sm_90": "n=16 float32, where",
     "gfx942": "max@k n=32 float32, where",
 }
 # For sm_90 these wait for `make test-release`, as all else does for other targets: others of the
 # same regime take their part in `make test-all`.
 LIKE_OTHERS = (
     "n=100 float32, where, index shift 1",
+    "n=256 float32, where",
+    "n=64 bfloat16, where",
+    "n=64 float16, where",
     "n=128 bfloat16",
     "n=128 float16",
     "n=128 float32, k scalar",
@@ -107,6 +122,19 @@ def test_kernels_of_long_rows_compile(target: str, variant: Variant) -> None:
     usage = gpu_compile.compile_variant(variant, chip).usage
     assert usage.spilled_words <= 8
     assert usage.shared_bytes <= shared
+
+
+@pytest.mark.parametrize(
+    "n, dtype, masked, most",
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[0] <= 64 else pytest.mark.release)
+        for case in OTHER_PACKED
+    ],
+)
+def test_packed_rows_of_other_kinds(n: int, dtype: str, masked: bool, most: int) -> None:
+    row = gpu_static.measure(usual_variant(n, dtype, masked=masked), "sm_90")
+    assert row.spilled_words == 0
+    assert row.normal is not None and row.normal.instructions <= most
 
 
 @pytest.mark.parametrize(
