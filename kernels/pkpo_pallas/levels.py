@@ -25,6 +25,7 @@ from pkpo_pallas.layout import (
     level_of,
     read_sample,
     read_samples,
+    rounded,
     rows_inside,
     slab_of,
     taken,
@@ -239,9 +240,8 @@ def weigh_levels(tile: Tile, n_levels: int) -> None:
         return
     weigh(tile, 0, sorted_row, scan)
     for number, prefix_sum in enumerate(sums):
-        tile.given_ref[level_of(number)] = values_of(
-            tile.variant, prefix_sum, lambda name: tile.facts_ref[name]
-        )
+        value = values_of(tile.variant, prefix_sum, lambda name: tile.facts_ref[name])
+        tile.given_ref[level_of(number)] = rounded(value) if tile.variant.plan.packs else value
 
 
 def give(block: Block, n_levels: int, g: Any) -> None:
@@ -253,7 +253,7 @@ def give(block: Block, n_levels: int, g: Any) -> None:
 
         def some(first: Any, count: int, carry: Any) -> Any:
             for c in range(count):
-                here = slab_of(g, first + c, b)
+                here = slab_of(block, g, first + c, b)
                 block.values_ref[here] = value_of(block.rewards_ref[here])
             return carry
 
@@ -268,7 +268,7 @@ def given_by_level(block: Block, n_levels: int, g: Any, b: Any) -> Callable[[jax
 
     tile = tile_of(block, g)
     first = b * PITCH
-    if n_levels == SUBLANES and block.variant.plan.run:
+    if n_levels == SUBLANES and block.variant.plan.gathers:
         # As many as a register holds, on a chip that can gather.
         table = pl.ds(first, SUBLANES)
         keys, values = tile.levels_ref[table, :], tile.given_ref[table, :]  # (8, 128) each

@@ -190,7 +190,7 @@ class TestRegimes:
     ) -> None:
         """With the unrolled loops of the compiled kernel."""
         monkeypatch.setattr(
-            launch, "plan", lambda n, rows, chip, interpreted: plan.plan(n, rows, chip)
+            launch, "plan", lambda n, rows, chip, *more: plan.plan(n, rows, chip, False, more[1])
         )
         monkeypatch.setattr(plan, "GROUP", group)
         jax.clear_caches()
