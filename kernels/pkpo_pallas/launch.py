@@ -364,10 +364,11 @@ def _scratch(variant: Variant, n_samples: int) -> Scratch:
     float32, int32 = jnp.float32, jnp.int32
     sorts = not variant.boolean and not variant.n_ks
     looks_up = sorts and chosen.looks_up
-    keys, sums = (1,), (chosen.interleaved, n_samples, *tile)
-    if looks_up:
-        sums = (chosen.interleaved, variant.tables, SUBLANES * PITCH, LANES)
-        keys = (chosen.interleaved, variant.tables * chosen.runs(n), *sums[2:])
+    tables = (SUBLANES * PITCH, LANES)
+    keys = (chosen.interleaved, variant.tables * chosen.runs(n), *tables) if looks_up else None
+    sums = (chosen.interleaved, variant.tables, *tables) if looks_up else None
+    if chosen.packs:
+        sums = (1, chosen.n_padded, *tile)
     merges = not variant.boolean and chosen.run > chosen.group
     ping_pong = chosen.run if chosen.one_run else chosen.group
     staging = (n_samples // SUBLANES, chosen.tiles * SUBLANES * variant.pitch, LANES)
@@ -381,8 +382,8 @@ def _scratch(variant: Variant, n_samples: int) -> Scratch:
         work_ref=pltpu.VMEM((n_copies, n_samples, *tile), float32),
         buffers_refs=None if variant.boolean else buffers or None,
         ping_pong_ref=pltpu.VMEM((ping_pong, *tile), float32) if merges else None,
-        keys_ref=pltpu.VMEM(keys, float32) if looks_up else None,
-        sums_ref=pltpu.VMEM(sums, float32) if looks_up or chosen.packs else None,
+        keys_ref=None if keys is None else pltpu.VMEM(keys, float32),
+        sums_ref=None if sums is None else pltpu.VMEM(sums, float32),
         decisions_ref=pltpu.VMEM((max(1, words(n, chosen)), *tile), int32) if decides else None,
         facts_ref=pltpu.VMEM((chosen.tiles, N_FACTS, *tile), float32),
         levels_ref=pltpu.VMEM(levels, float32) if counts else None,

@@ -31,6 +31,14 @@ _UPPER = -1 << 16
 PADDING = float(np.finfo(np.float32).max)
 
 
+# What takes of a column its own entries.
+_OF_COLUMNS = lax.GatherDimensionNumbers(
+    offset_dims=(),
+    collapsed_slice_dims=(0,),
+    start_index_map=(0,),
+    operand_batching_dims=(1,),
+    start_indices_batching_dims=(1,),
+)
 # A slab by its number: 8 samples of 128 rows, (8, 128).
 SlabAt = Callable[[int], jax.Array]
 
@@ -201,7 +209,13 @@ def facts_of(tile: Tile, b: Any) -> Callable[[int], jax.Array]:
 
 def taken(table: jax.Array, entries: jax.Array) -> jax.Array:
     """Take for each of 128 rows its own entries of its column: (8, 128), (8, 128) → (8, 128)."""
-    return jnp.take_along_axis(table, entries, axis=0, mode="promise_in_bounds")
+    return lax.gather(
+        table,
+        entries[:, :, None],
+        _OF_COLUMNS,
+        (1, 1),
+        mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )
 
 
 def entry_reached(x: jax.Array, keys: jax.Array, middle: jax.Array) -> jax.Array:
@@ -210,7 +224,8 @@ def entry_reached(x: jax.Array, keys: jax.Array, middle: jax.Array) -> jax.Array
     # NaN compares false, and no sum of these leads out of a table.
     entry = jnp.where(x >= middle, 4, 0)
     for step in (2, 1):
-        entry = jnp.where(x >= taken(keys, entry + step), entry + step, entry)
+        beyond = entry + step
+        entry = lax.select(x >= taken(keys, beyond), beyond, entry)
     return entry
 
 

@@ -44,9 +44,9 @@ _LOOKED_AT = 16
 _SIDE_BY_SIDE = 4
 # What finds a row's smallest and largest sample, and 0, or NaN where one is not finite; its start.
 _ENDS: tuple[tuple[Callable[..., jax.Array], float], ...] = (
-    (jnp.minimum, math.inf),
-    (jnp.maximum, -math.inf),
-    (jnp.multiply, 0.0),
+    (lax.min, math.inf),
+    (lax.max, -math.inf),
+    (lax.mul, 0.0),
 )
 
 
@@ -182,15 +182,17 @@ def _ends(tile: Tile) -> list[Rows]:
 def _above(tile: Tile, row: Row, level: Rows) -> tuple[Rows, Rows]:
     """Count a row's samples above a level, and find the smallest of them: (8, 128) each."""
 
+    one, nothing, none = zeros() + 1.0, zeros(), zeros() + jnp.inf
+
     def look(x: Rows, seen: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
         is_above = x > level
         n_above, smallest = seen
-        smallest = jnp.minimum(smallest, jnp.where(is_above, x, jnp.inf))
-        return n_above + jnp.where(is_above, 1.0, 0.0), smallest
+        smallest = lax.min(smallest, lax.select(is_above, x, none))
+        return n_above + lax.select(is_above, one, nothing), smallest
 
     parts = _each_sample(tile, row, look, (zeros(), zeros() + jnp.inf))
     n_above, smallest = zip(*parts, strict=True)
-    return reduce(jnp.add, n_above), reduce(jnp.minimum, smallest)
+    return reduce(lax.add, n_above), reduce(lax.min, smallest)
 
 
 def _each_sample(
@@ -284,7 +286,7 @@ def given_by_level(block: Block, n_levels: int, g: Any, b: Any) -> Callable[[jax
     def value_of(x: jax.Array) -> jax.Array:
         value = given[0]
         for level, above in zip(levels, given[1:], strict=False):
-            value = jnp.where(x > level, above, value)
+            value = lax.select(x > level, above, value)
         return value
 
     return value_of

@@ -79,10 +79,10 @@ def look_up(tile: Tile, run: Any = 0) -> None:
             for c in tables[1:]:
                 key = taken(keys[c], entry)
                 beyond = x >= key
-                found = jnp.where(beyond, taken(sums[c], entry), found)
+                found = lax.select(beyond, taken(sums[c], entry), found)
                 if interpolates:
-                    lower = jnp.where(beyond, key, lower)
-                    slope = jnp.where(beyond, taken(slopes[c], entry), slope)
+                    lower = lax.select(beyond, key, lower)
+                    slope = lax.select(beyond, taken(slopes[c], entry), slope)
             if interpolates:
                 # As a scan goes on from there.
                 gap = x - lower

@@ -24,7 +24,7 @@ from pkpo_pallas.block import Ref, Rows, Tile
 from pkpo_pallas.estimator import scanning, to_work, values_of, weigh
 from pkpo_pallas.layout import bits_of_values, read_samples, sample_of
 from pkpo_pallas.loops import Index, isolated
-from pkpo_pallas.sort import sort_runs
+from pkpo_pallas.sort import sort_runs, unstacked
 from pkpo_pallas.undo import sort_and_decide, steps_of
 
 # On the way there: how far a reward is shifted, what its sign's copies are turned over by, and the
@@ -89,8 +89,7 @@ def _words_of_values(
 ) -> list[Rows]:
     here = pl.ds(first, count)
     values = values_of(tile.variant, sums_ref[here], lambda name: tile.facts_ref[name])
-    words = word_of_value(values, words_ref[here])  # (count, 8, 128)
-    return [words[c] for c in range(count)]
+    return unstacked(word_of_value(values, words_ref[here]))
 
 
 def _bits(x: jax.Array) -> jax.Array:

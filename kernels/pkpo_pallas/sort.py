@@ -44,7 +44,7 @@ def sort_row(tile: Tile) -> tuple[Segments, Tile]:
 
     def sort_group(group: Any) -> None:
         here = pl.ds(group * width, width)
-        source[here] = jnp.stack(_sorted_group(read, group * width, width))
+        source[here] = stacked(_sorted_group(read, group * width, width))
 
     # Two groups an iteration, of which one goes on where the other waits: 2 % fewer bundles at n =
     # 64.
@@ -68,7 +68,7 @@ def write_segments(tile: Tile, segments: Segments) -> None:
 
     def write(number: int) -> None:
         values = segments[number]()
-        tile.work_ref[pl.ds(number * len(values), len(values))] = jnp.stack(values)
+        tile.work_ref[pl.ds(number * len(values), len(values))] = stacked(values)
 
     if len(segments) == 1:
         write(0)
@@ -93,16 +93,15 @@ def sort_runs(tile: Tile, read: Read) -> None:
                 if tile.keys_ref is not None:
                     tile.keys_ref[entry_of(tile, Index(0, start + c), run)] = value
 
-        run_ref[...] = jnp.stack(_sorted_group(read, first, width))
+        run_ref[...] = stacked(_sorted_group(read, first, width))
         # A sample meets its mirror image while its half is still in registers.
         upper = _sorted_group(read, first + width, width)
         for c, value in enumerate(upper):
             mirrored = run_ref[width - 1 - c]
-            run_ref[width - 1 - c] = jnp.minimum(value, mirrored)
-            upper[c] = jnp.maximum(value, mirrored)
+            run_ref[width - 1 - c] = lax.min(value, mirrored)
+            upper[c] = lax.max(value, mirrored)
         put(upper, width)
-        lower = run_ref[...]
-        put([lower[c] for c in range(width)], 0)
+        put(unstacked(run_ref[...]), 0)
 
     n_runs = chosen.runs(variant.n_samples)
     lax.fori_loop(0, n_runs, without_carry(sort_run), 0)
@@ -142,11 +141,21 @@ def _sorted_group(read: Read, first: Any, width: int) -> list[Rows]:
     return sorted_by(sorting(width), read(first, width))
 
 
+def stacked(values: list[Rows]) -> jax.Array:
+    """Stack registers: (8, 128) each → (count, 8, 128); traced sooner than by jnp.stack."""
+    return lax.concatenate([lax.expand_dims(value, (0,)) for value in values], 0)
+
+
+def unstacked(values: jax.Array) -> list[Rows]:
+    """Take registers apart: (count, 8, 128) → (8, 128) each."""
+    return [lax.index_in_dim(values, c, keepdims=False) for c in range(values.shape[0])]
+
+
 def sorted_by(comparators: Comparators, values: list[Rows]) -> list[Rows]:
     """Sort values of (8, 128) by comparators."""
     values = list(values)
     for a, b in comparators:
-        values[a], values[b] = jnp.minimum(values[a], values[b]), jnp.maximum(values[a], values[b])
+        values[a], values[b] = lax.min(values[a], values[b]), lax.max(values[a], values[b])
     return values
 
 
@@ -154,16 +163,16 @@ def _merged(halves: jax.Array, first: int, width: int) -> list[Rows]:
     """Merge sorted halves, but only `width` samples from `first` on: (span, 8, 128) → (8, 128)
     each. What the first steps make of these is computed for them alone, and the rest is a matter
     of their own."""
-    span = halves.shape[0]
+    span, samples = halves.shape[0], unstacked(halves)
     # First a sample meets its mirror image, then what lies so far apart.
     distances = [span - 1, *(span >> i for i in range(2, (span // width).bit_length()))]
 
     def after(steps: int, i: int) -> Rows:
         if not steps:
-            return halves[i]
+            return samples[i]
         other = i ^ distances[steps - 1]
         pair = after(steps - 1, i), after(steps - 1, other)
-        return jnp.minimum(*pair) if i < other else jnp.maximum(*pair)
+        return lax.min(*pair) if i < other else lax.max(*pair)
 
     values = [after(len(distances), first + c) for c in range(width)]
     return sorted_by(tuple(halving(width, width)), values)

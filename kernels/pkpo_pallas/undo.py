@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -22,7 +23,7 @@ from pkpo_pallas.layout import read_sample, sample_of
 from pkpo_pallas.loops import Index, isolated, without_carry
 from pkpo_pallas.networks import Pass, packed, words_for
 from pkpo_pallas.plan import LANES, SUBLANES, passes_of
-from pkpo_pallas.sort import note_not_finite, sorted_by
+from pkpo_pallas.sort import note_not_finite, sorted_by, stacked, unstacked
 
 
 class Step(NamedTuple):
@@ -98,7 +99,7 @@ def undo_groups(tile: Tile, step: Step, groups: list[Group]) -> None:
             for a, b in step.network.comparators[: step.recomputed]:
                 _swap(values, a, b, before[a] > before[b])
         if not step.of_rewards:
-            step.source_ref[group.slot] = jnp.stack(values)
+            step.source_ref[group.slot] = stacked(values)
             continue
         n_samples = step.network.each
         for c, prefix_sum in enumerate(values):
@@ -115,7 +116,7 @@ def _compare_groups(tile: Tile, step: Step, groups: list[Group]) -> None:
     for group, values in zip(groups, every, strict=True):
         _compare(tile, step, values, step.first_word + group.number.value * step.words)
         if step.put is None:
-            step.target_ref[group.target] = jnp.stack(values[::-1] if group.falls else values)
+            step.target_ref[group.target] = stacked(values[::-1] if group.falls else values)
             continue
         # A row's last pass: its groups lie side by side, and none falls.
         n_samples = step.network.each
@@ -196,28 +197,27 @@ def _load_rewards(tile: Tile, step: Step, group: Group) -> list[Rows]:
 
 
 def _load(ref: Ref, slot: Any, falls: bool) -> list[Rows]:
-    samples = ref[slot]
-    values = [samples[c] for c in range(samples.shape[0])]
+    values = unstacked(ref[slot])
     return values[::-1] if falls else values
 
 
 def _compare(tile: Tile, step: Step, values: list[Rows], first_word: Any) -> None:
     """Sort a group in its list, and keep which comparators swapped, where they are undone."""
     decisions_ref = tile.block.scratch.decisions_ref
-    word = jnp.zeros((SUBLANES, LANES), jnp.int32)
+    word = nothing = jnp.zeros((SUBLANES, LANES), jnp.int32)
     comparators = step.network.comparators[step.recomputed :]
     values[:] = sorted_by(step.network.comparators[: step.recomputed], values)
     bits = packed(len(comparators), tile.variant.plan.pack)
     for (a, b), (number, bit, closes) in zip(comparators, bits, strict=True):
         low, high = values[a], values[b]
-        values[a], values[b] = jnp.minimum(low, high), jnp.maximum(low, high)
+        values[a], values[b] = lax.min(low, high), lax.max(low, high)
         if decisions_ref is None:
             continue
         if closes and not bit:
             # Alone in its word: a sign will do.
             word = lax.bitcast_convert_type(high - low, jnp.int32)
         else:
-            swapped = jnp.where(low > high, jnp.int32(_mask_of(bit)), 0)
+            swapped = lax.select(lax.gt(low, high), _masks(bit), nothing)
             word = word | swapped if bit else swapped
         if closes:
             decisions_ref[first_word + number] = word
@@ -226,27 +226,27 @@ def _compare(tile: Tile, step: Step, values: list[Rows], first_word: Any) -> Non
 def _undo(tile: Tile, step: Step, values: list[Rows], first_word: Any) -> None:
     """Swap back in a list what the comparators swapped."""
     decisions_ref = tile.block.scratch.decisions_ref
-    word = jnp.zeros((SUBLANES, LANES), jnp.int32)
+    word = nothing = jnp.zeros((SUBLANES, LANES), jnp.int32)
     comparators = step.network.comparators[step.recomputed :]
     bits = packed(len(comparators), tile.variant.plan.pack)
     backwards = zip(reversed(comparators), reversed(bits), strict=True)
     for (a, b), (number, bit, closes) in backwards:
         if closes:
             word = decisions_ref[first_word + number]
-        swapped = (word & jnp.int32(_mask_of(bit))) != 0 if bit else word < 0
+        swapped = lax.ne(lax.bitwise_and(word, _masks(bit)), nothing) if bit else word < 0
         _swap(values, a, b, swapped)
 
 
 def _swap(values: list[Rows], a: int, b: int, swapped: Any) -> None:
     values[a], values[b] = (
-        jnp.where(swapped, values[b], values[a]),
-        jnp.where(swapped, values[a], values[b]),
+        lax.select(swapped, values[b], values[a]),
+        lax.select(swapped, values[a], values[b]),
     )
 
 
-def _mask_of(bit: int) -> int:
-    """The bit of a word, the highest being number 0."""
-    return 1 << 31 - bit if bit else -(1 << 31)
+def _masks(bit: int) -> jax.Array:
+    """The bit of words, the highest being number 0: (8, 128)."""
+    return lax.full((SUBLANES, LANES), 1 << 31 - bit if bit else -(1 << 31), jnp.int32)
 
 
 def group_slot(network: Pass, group: Index) -> Any:

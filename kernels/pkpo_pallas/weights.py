@@ -203,15 +203,16 @@ class GivenWeights:
             for c in range(start, min(start + _SUMMED_APART, count)):
                 i = Index(first, c, self.tile.variant.plan.unrolled)
                 sample = row(i)
-                gap, previous = sample - previous, sample
+                gap, previous = lax.sub(sample, previous), sample
                 if scale is not None:
                     gap = gap * scale
                 if of.offsets:
-                    offset_apart = offset_apart + self._weight(self.first_offset + first + c) * gap
+                    weight = self._weight(self.first_offset + first + c)
+                    offset_apart = lax.add(offset_apart, weight * gap)
                 if of.gaps:
-                    gaps_apart = gaps_apart + self._weight(first + c) * gap
+                    gaps_apart = lax.add(gaps_apart, self._weight(first + c) * gap)
                 if destination is not None:
-                    prefix_sum = total + gaps_apart
+                    prefix_sum = lax.add(total, gaps_apart)
                     destination.put_sample(i, sample)
                     destination.put_sum(i, prefix_sum)
             total, offset = total + gaps_apart, offset + offset_apart
