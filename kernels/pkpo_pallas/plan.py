@@ -3,15 +3,21 @@
 | n                      | sorted                         | a sample finds its value by  | as
 | to 127                 | in VMEM, one launch            | looking its reward up        | (n, rows)
 | 128                    | the same                       | the same                     | (rows, n)
-| 256, 384, … to longest | in VMEM, chunks of 128 samples | undoing the mergers of runs, | (rows, n)
+| 256, 384, … to longest | in VMEM, chunks of samples     | undoing the mergers of runs, | (rows, n)
 |                        |                                | and looking it up in its run |
 | others to longest      | the same                       | the same                     | (n, rows)
+| 65 to longest, of 16   | in VMEM, as words of a reward  | sorting the words again, by  | as above
+| bits there and back    | and its sample's number        | sample                       |
 | more                   | by XLA; a launch for the scan  | XLA's second sort            | (n, rows)
 
-Chips that cannot gather from sublanes undo all comparators, of short rows too.
+Chips that cannot gather from sublanes undo all comparators, of short rows too. float16 has no place
+in Mosaic's memory, and is float32 here.
 
 XLA lays (rows, n) out in the way that pads less: with n on sublanes, in eights, or on lanes, where
-a whole number of 128 fits. The kernel takes what is there, and transposes the latter in VMEM.
+a whole number of 128 fits. The kernel takes what is there, and transposes the latter in VMEM. Three
+units share a chunk's transposes, and the more of them, the less a unit waits for its first and its
+last: where there is memory for them, chunks have 256 samples, which at n = 1024 take 2048 cycles
+for 2500 in chunks of 128. Two rows of 16 bits are transposed as one of 32.
 
 Blocks of rows of at most eight distinct values are not sorted, where rows are long enough.
 
@@ -22,15 +28,17 @@ VMEM for a tile of 1024 rows, with P = padded(n) and 4 KiB a sample, in MiB; dec
 to 32 in a word, one word a group of 16:
 
                                                           P = 1024    2048    4096
-    input and output blocks, two of each, 128 samples          2.0     2.0     2.0
-    the rewards, and what is sorted: 2 · P · 4 KiB             8.0    16.0    32.0
+    input and output blocks, two of each, 256 samples          4.0     4.0     4.0
+    the rewards, 9/8, and what is sorted: 17/8 · P · 4 KiB     8.5    17.0    34.0
     tables of the sorted runs: 9/8 · P · 4 KiB, and 0.3        4.8     9.3    18.3
     decisions of their mergers                                 2.8     7.0    16.0
     weights, in rows of 128                                    1.0     2.0     4.0
-                                                              18.6    36.3    72.3
-    with buffers: one a pass, else one of P · 4 KiB       40: 58.6  8: 44.3 16: 88.3
-    without tables or weights: decisions of all comparators    4.0
-                                                              14.0
+                                                              21.1    39.3    76.3
+    with buffers: one a pass, else one of P · 4 KiB       40: 61.1  8: 47.3 16: 92.3
+    words of 16 bits: blocks 2.0, no tables or decisions,
+    the sums beside what is sorted                            15.5    29.0    56.0
+    without tables or weights, blocks of 128 samples:
+    decisions of all comparators                              14.5
 """
 
 from __future__ import annotations
@@ -222,7 +230,7 @@ def _with_buffers(n: int, chosen: Plan) -> Plan:
     bytes_of_sample = 4 * TILE_ROWS
     size = chosen.n_padded * bytes_of_sample
     tables = 9 * size // 8 if chosen.run else 0
-    taken = 2 * size + tables + words(n, chosen) * bytes_of_sample + OTHER_BYTES
+    taken = 17 * size // 8 + tables + words(n, chosen) * bytes_of_sample + OTHER_BYTES
     room = (chosen.vmem_bytes - taken) // size
     most = len(passes_of(n, chosen))
     if room >= most:
