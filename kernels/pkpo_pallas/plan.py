@@ -16,8 +16,8 @@ in Mosaic's memory, and is float32 here.
 XLA lays (rows, n) out in the way that pads less: with n on sublanes, in eights, or on lanes, where
 a whole number of 128 fits. The kernel takes what is there, and transposes the latter in VMEM. Three
 units share a chunk's transposes, and the more of them, the less a unit waits for its first and its
-last: where there is memory for them, chunks have 256 samples, which at n = 1024 take 2048 cycles
-for 2500 in chunks of 128. Two rows of 16 bits are transposed as one of 32.
+last: where there is memory for them, chunks have 256 samples, which come and go in 2048 cycles, for
+2508 in two chunks of 128. Two rows of 16 bits are transposed as one of 32.
 
 Blocks of rows of at most eight distinct values are not sorted, where rows are long enough.
 
