@@ -52,7 +52,7 @@ define pytest
 endef
 OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_launches.py
 TRITON_TESTS := $(OF_TRITON) tests/backends/test_jax.py tests/backends/test_jax_triton.py
-PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py tests/backends/test_jax.py
+PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py tests/kernels/test_pallas_packed.py tests/backends/test_jax.py
 OF_PACKED := $(wildcard tests/kernels/test_packed*.py)
 PTX_TESTS := $(OF_TRITON) $(OF_PACKED) tests/kernels/test_ptx_kernels.py
 # What the environments of RL trainers are made around.

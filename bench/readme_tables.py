@@ -134,10 +134,11 @@ def beside_model(results: Path) -> str:
 def tpu_static(results: Path) -> str:
     """Bundles that the Pallas kernels take on a v5e, and the cycles of its memory."""
     path = results / "tpu-static-v5e.csv"
-    rows = [row for row in read_table(path) if row["dtype"] == "float32"]
+    rows = [row for row in read_table(path) if row["dtype"] != "bool"]
+    narrow = "sorted, bfloat16"
     table = by_length(
         rows,
-        lambda row: row["path"],
+        lambda row: row["path"] + (", bfloat16" if row["dtype"] == "bfloat16" else ""),
         "sorted",
         [
             ("bundles", "sorted", "bundles", 0),
@@ -146,6 +147,8 @@ def tpu_static(results: Path) -> str:
             ("delays, rows of up to 4 values", "4 values", "delays", 0),
             ("bundles, rows of up to 8 values", "8 values", "bundles", 0),
             ("delays, rows of up to 8 values", "8 values", "delays", 0),
+            ("bundles, bfloat16", narrow, "bundles", 0),
+            ("delays, bfloat16", narrow, "delays", 0),
             ("cycles of memory", "sorted", "hbm_cycles", 0),
             ("of the roofline, at most", "sorted", "fraction", 2),
             ("the same, without delays", "sorted", "fraction_without_delays", 2),
@@ -153,6 +156,7 @@ def tpu_static(results: Path) -> str:
             ("the same, without delays", "4 values", "fraction_without_delays", 2),
             ("of the roofline, rows of up to 8 values", "8 values", "fraction", 2),
             ("the same, without delays", "8 values", "fraction_without_delays", 2),
+            ("of the roofline, bfloat16 (half the bytes)", narrow, "fraction", 2),
             ("XLA's cycles of the argsort form, without its sorts", "sorted", "argsort", 0),
             ('XLA\'s cycles of `"xla"`, without its sorts', "sorted", "xla", 0),
         ],

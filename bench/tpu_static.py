@@ -118,7 +118,7 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
     from pkpo_kernels import transform
 
     with jax.sharding.use_abstract_mesh(compiler.mesh):
-        chosen = plan(n, ELEMENTS // n, chip())
+        chosen = plan(n, ELEMENTS // n, chip(), narrow=dtype == "bfloat16")
     operand = compiler.array((ELEMENTS // n, n), jnp.dtype(dtype))
 
     def program(rewards: Any) -> Any:
@@ -139,7 +139,8 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
     if path == "4 values" and n >= LANES:
         # Their values are given like those of eight.
         of_rows ^= {"of_fewer_levels", "of_most_levels"}
-    steps = {"tile": 1, "in": n // LANES - 1, "out": n // LANES} if chosen.chunked else {"tile": 1}
+    chunks = n // chosen.chunk if chosen.chunked else 0
+    steps = {"tile": 1, "in": chunks - 1, "out": chunks} if chosen.chunked else {"tile": 1}
     bundles, delays, spills = 0.0, 0.0, 0.0
     for step, times in steps.items():
         if times:

@@ -7,7 +7,15 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pkpo_pallas.plan import FEWER_LEVELS, LANES, MOST_LEVELS, SHORTEST_COUNTED, SUBLANES, Plan
+from pkpo_pallas.plan import (
+    FEWER_LEVELS,
+    LANES,
+    MOST_LEVELS,
+    PITCH,
+    SHORTEST_COUNTED,
+    SUBLANES,
+    Plan,
+)
 
 # A reference to memory on the chip, for which JAX has no public type; None where there is none.
 Ref = Any
@@ -63,7 +71,7 @@ class Variant(NamedTuple):
         """Tell whether ready weights lie in rows of 128 of the same, which one load spreads over a
         register. Those of many ks would take much memory; so would any on chips that cannot gather,
         which have little: 16.1 of 16 MiB at n = 1024."""
-        return self.k == "in_weights" and not self.n_ks and self.plan.run > 0
+        return self.k == "in_weights" and not self.n_ks and self.plan.gathers
 
     @property
     def looked_for(self) -> tuple[int, ...]:
@@ -90,6 +98,18 @@ class Variant(NamedTuple):
         return self.plan.row_major and not (self.masked or self.boolean)
 
     @property
+    def pitch(self) -> int:
+        """Count the sublanes of memory from one row block of a slab to the next."""
+        return SUBLANES if self.native_layout else PITCH
+
+    @property
+    def pairs_rows(self) -> bool:
+        """Tell whether two rows of 16 bits are copied in and out as one of 32. Row 128 · 2b +
+        2 · lane + i of a tile, i < 2, is then in row block 2b + i."""
+        in_order = self.masked or self.k == "per_row" or self.n_ks
+        return self.plan.packs and self.plan.row_major and not in_order
+
+    @property
     def offset_is_rare(self) -> bool:
         """Tell whether rows have an offset for a k of 1 alone, if at all."""
         return self.k == "in_weights" and not (self.n_ks or self.range_scaled)
@@ -100,8 +120,8 @@ class Variant(NamedTuple):
         linear between neighbouring ranks, and where all rows share its slopes these are ready; in
         the shortest rows they would cost more than they save."""
         chosen = self.plan
-        interpolates = self.weights_in_rows and chosen.one_run and chosen.n_padded > chosen.group
-        return 2 if interpolates else 1
+        looks_up = self.weights_in_rows and chosen.one_run and chosen.looks_up
+        return 2 if looks_up and chosen.n_padded > chosen.group else 1
 
     @property
     def tables(self) -> int:
@@ -154,7 +174,8 @@ class Scratch(NamedTuple):
           where they have none.
         ping_pong_ref: (samples of a run, 8, 128), for merges that go to and fro.
         keys_ref, sums_ref: (interleaved tiles, tables, 8 · PITCH, 128): the sorted runs, and the
-          exclusive prefix sums of one run; None where none is looked up.
+          exclusive prefix sums of one run; None where none is looked up. Where rewards are packed,
+          no keys, and the sums of a row, (interleaved tiles, samples, 8, 128).
         decisions_ref: (words, 8, 128) int32, None where none are kept.
         facts_ref: (tiles, N_FACTS, 8, 128).
         levels_ref: (tiles, 8 · PITCH, 128): a table of a row's distinct values, from the smallest
@@ -232,14 +253,14 @@ class Tile(NamedTuple):
 def tile_of(block: Block, index: Any, t: int = 0) -> Tile:
     """Take tile number `index` of a block, with the memory of number t of interleaved tiles."""
     scratch = block.scratch
-    looks_up, counts = scratch.keys_ref is not None, scratch.levels_ref is not None
+    counts = scratch.levels_ref is not None
     return Tile(
         block=block,
         index=index,
         work_ref=scratch.work_ref.at[t],
         ping_pong_ref=scratch.ping_pong_ref,
-        keys_ref=scratch.keys_ref.at[t] if looks_up else None,
-        sums_ref=scratch.sums_ref.at[t] if looks_up else None,
+        keys_ref=None if scratch.keys_ref is None else scratch.keys_ref.at[t],
+        sums_ref=None if scratch.sums_ref is None else scratch.sums_ref.at[t],
         facts_ref=scratch.facts_ref.at[index],
         copy_ref=scratch.work_ref.at[index] if counts else None,
         levels_ref=scratch.levels_ref.at[index] if counts else None,

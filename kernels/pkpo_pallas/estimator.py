@@ -33,14 +33,9 @@ from pkpo_pallas.block import (
 from pkpo_pallas.layout import entry_of
 from pkpo_pallas.loops import Index, divided, each_sample
 from pkpo_pallas.plan import SUBLANES
+from pkpo_pallas.running_weights import RunningWeights
 from pkpo_pallas.sort import Segments, write_segments
-from pkpo_pallas.weights import (
-    Destination,
-    GivenWeights,
-    RunningWeights,
-    Scanned,
-    SortedRow,
-)
+from pkpo_pallas.weights import Destination, GivenWeights, Scanned, SortedRow
 
 # Rows with larger rewards are scaled; what they are scaled by.
 _LARGE, _RANGE_SCALE = 2.0**120, 2.0**-8

@@ -17,6 +17,11 @@ and where the chip cannot gather:
     copied in → sorted, keeping every decision → gaps · weights → prefix scan
               → the comparators undone, by the decisions → copied out
 
+Rewards of 16 bits take another way, as one fits into a word with the number of its sample:
+
+    copied in → words sorted by their rewards → gaps · weights → prefix scan
+              → words sorted by their samples → copied out
+
 Rows of few distinct values are not sorted but counted, where a whole block consists of them:
 
     copied in → every distinct value, and how many samples are above it → what it gets → copied out
@@ -49,7 +54,7 @@ from pkpo_pallas.estimator import (
     weigh,
     weigh_segments,
 )
-from pkpo_pallas.layout import copy_in, copy_out, fill, pad
+from pkpo_pallas.layout import SlabAt, copy_in, copy_out, fill, pad, staged
 from pkpo_pallas.levels import (
     by_levels,
     find_levels,
@@ -61,8 +66,9 @@ from pkpo_pallas.levels import (
 )
 from pkpo_pallas.lookup import end_tables, look_up, look_up_runs
 from pkpo_pallas.loops import Index, each_sample, each_tile, isolated, without_carry
-from pkpo_pallas.plan import LANES, SUBLANES
-from pkpo_pallas.sort import sort_row, sort_runs, write_segments
+from pkpo_pallas.packed import sort_there_and_back
+from pkpo_pallas.plan import SUBLANES
+from pkpo_pallas.sort import read_rewards, sort_row, sort_runs, write_segments
 from pkpo_pallas.undo import sort_and_decide, steps_of, undo, undo_whole
 
 
@@ -82,7 +88,7 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
         compute_block(block)
         return
     grid_phase, chunk = pl.program_id(1), pl.program_id(2)  # (), ()
-    slab = chunk * (LANES // SUBLANES)  # ()
+    slab = chunk * (variant.plan.chunk // SUBLANES)  # ()
 
     @pl.when(grid_phase == 0)
     def copy_chunk_in() -> None:
@@ -99,7 +105,7 @@ def kernel(variant: Variant, operands: Operands, out_ref: Ref, scratch: Scratch)
             by_levels(
                 block,
                 lambda n_levels: copy_levels_out(block, n_levels, slab, 0),
-                lambda: copy_out(block, slab, 0),
+                lambda: copy_out(block, 0, partial(staged, block, slab, 0)),
             )
 
 
@@ -114,7 +120,7 @@ def compute_block(block: Block) -> None:
     variant = block.variant
     if variant.masked:
         each_tile(block, lambda g: fill(tile_of(block, g)))
-    if variant.plan.one_run and not (variant.boolean or variant.n_ks):
+    if block.scratch.keys_ref is not None and variant.plan.one_run:
         end_tables(block)
     if variant.looked_for:
         look_for_few_levels(block)
@@ -143,7 +149,12 @@ def copy_levels_out(block: Block, n_levels: int, slab: Any, g: Any) -> None:
     if block.variant.native_layout:
         give(block, n_levels, g)
     else:
-        copy_out(block, slab, g, partial(given_by_level, block, n_levels, g))
+
+        def given_at(b: Any) -> SlabAt:
+            rewards, value_of = staged(block, slab, g, b), given_by_level(block, n_levels, g, b)
+            return lambda c: value_of(rewards(c))
+
+        copy_out(block, g, given_at)
 
 
 def sort_rows(block: Block) -> None:
@@ -161,7 +172,8 @@ def sort_rows(block: Block) -> None:
             sort_and_look_up(tiles)
             return
         for tile in tiles:
-            sort_and_undo(tile)
+            compute = sort_there_and_back if chosen.packs else sort_and_undo
+            compute(tile)
             copy_tile_out(tile)
 
     if chosen.tiles == n_tiles:
@@ -193,10 +205,11 @@ def sort_and_look_up(tiles: list[Tile]) -> None:
 def sort_and_undo(tile: Tile) -> None:
     """Compute rows of several runs, or where the chip cannot gather: rewards (n_padded, 1024) →
     values."""
-    several_runs, steps = tile.variant.plan.run > 0, steps_of(tile)
+    several_runs = tile.variant.plan.run > 0
+    steps = steps_of(tile, [tile.work_ref, *(tile.block.scratch.buffers_refs or ())])
     one_step = len(steps) == 1 and not several_runs
     if several_runs:
-        sort_runs(tile)
+        sort_runs(tile, partial(read_rewards, tile))
     done = sort_and_decide(tile, steps)
     if tile.variant.n_ks:
         max_at_k(done, in_work(done), scanning(in_work(done)))
@@ -228,4 +241,4 @@ def copy_tile_out(tile: Tile) -> None:
     """Copy a tile's values to their block, unless they are there, or go out in chunks."""
     variant = tile.variant
     if not (variant.n_ks or variant.native_layout or variant.plan.chunked):
-        copy_out(tile.block, 0, tile.index)
+        copy_out(tile.block, tile.index, partial(staged, tile.block, 0, tile.index))

@@ -16,8 +16,9 @@ from jax.experimental.pallas import tpu as pltpu
 from pkpo_pallas.block import N_FACTS, Operands, Scratch, Variant
 from pkpo_pallas.kernel import kernel
 from pkpo_pallas.plan import LANES, PITCH, SUBLANES, TILE_ROWS, chip, plan, words
+from pkpo_pallas.running_weights import LARGEST_K
 from pkpo_pallas.varying import alike, shape_like
-from pkpo_pallas.weights import LARGEST_K, section_size
+from pkpo_pallas.weights import section_size
 
 # Numbers of given weights that scalar memory holds with room to spare.
 _WEIGHTS_SIZE = 1 << 15
@@ -48,7 +49,7 @@ def transform(
         where: (rows, n) bool, or None where all samples are valid.
         estimator: hashable, with the mathematics as attributes: `coefficients`, a named tuple of
           numbers over_k, over_n_minus_k, over_n_minus_1, gap_1, gap_k, gap_n, gap_nn, offset_1,
-          offset_k, slope_1, slope_n, max_1, max_k, which `pkpo_pallas.weights` explains;
+          offset_k, slope_1, slope_n, max_1, max_k, which `pkpo_pallas.running_weights` explains;
           `coefficients_at_k_1`, the same for k = 1, or None where they do not differ;
           `index_shift`, 0 or 1; `counted_from_top`, `requires_k_lt_n`, `normalized`.
         weights: None; or, for rows that share n and k, the estimator's, as arrays k_is_valid (1,)
@@ -61,7 +62,8 @@ def transform(
         interpret: False, or the parameters of Pallas's interpreter.
     """
     rows, n = rewards.shape
-    chosen = plan(n, rows, chip(bool(interpret)), bool(interpret))
+    narrow = jnp.bfloat16 == rewards.dtype == dtype
+    chosen = plan(n, rows, chip(bool(interpret)), bool(interpret), narrow)
     given = weights is not None
     variant = Variant(
         n_samples=n,
@@ -295,10 +297,10 @@ def _blocks(variant: Variant, rows: int, unit: int) -> _Blocks:
     grid: tuple[int, ...]
     out_shape: tuple[int, ...] = (rows, n) if chosen.row_major else (n, rows)
     if chosen.chunked:
-        chunks = -(-n // LANES)
-        n_samples, last = chunks * LANES, chunks - 1
+        chunks = -(-n // chosen.chunk)
+        n_samples, last = chunks * chosen.chunk, chunks - 1
         grid = (n_blocks, 1 if variant.n_ks else 2, chunks)
-        shape = (block_rows, LANES) if chosen.row_major else (LANES, block_rows)
+        shape = (block_rows, chosen.chunk) if chosen.row_major else (chosen.chunk, block_rows)
 
         def chunk(of_phase: Callable[[Any, Any], Any]) -> pl.BlockSpec:
             def index(i: Any, phase: Any, c: Any) -> tuple[Any, Any]:
@@ -361,24 +363,27 @@ def _scratch(variant: Variant, n_samples: int) -> Scratch:
     tile = (SUBLANES, LANES)
     float32, int32 = jnp.float32, jnp.int32
     sorts = not variant.boolean and not variant.n_ks
-    looks_up = sorts and chosen.run > 0
-    sums = (chosen.interleaved, variant.tables, SUBLANES * PITCH, LANES)
-    n_runs = chosen.runs(n) if looks_up else 1
-    keys = (chosen.interleaved, variant.tables * n_runs, *sums[2:])
+    looks_up = sorts and chosen.looks_up
+    tables = (SUBLANES * PITCH, LANES)
+    keys = (chosen.interleaved, variant.tables * chosen.runs(n), *tables) if looks_up else None
+    sums = (chosen.interleaved, variant.tables, *tables) if looks_up else None
+    if chosen.packs:
+        sums = (1, chosen.n_padded, *tile)
     merges = not variant.boolean and chosen.run > chosen.group
-    staging = (n_samples // SUBLANES, chosen.tiles * SUBLANES**2, LANES)
+    ping_pong = chosen.run if chosen.one_run else chosen.group
+    staging = (n_samples // SUBLANES, chosen.tiles * SUBLANES * variant.pitch, LANES)
     buffers = (pltpu.VMEM((chosen.n_padded, *tile), float32),) * chosen.buffers
     counts = variant.boolean or bool(variant.looked_for)
     n_copies = chosen.tiles if counts and not variant.boolean else chosen.interleaved
     levels = (chosen.tiles, SUBLANES * PITCH, LANES)
-    decides = sorts and not chosen.one_run
+    decides = sorts and not (chosen.one_run or chosen.packs)
     return Scratch(
         staging_ref=None if variant.native_layout else pltpu.VMEM(staging, float32),
         work_ref=pltpu.VMEM((n_copies, n_samples, *tile), float32),
         buffers_refs=None if variant.boolean else buffers or None,
-        ping_pong_ref=pltpu.VMEM((chosen.run, *tile), float32) if merges else None,
-        keys_ref=pltpu.VMEM(keys, float32) if looks_up else None,
-        sums_ref=pltpu.VMEM(sums, float32) if looks_up else None,
+        ping_pong_ref=pltpu.VMEM((ping_pong, *tile), float32) if merges else None,
+        keys_ref=None if keys is None else pltpu.VMEM(keys, float32),
+        sums_ref=None if sums is None else pltpu.VMEM(sums, float32),
         decisions_ref=pltpu.VMEM((max(1, words(n, chosen)), *tile), int32) if decides else None,
         facts_ref=pltpu.VMEM((chosen.tiles, N_FACTS, *tile), float32),
         levels_ref=pltpu.VMEM(levels, float32) if counts else None,

@@ -25,6 +25,7 @@ from pkpo_pallas.layout import (
     level_of,
     read_sample,
     read_samples,
+    rounded,
     rows_inside,
     slab_of,
     taken,
@@ -43,9 +44,9 @@ _LOOKED_AT = 16
 _SIDE_BY_SIDE = 4
 # What finds a row's smallest and largest sample, and 0, or NaN where one is not finite; its start.
 _ENDS: tuple[tuple[Callable[..., jax.Array], float], ...] = (
-    (jnp.minimum, math.inf),
-    (jnp.maximum, -math.inf),
-    (jnp.multiply, 0.0),
+    (lax.min, math.inf),
+    (lax.max, -math.inf),
+    (lax.mul, 0.0),
 )
 
 
@@ -181,15 +182,17 @@ def _ends(tile: Tile) -> list[Rows]:
 def _above(tile: Tile, row: Row, level: Rows) -> tuple[Rows, Rows]:
     """Count a row's samples above a level, and find the smallest of them: (8, 128) each."""
 
+    one, nothing, none = zeros() + 1.0, zeros(), zeros() + jnp.inf
+
     def look(x: Rows, seen: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
         is_above = x > level
         n_above, smallest = seen
-        smallest = jnp.minimum(smallest, jnp.where(is_above, x, jnp.inf))
-        return n_above + jnp.where(is_above, 1.0, 0.0), smallest
+        smallest = lax.min(smallest, lax.select(is_above, x, none))
+        return n_above + lax.select(is_above, one, nothing), smallest
 
     parts = _each_sample(tile, row, look, (zeros(), zeros() + jnp.inf))
     n_above, smallest = zip(*parts, strict=True)
-    return reduce(jnp.add, n_above), reduce(jnp.minimum, smallest)
+    return reduce(lax.add, n_above), reduce(lax.min, smallest)
 
 
 def _each_sample(
@@ -239,9 +242,8 @@ def weigh_levels(tile: Tile, n_levels: int) -> None:
         return
     weigh(tile, 0, sorted_row, scan)
     for number, prefix_sum in enumerate(sums):
-        tile.given_ref[level_of(number)] = values_of(
-            tile.variant, prefix_sum, lambda name: tile.facts_ref[name]
-        )
+        value = values_of(tile.variant, prefix_sum, lambda name: tile.facts_ref[name])
+        tile.given_ref[level_of(number)] = rounded(value) if tile.variant.plan.packs else value
 
 
 def give(block: Block, n_levels: int, g: Any) -> None:
@@ -253,7 +255,7 @@ def give(block: Block, n_levels: int, g: Any) -> None:
 
         def some(first: Any, count: int, carry: Any) -> Any:
             for c in range(count):
-                here = slab_of(g, first + c, b)
+                here = slab_of(block, g, first + c, b)
                 block.values_ref[here] = value_of(block.rewards_ref[here])
             return carry
 
@@ -268,7 +270,7 @@ def given_by_level(block: Block, n_levels: int, g: Any, b: Any) -> Callable[[jax
 
     tile = tile_of(block, g)
     first = b * PITCH
-    if n_levels == SUBLANES and block.variant.plan.run:
+    if n_levels == SUBLANES and block.variant.plan.gathers:
         # As many as a register holds, on a chip that can gather.
         table = pl.ds(first, SUBLANES)
         keys, values = tile.levels_ref[table, :], tile.given_ref[table, :]  # (8, 128) each
@@ -284,7 +286,7 @@ def given_by_level(block: Block, n_levels: int, g: Any, b: Any) -> Callable[[jax
     def value_of(x: jax.Array) -> jax.Array:
         value = given[0]
         for level, above in zip(levels, given[1:], strict=False):
-            value = jnp.where(x > level, above, value)
+            value = lax.select(x > level, above, value)
         return value
 
     return value_of

@@ -16,12 +16,12 @@ from jax.experimental import pallas as pl
 from pkpo_pallas.block import RANGE_SCALE, Block, Tile, tile_of, zeros
 from pkpo_pallas.estimator import values_of
 from pkpo_pallas.layout import (
-    copy_rows_out,
     entry_of,
     entry_reached,
     facts_of,
     samples_out,
     slab_of,
+    staged,
     taken,
     write_rows,
 )
@@ -52,9 +52,13 @@ def look_up(tile: Tile, run: Any = 0) -> None:
     transposed = chosen.row_major and not chosen.chunked
     to_values = variant.native_layout or chosen.chunked or transposed
 
+    def copy_staged(b: Any) -> None:
+        slabs = range(samples_out(block) // SUBLANES)
+        write_rows(block, [*map(staged(block, 0, tile.index, b), slabs)], tile.index, b)
+
     def of_rows(b: Any) -> None:
         if transposed:
-            copy_rows_out(block, 0, tile.index, jnp.maximum(b - 1, 0))
+            copy_staged(jnp.maximum(b - 1, 0))
         here = pl.ds(b * PITCH, SUBLANES)
         keys = [tile.keys_ref[first_table + c, here, :] for c in tables]  # (8, 128) each
         sums = [tile.sums_ref[c, here, :] for c in tables]  # (8, 128) each
@@ -66,7 +70,7 @@ def look_up(tile: Tile, run: Any = 0) -> None:
         fact = facts_of(tile, b)
         slabs = []
         for slab in slabs_of_run:
-            here = slab_of(tile.index, run * len(slabs_of_run) + slab, b)
+            here = slab_of(block, tile.index, run * len(slabs_of_run) + slab, b)
             x = block.rewards_ref[here]  # (8, 128)
             entry = entry_reached(x, keys[0], middle)
             found = taken(sums[0], entry)
@@ -75,10 +79,10 @@ def look_up(tile: Tile, run: Any = 0) -> None:
             for c in tables[1:]:
                 key = taken(keys[c], entry)
                 beyond = x >= key
-                found = jnp.where(beyond, taken(sums[c], entry), found)
+                found = lax.select(beyond, taken(sums[c], entry), found)
                 if interpolates:
-                    lower = jnp.where(beyond, key, lower)
-                    slope = jnp.where(beyond, taken(slopes[c], entry), slope)
+                    lower = lax.select(beyond, key, lower)
+                    slope = lax.select(beyond, taken(slopes[c], entry), slope)
             if interpolates:
                 # As a scan goes on from there.
                 gap = x - lower
@@ -95,7 +99,7 @@ def look_up(tile: Tile, run: Any = 0) -> None:
     # blocks at once take 6 % fewer bundles than one after the other.
     each_row_block(block, of_rows, 8 if len(tables) <= 8 else 1)
     if transposed:
-        copy_rows_out(block, 0, tile.index, SUBLANES - 1)
+        copy_staged(SUBLANES - 1)
 
 
 def look_up_runs(tile: Tile) -> None:

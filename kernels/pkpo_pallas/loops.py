@@ -63,10 +63,12 @@ def each_tile(block: Block, body: Callable[[Any], None]) -> None:
         lax.fori_loop(0, n_tiles, without_carry(body), 0)
 
 
-def each_row_block(block: Block, body: Callable[[Any], None], unroll: int = SUBLANES) -> None:
-    """Run body(b) for every 128 rows of a tile."""
-    unroll = unroll if block.variant.plan.unrolled > 1 else 1
-    lax.fori_loop(0, SUBLANES, without_carry(body), 0, unroll=unroll)
+def each_row_block(
+    block: Block, body: Callable[[Any], None], unroll: int = SUBLANES, count: int = SUBLANES
+) -> None:
+    """Run body(b) for every 128 rows of a tile, or for as many more as make `count`."""
+    unroll = min(unroll, count) if block.variant.plan.unrolled > 1 else 1
+    lax.fori_loop(0, count, without_carry(body), 0, unroll=unroll)
 
 
 def each_iteration(

@@ -17,9 +17,6 @@ from typing import NamedTuple
 # Comparators (a, b), a < b in the order that they make: the smaller to a.
 Comparators = tuple[tuple[int, int], ...]
 
-# Samples of a group of a merge: of 32 spills would eat up what a pass less saves.
-_MERGED = 16
-
 # The best network known for 16: 60 comparators (after Green 1969), where Batcher's has 63.
 _SIXTEEN: Comparators = (
     *((0, 13), (1, 12), (2, 15), (3, 14), (4, 8), (5, 6), (7, 11), (9, 10)),
@@ -76,16 +73,16 @@ def words_for(count: int, sizes: tuple[int, ...]) -> int:
     return sum(bit.closes for bit in packed(count, sizes))
 
 
-def passes(n: int, group: int, run: int = 0) -> tuple[Pass, ...]:
-    """List what sorts rows of padded(n, group) samples in groups of up to `group`, a power of two;
-    the rest of it, where runs of `run` samples are sorted."""
+def passes(n: int, group: int, run: int = 0, merged: int = 16) -> tuple[Pass, ...]:
+    """List what sorts rows of padded(n, group) samples in groups of up to `group`, a power of two,
+    and `merged` of a merge; the rest of it, where runs of `run` samples are sorted."""
     size = padded(n, group)
     width = min(size, group)
     falling = width if size > width else 0
     found = [] if run else [Pass(size // width, width, 1, 1, width, falling, sorting(width))]
     span = 2 * (run or width)
     while span <= size:
-        found += _merge(size, span, group)
+        found += _merge(size, span, min(group, merged))
         span *= 2
     return tuple(found)
 
@@ -118,10 +115,9 @@ def _odd_even_merges(n: int, run: int) -> Iterator[tuple[int, int]]:
         run *= 2
 
 
-def _merge(size: int, span: int, group: int) -> Iterator[Pass]:
+def _merge(size: int, span: int, most: int) -> Iterator[Pass]:
     """The passes that merge the halves of every `span` samples, one rising and one falling, about
-    equally many steps each, in groups as large as can be, whose decisions fill words."""
-    most = min(group, _MERGED)
+    equally many steps each, in groups of up to `most`, as large as can be."""
     steps = span.bit_length() - 1
     count = -(-steps // (most.bit_length() - 1))
     done = 0

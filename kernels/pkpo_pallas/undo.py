@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -20,9 +21,9 @@ from pkpo_pallas.block import Ref, Rows, Tile
 from pkpo_pallas.estimator import values_of
 from pkpo_pallas.layout import read_sample, sample_of
 from pkpo_pallas.loops import Index, isolated, without_carry
-from pkpo_pallas.networks import Pass, packed, passes, words_for
-from pkpo_pallas.plan import LANES, SUBLANES
-from pkpo_pallas.sort import note_not_finite, sorted_by
+from pkpo_pallas.networks import Pass, packed, words_for
+from pkpo_pallas.plan import LANES, SUBLANES, passes_of
+from pkpo_pallas.sort import note_not_finite, sorted_by, stacked, unstacked
 
 
 class Step(NamedTuple):
@@ -35,6 +36,7 @@ class Step(NamedTuple):
     of_rewards: bool  # it takes the rewards, and what is undone last are values
     source_ref: Ref  # its samples before, (padded, 8, 128),
     target_ref: Ref  # and behind: the same, or memory of their own
+    put: Callable[[Index, Rows], None] | None  # where there is one, what takes them instead
 
 
 class Group(NamedTuple):
@@ -46,26 +48,28 @@ class Group(NamedTuple):
     falls: bool  # and there they are in reverse order
 
 
-def steps_of(tile: Tile) -> list[Step]:
-    """List what sorts a tile's rows, or merges the sorted runs of longer ones."""
+def steps_of(
+    tile: Tile, buffers: list[Ref], put: Callable[[Index, Rows], None] | None = None
+) -> list[Step]:
+    """List what sorts a tile's rows, or merges the sorted runs of longer ones, from the first of
+    these buffers to the next, and so on; the last step to what takes a sample, if it is given."""
     chosen = tile.variant.plan
     steps: list[Step] = []
     first_word = 0
-    buffers = [tile.work_ref, *(tile.block.scratch.buffers_refs or ())]
-    for q, network in enumerate(passes(tile.variant.n_samples, chosen.group, chosen.run)):
+    for q, network in enumerate(passes_of(tile.variant.n_samples, chosen)):
         recomputed = chosen.recomputed(network)
         words = words_for(len(network.comparators) - recomputed, chosen.pack)
         source_ref, target_ref = buffers[q % len(buffers)], buffers[(q + 1) % len(buffers)]
         of_rewards = not (chosen.run or steps)
         places = source_ref, target_ref
-        steps.append(Step(network, first_word, words, recomputed, of_rewards, *places))
+        steps.append(Step(network, first_word, words, recomputed, of_rewards, *places, None))
         first_word += network.groups * words
-    return steps
+    return [*steps[:-1], *(step._replace(put=put) for step in steps[-1:])]
 
 
 def sort_and_decide(tile: Tile, steps: list[Step]) -> Tile:
-    """Sort rows: rewards or sorted runs → work (padded, 8, 128) of the tile that comes back, and of
-    a transform the decisions of all comparators."""
+    """Sort rows: rewards or sorted runs → work (padded, 8, 128) of the tile that comes back, and
+    where there is memory for them, the decisions of all comparators."""
     for step in steps:
         _each_groups(tile, step, partial(_compare_groups, tile, step))
     return tile._replace(work_ref=steps[-1].target_ref) if steps else tile
@@ -95,11 +99,11 @@ def undo_groups(tile: Tile, step: Step, groups: list[Group]) -> None:
             for a, b in step.network.comparators[: step.recomputed]:
                 _swap(values, a, b, before[a] > before[b])
         if not step.of_rewards:
-            step.source_ref[group.slot] = jnp.stack(values)
+            step.source_ref[group.slot] = stacked(values)
             continue
         n_samples = step.network.each
         for c, prefix_sum in enumerate(values):
-            slot = sample_of(tile.index, Index(group.number.value * n_samples, c, n_samples))
+            slot = sample_of(tile, Index(group.number.value * n_samples, c, n_samples))
             value = values_of(tile.variant, prefix_sum, lambda name: tile.facts_ref[name])
             tile.block.values_ref[slot] = value
 
@@ -111,7 +115,13 @@ def _compare_groups(tile: Tile, step: Step, groups: list[Group]) -> None:
         every = [_load(step.source_ref, group.slot, falls=False) for group in groups]
     for group, values in zip(groups, every, strict=True):
         _compare(tile, step, values, step.first_word + group.number.value * step.words)
-        step.target_ref[group.target] = jnp.stack(values[::-1] if group.falls else values)
+        if step.put is None:
+            step.target_ref[group.target] = stacked(values[::-1] if group.falls else values)
+            continue
+        # A row's last pass: its groups lie side by side, and none falls.
+        n_samples = step.network.each
+        for c, value in enumerate(values):
+            step.put(Index(group.number.value * n_samples, c, n_samples), value)
 
 
 def _each_groups(tile: Tile, step: Step, body: Callable[[list[Group]], None]) -> None:
@@ -143,7 +153,7 @@ def _each_groups(tile: Tile, step: Step, body: Callable[[list[Group]], None]) ->
         return
     # What is stored is not what is loaded: iterations may overlap.
     unroll = 1 if chosen.unrolled == 1 or step.source_ref is step.target_ref else 2
-    if network.stride == 1:
+    if network.stride == 1 or tile.variant.plan.packs:
         unroll *= unroll
     lax.fori_loop(0, n_iterations, without_carry(iteration), 0, unroll=min(unroll, n_iterations))
 
@@ -187,28 +197,27 @@ def _load_rewards(tile: Tile, step: Step, group: Group) -> list[Rows]:
 
 
 def _load(ref: Ref, slot: Any, falls: bool) -> list[Rows]:
-    samples = ref[slot]
-    values = [samples[c] for c in range(samples.shape[0])]
+    values = unstacked(ref[slot])
     return values[::-1] if falls else values
 
 
 def _compare(tile: Tile, step: Step, values: list[Rows], first_word: Any) -> None:
-    """Sort a group in its list, and of a transform keep which comparators swapped."""
+    """Sort a group in its list, and keep which comparators swapped, where they are undone."""
     decisions_ref = tile.block.scratch.decisions_ref
-    word = jnp.zeros((SUBLANES, LANES), jnp.int32)
+    word = nothing = jnp.zeros((SUBLANES, LANES), jnp.int32)
     comparators = step.network.comparators[step.recomputed :]
     values[:] = sorted_by(step.network.comparators[: step.recomputed], values)
     bits = packed(len(comparators), tile.variant.plan.pack)
     for (a, b), (number, bit, closes) in zip(comparators, bits, strict=True):
         low, high = values[a], values[b]
-        values[a], values[b] = jnp.minimum(low, high), jnp.maximum(low, high)
-        if tile.variant.n_ks:
+        values[a], values[b] = lax.min(low, high), lax.max(low, high)
+        if decisions_ref is None:
             continue
         if closes and not bit:
             # Alone in its word: a sign will do.
             word = lax.bitcast_convert_type(high - low, jnp.int32)
         else:
-            swapped = jnp.where(low > high, jnp.int32(_mask_of(bit)), 0)
+            swapped = lax.select(lax.gt(low, high), _masks(bit), nothing)
             word = word | swapped if bit else swapped
         if closes:
             decisions_ref[first_word + number] = word
@@ -217,27 +226,27 @@ def _compare(tile: Tile, step: Step, values: list[Rows], first_word: Any) -> Non
 def _undo(tile: Tile, step: Step, values: list[Rows], first_word: Any) -> None:
     """Swap back in a list what the comparators swapped."""
     decisions_ref = tile.block.scratch.decisions_ref
-    word = jnp.zeros((SUBLANES, LANES), jnp.int32)
+    word = nothing = jnp.zeros((SUBLANES, LANES), jnp.int32)
     comparators = step.network.comparators[step.recomputed :]
     bits = packed(len(comparators), tile.variant.plan.pack)
     backwards = zip(reversed(comparators), reversed(bits), strict=True)
     for (a, b), (number, bit, closes) in backwards:
         if closes:
             word = decisions_ref[first_word + number]
-        swapped = (word & jnp.int32(_mask_of(bit))) != 0 if bit else word < 0
+        swapped = lax.ne(lax.bitwise_and(word, _masks(bit)), nothing) if bit else word < 0
         _swap(values, a, b, swapped)
 
 
 def _swap(values: list[Rows], a: int, b: int, swapped: Any) -> None:
     values[a], values[b] = (
-        jnp.where(swapped, values[b], values[a]),
-        jnp.where(swapped, values[a], values[b]),
+        lax.select(swapped, values[b], values[a]),
+        lax.select(swapped, values[a], values[b]),
     )
 
 
-def _mask_of(bit: int) -> int:
-    """The bit of a word, the highest being number 0."""
-    return 1 << 31 - bit if bit else -(1 << 31)
+def _masks(bit: int) -> jax.Array:
+    """The bit of words, the highest being number 0: (8, 128)."""
+    return lax.full((SUBLANES, LANES), 1 << 31 - bit if bit else -(1 << 31), jnp.int32)
 
 
 def group_slot(network: Pass, group: Index) -> Any:

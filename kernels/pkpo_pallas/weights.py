@@ -1,25 +1,16 @@
-"""Weigh the gaps of a sorted row and sum them up: with weights that come ready, or that are made
-here from the row's own n and k.
+"""Weigh the gaps of a sorted row and sum them up, with weights that come ready.
 
 What an estimator gives the i-th smallest of a row's rewards g_(1) ≤ … ≤ g_(n), with gaps
 d_j = g_(j+1) − g_(j) and r_j = C(j − index_shift, k−1)/C(n, k), is
 
     max · g_(n) − Σ_j offset_j · d_j + Σ_{j<i} gap_j · d_j
 
-    gap_j    = r_j · (gap_1 + gap_k·k + gap_n·n + gap_nn·n(n−1)) / D
-    offset_j = r_j · (offset_1 + offset_k·k + (slope_1 + slope_n·n) · distance_j) / D
-    max      = max_1 + max_k · k / (n · (n−1)^over_n_minus_1)
-    D        = k^over_k · (n−k)^over_n_minus_k · (n−1)^over_n_minus_1
-
-distance_j is n−1−j where the estimator is counted from the top, else j. Both kinds of weights have
-the same methods. Where rows are scaled, their weights are.
+Weights that are made on the way, `pkpo_pallas.running_weights`, have the same methods.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -33,8 +24,6 @@ from pkpo_pallas.loops import Index, each_iteration, each_sample
 from pkpo_pallas.plan import LANES, SUBLANES
 from pkpo_pallas.sort import Segments
 
-# Beyond any row, and exact in float32: what a k may be cut to.
-LARGEST_K = 1 << 24
 # Partial sums of a scan are this long, so that one need not wait for all before it.
 _SUMMED_APART = 8
 
@@ -63,6 +52,13 @@ class _Sums(NamedTuple):
     total: Rows  # Σ gap_j d_j
     previous: Rows  # sample
     offset: Rows  # Σ offset_j d_j
+
+
+class _Summed(NamedTuple):
+    """Which weighed gaps are summed up."""
+
+    gaps: bool
+    offsets: bool
 
 
 class GivenWeights:
@@ -98,15 +94,23 @@ class GivenWeights:
 
     def scan(self, row: SortedRow, destination: Destination | None, scale: Rows | None) -> Scanned:
         """Sum a sorted row's weighed gaps up: n samples (8, 128)."""
+        unrolled, smallest = self.tile.variant.plan.unrolled, row(Index(0, 0))
 
-        def iteration(first: Any, count: int, carry: _Sums) -> _Sums:
-            return self._add(row, first, count, carry, destination, scale)
+        def sums(of: _Summed, destination: Destination | None) -> _Sums:
+            def iteration(first: Any, count: int, carry: _Sums) -> _Sums:
+                return self._add(row, first, count, carry, of, destination, scale)
 
-        smallest = row(Index(0, 0))
-        # Below the smallest there is no gap: its weights are 0.
-        start = _Sums(zeros(), zeros(), zeros())
-        sums = each_iteration(self.tile.variant.plan.unrolled, self.n_samples, iteration, start)
-        return Scanned(sums.previous, sums.offset, smallest)
+            # Below the smallest there is no gap: its weights are 0.
+            start = _Sums(zeros(), zeros(), zeros())
+            found: _Sums = each_iteration(unrolled, self.n_samples, iteration, start)
+            return found
+
+        if not self.tile.variant.offset_is_rare:
+            found = sums(_Summed(self.gaps_count, True), destination)
+            return Scanned(found.previous, found.offset, smallest)
+        # Before sums take the place of the row.
+        offset = self._rare_offset(lambda: sums(_Summed(False, True), None).offset)
+        return Scanned(sums(_Summed(True, False), destination).previous, offset, smallest)
 
     def scan_segments(self, segments: Segments, destination: Destination) -> Scanned:
         """Sum a sorted row's weighed gaps up while its segments are in registers."""
@@ -121,7 +125,7 @@ class GivenWeights:
                 return values[i.offset]
 
             count = min(width, self.n_samples - first)
-            carry = self._add(row, first, count, carry, destination, None)
+            carry = self._add(row, first, count, carry, _Summed(True, True), destination, None)
         return Scanned(carry.previous, carry.offset, smallest)
 
     def scan_levels(
@@ -131,20 +135,28 @@ class GivenWeights:
         samples reach to each but the last → what a scan finds, and the exclusive prefix sums of the
         levels."""
         gap_weights: list[Rows] = self._at(ranks, 0) if self.gaps_count else []
-        sums = _sums_of_levels(levels, gap_weights, scale) if self.gaps_count else []
-        if not self.tile.variant.offset_is_rare:
+        sums = sums_of_levels(levels, gap_weights, scale) if self.gaps_count else []
+
+        def offset() -> Rows:
             offset_weights = self._at(ranks, self.first_offset)
-            offset = _sums_of_levels(levels, offset_weights, scale)[-1]
-            return Scanned(levels[-1], offset, levels[0]), sums
+            return sums_of_levels(levels, offset_weights, scale)[-1]
+
+        is_rare = self.tile.variant.offset_is_rare
+        return Scanned(
+            levels[-1], self._rare_offset(offset) if is_rare else offset(), levels[0]
+        ), sums
+
+    def _rare_offset(self, sum_up: Callable[[], Rows]) -> Rows:
+        """Sum the weighed gaps of a row offset up where there are weights that are not 0."""
         facts_ref = self.tile.facts_ref
         facts_ref[OFFSET_SUM] = zeros()
 
         @pl.when(self.has_offset)
         def sum_offset() -> None:
-            offset_weights = self._at(ranks, self.first_offset)
-            facts_ref[OFFSET_SUM] = _sums_of_levels(levels, offset_weights, scale)[-1]
+            facts_ref[OFFSET_SUM] = sum_up()
 
-        return Scanned(levels[-1], facts_ref[OFFSET_SUM], levels[0]), sums
+        found: Rows = facts_ref[OFFSET_SUM]
+        return found
 
     def _at(self, ranks: list[Rows], section: int) -> list[Rows]:
         """Take the weights of the gaps above ranks from a section of the table: (8, 128) each."""
@@ -154,7 +166,9 @@ class GivenWeights:
 
             def look(i: Index, found: list[Rows]) -> list[Rows]:
                 weight = self._weight(section + i.value)
-                return _chosen([rank == i.as_float for rank in ranks], [weight] * len(found), found)
+                return selected(
+                    [rank == i.as_float for rank in ranks], [weight] * len(found), found
+                )
 
             return each_sample(unrolled, self.n_samples, look, found)
         # Registers hold eight, for the chip to gather from.
@@ -168,7 +182,7 @@ class GivenWeights:
                 first = pl.multiple_of(first, SUBLANES)
             table = self.weights_ref[pl.ds(first, SUBLANES), :]
             is_here = [register == i.value for register in registers]
-            return _chosen(is_here, [taken(table, entry) for entry in entries], found)
+            return selected(is_here, [taken(table, entry) for entry in entries], found)
 
         return each_sample(min(unrolled, SUBLANES), -(-self.n_samples // SUBLANES), take, found)
 
@@ -178,6 +192,7 @@ class GivenWeights:
         first: Any,
         count: int,
         carry: _Sums,
+        of: _Summed,
         destination: Destination | None,
         scale: Rows | None,
     ) -> _Sums:
@@ -188,141 +203,20 @@ class GivenWeights:
             for c in range(start, min(start + _SUMMED_APART, count)):
                 i = Index(first, c, self.tile.variant.plan.unrolled)
                 sample = row(i)
-                gap, previous = sample - previous, sample
+                gap, previous = lax.sub(sample, previous), sample
                 if scale is not None:
                     gap = gap * scale
-                offset_apart = offset_apart + self._weight(self.first_offset + first + c) * gap
-                if self.gaps_count:
-                    gaps_apart = gaps_apart + self._weight(first + c) * gap
+                if of.offsets:
+                    weight = self._weight(self.first_offset + first + c)
+                    offset_apart = lax.add(offset_apart, weight * gap)
+                if of.gaps:
+                    gaps_apart = lax.add(gaps_apart, self._weight(first + c) * gap)
                 if destination is not None:
-                    prefix_sum = total + gaps_apart
+                    prefix_sum = lax.add(total, gaps_apart)
                     destination.put_sample(i, sample)
                     destination.put_sum(i, prefix_sum)
             total, offset = total + gaps_apart, offset + offset_apart
         return _Sums(total, previous, offset)
-
-
-class RunningWeights:
-    """Weights from a running product, for the n and the k of each row.
-
-    The chance of sample i, from 0, to be the best of k is C(i, k−1)/C(n, k); from the last one
-    downward each is the one above times (i−k+1)/i.
-    """
-
-    def __init__(self, tile: Tile, q: int):
-        variant, refs = tile.variant, tile.block.operands
-        estimator = variant.estimator
-        self.tile, self.n_samples, self.inverses_ref = tile, variant.n_samples, refs.inverses_ref
-        self.index_shift, self.counted_from_top = estimator.index_shift, estimator.counted_from_top
-        self.group_size = tile.group_size
-        if variant.k == "per_row":
-            k = refs.k_ref[pl.ds(tile.index * SUBLANES, SUBLANES), :]
-            k = jnp.clip(k, 0, LARGEST_K).astype(jnp.float32)
-        else:
-            k = jnp.full((SUBLANES, LANES), refs.k_ref[q])
-        largest_k = self.group_size - int(estimator.requires_k_lt_n)
-        if variant.undersized == "clip":
-            k = jnp.minimum(k, largest_k)
-        k_is_valid = (k >= 1) & (k <= largest_k)
-        # Where no k is valid the formulas see two samples and k=1, all weights times 0.
-        n, k = jnp.where(k_is_valid, self.group_size, 2.0), jnp.where(k_is_valid, k, 1.0)
-        valid = jnp.where(k_is_valid, 1.0, 0.0)
-        self.n, self.k, self.k_is_1 = n, k, k == 1
-        factors = _factors(estimator.coefficients, n, k)
-        if estimator.coefficients_at_k_1 is not None:
-            at_k_1 = _factors(estimator.coefficients_at_k_1, n, k)
-            factors = _Factors(*map(partial(jnp.where, self.k_is_1), at_k_1, factors))
-        self.factors = factors
-        self.max_coefficient = factors.max_coefficient * valid
-        self.start = valid * (k / n)
-        self.otherwise = (
-            jnp.where(k_is_valid, 0.0, jnp.nan) if variant.undersized == "nan" else zeros()
-        )
-
-    def chance(self, i: Index, chance: Rows) -> Rows:
-        """Tell sample i's chance to be the best of k: (8, 128)."""
-        if not self.tile.variant.masked:
-            return chance
-        return jnp.where(i.as_float < self.group_size, chance, 0.0)
-
-    def after(self, i: Index, chance: Rows) -> Rows:
-        """Go on to the sample below i: its chance, (8, 128)."""
-        index = i.as_float
-        ratio = jnp.maximum(index + 1 - self.k, 0.0) * self.inverses_ref[i.value]
-        below = jnp.where(self.k_is_1, chance, chance * ratio)
-        if not self.tile.variant.masked:
-            return below
-        # Above a row's valid samples nothing changes yet.
-        return jnp.where(index < self.group_size, below, chance)
-
-    def scan(self, row: SortedRow, destination: Destination | None, scale: Rows | None) -> Scanned:
-        """Sum a sorted row's weighed gaps up: n samples (8, 128)."""
-        gap, offset, slope, _ = self.factors
-        if scale is not None:
-            gap, offset, slope = (
-                _sum_of_products((factor, scale)) for factor in (gap, offset, slope)
-            )
-        work_ref = self.tile.work_ref
-
-        # Downward: the term of every gap goes to the sample at its lower end.
-        def weigh(i: Index, carry: Any) -> Any:
-            chance, chance_above, above, offsets = carry
-            sample = row(i)
-            term = (chance if self.index_shift else chance_above) * (above - sample)
-            weight = _sum_of_products((1, offset), (slope, self._distance(i.as_float + 1)))
-            offsets = offsets + _sum_of_products((weight, term))
-            if destination is not None:
-                destination.put_sample(i, sample)
-                work_ref[i.value] = _sum_of_products((gap, term))
-            return self.after(i, chance), chance, sample, offsets
-
-        largest = row(Index(0, self.n_samples - 1))
-        carry = (self.start, self.start, largest, zeros())
-        _, _, smallest, offsets = self._each_sample(weigh, carry, down=True)
-        if destination is not None:
-            put_sum = destination.put_sum
-
-            def add(i: Index, total: Rows) -> Rows:
-                term = work_ref[i.value]
-                put_sum(i, total)
-                return total + term
-
-            self._each_sample(add, zeros())
-        return Scanned(largest, offsets, smallest)
-
-    def scan_levels(
-        self, levels: list[Rows], ranks: list[Rows], scale: Rows | None
-    ) -> tuple[Scanned, list[Rows]]:
-        """Sum the weighed gaps of a row of few distinct values up, as `GivenWeights` does."""
-        gap, offset, slope, _ = self.factors
-
-        # Downward: the gap above sample i is the one above rank i + 1.
-        def look(i: Index, carry: Any) -> Any:
-            chance, chance_above, found = carry
-            ratio = chance if self.index_shift else chance_above
-            is_here = [rank == i.as_float + 1 for rank in ranks]
-            return self.after(i, chance), chance, _chosen(is_here, [ratio] * len(found), found)
-
-        start = (self.start, self.start, [zeros()] * len(ranks))
-        _, _, ratios = self._each_sample(look, start, down=True)
-        gap_weights = [_sum_of_products((gap, ratio)) for ratio in ratios]
-        offset_weights = [
-            _sum_of_products((_sum_of_products((1, offset), (slope, self._distance(rank))), ratio))
-            for rank, ratio in zip(ranks, ratios, strict=True)
-        ]
-        sums = _sums_of_levels(levels, gap_weights, scale)
-        offset = _sums_of_levels(levels, offset_weights, scale)[-1]
-        return Scanned(levels[-1], offset, levels[0]), sums
-
-    def _distance(self, j: Any) -> Any:
-        # Above a row's valid samples it is negative, and times a gap of 0.
-        return self.n - 1 - j if self.counted_from_top else j
-
-    def _each_sample(
-        self, body: Callable[[Index, Any], Any], carry: Any, down: bool = False
-    ) -> Any:
-        unrolled = self.tile.variant.plan.unrolled
-        return each_sample(unrolled, self.n_samples, body, carry, down=down)
 
 
 def section_size(variant: Variant) -> int:
@@ -332,57 +226,20 @@ def section_size(variant: Variant) -> int:
     return -(-n // SUBLANES) * SUBLANES if variant.weights_in_rows else n
 
 
-def _sums_of_levels(levels: list[Rows], weights: list[Any], scale: Rows | None) -> list[Rows]:
+def sums_of_levels(levels: list[Rows], weights: list[Any], scale: Rows | None) -> list[Rows]:
     """Sum weighed gaps between levels up: (8, 128) each → the exclusive prefix sums."""
     sums = [zeros()]
     for (lower, upper), weight in zip(pairwise(levels), weights, strict=True):
         gap = upper - lower if scale is None else (upper - lower) * scale
-        sums.append(sums[-1] + _sum_of_products((weight, gap)))
+        sums.append(sums[-1] + sum_of_products((weight, gap)))
     return sums
 
 
-def _chosen(conditions: list[Any], values: list[Any], others: list[Rows]) -> list[Rows]:
+def selected(conditions: list[Any], values: list[Any], others: list[Rows]) -> list[Rows]:
     return [jnp.where(*each) for each in zip(conditions, values, others, strict=True)]
 
 
-class _Factors(NamedTuple):
-    """What a row's weights share: numbers, or (8, 128) each."""
-
-    gap: Any  # times r_j
-    offset: Any  # times r_j
-    slope: Any  # times r_j and the distance
-    max_coefficient: Any
-
-
-def _factors(coefficients: Any, n: Rows, k: Rows) -> _Factors:
-    c = coefficients
-    n_minus_1, n_minus_k = jnp.maximum(n - 1, 1.0), jnp.maximum(n - k, 1.0)
-    divisors = [
-        divisor
-        for applies, divisor in (
-            (c.over_k, k),
-            (c.over_n_minus_k, n_minus_k),
-            (c.over_n_minus_1, n_minus_1),
-        )
-        if applies
-    ]
-    times = 1 / math.prod(divisors[1:], start=divisors[0]) if divisors else 1
-    return _Factors(
-        gap=_sum_of_products(
-            (
-                _sum_of_products((c.gap_1, 1), (c.gap_k, k), (c.gap_n, n), (c.gap_nn, n * (n - 1))),
-                times,
-            )
-        ),
-        offset=_sum_of_products((_sum_of_products((c.offset_1, 1), (c.offset_k, k)), times)),
-        slope=_sum_of_products((_sum_of_products((c.slope_1, 1), (c.slope_n, n)), times)),
-        max_coefficient=_sum_of_products(
-            (c.max_1, 1), (c.max_k, k / (n * n_minus_1 if c.over_n_minus_1 else n))
-        ),
-    )
-
-
-def _sum_of_products(*pairs: tuple[Any, Any]) -> Any:
+def sum_of_products(*pairs: tuple[Any, Any]) -> Any:
     """Sum products up, numbers or (8, 128). The coefficients are constants of the kernel: a term
     that is 0 is left out, and a factor that is 1."""
     total: Any = 0.0

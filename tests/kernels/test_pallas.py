@@ -184,7 +184,7 @@ class TestRegimes:
     ) -> None:
         """With the unrolled loops of the compiled kernel."""
         monkeypatch.setattr(
-            launch, "plan", lambda n, rows, chip, interpreted: plan.plan(n, rows, chip)
+            launch, "plan", lambda n, rows, chip, *more: plan.plan(n, rows, chip, False, more[1])
         )
         monkeypatch.setattr(plan, "GROUP", group)
         jax.clear_caches()
@@ -273,11 +273,13 @@ class TestRegimes:
         np.testing.assert_allclose(sums, terms.astype(np.float64).cumsum(1), rtol=1.2e-7)
         np.testing.assert_array_equal(sums[:, 5::5], sums[:, 4:-1:5])
 
-    @pytest.mark.parametrize("n, dtype", [slow(128, "bfloat16"), (130, "bool")])
+    @pytest.mark.parametrize(
+        "n, dtype", [slow(128, "float16"), (130, "bool"), release(256, "float32")]
+    )
     def test_row_major_rows_and_chunks_of_other_dtypes(self, n: int, dtype: str) -> None:
         rewards = rewards_of(n, rows=1, dtype=jnp.dtype(dtype))
         want = pk.transform(rewards, 3, implementation="xla")
-        same(fused(rewards, 3), want, 1e-2 if dtype == "bfloat16" else 5e-6)
+        same(fused(rewards, 3), want, 2e-3 if dtype == "float16" else 5e-6)
 
 
 def test_an_estimator_is_any_numbers() -> None:
