@@ -32,7 +32,7 @@ from unittest import mock
 import torch
 import triton
 from pkpo_triton import kernel as kernels
-from pkpo_triton import matrices, packed
+from pkpo_triton import matrices, packed, packed_long
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
@@ -152,7 +152,7 @@ def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "trito
     """The result of what a variant is of: a call of the library, or a baseline."""
     if variant.kernel in gpu_baselines.KERNELS:
         return gpu_baselines.launch_baseline(variant, rewards)
-    if variant.kernel is packed.packed_kernel:
+    if variant.kernel in (packed.packed_kernel, packed_long.packed_long_kernel):
         return pk.transform(rewards, K, implementation=implementation)
     constants = variant.constants
     options: dict[str, Any] = {"implementation": implementation}

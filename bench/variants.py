@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pkpo_triton import kernel as kernels
-from pkpo_triton import long_rows, packed
+from pkpo_triton import long_rows, packed, packed_long
 from pkpo_triton.coefficients import HostWeights
 from pkpo_triton.plan import packed_plan, plan
 
@@ -41,7 +41,7 @@ def usual_variant(n: int, warp: int = 32) -> Variant:
     numbers = {"n_rows": "i32", "has_offset": "i32", "max_coefficient": "fp32"}
     return Variant(
         name=f"n={n} float32",
-        kernel=packed.packed_kernel,
+        kernel=packed_long.packed_long_kernel if chosen.long else packed.packed_kernel,
         signature=pointers | numbers | dict.fromkeys(constants, "constexpr"),
         constants=constants,
         divisible=tuple(pointers),
@@ -181,7 +181,7 @@ def _variant(
 def shipped(warp: int = 32) -> Iterator[Variant]:
     """Every regime, with and without a mask; every dtype in a thread of its own and in several;
     every kind of k."""
-    for n in (8, 16, 32, 64, 128, 256, 1024, 4096, 8192):
+    for n in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192):
         yield usual_variant(n, warp)
     # No powers of two.
     for n in (5, 12, 24, 100, 1000):

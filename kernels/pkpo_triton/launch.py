@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import triton
 
-from pkpo_triton import kernel, long_rows, packed, table_cache
+from pkpo_triton import kernel, long_rows, packed, packed_long, table_cache
 from pkpo_triton.coefficients import (
     UNDERSIZED,
     Estimator,
@@ -264,7 +264,7 @@ def _launch_of_packed(
     with _device_of(rewards):
         of_gaps = table_cache.gap_weights(estimator, n, k, weights, rewards.device)
     return Launch(
-        packed.packed_kernel,
+        packed_long.packed_long_kernel if chosen.long else packed.packed_kernel,
         triton.cdiv(rows, chosen.block_rows),
         (of_gaps, rows, int(has_offset(estimator, k)), weights.max_coefficient),
         {

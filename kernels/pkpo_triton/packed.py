@@ -11,7 +11,7 @@ by its index in the row, so that minima and maxima sort both, and nothing is sea
 Rewards that differ in those bits alone may come out in a wrong order. A gap then is negative, which
 costs next to nothing to find; all rows of the program are sorted once more by keys that are exact:
 see `_sort_exactly`. So is a program with a row that is not finite, or almost as large as it gets.
-Programs whose rows all have few distinct values do not sort: see `_transform_by_levels`.
+Programs whose rows all have few distinct values do not sort: see `transform_by_levels`.
 
 All ways add a row's weighted gaps in the same order: what a row becomes does not depend on the rows
 beside it. Formulas and names: `pkpo_triton.coefficients`. The weights come ready for every gap,
@@ -108,7 +108,7 @@ def _sums_in_thread(ordered, lane, address, tile: tl.constexpr):
 
 
 @triton.jit
-def _put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
+def put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
     """Write the values of sorted rows over their rewards: twice C × (T,), twice (T,)."""
     offset = tl.zeros([tile.T], tl.float32)
     if weights.has_offset != 0:
@@ -126,7 +126,7 @@ def _put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
 
 
 @triton.jit
-def _is_irregular(rewards, tile: tl.constexpr):
+def is_irregular(rewards, tile: tl.constexpr):
     """Tell where a thread has a NaN or an infinity, or where two neighbours' product overflows: C ×
     (T,) → (T,)."""
     products = rewards[0] * rewards[1]
@@ -136,7 +136,7 @@ def _is_irregular(rewards, tile: tl.constexpr):
 
 
 @triton.jit
-def _is_large(smallest, largest):
+def is_large(smallest, largest):
     """Tell where a row needs another scale than 1: twice (T,) → (T,)."""
     scale, _ = range_scale(smallest, largest, True)
     return scale != 1.0
@@ -146,7 +146,7 @@ def _is_large(smallest, largest):
 
 
 @triton.jit
-def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.constexpr):
+def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.constexpr):
     """Write the values of rows of at most LEVELS distinct values, and tell whether all are: C ×
     (T,), (T,) → ().
 
@@ -167,7 +167,7 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
     before, offset_before = total, offset
     last = tl.zeros([tile.T], tl.int32)
     level = smallest
-    turns = tl.where(any_thread(_is_large(smallest, largest)), LEVELS, 0)
+    turns = tl.where(any_thread(is_large(smallest, largest)), LEVELS, 0)
     more = any_thread(level < largest)
     while more & (turns < LEVELS - 1):
         above = tl.full([tile.T], FAR, tl.float32)
@@ -230,12 +230,12 @@ def _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile: tl.
     for c in tl.static_range(1, tile.C):
         signs = signs | (ordered[c] - ordered[c - 1]).to(tl.int32, bitcast=True)
     smallest, largest = ends_of_row(ordered, tile)
-    unusual = (signs < 0) | irregular | _is_large(smallest, largest)
+    unusual = (signs < 0) | irregular | is_large(smallest, largest)
     if any_thread(unusual):
         _transform_unusual(addresses, row, own, lane, weights, tile)
     else:
         wait_for_row(tile)
-        _put_values(addresses, ordered, largest, lane, weights, tile)
+        put_values(addresses, ordered, largest, lane, weights, tile)
 
 
 @triton.jit
@@ -256,7 +256,7 @@ def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
         scaled = scaled + (ordered[c] * scale,)
     unscale += over_lanes(irregular, "sum", tile)
     wait_for_row(tile)
-    _put_values(addresses, scaled, largest * scale, lane, weights, tile)
+    put_values(addresses, scaled, largest * scale, lane, weights, tile)
     wait_for_row(tile)
     values = read_row(own, tile)
     unscaled = ()
@@ -355,11 +355,11 @@ def packed_kernel(
     tl.debug_barrier()
 
     rewards = read_row(own, tile)  # C × (T,)
-    irregular = _is_irregular(rewards, tile)  # (T,)
+    irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.left < 0  # (), false
     if not any_thread(irregular | many):
-        counted = _transform_by_levels(rewards, own, weights, LEVELS, tile)
+        counted = transform_by_levels(rewards, own, weights, LEVELS, tile)
     if not counted:
         _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile)
 

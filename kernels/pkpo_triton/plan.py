@@ -97,6 +97,7 @@ class PackedPlan(NamedTuple):
     block_rows: int  # 32, or fewer where a row lies in several threads
     levels: int  # rows of so many distinct values are counted, which costs less than to sort them
     max_registers: int | None = None  # a thread's, where the compiler would take more than it needs
+    long: bool = False  # by `pkpo_triton.packed_long`
 
 
 _PACKED = {
@@ -105,7 +106,10 @@ _PACKED = {
     # As few as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes 243.
     64: PackedPlan(block_rows=32, levels=4, max_registers=200),
     128: PackedPlan(block_rows=16, levels=4),
-    256: PackedPlan(block_rows=8, levels=4),
+    256: PackedPlan(block_rows=8, levels=4, long=True),
+    512: PackedPlan(block_rows=4, levels=4, long=True),
+    1024: PackedPlan(block_rows=2, levels=4, long=True),
+    2048: PackedPlan(block_rows=1, levels=4, long=True),
 }
 
 

@@ -1,0 +1,276 @@
+"""The packed kernel for rows of 256 samples and more: that of `pkpo_triton.packed`, whose words and
+ways it shares, with another sort.
+
+A float's upper bits would be too few: of a key's 32 bits the index takes 8 and more, and near 0 most
+of the rest tell magnitudes apart that a row does not have. So a key is a fixed-point number,
+(reward − smallest) · steps / range, with the index below it. All of a row's rewards are as many
+steps apart as its range allows. Only a few samples of a row then share a step with another; where
+these stand in a wrong order, a gap is negative, and up to PASSES times every second pair of
+neighbours is put in order, then every other. What is not in order then, as with heavy tails, is
+sorted from the beginning by exact keys, twice, by the lower half of the rewards' bits and by the
+upper: see `_sort_exactly`. So is a program with a row that is not finite, or almost as large as it
+gets.
+
+Between lanes rows are merged through shared memory: see `pkpo_triton.packed_merges`.
+"""
+
+# Triton compiles these functions; no type checker can check them.
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+from pkpo_triton.assembly import (
+    all_differ,
+    from_lane_after,
+    from_lane_before,
+    get_each,
+    is_descending,
+    put,
+    shared_memory,
+)
+from pkpo_triton.estimator import range_scale
+from pkpo_triton.packed import (
+    GapWeights,
+    is_irregular,
+    is_large,
+    put_values,
+    transform_by_levels,
+)
+from pkpo_triton.packed_merges import (
+    exchange_words,
+    fixed_point_steps,
+    sort_by_fixed_point,
+    sort_by_numbers,
+)
+from pkpo_triton.packed_tile import (
+    Block,
+    Tile,
+    address_of,
+    any_thread,
+    copy_in,
+    copy_out,
+    ends_of_row,
+    over_lanes,
+    read_row,
+    reward_before,
+    wait_for_row,
+    write_row,
+)
+
+
+@triton.jit
+def _transform_by_sorting(
+    rewards, irregular, row, own, lane, thread, buffer, weights, tile: tl.constexpr
+):
+    """Write the values of any rows: C × (T,), five (T,) and ()."""
+    smallest, largest = _ends(rewards, tile)
+    # Of a range that overflows nothing is left to be told apart, nor is it of one that is 0.
+    scale = fixed_point_steps(tile.N) / tl.maximum(largest - smallest, 2.0**-100)
+    # C × (T,)
+    addresses = sort_by_fixed_point(rewards, smallest, scale, row, lane, thread, buffer, tile)
+    ordered = get_each(addresses, tile.C)  # C × (T,)
+    signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
+    for c in tl.static_range(1, tile.C):
+        signs = signs | (ordered[c] - ordered[c - 1]).to(tl.int32, bitcast=True)
+    special = any_thread(irregular | is_large(smallest, largest))
+    if any_thread(signs < 0) | special:
+        _transform_unusual(
+            ordered, addresses, largest, special, row, own, lane, thread, buffer, weights, tile
+        )
+    else:
+        wait_for_row(tile)
+        put_values(addresses, ordered, largest, lane, weights, tile)
+
+
+@triton.jit
+def _ends(rewards, tile: tl.constexpr):
+    """Find the ends of rows in any order: C × (T,) → two (T,)."""
+    smallest, largest = rewards[0], rewards[0]
+    for c in tl.static_range(1, tile.C):
+        smallest = tl.minimum(smallest, rewards[c])
+        largest = tl.maximum(largest, rewards[c])
+    return over_lanes(smallest, "min", tile), over_lanes(largest, "max", tile)
+
+
+@triton.jit
+def _transform_unusual(
+    ordered, addresses, largest, special, row, own, lane, thread, buffer, weights,
+    tile: tl.constexpr,
+):  # fmt: skip
+    """Write the values of rows that are almost in order, or special, not finite or large: twice
+    C × (T,), (T,), (), four (T,) and ()."""
+    PASSES: tl.constexpr = 3
+    wrong = special == 0
+    passes = 0
+    while wrong & (passes < PASSES):
+        ordered, addresses = _pass(ordered, addresses, lane, tile)
+        before = reward_before(ordered, lane, tile)
+        wrong = any_thread(is_descending((before,) + ordered, tile.C + 1))
+        passes += 1
+    if wrong | special:
+        _transform_exactly(row, own, lane, thread, buffer, weights, tile)
+    else:
+        wait_for_row(tile)
+        put_values(addresses, ordered, largest, lane, weights, tile)
+
+
+@triton.jit
+def _pass(ordered, addresses, lane, tile: tl.constexpr):
+    """Put neighbours in order, those that begin at an even number and then the others: twice C ×
+    (T,) → the same."""
+    x, at = (), ()
+    for c in tl.static_range(0, tile.C, 2):
+        swaps = ordered[c + 1] < ordered[c]
+        x = x + (
+            tl.where(swaps, ordered[c + 1], ordered[c]),
+            tl.where(swaps, ordered[c], ordered[c + 1]),
+        )
+        at = at + (
+            tl.where(swaps, addresses[c + 1], addresses[c]),
+            tl.where(swaps, addresses[c], addresses[c + 1]),
+        )
+    LAST: tl.constexpr = tile.C - 1
+    x_before, at_before = from_lane_before(x[LAST]), from_lane_before(at[LAST])
+    x_after, at_after = from_lane_after(x[0]), from_lane_after(at[0])
+    swaps = (x[0] < x_before) & (lane > 0)
+    ordered, addresses = (tl.where(swaps, x_before, x[0]),), (tl.where(swaps, at_before, at[0]),)
+    for c in tl.static_range(1, LAST, 2):
+        swaps = x[c + 1] < x[c]
+        ordered = ordered + (tl.where(swaps, x[c + 1], x[c]), tl.where(swaps, x[c], x[c + 1]))
+        addresses = addresses + (
+            tl.where(swaps, at[c + 1], at[c]),
+            tl.where(swaps, at[c], at[c + 1]),
+        )
+    swaps = (x_after < x[LAST]) & (lane < tile.THREADS_PER_ROW - 1)
+    ordered = ordered + (tl.where(swaps, x_after, x[LAST]),)
+    addresses = addresses + (tl.where(swaps, at_after, at[LAST]),)
+    return ordered, addresses
+
+
+@triton.jit
+def _transform_exactly(row, own, lane, thread, buffer, weights, tile: tl.constexpr):
+    """Write the values of rows whatever they are: four (T,) and ()."""
+    addresses = _sort_exactly(row, own, lane, thread, buffer, tile)
+    ordered = get_each(addresses, tile.C)
+    smallest, largest = ends_of_row(ordered, tile)
+    scale, unscale = range_scale(smallest, largest, True)
+    # NaN where the range overflows, or where any sample is not finite.
+    irregular = (largest - smallest) * 0.0
+    scaled = ()
+    for c in tl.static_range(tile.C):
+        irregular += ordered[c] * 0.0
+        scaled = scaled + (ordered[c] * scale,)
+    unscale += over_lanes(irregular, "sum", tile)
+    wait_for_row(tile)
+    put_values(addresses, scaled, largest * scale, lane, weights, tile)
+    wait_for_row(tile)
+    values = read_row(own, tile)
+    unscaled = ()
+    for c in tl.static_range(tile.C):
+        unscaled = unscaled + (values[c] * unscale,)
+    write_row(own, unscaled, tile)
+
+
+@triton.jit
+def _sort_exactly(row, own, lane, thread, buffer, tile: tl.constexpr):
+    """Sort rows by all bits of their rewards: four (T,) and () → addresses in ascending order, C ×
+    (T,).
+
+    By the lower half first; then by the upper, and by what the first has brought about where the
+    upper halves are equal. A key holds the half, and where the sample stood before.
+    """
+    DIGIT: tl.constexpr = 16  # bits of a half
+    # A word for each of a row's places, those of every thread one further on, in other banks.
+    places = buffer + thread // tile.THREADS_PER_ROW * (4 * (tile.N + tile.THREADS_PER_ROW))
+    first = lane * tile.C
+    addresses = ()
+    for c in tl.static_range(tile.C):
+        addresses = addresses + (own + (c // 4 * (16 * tile.THREADS_PER_ROW) + c % 4 * 4),)
+    for digit in tl.range(32 // DIGIT):
+        rewards = get_each(addresses, tile.C)
+        keys = ()
+        for c in tl.static_range(tile.C):
+            bits = rewards[c].to(tl.int32, bitcast=True)
+            # In the order of whole numbers without a sign.
+            bits = bits ^ ((bits >> 31) | -(2**31))
+            half = (bits >> (digit * DIGIT)) & ((1 << DIGIT) - 1)
+            keys = keys + ((half << tile.BITS) | (first + c),)
+        before = sort_by_numbers(keys, lane, thread, buffer, tile)  # C × (T,)
+        wait_for_row(tile)
+        for c in tl.static_range(tile.C):
+            place = places + 4 * (first + lane + c)
+            put(place, addresses[c].to(tl.float32, bitcast=True))
+        wait_for_row(tile)
+        at = ()
+        for c in tl.static_range(tile.C):
+            at = at + (places + 4 * (before[c] + before[c] // tile.C),)
+        found = get_each(at, tile.C)
+        addresses = ()
+        for c in tl.static_range(tile.C):
+            addresses = addresses + (found[c].to(tl.int32, bitcast=True),)
+    return addresses
+
+
+# ---- The kernel --------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=("n_rows", "has_offset"))
+def packed_long_kernel(
+    rewards_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
+    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """Transform one block of rows, as `packed.packed_kernel` does."""
+    THREADS_PER_ROW: tl.constexpr = 32 // BLOCK_ROWS
+    # Eight threads read 32 words at a time: of one row, or of two.
+    FREE: tl.constexpr = 4 * THREADS_PER_ROW if THREADS_PER_ROW < 8 else 0
+    tile: tl.constexpr = Tile(
+        N=N,
+        BITS=N.bit_length() - 1,
+        THREADS_PER_ROW=THREADS_PER_ROW,
+        C=N // THREADS_PER_ROW,
+        T=32,
+        PERIOD=N,
+        FREE=FREE,
+    )
+    ROWS: tl.constexpr = BLOCK_ROWS * (N + FREE)
+    EXCHANGED: tl.constexpr = exchange_words(tile.C, tile.T, THREADS_PER_ROW)
+    PLACES: tl.constexpr = BLOCK_ROWS * (N + THREADS_PER_ROW)
+    thread = tl.arange(0, 32)  # (T,)
+    lane = thread % THREADS_PER_ROW  # (T,) of its row
+    weights_address = weights_ptr.to(tl.int64)
+    weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
+    first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    block = Block(
+        rewards_address=rewards_ptr.to(tl.int64) + first_row * (4 * N),
+        out_address=out_ptr.to(tl.int64) + first_row * (4 * N),
+        left=tl.minimum(n_rows - first_row, BLOCK_ROWS).to(tl.int32) * N,
+        thread=thread,
+    )
+    base = shared_memory(ROWS + (EXCHANGED if EXCHANGED > PLACES else PLACES))  # ()
+    buffer = base + 4 * ROWS  # ()
+    row = address_of(base, thread // THREADS_PER_ROW * N, tile)  # (T,)
+    own = row + lane * 16  # (T,)
+    is_full = block.left == BLOCK_ROWS * N  # ()
+    if is_full:
+        copy_in(base, block, True, tile)
+    else:
+        copy_in(base, block, False, tile)
+    tl.debug_barrier()
+
+    rewards = read_row(own, tile)  # C × (T,)
+    irregular = is_irregular(rewards, tile)  # (T,)
+    many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
+    counted = block.left < 0  # (), false
+    if not any_thread(irregular | many):
+        counted = transform_by_levels(rewards, own, weights, LEVELS, tile)
+    if not counted:
+        _transform_by_sorting(
+            rewards, irregular, row, own, lane, thread, buffer, weights, tile
+        )
+
+    tl.debug_barrier()
+    if is_full:
+        copy_out(base, block, True, tile)
+    else:
+        copy_out(base, block, False, tile)

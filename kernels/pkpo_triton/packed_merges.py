@@ -1,0 +1,202 @@
+"""PTX that sorts rows in several threads, wherever they are too many for shuffles alone.
+
+Each thread sorts its C keys, up to four neighbours merge theirs by shuffles, as
+`pkpo_triton.assembly` does it, and then groups of G = 8, 16, … lanes double in turn. A bitonic merge
+of a group is the same comparators between lanes for each of a lane's keys. So the keys are laid out
+anew, through shared memory: a thread gets a few neighbours from every lane, compares what lanes
+differ in, writes them back where it has read them, and all lanes read their own again. Two of four
+words' accesses a key there and back, whatever G is; a shuffle a step would be three instructions.
+
+A key's vector of V neighbours, number r of lane l, lies at number r · (G + 1) + l: neither what lanes
+write nor what they read along meets in a bank. The upper half of a group counts r from its other
+end. That turns its run around, which makes the two halves a bitonic sequence; so all lanes' runs
+ascend, and a comparator's direction is known to the compiler.
+"""
+
+# Triton compiles these functions; no type checker can check them.
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+from pkpo_triton.assembly import comparators, integers, negated, shuffled_merges, sign
+from pkpo_triton.networks import thread_network
+
+# Lanes that merge by shuffles: up to here exchanging costs more of what is exchanged.
+SHUFFLED = 4
+
+
+@triton.constexpr_function
+def exchange_words(c, threads, lanes):
+    """How many words of shared memory `sort_by_fixed_point` exchanges through."""
+    groups = [2 * SHUFFLED << level for level in range((lanes // SHUFFLED).bit_length() - 1)]
+    return max([threads // group * c * (group + 1) for group in groups], default=0)
+
+
+@triton.constexpr_function
+def _merge_between_lanes(group, words, vectors):
+    """Pairs (a, b) of keys in a thread that holds `words` neighbours of every lane: number
+    (l · vectors + j) · words + e is lane l's."""
+
+    def at(lane, j, e):
+        return (lane * vectors + j) * words + e
+
+    keys = [(j, e) for j in range(vectors) for e in range(words)]
+    # The upper half lies the other way around.
+    pairs = [
+        (at(lane, j, e), at(group - 1 - lane, j, words - 1 - e))
+        for lane in range(group // 2)
+        for j, e in keys
+    ]
+    distance = group // 4
+    while distance:
+        pairs += [
+            (at(lane, j, e), at(lane + distance, j, e))
+            for lane in range(group)
+            if not lane & distance
+            for j, e in keys
+        ]
+        distance //= 2
+    return pairs
+
+
+@triton.constexpr_function
+def _merge_in_lane(c):
+    """Pairs (a, b) of a lane's own keys."""
+    pairs, distance = [], c // 2
+    while distance:
+        pairs += [(a, a + distance) for a in range(c) if not a & distance]
+        distance //= 2
+    return pairs
+
+
+@triton.constexpr_function
+def _access(what, words, first, base, offset):
+    keys = ", ".join(f"key{first + i}" for i in range(words))
+    vector = f".v{words}" if words > 1 else ""
+    keys = f"{{{keys}}}" if words > 1 else keys
+    address = f"[{base}+{offset}]"
+    operands = f"{keys}, {address}" if what == "ld" else f"{address}, {keys}"
+    return f"{what}.shared{vector}.b32 {operands};"
+
+
+@triton.constexpr_function
+def _exchanged_merge(c, group, thread, buffer, barrier):
+    """Merge the sorted halves of groups of lanes."""
+    words = min(4, c // group)  # V
+    vectors = c // (group * words)  # of each lane in a thread
+    step = (group + 1) * words * 4  # bytes from r to r + 1
+    place = (
+        f"shr.b32 below, {thread}, {group.bit_length() - 1};"
+        f" mad.lo.u32 below, below, {c * (group + 1) * 4}, {buffer};"
+        f" and.b32 member, {thread}, {group - 1};"
+        f" mad.lo.u32 own, member, {4 * words}, below;"
+        f" xor.b32 above, member, {group - 1};"
+        f" mad.lo.u32 above, above, {step}, below; mad.lo.u32 below, member, {step}, below;"
+    )
+    of_lane = [(words * r, "own", r * step) for r in range(c // words)]
+    of_group = []
+    for lane in range(group):
+        base = "below" if lane < group // 2 else "above"
+        for j in range(vectors):
+            r = group * (j if base == "below" else vectors - 1 - j)
+            first = (lane * vectors + j) * words
+            of_group.append((first, base, r * step + lane * 4 * words))
+    return [
+        place,
+        barrier,  # others may still be reading
+        *(_access("st", words, *at) for at in of_lane),
+        barrier,
+        *(_access("ld", words, *at) for at in of_group),
+        *comparators(_merge_between_lanes(group, words, vectors)),
+        *(_access("st", words, *at) for at in of_group),
+        barrier,
+        *(_access("ld", words, *at) for at in of_lane),
+        *comparators(_merge_in_lane(c)),
+    ]
+
+
+@triton.constexpr_function
+def _sorted(c, lanes, threads, keys, results):
+    """Sort rows: of lines that make keys, those that make results of them. The operands that follow
+    the c results and the c inputs are lane, thread and buffer."""
+    lane, thread, buffer = (f"${2 * c + i}" for i in range(3))
+    barrier = "bar.warp.sync -1;" if threads == 32 else "bar.sync 0;"
+    lines = [*keys, *comparators(thread_network(c))]
+    lines += shuffled_merges(c, min(lanes, SHUFFLED), lane)
+    group = 2 * SHUFFLED
+    while group <= lanes:
+        lines += _exchanged_merge(c, group, thread, buffer, barrier)
+        group *= 2
+    declared = f".reg .b32 lower, upper, sign, member, own, below, above, key<{c}>;"
+    return f"{{ {declared} {' '.join([*lines, *results])} }}"
+
+
+@triton.constexpr_function
+def _operands(c, of_input, more):
+    return ",".join(["=&r"] * c + [of_input] * c + list(more))
+
+
+# ---- By fixed-point numbers --------------------------------------------------------------------
+
+
+@triton.constexpr_function
+def fixed_point_steps(n):
+    """How many steps of a key a row's range is divided into. A key is a positive float by its bits:
+    what is left of its 31 bits, less 1/128 so that it is finite whatever is rounded."""
+    return 2.0**31 / n * 127 / 128
+
+
+@triton.constexpr_function
+def _sorted_by_fixed_point(c, lanes, threads):
+    n = c * lanes
+    lane, smallest, scale, row = (f"${2 * c + i}" for i in (0, 3, 4, 5))
+    # From 2^23 on, which these bits are, a float's lowest bit is worth 1.
+    keys = [f"{sign(lane, 0, 1)} mad.lo.u32 sign, {lane}, 4, sign; mov.b32 upper, 0x4B000000;"]
+    keys += [
+        f"sub.f32 key{i}, ${c + i}, {smallest}; fma.rn.f32 key{i}, key{i}, {scale}, upper;"
+        f" shl.b32 key{i}, key{i}, {n.bit_length() - 1};"
+        f" lop3.b32 key{i}, key{i}, sign, {i // 4 * 4 * lanes + i % 4}, 0xFE;"
+        for i in range(c)
+    ]
+    addresses = [
+        f"and.b32 key{i}, key{i}, {n - 1}; mad.lo.s32 ${i}, key{i}, 4, {row};" for i in range(c)
+    ]
+    return _sorted(c, lanes, threads, keys, addresses)
+
+
+@triton.jit
+def sort_by_fixed_point(rewards, smallest, scale, row, lane, thread, buffer, tile: tl.constexpr):
+    """Sort rows in shared memory by (reward − smallest) · scale, rounded to whole numbers from 0 to
+    `fixed_point_steps`, and by their indices where those are equal: C × (T,), five (T,) and () →
+    addresses in ascending order, C × (T,).
+
+    A NaN's may be lost, and another be there twice.
+    """
+    return tl.inline_asm_elementwise(
+        _sorted_by_fixed_point(tile.C, tile.THREADS_PER_ROW, tile.T),
+        _operands(tile.C, "f", "rrrffr"),
+        rewards + (lane, thread, buffer, smallest, scale, row),
+        integers(tile.C), is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+# ---- By whole numbers --------------------------------------------------------------------------
+
+
+@triton.constexpr_function
+def _sorted_by_numbers(c, lanes, threads):
+    keys = [f"mov.b32 key{i}, ${c + i};" for i in range(c)]
+    keys += negated(c, f"${2 * c}", 0, 1)
+    numbers = [f"and.b32 ${i}, key{i}, {c * lanes - 1};" for i in range(c)]
+    return _sorted(c, lanes, threads, keys, numbers)
+
+
+@triton.jit
+def sort_by_numbers(keys, lane, thread, buffer, tile: tl.constexpr):
+    """Sort rows by keys, positive numbers that hold one from 0 to N − 1 in their lowest bits: C ×
+    (T,), two (T,) and () → those in ascending order, C × (T,)."""
+    return tl.inline_asm_elementwise(
+        _sorted_by_numbers(tile.C, tile.THREADS_PER_ROW, tile.T), _operands(tile.C, "r", "rrr"),
+        keys + (lane, thread, buffer), integers(tile.C), is_pure=False, pack=1,
+    )  # fmt: skip
