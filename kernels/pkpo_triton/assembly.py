@@ -16,7 +16,7 @@ from pkpo_triton.networks import ACROSS, COMPARE, merge_steps, thread_network
 
 
 @triton.constexpr_function
-def _floats(n):
+def floats(n):
     return (tl.float32,) * n
 
 
@@ -50,8 +50,17 @@ def _read_each_operands(n):
 def get_each(addresses, N: tl.constexpr):
     """Read a word of shared memory for each address: N × (T,) → N × (T,)."""
     return tl.inline_asm_elementwise(
-        _read_each(N), _read_each_operands(N), addresses, _floats(N), is_pure=False, pack=1
+        _read_each(N), _read_each_operands(N), addresses, floats(N), is_pure=False, pack=1
     )
+
+
+@triton.jit
+def get_half(address):
+    """Read half a word of shared memory: (T,) → (T,), a whole number without a sign."""
+    return tl.inline_asm_elementwise(
+        "{ .reg .b16 half; ld.shared.u16 half, [$1]; cvt.u32.u16 $0, half; }", "=r,r", [address],
+        tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -76,7 +85,7 @@ def _write_four(space, offset):
 def get_four(address, OFFSET: tl.constexpr):
     """Read four words of shared memory, OFFSET bytes behind an address: (T,) → 4 × (T,)."""
     return tl.inline_asm_elementwise(
-        _read_four("shared", OFFSET), "=f,=f,=f,=f,r", [address], _floats(4), is_pure=False, pack=1
+        _read_four("shared", OFFSET), "=f,=f,=f,=f,r", [address], floats(4), is_pure=False, pack=1
     )
 
 
@@ -101,7 +110,7 @@ def load(address):
 def load_four(address, OFFSET: tl.constexpr):
     """Read four words of global memory that the kernel does not write: () or (T,) → 4 of these."""
     return tl.inline_asm_elementwise(
-        _read_four("global", OFFSET), "=f,=f,=f,=f,l", [address], _floats(4), is_pure=True, pack=1
+        _read_four("global", OFFSET), "=f,=f,=f,=f,l", [address], floats(4), is_pure=True, pack=1
     )
 
 

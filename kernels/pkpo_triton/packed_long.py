@@ -22,11 +22,10 @@ import triton.language as tl
 
 from pkpo_triton.assembly import (
     all_differ,
-    from_lane_after,
-    from_lane_before,
     get_each,
+    get_half,
     is_descending,
-    put,
+    put_four,
     shared_memory,
 )
 from pkpo_triton.estimator import range_scale
@@ -40,8 +39,9 @@ from pkpo_triton.packed import (
 from pkpo_triton.packed_merges import (
     exchange_words,
     fixed_point_steps,
+    put_neighbours_in_order,
     sort_by_fixed_point,
-    sort_by_numbers,
+    sort_by_digits,
 )
 from pkpo_triton.packed_tile import (
     Block,
@@ -76,7 +76,7 @@ def _transform_by_sorting(
     special = any_thread(irregular | is_large(smallest, largest))
     if any_thread(signs < 0) | special:
         _transform_unusual(
-            ordered, addresses, largest, special, row, own, lane, thread, buffer, weights, tile
+            addresses, largest, special, row, own, lane, thread, buffer, weights, tile
         )
     else:
         wait_for_row(tile)
@@ -95,57 +95,26 @@ def _ends(rewards, tile: tl.constexpr):
 
 @triton.jit
 def _transform_unusual(
-    ordered, addresses, largest, special, row, own, lane, thread, buffer, weights,
-    tile: tl.constexpr,
-):  # fmt: skip
-    """Write the values of rows that are almost in order, or special, not finite or large: twice
-    C × (T,), (T,), (), four (T,) and ()."""
+    addresses, largest, special, row, own, lane, thread, buffer, weights, tile: tl.constexpr
+):
+    """Write the values of rows that are almost in order, or special, not finite or large: C × (T,),
+    (T,), (), four (T,) and ()."""
     PASSES: tl.constexpr = 3
     wrong = special == 0
     passes = 0
     while wrong & (passes < PASSES):
-        ordered, addresses = _pass(ordered, addresses, lane, tile)
+        # Rewards are read again: kept beside their addresses, they would take registers everywhere.
+        both = put_neighbours_in_order(get_each(addresses, tile.C), addresses, lane, tile)
+        ordered, addresses = both[: tile.C], both[tile.C :]
         before = reward_before(ordered, lane, tile)
         wrong = any_thread(is_descending((before,) + ordered, tile.C + 1))
         passes += 1
     if wrong | special:
         _transform_exactly(row, own, lane, thread, buffer, weights, tile)
     else:
+        ordered = get_each(addresses, tile.C)
         wait_for_row(tile)
         put_values(addresses, ordered, largest, lane, weights, tile)
-
-
-@triton.jit
-def _pass(ordered, addresses, lane, tile: tl.constexpr):
-    """Put neighbours in order, those that begin at an even number and then the others: twice C ×
-    (T,) → the same."""
-    x, at = (), ()
-    for c in tl.static_range(0, tile.C, 2):
-        swaps = ordered[c + 1] < ordered[c]
-        x = x + (
-            tl.where(swaps, ordered[c + 1], ordered[c]),
-            tl.where(swaps, ordered[c], ordered[c + 1]),
-        )
-        at = at + (
-            tl.where(swaps, addresses[c + 1], addresses[c]),
-            tl.where(swaps, addresses[c], addresses[c + 1]),
-        )
-    LAST: tl.constexpr = tile.C - 1
-    x_before, at_before = from_lane_before(x[LAST]), from_lane_before(at[LAST])
-    x_after, at_after = from_lane_after(x[0]), from_lane_after(at[0])
-    swaps = (x[0] < x_before) & (lane > 0)
-    ordered, addresses = (tl.where(swaps, x_before, x[0]),), (tl.where(swaps, at_before, at[0]),)
-    for c in tl.static_range(1, LAST, 2):
-        swaps = x[c + 1] < x[c]
-        ordered = ordered + (tl.where(swaps, x[c + 1], x[c]), tl.where(swaps, x[c], x[c + 1]))
-        addresses = addresses + (
-            tl.where(swaps, at[c + 1], at[c]),
-            tl.where(swaps, at[c], at[c + 1]),
-        )
-    swaps = (x_after < x[LAST]) & (lane < tile.THREADS_PER_ROW - 1)
-    ordered = ordered + (tl.where(swaps, x_after, x[LAST]),)
-    addresses = addresses + (tl.where(swaps, at_after, at[LAST]),)
-    return ordered, addresses
 
 
 @triton.jit
@@ -181,35 +150,50 @@ def _sort_exactly(row, own, lane, thread, buffer, tile: tl.constexpr):
     upper halves are equal. A key holds the half, and where the sample stood before.
     """
     DIGIT: tl.constexpr = 16  # bits of a half
-    # A word for each of a row's places, those of every thread one further on, in other banks.
-    places = buffer + thread // tile.THREADS_PER_ROW * (4 * (tile.N + tile.THREADS_PER_ROW))
-    first = lane * tile.C
-    addresses = ()
-    for c in tl.static_range(tile.C):
-        addresses = addresses + (own + (c // 4 * (16 * tile.THREADS_PER_ROW) + c % 4 * 4),)
+    # Half a word for each of a row's places, those of every thread four words further on.
+    places = buffer + thread // tile.THREADS_PER_ROW * (2 * tile.N + 16 * tile.THREADS_PER_ROW)
+    of_thread = places + lane * (2 * tile.C + 16)
+    # Where a row's samples stand in it, in bytes, two in a word.
+    offsets = ()
+    for c in tl.static_range(0, tile.C, 2):
+        offset = lane * 16 + (c // 4 * (16 * tile.THREADS_PER_ROW) + c % 4 * 4)
+        offsets = offsets + (offset | (offset + 4) << 16,)
     for digit in tl.range(32 // DIGIT):
-        rewards = get_each(addresses, tile.C)
-        keys = ()
+        rewards = get_each(_addresses(offsets, row, tile), tile.C)
+        digits = ()
         for c in tl.static_range(tile.C):
             bits = rewards[c].to(tl.int32, bitcast=True)
             # In the order of whole numbers without a sign.
             bits = bits ^ ((bits >> 31) | -(2**31))
-            half = (bits >> (digit * DIGIT)) & ((1 << DIGIT) - 1)
-            keys = keys + ((half << tile.BITS) | (first + c),)
-        before = sort_by_numbers(keys, lane, thread, buffer, tile)  # C × (T,)
+            digits = digits + ((bits >> (digit * DIGIT)) & ((1 << DIGIT) - 1),)
+        before = sort_by_digits(digits, lane, thread, buffer, tile)  # C × (T,)
         wait_for_row(tile)
-        for c in tl.static_range(tile.C):
-            place = places + 4 * (first + lane + c)
-            put(place, addresses[c].to(tl.float32, bitcast=True))
+        for i in tl.static_range(0, tile.C // 2, 4):
+            words = ()
+            for j in tl.static_range(4):
+                words = words + (offsets[i + j].to(tl.float32, bitcast=True),)
+            put_four(of_thread, words, 4 * i)
         wait_for_row(tile)
-        at = ()
-        for c in tl.static_range(tile.C):
-            at = at + (places + 4 * (before[c] + before[c] // tile.C),)
-        found = get_each(at, tile.C)
-        addresses = ()
-        for c in tl.static_range(tile.C):
-            addresses = addresses + (found[c].to(tl.int32, bitcast=True),)
-    return addresses
+        offsets = ()
+        for c in tl.static_range(0, tile.C, 2):
+            at, next_at = _half_word(before[c], tile), _half_word(before[c + 1], tile)
+            offsets = offsets + (get_half(places + at) | get_half(places + next_at) << 16,)
+    return _addresses(offsets, row, tile)
+
+
+@triton.jit
+def _half_word(place, tile: tl.constexpr):
+    """Find the half word of a place, in bytes: (T,) → (T,)."""
+    return 2 * place + 16 * (place // tile.C)
+
+
+@triton.jit
+def _addresses(offsets, row, tile: tl.constexpr):
+    """Take two offsets from every word: C / 2 × (T,) and (T,) → addresses, C × (T,)."""
+    out = ()
+    for i in tl.static_range(tile.C // 2):
+        out = out + (row + (offsets[i] & 0xFFFF), row + (offsets[i] >> 16))
+    return out
 
 
 # ---- The kernel --------------------------------------------------------------------------------
@@ -235,7 +219,7 @@ def packed_long_kernel(
     )
     ROWS: tl.constexpr = BLOCK_ROWS * (N + FREE)
     EXCHANGED: tl.constexpr = exchange_words(tile.C, tile.T, THREADS_PER_ROW)
-    PLACES: tl.constexpr = BLOCK_ROWS * (N + THREADS_PER_ROW)
+    PLACES: tl.constexpr = BLOCK_ROWS * (N // 2 + 4 * THREADS_PER_ROW)
     thread = tl.arange(0, 32)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)

@@ -19,7 +19,7 @@ ascend, and a comparator's direction is known to the compiler.
 import triton
 import triton.language as tl
 
-from pkpo_triton.assembly import comparators, integers, negated, shuffled_merges, sign
+from pkpo_triton.assembly import comparators, floats, integers, shuffled_merges, sign
 from pkpo_triton.networks import thread_network
 
 # Lanes that merge by shuffles: up to here exchanging costs more of what is exchanged.
@@ -181,22 +181,84 @@ def sort_by_fixed_point(rewards, smallest, scale, row, lane, thread, buffer, til
     )  # fmt: skip
 
 
-# ---- By whole numbers --------------------------------------------------------------------------
+# ---- By digits ---------------------------------------------------------------------------------
 
 
 @triton.constexpr_function
-def _sorted_by_numbers(c, lanes, threads):
-    keys = [f"mov.b32 key{i}, ${c + i};" for i in range(c)]
-    keys += negated(c, f"${2 * c}", 0, 1)
-    numbers = [f"and.b32 ${i}, key{i}, {c * lanes - 1};" for i in range(c)]
+def _sorted_by_digits(c, lanes, threads):
+    n, lane = c * lanes, f"${2 * c}"
+    keys = [f"{sign(lane, 0, 1)} mad.lo.u32 sign, {lane}, {c}, sign;"]
+    keys += [
+        f"shl.b32 key{i}, ${c + i}, {n.bit_length() - 1}; lop3.b32 key{i}, key{i}, sign, {i}, 0xFE;"
+        for i in range(c)
+    ]
+    numbers = [f"and.b32 ${i}, key{i}, {n - 1};" for i in range(c)]
     return _sorted(c, lanes, threads, keys, numbers)
 
 
 @triton.jit
-def sort_by_numbers(keys, lane, thread, buffer, tile: tl.constexpr):
-    """Sort rows by keys, positive numbers that hold one from 0 to N − 1 in their lowest bits: C ×
-    (T,), two (T,) and () → those in ascending order, C × (T,)."""
+def sort_by_digits(digits, lane, thread, buffer, tile: tl.constexpr):
+    """Sort rows by whole numbers from 0 on, below 2^31 / N, and by where they stand where those are
+    equal: C × (T,), two (T,) and () → where they stood, in ascending order, C × (T,)."""
     return tl.inline_asm_elementwise(
-        _sorted_by_numbers(tile.C, tile.THREADS_PER_ROW, tile.T), _operands(tile.C, "r", "rrr"),
-        keys + (lane, thread, buffer), integers(tile.C), is_pure=False, pack=1,
+        _sorted_by_digits(tile.C, tile.THREADS_PER_ROW, tile.T), _operands(tile.C, "r", "rrr"),
+        digits + (lane, thread, buffer), integers(tile.C), is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+# ---- Of what is almost in order ----------------------------------------------------------------
+
+
+@triton.constexpr_function
+def _exchange_neighbours(a, b):
+    return (
+        f"setp.lt.f32 swaps, x{b}, x{a}; min.f32 lower, x{a}, x{b}; max.f32 x{b}, x{a}, x{b};"
+        f" mov.b32 x{a}, lower; selp.b32 lower, at{b}, at{a}, swaps;"
+        f" selp.b32 at{b}, at{a}, at{b}, swaps; mov.b32 at{a}, lower;"
+    )
+
+
+@triton.constexpr_function
+def _neighbours_in_order(c, lanes):
+    lane, last = f"${4 * c}", c - 1
+    lines = [f"mov.b32 x{i}, ${2 * c + i}; mov.b32 at{i}, ${3 * c + i};" for i in range(c)]
+    lines += [_exchange_neighbours(i, i + 1) for i in range(0, c, 2)]
+    lines += [
+        f"shfl.sync.up.b32 x_before, x{last}, 1, 0, -1;"
+        f" shfl.sync.up.b32 at_before, at{last}, 1, 0, -1;"
+        " shfl.sync.down.b32 x_after, x0, 1, 31, -1; shfl.sync.down.b32 at_after, at0, 1, 31, -1;"
+    ]
+    lines += [_exchange_neighbours(i, i + 1) for i in range(1, last, 2)]
+    lines += [
+        f"setp.ne.b32 swaps, {lane}, 0; setp.lt.and.f32 swaps, x0, x_before, swaps;"
+        " selp.b32 x0, x_before, x0, swaps; selp.b32 at0, at_before, at0, swaps;"
+        f" setp.ne.b32 swaps, {lane}, {lanes - 1};"
+        f" setp.lt.and.f32 swaps, x_after, x{last}, swaps;"
+        f" selp.b32 x{last}, x_after, x{last}, swaps; selp.b32 at{last}, at_after, at{last}, swaps;"
+    ]
+    lines += [f"mov.b32 ${i}, x{i}; mov.b32 ${c + i}, at{i};" for i in range(c)]
+    declared = (
+        f".reg .pred swaps; .reg .b32 lower, x_before, at_before, x_after, at_after, x<{c}>,"
+        f" at<{c}>;"
+    )
+    return f"{{ {declared} {' '.join(lines)} }}"
+
+
+@triton.constexpr_function
+def _neighbours_operands(c):
+    return ",".join(["=&f"] * c + ["=&r"] * c + ["f"] * c + ["r"] * c + ["r"])
+
+
+@triton.constexpr_function
+def _neighbours_types(c):
+    return floats(c) + integers(c)
+
+
+@triton.jit
+def put_neighbours_in_order(ordered, addresses, lane, tile: tl.constexpr):
+    """Put neighbours in order, those that begin at an even number and then the others: twice C ×
+    (T,) and (T,) → the same, 2 · C × (T,)."""
+    return tl.inline_asm_elementwise(
+        _neighbours_in_order(tile.C, tile.THREADS_PER_ROW), _neighbours_operands(tile.C),
+        ordered + addresses + (lane,), _neighbours_types(tile.C), is_pure=False, pack=1,
     )  # fmt: skip

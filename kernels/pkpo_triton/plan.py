@@ -106,10 +106,10 @@ _PACKED = {
     # As few as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes 243.
     64: PackedPlan(block_rows=32, levels=4, max_registers=200),
     128: PackedPlan(block_rows=16, levels=4),
-    256: PackedPlan(block_rows=8, levels=4, long=True),
-    512: PackedPlan(block_rows=4, levels=4, long=True),
-    1024: PackedPlan(block_rows=2, levels=4, long=True),
-    2048: PackedPlan(block_rows=1, levels=4, long=True),
+    256: PackedPlan(block_rows=8, levels=4, max_registers=168, long=True),
+    512: PackedPlan(block_rows=4, levels=4, max_registers=168, long=True),
+    1024: PackedPlan(block_rows=2, levels=4, max_registers=168, long=True),
+    2048: PackedPlan(block_rows=1, levels=4, max_registers=168, long=True),
 }
 
 

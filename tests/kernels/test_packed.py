@@ -24,11 +24,11 @@ torch = pytest.importorskip("torch")
 if not TRITON_RUNS or INTERPRETED:
     pytest.skip("needs TEST_DEVICE=ptx or cuda", allow_module_level=True)
 
-from pkpo_triton import kernel, packed  # noqa: E402
+from pkpo_triton import kernel, packed, packed_long  # noqa: E402
 from pkpo_triton.plan import packed_plan  # noqa: E402
 
 PACKED_N = tuple(
-    n for n in range(1, 1025) if packed_plan(n, usual=True, backend="cuda") is not None
+    n for n in range(1, 8193) if packed_plan(n, usual=True, backend="cuda") is not None
 )
 LARGEST = float(np.finfo(np.float32).max)
 TINY = 2.0**-149  # float32's smallest number
@@ -86,7 +86,8 @@ def launched(*, only_asked: bool = False) -> Iterator[list[str]]:
         return mock.patch.object(function, "run", noted)
 
     _calls.forget()  # what was launched before is launched again by itself
-    with noting(packed.packed_kernel), noting(kernel.transform_kernel):
+    entries = (packed.packed_kernel, packed_long.packed_long_kernel, kernel.transform_kernel)
+    with noting(entries[0]), noting(entries[1]), noting(entries[2]):
         yield found
 
 
@@ -94,7 +95,7 @@ def launched(*, only_asked: bool = False) -> Iterator[list[str]]:
 
 
 def test_there_is_something_to_test() -> None:
-    assert {16, 32, 64, 128, 256}.issubset(PACKED_N)
+    assert {16, 32, 64, 128, 256, 512, 1024, 2048}.issubset(PACKED_N)
 
 
 @pytest.mark.parametrize("estimator", ["sloo_minus_one", "s", "sloo", "centered"])
@@ -198,7 +199,7 @@ def test_rows_that_mislead(n: int, rng: np.random.Generator) -> None:
     with launched() as kernels:
         for rewards in misleading(n, 37, rng).values():
             assert_right(rewards, 2)  # every gap weighs something
-    assert set(kernels) == {"packed_kernel"}
+    assert set(kernels) == {"packed_kernel" if n < 256 else "packed_long_kernel"}
 
 
 @pytest.mark.parametrize("n", LENGTHS)
