@@ -271,7 +271,7 @@ def _launch_of_packed(
             "N": n,
             "BLOCK_ROWS": chosen.block_rows,
             "LEVELS": chosen.levels,
-            "num_warps": 1,
+            "num_warps": chosen.num_warps,
             "maxnreg": chosen.max_registers,
             "num_stages": 1,
             **OPTIONS,

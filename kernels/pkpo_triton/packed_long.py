@@ -104,7 +104,9 @@ def _transform_unusual(
     passes = 0
     while wrong & (passes < PASSES):
         # Rewards are read again: kept beside their addresses, they would take registers everywhere.
-        both = put_neighbours_in_order(get_each(addresses, tile.C), addresses, lane, tile)
+        both = put_neighbours_in_order(
+            get_each(addresses, tile.C), addresses, lane, thread, buffer, tile
+        )
         ordered, addresses = both[: tile.C], both[tile.C :]
         before = reward_before(ordered, lane, tile)
         wrong = any_thread(is_descending((before,) + ordered, tile.C + 1))
@@ -205,7 +207,8 @@ def packed_long_kernel(
     N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Transform one block of rows, as `packed.packed_kernel` does."""
-    THREADS_PER_ROW: tl.constexpr = 32 // BLOCK_ROWS
+    T: tl.constexpr = 32 if N <= 2048 else N // 64
+    THREADS_PER_ROW: tl.constexpr = T // BLOCK_ROWS
     # Eight threads read 32 words at a time: of one row, or of two.
     FREE: tl.constexpr = 4 * THREADS_PER_ROW if THREADS_PER_ROW < 8 else 0
     tile: tl.constexpr = Tile(
@@ -213,14 +216,14 @@ def packed_long_kernel(
         BITS=N.bit_length() - 1,
         THREADS_PER_ROW=THREADS_PER_ROW,
         C=N // THREADS_PER_ROW,
-        T=32,
+        T=T,
         PERIOD=N,
         FREE=FREE,
     )
     ROWS: tl.constexpr = BLOCK_ROWS * (N + FREE)
     EXCHANGED: tl.constexpr = exchange_words(tile.C, tile.T, THREADS_PER_ROW)
     PLACES: tl.constexpr = BLOCK_ROWS * (N // 2 + 4 * THREADS_PER_ROW)
-    thread = tl.arange(0, 32)  # (T,)
+    thread = tl.arange(0, T)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
     weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)

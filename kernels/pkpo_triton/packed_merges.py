@@ -71,6 +71,11 @@ def _merge_in_lane(c):
 
 
 @triton.constexpr_function
+def _barrier(threads):
+    return "bar.warp.sync -1;" if threads == 32 else "bar.sync 0;"
+
+
+@triton.constexpr_function
 def _access(what, words, first, base, offset):
     keys = ", ".join(f"key{first + i}" for i in range(words))
     vector = f".v{words}" if words > 1 else ""
@@ -121,7 +126,7 @@ def _sorted(c, lanes, threads, keys, results):
     """Sort rows: of lines that make keys, those that make results of them. The operands that follow
     the c results and the c inputs are lane, thread and buffer."""
     lane, thread, buffer = (f"${2 * c + i}" for i in range(3))
-    barrier = "bar.warp.sync -1;" if threads == 32 else "bar.sync 0;"
+    barrier = _barrier(threads)
     lines = [*keys, *comparators(thread_network(c))]
     lines += shuffled_merges(c, min(lanes, SHUFFLED), lane)
     group = 2 * SHUFFLED
@@ -219,14 +224,21 @@ def _exchange_neighbours(a, b):
 
 
 @triton.constexpr_function
-def _neighbours_in_order(c, lanes):
-    lane, last = f"${4 * c}", c - 1
+def _neighbours_in_order(c, lanes, threads):
+    lane, thread, buffer = (f"${4 * c + i}" for i in range(3))
+    last, barrier = c - 1, _barrier(threads)
     lines = [f"mov.b32 x{i}, ${2 * c + i}; mov.b32 at{i}, ${3 * c + i};" for i in range(c)]
     lines += [_exchange_neighbours(i, i + 1) for i in range(0, c, 2)]
     lines += [
-        f"shfl.sync.up.b32 x_before, x{last}, 1, 0, -1;"
-        f" shfl.sync.up.b32 at_before, at{last}, 1, 0, -1;"
-        " shfl.sync.down.b32 x_after, x0, 1, 31, -1; shfl.sync.down.b32 at_after, at0, 1, 31, -1;"
+        barrier,  # others may still be reading
+        f"mad.lo.u32 lower, {thread}, 16, {buffer};"
+        f" st.shared.v4.b32 [lower], {{x0, at0, x{last}, at{last}}};",
+        barrier,
+        # The first has none in front, and the last none behind: these read their own.
+        f"max.u32 lower, {thread}, 1; mad.lo.u32 lower, lower, 16, {buffer};"
+        " ld.shared.v2.b32 {x_before, at_before}, [lower+-8];"
+        f" min.u32 lower, {thread}, {threads - 2}; mad.lo.u32 lower, lower, 16, {buffer};"
+        " ld.shared.v2.b32 {x_after, at_after}, [lower+16];",
     ]
     lines += [_exchange_neighbours(i, i + 1) for i in range(1, last, 2)]
     lines += [
@@ -246,7 +258,7 @@ def _neighbours_in_order(c, lanes):
 
 @triton.constexpr_function
 def _neighbours_operands(c):
-    return ",".join(["=&f"] * c + ["=&r"] * c + ["f"] * c + ["r"] * c + ["r"])
+    return ",".join(["=&f"] * c + ["=&r"] * c + ["f"] * c + ["r"] * (c + 3))
 
 
 @triton.constexpr_function
@@ -255,10 +267,11 @@ def _neighbours_types(c):
 
 
 @triton.jit
-def put_neighbours_in_order(ordered, addresses, lane, tile: tl.constexpr):
+def put_neighbours_in_order(ordered, addresses, lane, thread, buffer, tile: tl.constexpr):
     """Put neighbours in order, those that begin at an even number and then the others: twice C ×
-    (T,) and (T,) → the same, 2 · C × (T,)."""
+    (T,), two (T,) and () → the same, 2 · C × (T,)."""
     return tl.inline_asm_elementwise(
-        _neighbours_in_order(tile.C, tile.THREADS_PER_ROW), _neighbours_operands(tile.C),
-        ordered + addresses + (lane,), _neighbours_types(tile.C), is_pure=False, pack=1,
+        _neighbours_in_order(tile.C, tile.THREADS_PER_ROW, tile.T), _neighbours_operands(tile.C),
+        ordered + addresses + (lane, thread, buffer), _neighbours_types(tile.C), is_pure=False,
+        pack=1,
     )  # fmt: skip

@@ -98,6 +98,7 @@ class PackedPlan(NamedTuple):
     levels: int  # rows of so many distinct values are counted, which costs less than to sort them
     max_registers: int | None = None  # a thread's, where the compiler would take more than it needs
     long: bool = False  # by `pkpo_triton.packed_long`
+    num_warps: int = 1
 
 
 _PACKED = {
@@ -106,10 +107,11 @@ _PACKED = {
     # As few as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes 243.
     64: PackedPlan(block_rows=32, levels=4, max_registers=200),
     128: PackedPlan(block_rows=16, levels=4),
-    256: PackedPlan(block_rows=8, levels=4, max_registers=168, long=True),
-    512: PackedPlan(block_rows=4, levels=4, max_registers=168, long=True),
-    1024: PackedPlan(block_rows=2, levels=4, max_registers=168, long=True),
-    2048: PackedPlan(block_rows=1, levels=4, max_registers=168, long=True),
+    256: PackedPlan(block_rows=8, levels=4, max_registers=216, long=True),
+    512: PackedPlan(block_rows=4, levels=4, max_registers=216, long=True),
+    1024: PackedPlan(block_rows=2, levels=4, max_registers=216, long=True),
+    2048: PackedPlan(block_rows=1, levels=4, max_registers=216, long=True),
+    4096: PackedPlan(block_rows=1, levels=4, max_registers=216, long=True, num_warps=2),
 }
 
 
