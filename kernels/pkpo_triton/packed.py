@@ -165,7 +165,6 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
     offset = tl.zeros([tile.T], tl.float32)
     # Where a row lies in several threads, sums begin anew in each: what is added up here too.
     before, offset_before = total, offset
-    warps_before, offset_warps_before = total, offset  # and in each warp
     last = tl.zeros([tile.T], tl.int32)
     level = smallest
     turns = tl.where(any_thread(is_large(smallest, largest)), LEVELS, 0)
@@ -191,14 +190,6 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
             total = tl.where(begins, 0.0, total)
             offset_before = tl.where(begins, offset_before + offset, offset_before)
             offset = tl.where(begins, 0.0, offset)
-            if tile.THREADS_PER_ROW > 32:
-                begins = at // tile.C // 32 != last // 32
-                warps_before = tl.where(begins, warps_before + before, warps_before)
-                before = tl.where(begins, 0.0, before)
-                offset_warps_before = tl.where(
-                    begins, offset_warps_before + offset_before, offset_warps_before
-                )
-                offset_before = tl.where(begins, 0.0, offset_before)
             last = at // tile.C
         at = at.to(tl.int64) * 4
         total = tl.fma(load(weights.sums_address + at), gap, total)
@@ -208,9 +199,7 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
         # The same, but known only with the total: compared before, while the weight is under way,
         # it would take predicates for all samples, which have to be kept in registers.
         reached = tl.fma(total, tl.zeros([tile.T], tl.float32), level)
-        sum_of_level = total
-        if tile.THREADS_PER_ROW > 1:
-            sum_of_level = (warps_before + before) + total
+        sum_of_level = before + total if tile.THREADS_PER_ROW > 1 else total
         higher = ()
         for c in tl.static_range(tile.C):
             higher = higher + (tl.where(rewards[c] >= reached, sum_of_level, sums[c]),)
@@ -220,7 +209,7 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
     done = (more == 0) & (turns < LEVELS)
     if done:
         if tile.THREADS_PER_ROW > 1:
-            offset = (offset_warps_before + offset_before) + offset
+            offset = offset_before + offset
         value = _smallest_value(largest, offset, weights)
         values = ()
         for c in tl.static_range(tile.C):

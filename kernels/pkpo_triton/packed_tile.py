@@ -154,14 +154,17 @@ def wait_for_row(tile: tl.constexpr):
 @triton.jit
 def before_lane(total, lane, tile: tl.constexpr):
     """Add up, one after the other, what a row's threads in front hold: (T,) → (T,)."""
-    before = tl.zeros([tile.T], tl.float32)
-    LANES: tl.constexpr = min(tile.THREADS_PER_ROW, 32)
-    for _ in tl.static_range(LANES - 1):
-        # After as many steps as there are lanes in front, a lane's sum does not change any more.
-        before = tl.where(lane % LANES == 0, 0.0, from_lane_before(before + total))
-    if tile.THREADS_PER_ROW > LANES:  # two warps
-        of_first = tl.sum(tl.where(lane == LANES - 1, before + total, 0.0), 0)
-        before = tl.where(lane < LANES, 0.0, of_first) + before
+    LANES: tl.constexpr = min(tile.THREADS_PER_ROW, 32)  # of a warp
+    first = tl.zeros([tile.T], tl.float32)  # what is in front of a warp's first
+    before = first
+    for warp in tl.static_range(tile.THREADS_PER_ROW // LANES):
+        if warp > 0:
+            in_front = tl.sum(tl.where(lane == warp * LANES - 1, before + total, 0.0), 0)
+            first = tl.where(lane // LANES == warp, in_front, first)
+            before = tl.where(lane // LANES == warp, in_front, before)
+        for _ in tl.static_range(LANES - 1):
+            # After as many steps as there are lanes in front, a lane's sum does not change any more.
+            before = tl.where(lane % LANES == 0, first, from_lane_before(before + total))
     return before
 
 
