@@ -53,7 +53,8 @@ endef
 OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_launches.py
 TRITON_TESTS := $(OF_TRITON) tests/backends/test_jax.py tests/backends/test_jax_triton.py
 PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py tests/backends/test_jax.py
-PTX_TESTS := $(OF_TRITON) tests/kernels/test_packed.py tests/kernels/test_ptx_kernels.py
+OF_PACKED := $(wildcard tests/kernels/test_packed*.py)
+PTX_TESTS := $(OF_TRITON) $(OF_PACKED) tests/kernels/test_ptx_kernels.py
 # What the environments of RL trainers are made around.
 TRAINERS := torch jax
 # The ends of the range of Tritons that pyproject.toml allows.
@@ -64,7 +65,7 @@ define ptx_with_triton
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target build/triton-$(1) triton==$(1)
 	PYTHONPATH=build/triton-$(1) TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) $(OF_TRITON) \
-		tests/kernels/test_packed.py
+		$(OF_PACKED)
 
 endef
 
@@ -104,7 +105,7 @@ test-integrations: $(TRAINERS:%=.venv-%-trainers/installed)  ## in the RL traine
 
 gpu-test:  ## on a machine with an NVIDIA GPU: the contract and all else that the kernels promise
 	$(GPU_ENV) TEST_DEVICE=$(GPU_DEVICE) $(GPU_PYTHON) -m pytest -m 'not release' \
-		tests/kernels/test_gpu.py $(OF_TRITON) tests/kernels/test_packed.py
+		tests/kernels/test_gpu.py $(OF_TRITON) $(OF_PACKED)
 
 gpu-bench:  ## there too: throughput against a copy, torch eager, torch.compile and torch.sort
 	$(GPU_ENV) $(GPU_PYTHON) -m bench.throughput --device $(GPU_DEVICE) $(GPU_BENCH)

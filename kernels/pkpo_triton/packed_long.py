@@ -1,17 +1,19 @@
 """The packed kernel for rows of 256 samples and more: that of `pkpo_triton.packed`, whose words and
 ways it shares, with another sort.
 
-A float's upper bits would be too few: of a key's 32 bits the index takes 8 and more, and near 0 most
-of the rest tell magnitudes apart that a row does not have. So a key is a fixed-point number,
-(reward − smallest) · steps / range, with the index below it. All of a row's rewards are as many
-steps apart as its range allows. Only a few samples of a row then share a step with another; where
-these stand in a wrong order, a gap is negative, and up to PASSES times every second pair of
-neighbours is put in order, then every other. What is not in order then, as with heavy tails, is
-sorted from the beginning by exact keys, twice, by the lower half of the rewards' bits and by the
-upper: see `_sort_exactly`. So is a program with a row that is not finite, or almost as large as it
-gets.
+The upper bits of a float would be too few for a key: the index takes eight and more, and most of
+what is left tells magnitudes apart that are as good as equal in a row. So a key is a number in
+fixed point, (reward − smallest) · steps / range, and below it the index. Only few of a row's
+samples share a step with another. Where such stand in a wrong order a gap is negative. Then every
+second pair of neighbours is put in order, then every other, and both again, at most PASSES times.
+What is not in order after that, as with heavy tails, is sorted anew, exactly, by all bits of the
+rewards: see `_sort_exactly`. So is a program with a row that is not finite, or almost as large as
+it gets.
 
-Between lanes rows are merged through shared memory: see `pkpo_triton.packed_merges`.
+No input costs more than this: a sort, the passes, and two sorts more.
+
+Between lanes rows are merged through shared memory: see `pkpo_triton.packed_merges`. A row of more
+than 2048 samples lies in two warps; then T is 64, and threads wait for each other at barriers.
 """
 
 # Triton compiles these functions; no type checker can check them.
@@ -40,8 +42,8 @@ from pkpo_triton.packed_merges import (
     exchange_words,
     fixed_point_steps,
     put_neighbours_in_order,
-    sort_by_fixed_point,
     sort_by_digits,
+    sort_by_fixed_point,
 )
 from pkpo_triton.packed_tile import (
     Block,
@@ -65,7 +67,7 @@ def _transform_by_sorting(
 ):
     """Write the values of any rows: C × (T,), five (T,) and ()."""
     smallest, largest = _ends(rewards, tile)
-    # Of a range that overflows nothing is left to be told apart, nor is it of one that is 0.
+    # Smaller ranges would need a larger scale than there is; all samples may share a step.
     scale = fixed_point_steps(tile.N) / tl.maximum(largest - smallest, 2.0**-100)
     # C × (T,)
     addresses = sort_by_fixed_point(rewards, smallest, scale, row, lane, thread, buffer, tile)
@@ -252,9 +254,7 @@ def packed_long_kernel(
     if not any_thread(irregular | many):
         counted = transform_by_levels(rewards, own, weights, LEVELS, tile)
     if not counted:
-        _transform_by_sorting(
-            rewards, irregular, row, own, lane, thread, buffer, weights, tile
-        )
+        _transform_by_sorting(rewards, irregular, row, own, lane, thread, buffer, weights, tile)
 
     tl.debug_barrier()
     if is_full:

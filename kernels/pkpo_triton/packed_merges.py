@@ -1,16 +1,18 @@
-"""PTX that sorts rows in several threads, wherever they are too many for shuffles alone.
+"""PTX that sorts rows in several threads, as many as shuffles alone would be slow for.
 
-Each thread sorts its C keys, up to four neighbours merge theirs by shuffles, as
-`pkpo_triton.assembly` does it, and then groups of G = 8, 16, … lanes double in turn. A bitonic merge
-of a group is the same comparators between lanes for each of a lane's keys. So the keys are laid out
-anew, through shared memory: a thread gets a few neighbours from every lane, compares what lanes
-differ in, writes them back where it has read them, and all lanes read their own again. Two of four
-words' accesses a key there and back, whatever G is; a shuffle a step would be three instructions.
+Each thread sorts its C keys; neighbours merge theirs by shuffles, up to SHUFFLED of them, as in
+`pkpo_triton.assembly`; then groups of twice as many lanes, and so on. Before samples of one lane, a
+bitonic merge compares those of two, the same two lanes for each sample. For that the keys are laid
+out anew, through shared memory: a thread of a group of G lanes reads a few neighbours of every
+lane's, compares what lies in different lanes, and writes back what it has read; then all lanes read
+their own again. That is two writes and two reads of a key, up to four keys at a time, whatever G
+is. By shuffles it would be three instructions for each bit of G.
 
-A key's vector of V neighbours, number r of lane l, lies at number r · (G + 1) + l: neither what lanes
-write nor what they read along meets in a bank. The upper half of a group counts r from its other
-end. That turns its run around, which makes the two halves a bitonic sequence; so all lanes' runs
-ascend, and a comparator's direction is known to the compiler.
+V neighbours of a lane, a vector, are read and written at a time. Vector r of lane l lies at number
+r · (G + 1) + l, so that neither lanes that write theirs nor threads that read along meet in a bank.
+Of the upper half of the lanes a thread reads the vectors from the other end: as if their samples
+stood in descending order, which makes them a bitonic sequence with those of the lower half. So all
+samples ascend, and no comparison depends on the lane.
 """
 
 # Triton compiles these functions; no type checker can check them.
@@ -22,7 +24,7 @@ import triton.language as tl
 from pkpo_triton.assembly import comparators, floats, integers, shuffled_merges, sign
 from pkpo_triton.networks import thread_network
 
-# Lanes that merge by shuffles: up to here exchanging costs more of what is exchanged.
+# Up to so many lanes shuffles move no more through the same pipe than shared memory would.
 SHUFFLED = 4
 
 
@@ -87,7 +89,7 @@ def _access(what, words, first, base, offset):
 
 @triton.constexpr_function
 def _exchanged_merge(c, group, thread, buffer, barrier):
-    """Merge the sorted halves of groups of lanes."""
+    """Merge the sorted halves of groups of lanes: instructions."""
     words = min(4, c // group)  # V
     vectors = c // (group * words)  # of each lane in a thread
     step = (group + 1) * words * 4  # bytes from r to r + 1

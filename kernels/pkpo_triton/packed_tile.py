@@ -154,7 +154,7 @@ def wait_for_row(tile: tl.constexpr):
 @triton.jit
 def before_lane(total, lane, tile: tl.constexpr):
     """Add up, one after the other, what a row's threads in front hold: (T,) → (T,)."""
-    LANES: tl.constexpr = min(tile.THREADS_PER_ROW, 32)  # of a warp
+    LANES: tl.constexpr = min(tile.THREADS_PER_ROW, 32)  # of a row in a warp
     first = tl.zeros([tile.T], tl.float32)  # what is in front of a warp's first
     before = first
     for warp in tl.static_range(tile.THREADS_PER_ROW // LANES):
@@ -163,7 +163,7 @@ def before_lane(total, lane, tile: tl.constexpr):
             first = tl.where(lane // LANES == warp, in_front, first)
             before = tl.where(lane // LANES == warp, in_front, before)
         for _ in tl.static_range(LANES - 1):
-            # After as many steps as there are lanes in front, a lane's sum does not change any more.
+            # A lane's sum does not change any more after as many steps as there are lanes in front.
             before = tl.where(lane % LANES == 0, first, from_lane_before(before + total))
     return before
 
