@@ -52,7 +52,6 @@ from pkpo_triton.packed_tile import (
     any_thread,
     copy_in,
     copy_out,
-    ends_of_row,
     over_lanes,
     read_row,
     reward_before,
@@ -78,7 +77,7 @@ def _transform_by_sorting(
     special = any_thread(irregular | is_large(smallest, largest))
     if any_thread(signs < 0) | special:
         _transform_unusual(
-            addresses, largest, special, row, own, lane, thread, buffer, weights, tile
+            addresses, smallest, largest, special, row, own, lane, thread, buffer, weights, tile
         )
     else:
         wait_for_row(tile)
@@ -97,10 +96,11 @@ def _ends(rewards, tile: tl.constexpr):
 
 @triton.jit
 def _transform_unusual(
-    addresses, largest, special, row, own, lane, thread, buffer, weights, tile: tl.constexpr
-):
+    addresses, smallest, largest, special, row, own, lane, thread, buffer, weights,
+    tile: tl.constexpr,
+):  # fmt: skip
     """Write the values of rows that are almost in order, or special, not finite or large: C × (T,),
-    (T,), (), four (T,) and ()."""
+    two (T,), (), four (T,) and ()."""
     PASSES: tl.constexpr = 3
     wrong = special == 0
     passes = 0
@@ -114,7 +114,7 @@ def _transform_unusual(
         wrong = any_thread(is_descending((before,) + ordered, tile.C + 1))
         passes += 1
     if wrong | special:
-        _transform_exactly(row, own, lane, thread, buffer, weights, tile)
+        _transform_exactly(smallest, largest, row, own, lane, thread, buffer, weights, tile)
     else:
         ordered = get_each(addresses, tile.C)
         wait_for_row(tile)
@@ -122,21 +122,25 @@ def _transform_unusual(
 
 
 @triton.jit
-def _transform_exactly(row, own, lane, thread, buffer, weights, tile: tl.constexpr):
-    """Write the values of rows whatever they are: four (T,) and ()."""
-    addresses = _sort_exactly(row, own, lane, thread, buffer, tile)
-    ordered = get_each(addresses, tile.C)
-    smallest, largest = ends_of_row(ordered, tile)
+def _transform_exactly(
+    smallest, largest, row, own, lane, thread, buffer, weights, tile: tl.constexpr
+):
+    """Write the values of rows whatever they are: six (T,) and ()."""
     scale, unscale = range_scale(smallest, largest, True)
     # NaN where the range overflows, or where any sample is not finite.
     irregular = (largest - smallest) * 0.0
+    samples = read_row(own, tile)
     scaled = ()
     for c in tl.static_range(tile.C):
-        irregular += ordered[c] * 0.0
-        scaled = scaled + (ordered[c] * scale,)
+        irregular += samples[c] * 0.0
+        scaled = scaled + (samples[c] * scale,)
     unscale += over_lanes(irregular, "sum", tile)
+    write_row(own, scaled, tile)
     wait_for_row(tile)
-    put_values(addresses, scaled, largest * scale, lane, weights, tile)
+    addresses = _sort_exactly(row, own, lane, thread, buffer, tile)
+    ordered = get_each(addresses, tile.C)
+    wait_for_row(tile)
+    put_values(addresses, ordered, largest * scale, lane, weights, tile)
     wait_for_row(tile)
     values = read_row(own, tile)
     unscaled = ()
