@@ -32,7 +32,7 @@ from unittest import mock
 import torch
 import triton
 from pkpo_triton import kernel as kernels
-from pkpo_triton import matrices, packed
+from pkpo_triton import matrices, packed, packed_long
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
@@ -157,7 +157,7 @@ def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "trito
     if "where_ptr" not in constants:
         generator = torch.Generator().manual_seed(1)
         options["where"] = torch.rand(rewards.shape, generator=generator) < VALID
-    if variant.kernel is packed.packed_kernel:
+    if variant.kernel in (packed.packed_kernel, packed_long.packed_long_kernel):
         return pk.transform(rewards, K, **options)
     if variant.kernel is kernels.max_at_k_kernel:
         return pk.max_at_k(rewards, K, **options)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pkpo_triton import kernel as kernels
-from pkpo_triton import long_rows, packed
+from pkpo_triton import long_rows, packed, packed_long
 from pkpo_triton.coefficients import HostWeights
 from pkpo_triton.plan import packed_plan, plan
 
@@ -36,7 +36,7 @@ def usual_variant(
     """What the library launches for rows of n samples, one after the other, and one k. The
     arguments are those of `transform_variant`."""
     backend = "cuda" if warp == 32 else "hip"
-    chosen = packed_plan(n, usual=True, backend=backend)
+    chosen = packed_plan(n, usual=True, whole=dtype == "float32" and not masked, backend=backend)
     if chosen is None:
         return transform_variant(n, dtype, masked=masked, index_shift=int(masked), warp=warp)
     constants: dict[str, Any] = {"N": n, "BLOCK_ROWS": chosen.block_rows, "LEVELS": chosen.levels}
@@ -51,11 +51,11 @@ def usual_variant(
     }
     return Variant(
         name=f"n={n} {dtype}{', where' if masked else ''}",
-        kernel=packed.packed_kernel,
+        kernel=packed_long.packed_long_kernel if chosen.is_long else packed.packed_kernel,
         signature=signature,
         constants=constants,
         divisible=tuple(name for name, kind in signature.items() if kind[0] == "*"),
-        num_warps=1,
+        num_warps=chosen.num_warps,
         n=n,
         elements=chosen.block_rows * n,
         max_registers=chosen.max_registers,
@@ -191,7 +191,7 @@ def _variant(
 def shipped(warp: int = 32) -> Iterator[Variant]:
     """Every regime, with and without a mask; every dtype in a thread of its own and in several;
     every kind of k."""
-    for n in (8, 16, 32, 64, 128, 256, 1024, 4096, 8192):
+    for n in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192):
         yield usual_variant(n, warp=warp)
     # No powers of two.
     for n in (5, 12, 24, 100, 1000):

@@ -24,7 +24,7 @@ collect_ignore_glob = ["*/conftest.py"]
 # those of up to so many samples in `make test`, of up to so many in `make test-all` …
 _PTX_N = (16, 40)
 # … but one of every kind in `make test`.
-_PTX_QUICK = re.compile(r"whole_sort|planted|beyond_two|a_long_row")
+_PTX_QUICK = re.compile(r"whole_sort|planted|beyond_two|a_long_row|shares_a_step")
 # And of tests without a number of samples these later.
 _PTX_SLOW = re.compile(
     r"permuting|not_aligned|any_rewards|come_back\[[\w-]*-float|long_rows_of"

@@ -14,7 +14,8 @@ estimator is data to the kernels: see `coefficients.Estimator`. Most people call
     long_rows     rows that the library sorts           table_cache where they are kept
     matrices      as kernels read them                  coefficients an estimator as data
     packed        the entry kernel for the usual rows   packed_tile  how these lie
-    assembly      the PTX in it                         networks     sorting, as data
+    packed_long   that for longer ones                packed_merges the PTX that sorts these
+    assembly      the PTX in all of them              networks    sorting, as data
 
 Of the modules, `operators`, `launch`, `matrices`, `long_rows` and `table_cache` alone need torch.
 """

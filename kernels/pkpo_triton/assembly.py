@@ -149,12 +149,12 @@ def store_four(address, x, OFFSET: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.constexpr_function
-def _integers(n):
+def integers(n):
     return (tl.int32,) * n
 
 
 @triton.constexpr_function
-def _comparators(pairs):
+def comparators(pairs):
     return [
         f"min.f32 lower, key{a}, key{b}; max.f32 key{b}, key{a}, key{b}; mov.b32 key{a}, lower;"
         for a, b in pairs
@@ -162,7 +162,7 @@ def _comparators(pairs):
 
 
 @triton.constexpr_function
-def _sign(lane, bit, other):
+def sign(lane, bit, other):
     """The sign bit of lanes whose numbers differ in two bits."""
     return (
         f"shr.b32 sign, {lane}, {bit}; shr.b32 upper, {lane}, {other};"
@@ -171,18 +171,18 @@ def _sign(lane, bit, other):
 
 
 @triton.constexpr_function
-def _negated(n, lane, bit, other):
-    factor = f"{_sign(lane, bit, other)} or.b32 sign, sign, 0x3F800000;"
+def negated(n, lane, bit, other):
+    factor = f"{sign(lane, bit, other)} or.b32 sign, sign, 0x3F800000;"
     return [factor, *(f"mul.f32 key{i}, key{i}, sign;" for i in range(n))]
 
 
 @triton.constexpr_function
-def _merges(n, lanes, lane):
+def shuffled_merges(n, lanes, lane):
     """Merge sorted lanes, their keys negated as `networks.merge_steps` asks for in its first."""
     lines = []
     for kind, a, b in merge_steps(n, lanes, 32)[1:]:
         if kind == COMPARE:
-            lines += _comparators([(i, i + a) for i in range(n) if i // a % 2 == 0])
+            lines += comparators([(i, i + a) for i in range(n) if i // a % 2 == 0])
         elif kind == ACROSS:
             lines += [
                 f"shfl.sync.bfly.b32 lower, key{i}, {1 << a}, 31, -1; neg.f32 lower, lower;"
@@ -190,13 +190,13 @@ def _merges(n, lanes, lane):
                 for i in range(n)
             ]
         elif 1 << a < lanes:
-            lines += _negated(n, lane, a, b)
+            lines += negated(n, lane, a, b)
     return lines
 
 
 @triton.constexpr_function
 def _sorted(n, lanes, keys, results):
-    steps = _comparators(thread_network(n)) + _merges(n, lanes, f"${2 * n + 1}")
+    steps = comparators(thread_network(n)) + shuffled_merges(n, lanes, f"${2 * n + 1}")
     declared = f".reg .b32 lower, upper, sign, key<{n}>;"
     return f"{{ {declared} {' '.join([*keys, *steps, *results])} }}"
 
@@ -230,7 +230,7 @@ def _sorted_by_upper_bits(n, lanes):
 @triton.constexpr_function
 def _lane_of_key(lane):
     """The lane's part of the index, and the sign that the first step of the merges asks for."""
-    return f"{_sign(lane, 0, 1)} mad.lo.u32 sign, {lane}, 4, sign;"
+    return f"{sign(lane, 0, 1)} mad.lo.u32 sign, {lane}, 4, sign;"
 
 
 @triton.constexpr_function
@@ -255,7 +255,7 @@ def sort_by_upper_bits(rewards, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.
     """
     return tl.inline_asm_elementwise(
         _sorted_by_upper_bits(C, THREADS_PER_ROW), _sorted_operands(C, "f"), rewards + (row, lane),
-        _integers(C), is_pure=False, pack=1,
+        integers(C), is_pure=False, pack=1,
     )  # fmt: skip
 
 
@@ -276,7 +276,7 @@ def sort_to_keys(bits, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr
     twice (T,) → keys in ascending order, C × (T,)."""
     return tl.inline_asm_elementwise(
         _sorted_to_keys(C, THREADS_PER_ROW), _sorted_operands(C, "r"), bits + (row, lane),
-        _integers(C), is_pure=True, pack=1,
+        integers(C), is_pure=True, pack=1,
     )  # fmt: skip
 
 
@@ -294,7 +294,7 @@ def _addresses_operands(n):
 def addresses_of(keys, row, N: tl.constexpr, C: tl.constexpr):
     """Find what keys belong to in rows of N words of shared memory: C × (T,), (T,) → C × (T,)."""
     return tl.inline_asm_elementwise(
-        _addresses(N, C), _addresses_operands(C), keys + (row,), _integers(C), is_pure=True, pack=1
+        _addresses(N, C), _addresses_operands(C), keys + (row,), integers(C), is_pure=True, pack=1
     )
 
 
@@ -302,7 +302,7 @@ def addresses_of(keys, row, N: tl.constexpr, C: tl.constexpr):
 def _sorted_by_keys(n, lanes):
     keys = [f"mov.b32 key{i}, ${n + i};" for i in range(n)]
     if lanes > 1:
-        keys += _negated(n, f"${2 * n + 1}", 0, 1)
+        keys += negated(n, f"${2 * n + 1}", 0, 1)
     addresses = [
         f"and.b32 key{i}, key{i}, {4 * n * lanes - 1}; add.s32 ${i}, key{i}, ${2 * n};"
         for i in range(n)
@@ -317,7 +317,7 @@ def sort_by_keys(keys, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr
     order, C × (T,)."""
     return tl.inline_asm_elementwise(
         _sorted_by_keys(C, THREADS_PER_ROW), _sorted_operands(C, "r"), keys + (row, lane),
-        _integers(C), is_pure=False, pack=1,
+        integers(C), is_pure=False, pack=1,
     )  # fmt: skip
 
 
@@ -340,6 +340,15 @@ def from_lane_before(x):
     """Take what the lane in front holds; the first its own: (T,) → (T,)."""
     return tl.inline_asm_elementwise(
         _shuffle("up", 1, 0), "=r,r", [x.to(tl.int32, bitcast=True)], tl.int32,
+        is_pure=False, pack=1,
+    ).to(x.dtype, bitcast=True)  # fmt: skip
+
+
+@triton.jit
+def from_lane_after(x):
+    """Take what the next lane holds; the last its own: (T,) → (T,)."""
+    return tl.inline_asm_elementwise(
+        _shuffle("down", 1, 31), "=r,r", [x.to(tl.int32, bitcast=True)], tl.int32,
         is_pure=False, pack=1,
     ).to(x.dtype, bitcast=True)  # fmt: skip
 
@@ -374,7 +383,7 @@ def _all_differ(n):
 
 
 @triton.constexpr_function
-def _all_differ_operands(n):
+def test_operands(n):
     return ",".join(["=r"] + ["f"] * n)
 
 
@@ -383,5 +392,5 @@ def all_differ(x, N: tl.constexpr):
     """Tell whether N numbers differ from each other: N × (T,) → (T,). Triton has no chain of
     comparisons."""
     return tl.inline_asm_elementwise(
-        _all_differ(N), _all_differ_operands(N), x, tl.int32, is_pure=True, pack=1
+        _all_differ(N), test_operands(N), x, tl.int32, is_pure=True, pack=1
     )

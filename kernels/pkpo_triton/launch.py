@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import triton
 
-from pkpo_triton import kernel, long_rows, packed, table_cache
+from pkpo_triton import kernel, long_rows, packed, packed_long, table_cache
 from pkpo_triton.coefficients import (
     UNDERSIZED,
     Estimator,
@@ -273,14 +273,14 @@ def _launch_of_packed(rewards: torch.Tensor, weights: PackedWeights, chosen: Pac
     rows, n = rewards.shape
     of_gaps = table_cache.packed(weights, rewards.device)
     return Launch(
-        packed.packed_kernel,
+        packed_long.packed_long_kernel if chosen.is_long else packed.packed_kernel,
         triton.cdiv(rows, chosen.block_rows),
         (of_gaps, rows, int(weights.has_offset), weights.max_coefficient),
         {
             "N": n,
             "BLOCK_ROWS": chosen.block_rows,
             "LEVELS": chosen.levels,
-            "num_warps": 1,
+            "num_warps": chosen.num_warps,
             "maxnreg": chosen.max_registers,
             "num_stages": 1,
             **OPTIONS,

@@ -52,7 +52,10 @@ def plan_packed(
         and rewards.numel() > 0
         and _is_aligned(rewards)
     )
-    return packed_plan(rewards.shape[1], usual=usual, backend=_backend()) if usual else None
+    if not usual:
+        return None
+    whole = where is None and dtype == torch.float32
+    return packed_plan(rewards.shape[1], usual=usual, whole=whole, backend=_backend())
 
 
 def plan_max_at_k(

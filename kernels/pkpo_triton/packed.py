@@ -12,7 +12,7 @@ Rewards that differ in those bits alone, as none of 16 bits do, may come out in 
 then is negative, which costs next to nothing to find; all rows of the program are sorted once more
 by keys that are exact: see `_sort_exactly`. So is a program with a row that is not finite, or
 almost as large as it gets. Programs whose rows all have few distinct values do not sort: see
-`_transform_by_levels`.
+`transform_by_levels`.
 
 All ways add a row's weighted gaps in the same order: what a row becomes does not depend on the rows
 beside it. Formulas and names: `pkpo_triton.coefficients`; weights: `pkpo_triton.packed_weights`.
@@ -73,7 +73,7 @@ from pkpo_triton.packed_weights import (
 
 
 @triton.jit
-def _put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
+def put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
     """Write the values of sorted rows over their rewards: twice C × (T,), twice (T,)."""
     offset = tl.zeros([tile.T], tl.float32)
     if weights.has_offset != 0:
@@ -87,7 +87,7 @@ def _put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
 
 
 @triton.jit
-def _is_irregular(rewards, tile: tl.constexpr):
+def is_irregular(rewards, tile: tl.constexpr):
     """Tell where a thread has a NaN or an infinity, or where two neighbours' product overflows: C ×
     (T,) → (T,)."""
     products = rewards[0] * rewards[1]
@@ -97,7 +97,7 @@ def _is_irregular(rewards, tile: tl.constexpr):
 
 
 @triton.jit
-def _is_large(smallest, largest):
+def is_large(smallest, largest):
     """Tell where a row needs another scale than 1: twice (T,) → (T,)."""
     scale, _ = range_scale(smallest, largest, True)
     return scale != 1.0
@@ -107,7 +107,7 @@ def _is_large(smallest, largest):
 
 
 @triton.jit
-def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.constexpr):
+def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.constexpr):
     """Write the values of rows of at most LEVELS distinct values, and tell whether all are: C ×
     (T,), (T,) → ().
 
@@ -128,7 +128,7 @@ def _transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.c
     before, offset_before = total, offset
     last = tl.zeros([tile.T], tl.int32)
     level = smallest
-    turns = tl.where(any_thread(_is_large(smallest, largest)), LEVELS, 0)
+    turns = tl.where(any_thread(is_large(smallest, largest)), LEVELS, 0)
     more = any_thread(level < largest)
     while more & (turns < LEVELS - 1):
         above = tl.full([tile.T], FAR, tl.float32)
@@ -196,7 +196,7 @@ def _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile: tl.
         addresses = sort_by_upper_bits(rewards, row, lane, tile.C, tile.THREADS_PER_ROW)
         ordered = get_each(addresses, tile.C)  # C × (T,)
     smallest, largest = ends_of_row(ordered, tile)
-    unusual = irregular | _is_large(smallest, largest)
+    unusual = irregular | is_large(smallest, largest)
     if not tile.EXACT:
         signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
         for c in tl.static_range(1, tile.C):
@@ -206,7 +206,7 @@ def _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile: tl.
         _transform_unusual(addresses, row, own, lane, weights, tile)
     else:
         wait_for_row(tile)
-        _put_values(addresses, ordered, largest, lane, weights, tile)
+        put_values(addresses, ordered, largest, lane, weights, tile)
 
 
 @triton.jit
@@ -231,7 +231,7 @@ def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
     wait_for_row(tile)
     # Where a NaN is lost another reward is there twice, and two threads write its value: NaN, so
     # that it does not matter which is the first.
-    _put_values(addresses, scaled, largest * scale + irregular, lane, weights, tile)
+    put_values(addresses, scaled, largest * scale + irregular, lane, weights, tile)
     wait_for_row(tile)
     values = read_row(own, tile)
     unscaled = ()
@@ -344,11 +344,11 @@ def packed_kernel(
         weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
     else:
         weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
-    irregular = _is_irregular(rewards, tile)  # (T,)
+    irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.left < 0  # (), false
     if not any_thread(irregular | many):
-        counted = _transform_by_levels(rewards, own, weights, LEVELS, tile)
+        counted = transform_by_levels(rewards, own, weights, LEVELS, tile)
     if not counted:
         _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile)
     if tile.MASKED:

@@ -126,15 +126,28 @@ def write_row(own, values, tile: tl.constexpr):
 @triton.jit
 def over_lanes(x, HOW: tl.constexpr, tile: tl.constexpr):
     """Join what a row's threads hold, in each of them: (T,) → (T,)."""
-    for bit in tl.static_range(tile.THREADS_PER_ROW.bit_length() - 1):
-        other = from_lane_across(x, 1 << bit)
-        if HOW == "max":
-            x = tl.maximum(x, other)
-        elif HOW == "min":
-            x = tl.minimum(x, other)
-        else:
-            x = x + other
+    if tile.THREADS_PER_ROW > 32:  # all that there are
+        joined = tl.max(x, 0) if HOW == "max" else tl.min(x, 0) if HOW == "min" else tl.sum(x, 0)
+        x = tl.full([tile.T], joined, x.dtype)
+    else:
+        for bit in tl.static_range(tile.THREADS_PER_ROW.bit_length() - 1):
+            other = from_lane_across(x, 1 << bit)
+            if HOW == "max":
+                x = tl.maximum(x, other)
+            elif HOW == "min":
+                x = tl.minimum(x, other)
+            else:
+                x = x + other
     return x
+
+
+@triton.jit
+def from_thread_before(x, tile: tl.constexpr):
+    """Take what the thread in front holds, in another warp perhaps: (T,) → (T,)."""
+    if tile.THREADS_PER_ROW > 32:
+        return tl.gather(x, tl.maximum(tl.arange(0, tile.T) - 1, 0), 0)
+    else:
+        return from_lane_before(x)
 
 
 @triton.jit
@@ -147,10 +160,17 @@ def wait_for_row(tile: tl.constexpr):
 @triton.jit
 def before_lane(total, lane, tile: tl.constexpr):
     """Add up, one after the other, what a row's threads in front hold: (T,) → (T,)."""
-    before = tl.zeros([tile.T], tl.float32)
-    for _ in tl.static_range(tile.THREADS_PER_ROW - 1):
-        # After as many steps as there are lanes in front, a lane's sum does not change any more.
-        before = tl.where(lane == 0, 0.0, from_lane_before(before + total))
+    LANES: tl.constexpr = min(tile.THREADS_PER_ROW, 32)  # of a row in a warp
+    first = tl.zeros([tile.T], tl.float32)  # what is in front of a warp's first
+    before = first
+    for warp in tl.static_range(tile.THREADS_PER_ROW // LANES):
+        if warp > 0:
+            in_front = tl.sum(tl.where(lane == warp * LANES - 1, before + total, 0.0), 0)
+            first = tl.where(lane // LANES == warp, in_front, first)
+            before = tl.where(lane // LANES == warp, in_front, before)
+        for _ in tl.static_range(LANES - 1):
+            # A lane's sum does not change any more after as many steps as there are lanes in front.
+            before = tl.where(lane % LANES == 0, first, from_lane_before(before + total))
     return before
 
 
@@ -159,6 +179,10 @@ def sum_of_row(total, lane, tile: tl.constexpr):
     """Add up, one after the other, what a row's threads hold, in each of them: (T,) → (T,)."""
     if tile.THREADS_PER_ROW > 1:
         total = before_lane(total, lane, tile) + total
+    if tile.THREADS_PER_ROW > 32:
+        last = tl.sum(tl.where(lane == tile.THREADS_PER_ROW - 1, total, 0.0), 0)
+        total = tl.full([tile.T], last, tl.float32)
+    else:
         for bit in tl.static_range(tile.THREADS_PER_ROW.bit_length() - 1):
             # The last lane's.
             other = from_lane_across(total, 1 << bit)
@@ -172,7 +196,7 @@ def reward_before(ordered, lane, tile: tl.constexpr):
     (T,)."""
     previous = ordered[0]
     if tile.THREADS_PER_ROW > 1:
-        previous = tl.where(lane == 0, previous, from_lane_before(ordered[tile.C - 1]))
+        previous = tl.where(lane == 0, previous, from_thread_before(ordered[tile.C - 1], tile))
     return previous
 
 

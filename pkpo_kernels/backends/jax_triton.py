@@ -24,6 +24,7 @@ from jax import lax
 from pkpo_triton import coefficients, tables
 from pkpo_triton.kernel import max_at_k_kernel, transform_kernel
 from pkpo_triton.packed import packed_kernel
+from pkpo_triton.packed_long import packed_long_kernel
 from pkpo_triton.plan import OPTIONS, PackedPlan, Plan, packed_plan, plan
 from pkpo_triton.tables import PackedWeights, has_packed_weights, packed_weights
 
@@ -151,9 +152,11 @@ def _max_at_k_in_order(
 def _packed_in_order(
     rewards_ptr, where_ptr, weights_ptr, rows_plus_1, has_offset_plus_2, max_coefficient, out_ptr,
     N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr,
+    LONG: tl.constexpr,
 ):  # fmt: skip
-    """Call `packed_kernel`."""
-    packed_kernel(
+    """Call `packed_kernel` or `packed_long_kernel`."""
+    entry: tl.constexpr = packed_long_kernel if LONG else packed_kernel
+    entry(
         rewards_ptr=rewards_ptr,
         where_ptr=_bytes(where_ptr) if MASKED else None,
         out_ptr=out_ptr,
@@ -183,7 +186,7 @@ def transform_rows(
     rows, n = rewards.shape
     rules: dict[str, Any] = {"masked": where is not None, "undersized": undersized}
     if isinstance(k, int) and rewards.dtype == dtype and has_packed_weights(estimator, **rules):
-        packed = _packed_plan(rewards)
+        packed = _packed_plan(rewards, where)
         if packed is not None:
             weights_of_k = packed_weights(estimator, n, k, scale=scale, **rules)
             return _packed_rows(rewards, where, weights_of_k, packed)
@@ -256,8 +259,9 @@ def _packed_rows(
             BLOCK_ROWS=chosen.block_rows,
             LEVELS=chosen.levels,
             MASKED=where is not None,
+            LONG=chosen.is_long,
             grid=(-(-rows // chosen.block_rows),),
-            num_warps=1,
+            num_warps=chosen.num_warps,
             num_stages=1,
             **OPTIONS,
         ),
@@ -310,11 +314,12 @@ def _plan(rewards: jax.Array, where: jax.Array | None, dtype: Any, *, uniform: b
     return plan(rewards.shape[1], itemsize, masked=where is not None, uniform=uniform)
 
 
-def _packed_plan(rewards: jax.Array) -> PackedPlan | None:
+def _packed_plan(rewards: jax.Array, where: jax.Array | None) -> PackedPlan | None:
     # JAX's arrays are whole and aligned, and jax-triton is asked for NVIDIA's GPUs alone.
     usual = rewards.dtype in (np.float32, jnp.bfloat16, np.float16)
     backend = "" if triton.knobs.runtime.interpret else "cuda"
-    return packed_plan(rewards.shape[1], usual=usual, backend=backend)
+    whole = where is None and rewards.dtype == np.float32
+    return packed_plan(rewards.shape[1], usual=usual, whole=whole, backend=backend)
 
 
 def _table(chosen: Plan) -> jax.Array:

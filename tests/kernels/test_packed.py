@@ -1,4 +1,5 @@
-"""The packed kernel, which serves what is usual, on rows made to mislead its keys.
+"""The packed kernels, which serve what is usual, on rows made to mislead their keys: to 256 samples
+(longer: test_packed_long.py).
 
 Run with TEST_DEVICE=ptx, or with TEST_DEVICE=cuda on a GPU: Triton's interpreter has no inline
 assembly, and the general kernel takes its place there.
@@ -7,7 +8,7 @@ assembly, and the general kernel takes its place there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -24,12 +25,10 @@ torch = pytest.importorskip("torch")
 if not TRITON_RUNS or INTERPRETED:
     pytest.skip("needs TEST_DEVICE=ptx or cuda", allow_module_level=True)
 
-from pkpo_triton import kernel, packed  # noqa: E402
+from pkpo_triton import kernel, packed, packed_long  # noqa: E402
 from pkpo_triton.plan import packed_plan  # noqa: E402
 
-PACKED_N = tuple(
-    n for n in range(1, 1025) if packed_plan(n, usual=True, backend="cuda") is not None
-)
+PACKED_N = tuple(n for n in range(1, 257) if packed_plan(n, usual=True, backend="cuda") is not None)
 LARGEST = float(np.finfo(np.float32).max)
 TINY = 2.0**-149  # float32's smallest number
 Rows = np.ndarray[Any, np.dtype[np.float32]]
@@ -86,7 +85,10 @@ def launched(*, only_asked: bool = False) -> Iterator[list[str]]:
         return mock.patch.object(function, "run", noted)
 
     _calls.forget()  # what was launched before is launched again by itself
-    with noting(packed.packed_kernel), noting(kernel.transform_kernel):
+    entries = (packed.packed_kernel, packed_long.packed_long_kernel, kernel.transform_kernel)
+    with ExitStack() as notes:
+        for entry in entries:
+            notes.enter_context(noting(entry))
         yield found
 
 
@@ -199,7 +201,7 @@ def test_rows_that_mislead(n: int, rng: np.random.Generator) -> None:
     with launched() as kernels:
         for rewards in misleading(n, 37, rng).values():
             assert_right(rewards, 2)  # every gap weighs something
-    assert set(kernels) == {"packed_kernel"}
+    assert set(kernels) == {"packed_kernel" if n < 256 else "packed_long_kernel"}
 
 
 @pytest.mark.parametrize("n", LENGTHS)

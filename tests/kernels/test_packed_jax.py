@@ -58,10 +58,10 @@ def jax_triton(monkeypatch: pytest.MonkeyPatch) -> Any:
     vars(backends).pop("jax_triton", None)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_as_torch(jax_triton: Any, dtype: str, rng: np.random.Generator) -> None:
-    rewards = jnp.asarray(rng.standard_normal((37, 16)), dtype)
-    mask = rng.random((37, 16)) < 0.7
+@pytest.mark.parametrize("dtype, n", [("float32", 16), ("bfloat16", 16), ("float32", 256)])
+def test_as_torch(jax_triton: Any, dtype: str, n: int, rng: np.random.Generator) -> None:
+    rewards = jnp.asarray(rng.standard_normal((37, n)), dtype)
+    mask = rng.random((37, n)) < 0.7
     with launched() as of_torch:
         for estimator in ("sloo_minus_one", "sloo"):
             for where in (None, mask):
