@@ -108,11 +108,11 @@ _PACKED = {
     64: PackedPlan(block_rows=32, levels=4, max_registers=200),
     128: PackedPlan(block_rows=16, levels=4),
     # The same; left alone, ptxas takes up to 255.
-    256: PackedPlan(block_rows=8, levels=4, max_registers=216, long=True),
-    512: PackedPlan(block_rows=4, levels=4, max_registers=216, long=True),
-    1024: PackedPlan(block_rows=2, levels=4, max_registers=216, long=True),
-    2048: PackedPlan(block_rows=1, levels=4, max_registers=216, long=True),
-    4096: PackedPlan(block_rows=1, levels=4, max_registers=216, long=True, num_warps=2),
+    256: PackedPlan(block_rows=8, levels=4, max_registers=184, long=True),
+    512: PackedPlan(block_rows=4, levels=4, max_registers=184, long=True),
+    1024: PackedPlan(block_rows=2, levels=4, max_registers=184, long=True),
+    2048: PackedPlan(block_rows=1, levels=4, max_registers=184, long=True),
+    4096: PackedPlan(block_rows=1, levels=4, max_registers=184, long=True, num_warps=2),
 }
 
 
