@@ -112,11 +112,11 @@ _PACKED = {
 }
 # The same; left alone, ptxas takes up to 255.
 _LONG = {
-    256: PackedPlan(block_rows=8, levels=4, max_registers=216, is_long=True),
-    512: PackedPlan(block_rows=4, levels=4, max_registers=216, is_long=True),
-    1024: PackedPlan(block_rows=2, levels=4, max_registers=216, is_long=True),
-    2048: PackedPlan(block_rows=1, levels=4, max_registers=216, is_long=True),
-    4096: PackedPlan(block_rows=1, levels=4, max_registers=216, is_long=True, num_warps=2),
+    256: PackedPlan(block_rows=8, levels=4, max_registers=184, is_long=True),
+    512: PackedPlan(block_rows=4, levels=4, max_registers=184, is_long=True),
+    1024: PackedPlan(block_rows=2, levels=4, max_registers=184, is_long=True),
+    2048: PackedPlan(block_rows=1, levels=4, max_registers=184, is_long=True),
+    4096: PackedPlan(block_rows=1, levels=4, max_registers=184, is_long=True, num_warps=2),
 }
 
 
