@@ -7,6 +7,7 @@ assembly, and the general kernel takes its place there.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -28,7 +29,8 @@ if not TRITON_RUNS or INTERPRETED:
 from pkpo_triton import kernel, packed, packed_long  # noqa: E402
 from pkpo_triton.plan import packed_plan  # noqa: E402
 
-PACKED_N = (16, 32, 64, 128, 256)
+PLAN: Any = functools.partial(packed_plan, usual=True, whole=True, backend="cuda")
+PACKED_N = tuple(n for n in range(1, 257) if PLAN(n) is not None)
 LARGEST = float(np.finfo(np.float32).max)
 TINY = 2.0**-149  # float32's smallest number
 Rows = np.ndarray[Any, np.dtype[np.float32]]
@@ -131,8 +133,8 @@ def test_all_else_is_not(rng: np.random.Generator) -> None:
 
 def test_only_nvidias_compiler_is_given_it() -> None:
     for backend in ("hip", ""):
-        assert packed_plan(16, usual=True, whole=True, backend=backend) is None
-    assert packed_plan(16, usual=False, whole=True, backend="cuda") is None
+        assert PLAN(16, backend=backend) is None
+    assert PLAN(16, usual=False) is None
 
 
 def test_one_program_serves_all_estimators_and_ks(rng: np.random.Generator) -> None:

@@ -12,8 +12,8 @@ pytest.importorskip("torch")
 if not TRITON_RUNS or INTERPRETED:
     pytest.skip("needs TEST_DEVICE=ptx or cuda", allow_module_level=True)
 
-from pkpo_triton.plan import packed_plan
 from test_packed import (
+    PLAN,
     TINY,
     Rows,
     assert_right,
@@ -22,17 +22,14 @@ from test_packed import (
     transformed,
 )
 
-LONG_N = tuple(
-    n for n in range(257, 8193) if packed_plan(n, usual=True, backend="cuda") is not None
-)
+LONG_N = tuple(n for n in range(257, 8193) if PLAN(n) is not None)
 # A kernel for every length has to be compiled; each has the same ways.
 LENGTHS = [pytest.param(n, marks=() if n == 512 else pytest.mark.slow) for n in LONG_N]
 
 
 def rows_of_program(n: int) -> int:
-    chosen = packed_plan(n, usual=True, backend="cuda")
-    assert chosen is not None
-    return chosen.block_rows
+    rows: int = PLAN(n).block_rows
+    return rows
 
 
 def crowded(n: int, rows: int, rng: np.random.Generator) -> dict[str, Rows]:
