@@ -8,8 +8,9 @@
 # wrong it stops at once; any other step may fail, and the next runs. Each has a limit of its own, and
 # all together end within 560 s. The exit code is 0 where every step's was.
 #
-# In FOLDER, as far as the session came: session.log, verify.json, gpu.xml, contract.xml, and the table
-# and the plot of bench.throughput; the table is whole after every matrix. Six files, no folders.
+# In FOLDER, as far as the session came: session.log, verify.json, gpu.xml, contract.xml, the table of
+# bench.grouping, and the table and the plot of bench.throughput, whole after every matrix. Seven
+# files, no folders.
 #
 # Variables: GPU_PYTHON, the Python (python3). GPU_SESSION_DEVICE=cpu tries the session itself on a
 # machine without a GPU: the same steps, of fewer tests and small shapes, which say nothing of kernels.
@@ -117,7 +118,7 @@ import pkpo_kernels as pk
 from pkpo_kernels.backends import registry
 
 default = registry.default_implementation("torch", rewards)
-assert default == ("triton" if device == "cuda" else "torch"), default
+assert default == ("triton" if device == "cuda" else "numpy"), default
 for n in (8, 64, 1024, 16384):
     rewards = torch.randn(257, n, device=device)
     got = pk.transform(rewards, 4).double().cpu().numpy()
@@ -148,6 +149,8 @@ step verify 90 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
 step gpu-tests 110 "${tests[@]}" --junitxml="$OUT/gpu.xml" tests/kernels/test_gpu.py
 step contract 130 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
   tests/contract tests/kernels/test_triton.py tests/kernels/test_launches.py tests/kernels/test_packed*.py
+# Ids of groups beside a matrix: its smallest shape, in seconds.
+step groups 40 "$PYTHON" -m bench.grouping --device "$DEVICE" --commit "$COMMIT" --out "$OUT" --quick
 # All that is left; what is being compiled when its time is over needs longer.
 RESERVED=0
 left=$((TOTAL - 10 - SECONDS))
