@@ -52,7 +52,9 @@ def plan_packed(
         and rewards.numel() > 0
         and _is_aligned(rewards)
     )
-    return packed_plan(rewards.shape[1], usual=usual, backend=_backend()) if usual else None
+    plain = where is None and dtype == torch.float32
+    backend = _backend() if usual else ""
+    return packed_plan(rewards.shape[1], usual=usual, backend=backend, plain=plain)
 
 
 def plan_max_at_k(
