@@ -52,10 +52,9 @@ def plan_packed(
         and rewards.numel() > 0
         and _is_aligned(rewards)
     )
-    if not usual:
-        return None
-    whole = where is None and dtype == torch.float32
-    return packed_plan(rewards.shape[1], usual=usual, whole=whole, backend=_backend())
+    plain = where is None and dtype == torch.float32
+    backend = _backend() if usual else ""
+    return packed_plan(rewards.shape[1], usual=usual, backend=backend, plain=plain)
 
 
 def plan_max_at_k(

@@ -104,9 +104,9 @@ class PackedPlan(NamedTuple):
 _PACKED = {
     16: PackedPlan(block_rows=32, levels=2),
     32: PackedPlan(block_rows=32, levels=3),
-    # As few as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes 243. With
-    # a mask the others take 127, 224 and 230; 184 would do for 128 and 256, but not on sm_100.
-    64: PackedPlan(block_rows=32, levels=4, max_registers=224),
+    # As few as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes 243. For
+    # other kinds of rows no limit does on all: on sm_100 they take up to 251.
+    64: PackedPlan(block_rows=32, levels=4, max_registers=208),
     128: PackedPlan(block_rows=16, levels=4),
     256: PackedPlan(block_rows=8, levels=4),
 }
@@ -120,7 +120,7 @@ _LONG = {
 }
 
 
-def packed_plan(n: int, *, usual: bool, whole: bool, backend: str) -> PackedPlan | None:
+def packed_plan(n: int, *, usual: bool, backend: str, plain: bool = False) -> PackedPlan | None:
     """Plan a packed kernel for rows of n samples, None where there is none: `plan` serves all.
 
     Args:
@@ -128,8 +128,8 @@ def packed_plan(n: int, *, usual: bool, whole: bool, backend: str) -> PackedPlan
         usual: rewards and results are float32, bfloat16 or float16, whole rows one after the other
             from a multiple of 16 bytes on, and so is a mask; all rows share a k known to the host,
             and no std is asked for.
-        whole: they are float32, and there is no mask.
         backend: Triton's name for what it compiles for: "cuda", "hip"; "" where it interprets.
+        plain: rewards are float32, and there is no mask.
 
     Instructions a sample, on sm_90; "again" is what sorting once more by exact keys comes to. The
     last column is of `plan`'s kernels, of any rewards without a mask and with one.
@@ -144,7 +144,7 @@ def packed_plan(n: int, *, usual: bool, whole: bool, backend: str) -> PackedPlan
     Of normal rewards 1, 0, 1, 7 and 39 % of the programs sort again, of uniform ones 0, 2, 8, 29
     and 72 %.
 
-    The long ones, for whole rows from 256 samples on: sorted, and with that one pass over
+    The long ones, for plain rows from 256 samples on: sorted, and with that one pass over
     neighbours, at most three; the most of any rows; in brackets exchanges between lanes, shuffles
     and wavefronts of shared memory.
 
@@ -161,4 +161,7 @@ def packed_plan(n: int, *, usual: bool, whole: bool, backend: str) -> PackedPlan
     """
     if not usual or backend != "cuda":
         return None
-    return (whole and _LONG.get(n)) or _PACKED.get(n)
+    if plain:
+        return _LONG.get(n) or _PACKED.get(n)
+    chosen = _PACKED.get(n)
+    return None if chosen is None else chosen._replace(max_registers=None)

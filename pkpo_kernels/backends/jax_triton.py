@@ -318,8 +318,8 @@ def _packed_plan(rewards: jax.Array, where: jax.Array | None) -> PackedPlan | No
     # JAX's arrays are whole and aligned, and jax-triton is asked for NVIDIA's GPUs alone.
     usual = rewards.dtype in (np.float32, jnp.bfloat16, np.float16)
     backend = "" if triton.knobs.runtime.interpret else "cuda"
-    whole = where is None and rewards.dtype == np.float32
-    return packed_plan(rewards.shape[1], usual=usual, whole=whole, backend=backend)
+    plain = where is None and rewards.dtype == np.float32
+    return packed_plan(rewards.shape[1], usual=usual, plain=plain, backend=backend)
 
 
 def _table(chosen: Plan) -> jax.Array:

@@ -71,8 +71,8 @@ def launched(case: Case, device: Device, rng: np.random.Generator) -> list[Launc
 
 def block_rows(case: Case) -> int:
     usual = not (case.k_a_row or case.max_at_k or case.by_samples)
-    whole = not case.masked and case.dtype == "float32"
-    packed = packed_plan(case.n, usual=usual, whole=whole, backend="cuda")
+    plain = not case.masked and case.dtype == "float32"
+    packed = packed_plan(case.n, usual=usual, plain=plain, backend="cuda")
     if packed is not None:
         return packed.block_rows
     itemsize = torch.empty(0, dtype=getattr(torch, case.dtype)).element_size()
@@ -261,7 +261,7 @@ def test_planted_bugs_are_noticed(
     where = {it.line - 1: it.where for it in program.instructions if ran[it.number]}
     every = [mutant for mutant in mutants(ptx) if mutant.line in where]
     kinds = {"address", "barrier"}
-    if packed_plan(n, usual=True, whole=True, backend="cuda") is None:
+    if packed_plan(n, usual=True, plain=True, backend="cuda") is None:
         kinds.add("shuffle" if n > 8 else "guard")
     assert {mutant.kind for mutant in every} >= kinds
     lines = ptx.splitlines()
