@@ -135,6 +135,7 @@ def _transform_exactly(
         irregular += samples[c] * 0.0
         scaled = scaled + (samples[c] * scale,)
     unscale += over_lanes(irregular, "sum", tile)
+    wait_for_row(tile)
     write_row(own, scaled, tile)
     wait_for_row(tile)
     addresses = _sort_exactly(row, own, lane, thread, buffer, tile)

@@ -160,7 +160,8 @@ def wait_for_row(tile: tl.constexpr):
 @triton.jit
 def before_lane(total, lane, tile: tl.constexpr):
     """Add up, one after the other, what a row's threads in front hold: (T,) → (T,)."""
-    LANES: tl.constexpr = min(tile.THREADS_PER_ROW, 32)  # of a row in a warp
+    # Of a row in a warp.
+    LANES: tl.constexpr = tile.THREADS_PER_ROW if tile.THREADS_PER_ROW < 32 else 32
     first = tl.zeros([tile.T], tl.float32)  # what is in front of a warp's first
     before = first
     for warp in tl.static_range(tile.THREADS_PER_ROW // LANES):
