@@ -72,7 +72,7 @@ SHORTEST_COUNTED = 17
 FEWER_LEVELS, MOST_LEVELS = 4, 8
 
 # Shorter rows of 16 bits are sorted like others: words would take 1258 cycles for 1192 at n = 64,
-# and 3470 for 4277 at 128.
+# and 3494 for 4216 at 128.
 SHORTEST_PACKED = 65
 
 # Decisions in a word, in turn. A bundle stores one word and has four other operations: few in each
