@@ -344,15 +344,6 @@ def from_lane_before(x):
     ).to(x.dtype, bitcast=True)  # fmt: skip
 
 
-@triton.jit
-def from_lane_after(x):
-    """Take what the next lane holds; the last its own: (T,) → (T,)."""
-    return tl.inline_asm_elementwise(
-        _shuffle("down", 1, 31), "=r,r", [x.to(tl.int32, bitcast=True)], tl.int32,
-        is_pure=False, pack=1,
-    ).to(x.dtype, bitcast=True)  # fmt: skip
-
-
 # ---- Arithmetic --------------------------------------------------------------------------------
 
 
