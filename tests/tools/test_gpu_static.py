@@ -130,8 +130,8 @@ def test_compilation_is_cold_and_leaves_the_cache_alone(
     "variant",
     [
         transform_variant(5),
-        transform_variant(8, "bfloat16", masked=True),
         usual_variant(16),
+        pytest.param(transform_variant(8, "bfloat16", masked=True), marks=pytest.mark.slow),
         pytest.param(usual_variant(64), marks=pytest.mark.slow),
         pytest.param(usual_variant(128), marks=pytest.mark.slow),
         *(pytest.param(variant, marks=pytest.mark.release) for variant in shipped()),

@@ -180,14 +180,8 @@ def test_a_plan_fills_a_small_table() -> None:
     assert set(throughput.BOTH) == set(INPUTS)
 
 
-@pytest.mark.parametrize(
-    ("name", "n"),
-    [
-        ("gaussian", 16),
-        *(pytest.param("gaussian", n, marks=pytest.mark.slow) for n in MEASURED_N if n != 16),
-        pytest.param("0/1", 64, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n"), [*(("gaussian", n) for n in MEASURED_N), ("0/1", 64)])
 def test_every_length_that_is_measured_is_right(name: str, n: int) -> None:
     block = INPUTS[name](np.random.default_rng(n), Shape(2, n))
     check = checked_with(block)
