@@ -56,8 +56,13 @@ def test_the_default_dtype_is_used_for_integers() -> None:
 
 
 class TestCompile:
-    @pytest.mark.slow
-    @pytest.mark.parametrize("estimator", ["sloo_minus_one", "passk_training"])
+    @pytest.mark.parametrize(
+        "estimator",
+        [
+            pytest.param("sloo_minus_one", marks=pytest.mark.slow),
+            pytest.param("passk_training", marks=pytest.mark.release),
+        ],
+    )
     def test_full_graph_with_static_and_dynamic_shapes(
         self, rewards: torch.Tensor, estimator: str
     ) -> None:
