@@ -23,7 +23,8 @@ from test_packed import (
 )
 
 LONG_N = tuple(n for n in range(257, 8193) if PLAN(n) is not None)
-# A kernel for every length has to be compiled; each has the same ways. Rows of 4096 lie in two warps.
+# A kernel for every length has to be compiled; each has the same ways, but that rows of 4096 lie in
+# two warps.
 WHEN = {512: (), 4096: pytest.mark.slow}
 LENGTHS = [pytest.param(n, marks=WHEN.get(n, pytest.mark.release)) for n in LONG_N]
 
