@@ -50,7 +50,7 @@ define pytest
 	PALLAS_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PALLAS_TESTS)
 	TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PTX_TESTS)
 endef
-OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_launches.py
+OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py
 TRITON_TESTS := $(OF_TRITON) tests/backends/test_jax.py tests/backends/test_jax_triton.py
 PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py tests/kernels/test_pallas_packed.py tests/backends/test_jax.py
 OF_PACKED := $(wildcard tests/kernels/test_packed*.py)

@@ -148,7 +148,7 @@ step verify 90 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
 
 step gpu-tests 110 "${tests[@]}" --junitxml="$OUT/gpu.xml" tests/kernels/test_gpu.py
 step contract 130 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
-  tests/contract tests/kernels/test_triton.py tests/kernels/test_launches.py tests/kernels/test_packed*.py
+  tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py tests/kernels/test_packed*.py
 # Ids of groups beside a matrix: its smallest shape, in seconds.
 step groups 40 "$PYTHON" -m bench.grouping --device "$DEVICE" --commit "$COMMIT" --out "$OUT" --quick
 # All that is left; what is being compiled when its time is over needs longer.

@@ -43,11 +43,11 @@ from pkpo_triton.assembly import (
 from pkpo_triton.estimator import range_scale
 from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
 from pkpo_triton.packed_tile import (
-    Block,
     Tile,
     address_of,
     any_thread,
     before_lane,
+    block_of,
     copy_in,
     copy_out,
     ends_of_row,
@@ -318,27 +318,16 @@ def packed_kernel(
     thread = tl.arange(0, 32)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
-    first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
-    block = Block(
-        rewards_address=rewards_ptr.to(tl.int64) + first_row * (tile.BYTES * N),
-        out_address=out_ptr.to(tl.int64) + first_row * (tile.BYTES * N),
-        left=tl.minimum(n_rows - first_row, BLOCK_ROWS).to(tl.int32) * N,
-        thread=thread,
-    )
+    block = block_of(rewards_ptr, out_ptr, n_rows, thread, tile)
     base = shared_memory(BLOCK_ROWS * N + BLOCK_ROWS * N // PERIOD * (4 * THREADS_PER_ROW))  # ()
     row = address_of(base, thread // THREADS_PER_ROW * N, tile)  # (T,)
     own = row + lane * 16  # (T,)
-    is_full = block.left == BLOCK_ROWS * N  # ()
-    if is_full:
-        copy_in(base, block, True, tile)
-    else:
-        copy_in(base, block, False, tile)
-    tl.debug_barrier()
+    copy_in(base, block, tile)
 
     rewards = read_row(own, tile)  # C × (T,)
     if tile.MASKED:
         row_in_block = tl.minimum(thread // THREADS_PER_ROW, block.left // N - 1)  # (T,)
-        row_of_mask = first_row + row_in_block  # (T,)
+        row_of_mask = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + row_in_block  # (T,)
         mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N, lane, tile)  # W × (T,)
         rewards = fill_row(own, rewards, mask, tile)  # C × (T,)
         weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
@@ -354,8 +343,4 @@ def packed_kernel(
     if tile.MASKED:
         clear_row(own, mask, tile)
 
-    tl.debug_barrier()
-    if is_full:
-        copy_out(base, block, True, tile)
-    else:
-        copy_out(base, block, False, tile)
+    copy_out(base, block, tile)

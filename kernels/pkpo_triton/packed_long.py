@@ -45,10 +45,10 @@ from pkpo_triton.packed_merges import (
     sort_by_fixed_point,
 )
 from pkpo_triton.packed_tile import (
-    Block,
     Tile,
     address_of,
     any_thread,
+    block_of,
     copy_in,
     copy_out,
     over_lanes,
@@ -239,23 +239,12 @@ def packed_long_kernel(
     lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
     weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
-    first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
-    block = Block(
-        rewards_address=rewards_ptr.to(tl.int64) + first_row * (4 * N),
-        out_address=out_ptr.to(tl.int64) + first_row * (4 * N),
-        left=tl.minimum(n_rows - first_row, BLOCK_ROWS).to(tl.int32) * N,
-        thread=thread,
-    )
+    block = block_of(rewards_ptr, out_ptr, n_rows, thread, tile)
     base = shared_memory(ROWS + (EXCHANGED if EXCHANGED > PLACES else PLACES))  # ()
     buffer = base + 4 * ROWS  # ()
     row = address_of(base, thread // THREADS_PER_ROW * N, tile)  # (T,)
     own = row + lane * 16  # (T,)
-    is_full = block.left == BLOCK_ROWS * N  # ()
-    if is_full:
-        copy_in(base, block, True, tile)
-    else:
-        copy_in(base, block, False, tile)
-    tl.debug_barrier()
+    copy_in(base, block, tile)
 
     rewards = read_row(own, tile)  # C × (T,)
     irregular = is_irregular(rewards, tile)  # (T,)
@@ -266,8 +255,4 @@ def packed_long_kernel(
     if not counted:
         _transform_by_sorting(rewards, irregular, row, own, lane, thread, buffer, weights, tile)
 
-    tl.debug_barrier()
-    if is_full:
-        copy_out(base, block, True, tile)
-    else:
-        copy_out(base, block, False, tile)
+    copy_out(base, block, tile)

@@ -74,7 +74,40 @@ def any_thread(x):
 
 
 @triton.jit
-def copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
+def block_of(rewards_ptr, out_ptr, n_rows, thread, tile: tl.constexpr):
+    """Find a program's rows, T · C samples at most: pointers, () and (T,) → `Block`."""
+    first = tl.program_id(0).to(tl.int64) * (tile.T // tile.THREADS_PER_ROW)  # ()
+    behind = first * (tile.BYTES * tile.N)
+    return Block(
+        rewards_address=rewards_ptr.to(tl.int64) + behind,
+        out_address=out_ptr.to(tl.int64) + behind,
+        left=tl.minimum(n_rows - first, tile.T // tile.THREADS_PER_ROW).to(tl.int32) * tile.N,
+        thread=thread,
+    )
+
+
+@triton.jit
+def copy_in(base, block, tile: tl.constexpr):
+    """Copy a block into shared memory, and wait for all of it."""
+    if block.left == tile.T * tile.C:
+        _copy_in(base, block, True, tile)
+    else:
+        _copy_in(base, block, False, tile)
+    tl.debug_barrier()
+
+
+@triton.jit
+def copy_out(base, block, tile: tl.constexpr):
+    """Copy a block out of shared memory, once all of it is there."""
+    tl.debug_barrier()
+    if block.left == tile.T * tile.C:
+        _copy_out(base, block, True, tile)
+    else:
+        _copy_out(base, block, False, tile)
+
+
+@triton.jit
+def _copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
     """Copy a block into shared memory; behind its end, its last four samples again."""
     along = address_of(base, 4 * block.thread, tile)  # (T,)
     for step in tl.static_range(tile.C // 4):
@@ -89,7 +122,7 @@ def copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
 
 
 @triton.jit
-def copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
+def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
     """Copy a block out of shared memory; behind its end, its last four samples again."""
     along = address_of(base, 4 * block.thread, tile)  # (T,)
     for step in tl.static_range(tile.C // 4):

@@ -35,6 +35,14 @@ LARGEST = float(np.finfo(np.float32).max)
 TINY = 2.0**-149  # float32's smallest number
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 
+# The same rows every time; without derandomize, a search.
+SEARCHED = settings(
+    max_examples=40,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
 # A kernel for every length has to be compiled: the shortest in `make test`.
 LENGTHS = [pytest.param(n, marks=() if n <= 16 else pytest.mark.slow) for n in PACKED_N]
 
@@ -259,12 +267,7 @@ def close_rows(draw: st.DrawFn, n: int) -> Rows:
     return np.stack(rows)
 
 
-@settings(
-    max_examples=40,
-    derandomize=True,  # the same rows every time; without it, a search
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@SEARCHED
 @given(data=st.data())
 def test_rewards_that_lie_close(data: st.DataObject) -> None:
     assert_right(data.draw(close_rows(16)), data.draw(st.sampled_from([1, 2, 8, 16])))
@@ -272,12 +275,7 @@ def test_rewards_that_lie_close(data: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [n for n in PACKED_N if n > 16])
-@settings(
-    max_examples=40,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@SEARCHED
 @given(data=st.data())
 def test_rewards_that_lie_close_in_longer_rows(n: int, data: st.DataObject) -> None:
     assert_right(data.draw(close_rows(n)), data.draw(st.sampled_from([1, 2, n // 2, n])))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from subjects import DEVICE, INTERPRETED, TRITON_RUNS
 
@@ -22,6 +22,7 @@ if not TRITON_RUNS or INTERPRETED:
 from pkpo_triton import packed  # noqa: E402
 from test_packed import (  # noqa: E402
     LENGTHS,
+    SEARCHED,
     TINY,
     Rows,
     close_rows,
@@ -180,12 +181,7 @@ def test_one_program_serves_masks_at_any_address(rng: np.random.Generator) -> No
 
 
 @pytest.mark.parametrize("n", LENGTHS)
-@settings(
-    max_examples=40,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@SEARCHED
 @given(data=st.data())
 def test_rewards_that_lie_close(n: int, data: st.DataObject) -> None:
     rewards = data.draw(close_rows(n))
