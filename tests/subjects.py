@@ -23,13 +23,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PALLAS_INTERPRETED = os.environ.get("PALLAS_INTERPRET") == "1"
 _XLA_FLAGS = ["--xla_force_host_platform_device_count=8"]  # to shard over, on any CPU
-# Most of what JAX takes is compilation, of programs that then run once: without fusion emitters, in
-# 3/5 of the time. `make test-all` has them, as users do. JAX 0.11 no longer knows the flag.
-_OLD_JAX = tuple(map(int, version("jax").split(".")[:2])) < (0, 11)
-if _OLD_JAX and (PALLAS_INTERPRETED or not os.environ.get("XLA_AS_SHIPPED")):
-    _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-if PALLAS_INTERPRETED:
+# Most of what JAX takes is compilation, of programs that then run once: without fusion emitters and
+# optimization, in a sixth of the time. `make test-all` has them, as users do.
+if PALLAS_INTERPRETED or not os.environ.get("XLA_AS_SHIPPED"):
     _XLA_FLAGS.append("--xla_backend_optimization_level=0")
+    # JAX 0.11 no longer knows the flag.
+    if tuple(map(int, version("jax").split(".")[:2])) < (0, 11):
+        _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join((*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")))
 _TESTED = os.environ.get("TEST_DEVICE", "cpu")
 ON_PTX = _TESTED == "ptx"
