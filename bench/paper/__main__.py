@@ -31,7 +31,7 @@ EXPERIMENTS = {
     "arc": "It writes programs for tasks of ARC-AGI-1 (5.2.3).",
 }
 # arc has 48 tasks, and one of them is half of what its solve rate must rise by.
-SEEDS = dict.fromkeys(EXPERIMENTS, 3) | {"arc": 5}
+SEEDS = dict.fromkeys(EXPERIMENTS, 3) | {"arc": 4}
 DEFAULT_OUT = Path("build/paper")
 
 SeedsOption = Annotated[

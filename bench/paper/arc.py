@@ -2,9 +2,8 @@
 
 The tasks are those of the training set that a program of bench/paper/grids.py solves: one that maps
 all training and test inputs to their outputs gets 1. The policy is told what a glance at the
-training pairs tells, sizes and colours, and starts from random programs, "identity" more often than
-others: it is right once in hundreds of samples. Which programs pass was enumerated once, and stands
-in a table (bench/paper/arc_table.py).
+training pairs tells, sizes and colours, and starts from programs that are all as likely. Which of
+them pass was enumerated once, and stands in a table (bench/paper/arc_table.py).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from bench.paper import arc_table, figures
 from bench.paper.claims import Claim, Outcome, mean_of
@@ -23,7 +21,7 @@ from bench.paper.runs import Curves, constant, switched
 from bench.paper.transformer import Params, Shape, init, supervise
 from bench.records import Row
 
-LR, IDLE = 1e-3, 0.3  # IDLE: the share of "identity" in the programs that are learned first
+LR = 1e-3
 FEATURE_VALUES = 20
 JUDGED_SAMPLES = 128
 
@@ -36,17 +34,11 @@ def tasks_of(table: arc_table.Table) -> tuple[Tasks, Shape]:
     return Tasks(prompts, table.passes), shape
 
 
-def random_programs(shape: Shape, rng: np.random.Generator, count: int) -> NDArray[np.int32]:
-    """Draw programs (count, length): all operations but "identity" are as likely."""
-    programs = rng.integers(1, shape.tokens, (count, shape.length), np.int32)
-    return np.where(rng.random(programs.shape) < IDLE, np.int32(0), programs)
-
-
 def taught(tasks: Tasks, shape: Shape, seed: int, steps: int = 200, examples: int = 8192) -> Params:
     """Train the policy that a seed's runs start from, on random programs for random prompts."""
     rng = np.random.default_rng(seed)
     prompts = tasks.prompts[rng.integers(0, len(tasks.prompts), examples)]
-    programs = random_programs(shape, rng, examples)
+    programs = rng.integers(0, shape.tokens, (examples, shape.length), np.int32)
     batches = rng.integers(0, examples, (steps, 128), np.int32)
     rates = np.full(steps, 2e-3, np.float32)
     found = supervise(shape, init(shape, seed), prompts, programs, batches, rates)
@@ -57,7 +49,7 @@ def taught(tasks: Tasks, shape: Shape, seed: int, steps: int = 200, examples: in
 def run(seeds: int, quick: bool) -> Outcome:
     """Train for k = 1, 4, 8, and for 8, then 1."""
     tasks, shape = tasks_of(arc_table.read())
-    steps = 120 if quick else 500
+    steps = 120 if quick else 1000
     settings = [constant(1, LR), constant(8, LR)]
     if not quick:
         settings = [constant(1, LR), constant(4, LR), constant(8, LR), switched(steps, LR)]
@@ -76,8 +68,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     return [
         Claim("5.2.3", "k=1 collapses: its pass@16 less its pass@1", collapsed, most=0.03),
         Claim("5.2.3", "pass@16: k=8 less k=1", found, 0.08),
-        # .04 with a standard error of .02 over five seeds: a larger bound would hold by luck.
-        Claim("5.2.3", "solve rate: k=8 less k=1", more, 0, strict=True),
+        Claim("5.2.3", "solve rate: k=8 less k=1", more, 0.04),
     ]
 
 
