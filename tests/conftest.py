@@ -24,11 +24,13 @@ collect_ignore_glob = ["*/conftest.py"]
 # those of up to so many samples in `make test`, of up to so many in `make test-all` …
 _PTX_N = (16, 40)
 # … but one of every kind in `make test`.
-_PTX_QUICK = re.compile(r"whole_sort|planted|beyond_two|a_long_row|shares_a_step")
-# And of tests without a number of samples these later.
+_PTX_QUICK = re.compile(r"whole_sort\w+\[64|planted|beyond_two|a_long_row|shares_a_step")
+# And these later, which have no number of samples, or ask another estimator's kernels the same.
 _PTX_SLOW = re.compile(
-    r"permuting|not_aligned|any_rewards|come_back\[[\w-]*-float|long_rows_of"
+    r"permuting|not_aligned|any_rewards|come_back\[[\w-]*-float|long_rows_of|whole_sort"
     r"|alone\[ptx-(?!sloo_minus_one-mean)|each_entry\[ptx-(?!zero-sloo)|get_equal_bits\[ptx\]"
+    r"|drops_out\[ptx-(?!sloo)|equal_bits\[ptx-16-(?!sloo_)|becomes_nan\[ptx-(?!sloo_|passk)"
+    r"|mislead\[16-float16|as_torch\[bfloat16"
 )
 _PTX_RELEASE = re.compile(
     r"repeats|that_vanish|large_matrices|not_aligned\[(?!1-1)"
@@ -42,9 +44,10 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         if _PTX_QUICK.search(item.name):
             continue
         n = item.callspec.params.get("n", 0) if hasattr(item, "callspec") else 0
-        if n > _PTX_N[1] or _PTX_RELEASE.search(item.name):
+        is_slow = _PTX_SLOW.search(item.name)
+        if _PTX_RELEASE.search(item.name) or (n > _PTX_N[1] and not is_slow):
             item.add_marker("release")
-        elif n > _PTX_N[0] or _PTX_SLOW.search(item.name):
+        elif n > _PTX_N[0] or is_slow:
             item.add_marker("slow")
 
 

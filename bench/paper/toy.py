@@ -13,6 +13,7 @@ far they are from the end of this road.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,6 @@ DRAWS, QUICK_DRAWS = 15_000, 3_000
 # Where max@k is largest, for k in KS: by quadrature in another program, to four digits.
 OPTIMA = (0.8624, 0.9017, 0.9387, 0.9690, 0.9856)
 
-_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(400)
-
 Floats = NDArray[np.float64]
 Estimator = Callable[[Floats, int], Floats]  # rewards (draws, n), k → effective rewards (draws, n)
 
@@ -46,6 +45,13 @@ Estimator = Callable[[Floats, int], Floats]  # rewards (draws, n), k → effecti
 def reward(x: Floats) -> Floats:
     """Grade samples (...) → (...)."""
     return np.where((x >= 0) & (x <= 1), x * x, 0.0)
+
+
+@cache
+def _quadrature() -> tuple[Floats, Floats]:
+    """Find nodes (400,) in [−1, 1], and their weights (400,)."""
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    return nodes, weights
 
 
 def exact(theta: ArrayLike, k: int) -> tuple[Floats, Floats]:
@@ -60,7 +66,8 @@ def exact(theta: ArrayLike, k: int) -> tuple[Floats, Floats]:
     True
     """
     centre = np.asarray(theta, float)[..., None]
-    y, weights = (_NODES + 1) / 2, _NODE_WEIGHTS * (_NODES + 1) / 2
+    nodes, node_weights = _quadrature()
+    y, weights = (nodes + 1) / 2, node_weights * (nodes + 1) / 2
     top, here = (1 - centre) / SIGMA, (y - centre) / SIGMA
     chance = 1 - ndtr(top) + ndtr(here)
     slope = (_density(top) - _density(here)) / SIGMA

@@ -43,10 +43,9 @@ from pkpo_triton.estimator import (
     values,
 )
 from pkpo_triton.few_levels import count_lower, find_two_values, order_by_count, row_ends
-from pkpo_triton.layout import Layout, for_threads, over_threads, thread_numbers, to_vectors
+from pkpo_triton.layout import for_threads, layout_of, over_threads, thread_numbers, to_vectors
 from pkpo_triton.lookup import find, take
 from pkpo_triton.memory import block_of_rows, load, matrix_from_block, store
-from pkpo_triton.networks import padded
 from pkpo_triton.sort import sort, sort_in_threads, unsort_in_threads
 
 
@@ -236,17 +235,8 @@ def transform_kernel(
     """
     # The plan.
     UNIFORM: tl.constexpr = K == "int" and not MASKED
-    layout: tl.constexpr = Layout(
-        SAMPLES_PER_THREAD=SAMPLES_PER_THREAD,
-        THREADS_PER_ROW=THREADS_PER_ROW,
-        BLOCK_ROWS=BLOCK_ROWS,
-        THREADS=BLOCK_ROWS * THREADS_PER_ROW,
-        VECTOR=VECTOR,
-        WARP=WARP,
-        FLAT=CONTIGUOUS and padded(SAMPLES_PER_THREAD) == SAMPLES_PER_THREAD,
-        PADDED=PADDED,
-        MASKED=MASKED,
-        PARTIAL=MASKED or PADDED,
+    layout: tl.constexpr = layout_of(
+        SAMPLES_PER_THREAD, THREADS_PER_ROW, BLOCK_ROWS, VECTOR, WARP, CONTIGUOUS, PADDED, MASKED
     )
     traits: tl.constexpr = Traits(
         READY=WEIGHTS == "ready",
@@ -355,17 +345,8 @@ def max_at_k_kernel(
     """Compute the mean of the best of k for one block of rows and every k: (n_rows, n_ks), NaN
     where a row has fewer than k samples. The regimes: `pkpo_triton.plan.plan`."""
     # The plan.
-    layout: tl.constexpr = Layout(
-        SAMPLES_PER_THREAD=SAMPLES_PER_THREAD,
-        THREADS_PER_ROW=THREADS_PER_ROW,
-        BLOCK_ROWS=BLOCK_ROWS,
-        THREADS=BLOCK_ROWS * THREADS_PER_ROW,
-        VECTOR=VECTOR,
-        WARP=WARP,
-        FLAT=CONTIGUOUS and padded(SAMPLES_PER_THREAD) == SAMPLES_PER_THREAD,
-        PADDED=PADDED,
-        MASKED=MASKED,
-        PARTIAL=MASKED or PADDED,
+    layout: tl.constexpr = layout_of(
+        SAMPLES_PER_THREAD, THREADS_PER_ROW, BLOCK_ROWS, VECTOR, WARP, CONTIGUOUS, PADDED, MASKED
     )
     # Weights max_coefficient 1 and slope 1/k, with r_j of an index shift of 1.
     traits: tl.constexpr = Traits(READY=False, INDEX_SHIFT=1, RANGE_SCALED=False, NORMALIZED=False)

@@ -38,6 +38,27 @@ class Layout(NamedTuple):
     PARTIAL: Any  # MASKED or PADDED: some of what threads hold is not valid
 
 
+@triton.constexpr_function
+def layout_of(
+    SAMPLES_PER_THREAD, THREADS_PER_ROW, BLOCK_ROWS, VECTOR, WARP, CONTIGUOUS, PADDED, MASKED
+):
+    """Make the layout of an entry kernel's constants; CONTIGUOUS: rows one after the other."""
+    fields = Layout(
+        SAMPLES_PER_THREAD=SAMPLES_PER_THREAD,
+        THREADS_PER_ROW=THREADS_PER_ROW,
+        BLOCK_ROWS=BLOCK_ROWS,
+        THREADS=BLOCK_ROWS * THREADS_PER_ROW,
+        VECTOR=VECTOR,
+        WARP=WARP,
+        FLAT=CONTIGUOUS and padded(SAMPLES_PER_THREAD) == SAMPLES_PER_THREAD,
+        PADDED=PADDED,
+        MASKED=MASKED,
+        PARTIAL=MASKED or PADDED,
+    )
+    # Of plain numbers Triton makes tensors; its interpreter takes no others.
+    return fields if triton.knobs.runtime.interpret else Layout(*map(tl.constexpr, fields))
+
+
 @triton.jit
 def unstack(x, N: tl.constexpr, T: tl.constexpr):
     """Cut (N, T) into N × (T,)."""

@@ -20,10 +20,8 @@ def strict() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    "estimator",
-    [pytest.param(e, marks=() if e == "sloo" else pytest.mark.slow) for e in pk.ESTIMATORS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", pk.ESTIMATORS)
 def test_no_operation_makes_a_nan(estimator: str) -> None:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((6, 3)).astype(np.float32)

@@ -56,7 +56,7 @@ WORST_OF_LONG = {
 BUDGETED_N = tuple(sorted({n for n in MEASURED_N if n <= 4096} | set(WORST_OF_LONG)))
 
 # What runs when: on one processor everything for sm_90 takes six minutes, and for all targets more
-# than twenty. In `make test` the budgets of rows in one thread and in two, and these:
+# than twenty. In `make test` the budget of rows of 16, and these:
 IN_EVERY_RUN = {
     "sm_80": "n=8 float32, where, index shift 1",
     "sm_90": "n=16 float32, where",
@@ -71,6 +71,8 @@ LIKE_OTHERS = (
     "n=64 float16, where",
     "n=24 float16, where",
     "n=100 float16",
+    "n=100 bfloat16",
+    "n=24 bfloat16, where",
     "n=32 float16",
     "n=128 bfloat16",
     "n=128 float16",
@@ -153,8 +155,8 @@ def test_packed_rows_of_other_kinds(n: int, dtype: str, masked: bool, most: int)
 @pytest.mark.parametrize(
     "n",
     [
-        *(n for n in BUDGETED_N if n <= 16),
-        *(pytest.param(n, marks=pytest.mark.slow) for n in BUDGETED_N if 16 < n <= 128),
+        16,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in BUDGETED_N if n != 16 and n <= 128),
         *(pytest.param(n, marks=pytest.mark.release) for n in BUDGETED_N if n > 128),
     ],
 )

@@ -60,6 +60,7 @@ def test_compare() -> None:
         compare(np.full_like(got, np.nan), right)
 
 
+@pytest.mark.slow
 def test_two_scans_break_down_where_ours_does_not() -> None:
     libraries = opened("cpu")
     rows = [row for found in accuracy.measure(libraries, False, [256]) for row in found]

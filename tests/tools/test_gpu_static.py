@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from pkpo_kernels.maths.estimators import ESTIMATORS  # noqa: E402
 
 POINTERS = {"x_ptr": "*fp32", "out_ptr": "*fp32"}
 SIZE = 1024
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @triton.jit
@@ -70,7 +72,7 @@ def figures(variant: Variant, x: Any, target: str = "sm_90", **other: Any) -> Fi
 # ---- Executing ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("target", ["sm_90", slow("sm_80"), slow("sm_100")])
 def test_a_copy_counts_as_one(target: str) -> None:
     got = figures(variant_of(copy), torch.randn(2 * SIZE), target)
     assert (got.loaded, got.least_loaded, got.stored, got.least_stored) == (4, 4, 4, 4)
@@ -129,11 +131,11 @@ def test_compilation_is_cold_and_leaves_the_cache_alone(
 @pytest.mark.parametrize(
     "variant",
     [
-        transform_variant(5),
         usual_variant(16),
-        pytest.param(transform_variant(8, "bfloat16", masked=True), marks=pytest.mark.slow),
-        pytest.param(usual_variant(64), marks=pytest.mark.slow),
-        pytest.param(usual_variant(128), marks=pytest.mark.slow),
+        slow(transform_variant(5)),
+        slow(transform_variant(8, "bfloat16", masked=True)),
+        slow(usual_variant(64)),
+        slow(usual_variant(128)),
         *(pytest.param(variant, marks=pytest.mark.release) for variant in shipped()),
     ],
     ids=lambda variant: variant.name,
@@ -311,6 +313,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, target: str) -> gpu_static.Row:
     return row
 
 
+@pytest.mark.slow
 def test_the_whole_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     row = measured(monkeypatch, "sm_90")
     assert row.normal is not None and 50 < row.normal.instructions < 80
