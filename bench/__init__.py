@@ -7,9 +7,15 @@ from typing import Any
 
 
 def commit_id() -> str:
-    """The commit that is measured, marked where the tree has changes beyond it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """The commit that is measured, marked where the tree has changes beyond it, but for results:
+    what one run writes is no other code for the next."""
     options: Any = {"cwd": Path(__file__).parent, "stderr": subprocess.DEVNULL, "text": True}
+
+    def git(*words: str) -> str:
+        return subprocess.check_output(["git", *words], **options).strip()
+
     with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.check_output(command, **options).strip()
+        paths = ":/", ":(exclude,glob)**/results/**"
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", *paths)
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changes else "")
     return "unknown"

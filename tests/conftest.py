@@ -24,13 +24,14 @@ collect_ignore_glob = ["*/conftest.py"]
 # those of up to so many samples in `make test`, of up to so many in `make test-all` …
 _PTX_N = (16, 40)
 # … but one of every kind in `make test`.
-_PTX_QUICK = re.compile(r"whole_sort\w+\[64|planted|beyond_two|a_long_row|shares_a_step")
+_PTX_QUICK = re.compile(r"whole_sort\w+\[64|planted\w+\[24-0|beyond_two|a_long_row|shares_a_step")
 # And these later, which have no number of samples, or ask another estimator's kernels the same.
 _PTX_SLOW = re.compile(
-    r"permuting|not_aligned|any_rewards|come_back\[[\w-]*-float|long_rows_of|whole_sort"
+    r"permuting|not_aligned|any_rewards|come_back|long_rows_of|whole_sort|planted"
     r"|alone\[ptx-(?!sloo_minus_one-mean)|each_entry\[ptx-(?!zero-sloo)|get_equal_bits\[ptx\]"
     r"|drops_out\[ptx-(?!sloo)|equal_bits\[ptx-16-(?!sloo_)|becomes_nan\[ptx-(?!sloo_|passk)"
-    r"|mislead\[16-float16|as_torch\[bfloat16"
+    r"|mislead\[16-float16|as_torch\[bfloat16|enumeration\[ptx-[24]"
+    r"|(identities|results)\[ptx-(sloo\]|passk)|(zero|its_row)\[ptx-[^]]*-(centered|passk)"
 )
 _PTX_RELEASE = re.compile(
     r"repeats|that_vanish|large_matrices|not_aligned\[(?!1-1)"

@@ -174,6 +174,7 @@ def test_a_kernel_for_tpus_gets_whole_rows(mesh: str) -> None:
     assert text.count("tpu_custom_call") == 2 and "stablehlo.sort" not in text
 
 
+@pytest.mark.slow
 def test_interpreted_kernels() -> None:
     got = pk.max_at_k(put(REWARDS[0, :, :4], "b"), 2, implementation="pallas_interpret")
     check(got, pk.max_at_k(REWARDS[0, :, :4], 2), "b")

@@ -71,6 +71,7 @@ class Careless(Jax):
         return step, [int(k) for k in ks], step._cache_size
 
 
+@pytest.mark.slow
 def test_annealing_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = anneal(Jax("cpu"), Shape(4, 17))
     assert (row["candidate"], row["reason"], row["compilations"]) == ("xla", "", 1)

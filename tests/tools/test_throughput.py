@@ -19,6 +19,7 @@ pytest.importorskip("rich")
 
 from typer.testing import CliRunner
 
+import bench
 import pkpo_kernels as pk
 from bench import command, harness, libraries, records, throughput
 from bench.candidates import candidates_of
@@ -172,6 +173,24 @@ def test_a_table_is_flat_and_says_where_it_is_from(tmp_path: Path) -> None:
     assert [number(line, "normal_alu") for line in lines] == [0.1, None]
     assert {line["commit"] for line in lines} == {"6e12345"}
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_results_are_no_change_of_what_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code := tmp_path / "bench" / "__init__.py").parent.mkdir()
+    (result := code.parent / "paper" / "results" / "a.csv").parent.mkdir(parents=True)
+    code.write_text("1"), result.write_text("1")
+    who = ["-c", "user.name=a", "-c", "user.email=a", "-c", "commit.gpgsign=false"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "a"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(bench, "__file__", str(code))
+    clean = bench.commit_id()
+    assert len(clean) >= 7
+    result.write_text("2")
+    assert bench.commit_id() == clean
+    code.write_text("2")
+    assert bench.commit_id() == f"{clean}-dirty"
 
 
 def test_a_plan_fills_a_small_table() -> None:
