@@ -53,7 +53,7 @@ define pytest
 	TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PTX_TESTS)
 endef
 OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py
-TRITON_TESTS := tests/contract tests/kernels/test_triton.py tests/backends/test_jax.py tests/backends/test_jax_triton.py
+TRITON_TESTS := $(OF_TRITON) tests/backends/test_jax.py tests/backends/test_jax_triton.py
 PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py tests/kernels/test_pallas_packed.py tests/backends/test_jax.py
 OF_PACKED := $(wildcard tests/kernels/test_packed*.py)
 PTX_TESTS := $(OF_TRITON) $(OF_PACKED) tests/kernels/test_ptx_kernels.py

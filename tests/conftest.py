@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from subjects import (
+    INTERPRETED,
     ON_PTX,
     PALLAS_INTERPRETED,
     SUBJECTS,
@@ -24,23 +25,30 @@ collect_ignore_glob = ["*/conftest.py"]
 # those of up to so many samples in `make test`, of up to so many in `make test-all` …
 _PTX_N = (16, 40)
 # … but one of every kind in `make test`.
-_PTX_QUICK = re.compile(r"whole_sort\w+\[64|planted\w+\[24-0|beyond_two|a_long_row|shares_a_step")
+_PTX_QUICK = re.compile(r"beyond_two|a_long_row|shares_a_step")
 # And these later, which have no number of samples, or ask another estimator's kernels the same.
 _PTX_SLOW = re.compile(
-    r"permuting|not_aligned|any_rewards|come_back|long_rows_of|whole_sort|planted"
+    r"permuting|not_aligned|any_rewards|come_back|long_rows_of|whole_sort\w+\[(64|100)|planted"
     r"|alone\[ptx-(?!sloo_minus_one-mean)|each_entry\[ptx-(?!zero-sloo)|get_equal_bits\[ptx\]"
     r"|drops_out\[ptx-(?!sloo)|equal_bits\[ptx-16-(?!sloo_)|becomes_nan\[ptx-(?!sloo_|passk)"
-    r"|mislead\[16-float16|as_torch\[bfloat16|enumeration\[ptx-[24]"
-    r"|(identities|results)\[ptx-(sloo\]|passk)|(zero|its_row)\[ptx-[^]]*-(centered|passk)"
+    r"|mislead\[16-float16|as_torch\[bfloat16"
+    r"|hidden-k-(16|6-(sloo\]|s|centered))|few_rows_and_many|a_batch_is"
+    r"|(identities|results)\[ptx-(sloo\]|passk)|its_row\[ptx-[^]]*-(centered|passk)"
 )
 _PTX_RELEASE = re.compile(
     r"repeats|that_vanish|large_matrices|not_aligned\[(?!1-1)"
     r"|one_group_of_all|(17-33|every\w+\[ptx)-(?!sloo)|permuting\w+\[ptx-(?!sloo_)"
+    r"|enumeration\[ptx-[24]|zero\[ptx-[^]]*-(centered|passk)"
 )
+# Interpreted kernels are asked later what compiled ones are asked in every run.
+_INTERPRETED_SLOW = re.compile(r"test_launches|test_tables|a_long_row|leave_the_others")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items if INTERPRETED else ():
+        if _INTERPRETED_SLOW.search(item.nodeid):
+            item.add_marker("slow")
     for item in items if ON_PTX else ():
         if _PTX_QUICK.search(item.name):
             continue

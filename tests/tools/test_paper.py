@@ -98,19 +98,23 @@ def test_ours_are_s_less_one_baseline(rng: np.random.Generator, k: int) -> None:
 
 def test_policies(tmp_path: Path) -> None:
     policies.train.clear_cache()
-    found = quickly("policies", tmp_path, seeds=2)
+    found = quickly("policies", tmp_path, seeds=1)
     # One program for each kind of tasks, with all their seeds and schedules.
     assert policies.train._cache_size() == 2
-    again, once_more = (policies.ambiguous(2, quick=True).rows for _ in range(2))
-    assert again == once_more
     assert found["pass@k is best where k was trained for: least lead"] > 0
     assert found["entropy rises with k: least step"] > 0
     assert found["pass@16: k=16 less k=1"] > 0.2
     assert found["pass@1: k=4 less k=1"] > 0.05
     assert found["8→1 less k=1: least gain, pass@1 to pass@16"] > 0.1
     rows = read_table(tmp_path / "policies.csv")
-    assert len(rows) == 2 * (len(KS) + len(KS) + 1)
+    assert len(rows) == len(KS) + len(KS) + 1
     assert all(0 < float(row["pass_1"]) < float(row["pass_16"]) <= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_same_again() -> None:
+    first, again = (policies.ambiguous(2, quick=True).rows for _ in range(2))
+    assert first == again
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
