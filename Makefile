@@ -122,8 +122,10 @@ gpu-static: .venv/installed  ## without a GPU: execute the compiled kernels' PTX
 tpu-static: .venv/installed  ## without a TPU: count the bundles of the compiled kernels
 	$(BIN)/python -m bench.tpu_static
 
+# Threads of one library that wait for work would take the processors from the next.
+bench: export OMP_WAIT_POLICY := PASSIVE
 bench: .venv/installed  ## throughput, accuracy and scaling on this machine, tables and plots in bench/results
-	$(BIN)/python -m bench.throughput --quick
+	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.accuracy
 	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.grouping

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def commit_id() -> str:
-    """The commit that is measured, marked where the tree has changes beyond it, but for what
+    """Name the commit that is measured, marked where the tree has changes beyond it, but for what
     one run writes, which is no other code for the next: results, and texts with their tables."""
     options: Any = {"cwd": Path(__file__).parent, "stderr": subprocess.DEVNULL, "text": True}
 

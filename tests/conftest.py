@@ -24,15 +24,18 @@ collect_ignore_glob = ["*/conftest.py"]
 # On the machine for PTX longer rows are kernels to compile, each longer than all that runs on it:
 # those of up to so many samples in `make test`, of up to so many in `make test-all` …
 _PTX_N = (16, 40)
-# … but one of every kind in `make test`.
-_PTX_QUICK = re.compile(r"beyond_two|a_long_row|shares_a_step")
-# And these later, which have no number of samples, or ask another estimator's kernels the same.
+# … but of longer ones these in `make test`: of several threads, on chip and beyond, and packed …
+_PTX_QUICK = re.compile(
+    r"beyond_two|a_long_row|shares_a_step|planted\w+\[16-0|leave_the_others\w+\[33-two"
+)
+# … and these later: whatever their samples, they take long, or ask the same of other estimators
+# and dtypes.
 _PTX_SLOW = re.compile(
     r"permuting|not_aligned|any_rewards|come_back|long_rows_of|whole_sort\w+\[(64|100)|planted"
     r"|alone\[ptx-(?!sloo_minus_one-mean)|each_entry\[ptx-(?!zero-sloo)|get_equal_bits\[ptx\]"
-    r"|drops_out\[ptx-(?!sloo)|equal_bits\[ptx-16-(?!sloo_)|becomes_nan\[ptx-(?!sloo_|passk)"
+    r"|drops_out\[ptx-(?!sloo)|equal_bits\[ptx-16-(?!sloo_)|becomes_nan\[ptx-(?!hidden-k|sloo_|passk)"
     r"|mislead\[16-float16|as_torch\[bfloat16"
-    r"|hidden-k-(16|6-(sloo\]|s|centered))|few_rows_and_many|a_batch_is"
+    r"|hidden-k-(16|6-(sloo\]|s\]|centered))|few_rows_and_many|a_batch_is"
     r"|(identities|results)\[ptx-(sloo\]|passk)|its_row\[ptx-[^]]*-(centered|passk)"
 )
 _PTX_RELEASE = re.compile(
@@ -40,7 +43,7 @@ _PTX_RELEASE = re.compile(
     r"|one_group_of_all|(17-33|every\w+\[ptx)-(?!sloo)|permuting\w+\[ptx-(?!sloo_)"
     r"|enumeration\[ptx-[24]|zero\[ptx-[^]]*-(centered|passk)"
 )
-# Interpreted kernels are asked later what compiled ones are asked in every run.
+# Interpreted kernels are asked these later: compiled ones are asked most of it before.
 _INTERPRETED_SLOW = re.compile(r"test_launches|test_tables|a_long_row|leave_the_others")
 
 

@@ -2,7 +2,7 @@
 
 The tasks are those of the training set that a program of bench/paper/grids.py solves: one that maps
 all training and test inputs to their outputs gets 1. The policy is told what a glance at the
-training pairs tells, sizes and colours, and starts from programs that are all as likely. Which of
+training pairs tells, sizes and colours, and starts from programs that are equally likely. Which of
 them pass was enumerated once, and stands in a table (bench/paper/arc_table.py).
 """
 
@@ -68,6 +68,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     return [
         Claim("5.2.3", "k=1 collapses: its pass@16 less its pass@1", collapsed, most=0.03),
         Claim("5.2.3", "pass@16: k=8 less k=1", found, 0.08),
+        # Found: .15, with a standard error of .06 over four seeds.
         Claim("5.2.3", "solve rate: k=8 less k=1", more, 0.04),
     ]
 

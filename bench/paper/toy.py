@@ -49,7 +49,7 @@ def reward(x: Floats) -> Floats:
 
 @cache
 def _quadrature() -> tuple[Floats, Floats]:
-    """Find nodes (400,) in [−1, 1], and their weights (400,)."""
+    """Find nodes (400,) in [−1, 1], and their weights (400,): that takes a second."""
     nodes, weights = np.polynomial.legendre.leggauss(400)
     return nodes, weights
 

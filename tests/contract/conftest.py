@@ -32,20 +32,16 @@ _QUICK_OF_DYNAMIC_K = _names(
     r"max_at_k_of",
     r"only_results",
 )
-# More numbers for a program that others have asked for.
-_NUMBERS = (
+# More shapes, and more numbers, for programs of the same code.
+_SHAPES = (
     r"enumeration\[[1-4]",
     r"the_reference\[(1|2|17|3-7)",
     r"component_by",
-    r"exactly_zero",
     r"equal_bits",
-    r"drops_out",
-    r"nan_stays",
-    r"as_large",
-    r"identities",
-    r"repeats",
+    r"every_row\[(?!sloo-)\w+-(nan|clip)",
     r"1025",
 )
+_NUMBERS = (r"exactly_zero", r"drops_out", r"nan_stays", r"as_large", r"identities", r"repeats")
 # Of groups by id, where their sets of options are programs or kernels.
 _GROUPS = (
     r"alone\[(?!sloo_minus_one-batch|passk_training-batch|sloo-sum|s-mean)",
@@ -54,7 +50,7 @@ _GROUPS = (
 )
 # `make test` leaves to `make test-all` all but these …
 _QUICK = {
-    # What compiled kernels are not asked there, which take the same tests of short rows.
+    # What compiled kernels are not asked there, and one of each kind of the rest.
     "triton": _names(
         r"the_reference\[(2-1024|17-33|3-8)-sloo_minus_one",
         r"component_by",
@@ -103,7 +99,7 @@ _SLOW = {
     ),
 }
 # What JAX is strict about does not depend on numbers: see below.
-_SLOW["xla-strict"] = _names(*_NUMBERS, r"every_row\[(?!sloo-)\w+-(nan|clip)", *_GROUPS)
+_SLOW["xla-strict"] = _names(*_SHAPES, *_NUMBERS, *_GROUPS)
 # And of what is slow these are for a release: rows of hundreds of samples in Pallas's interpreter,
 # and more numbers for a program or a kernel that has been asked already.
 _RELEASE = {
@@ -121,7 +117,7 @@ _RELEASE = {
         r"each_entry\[(?!clip-passk)",
     ),
     "xla-strict": _SLOW["xla-strict"],
-    "xla-traced": _SLOW["xla-strict"],
+    "xla-traced": _names(*_SHAPES, *_GROUPS),
     "triton": _names(
         r"enumeration\[[1-4]",
         r"the_reference\[3-",

@@ -20,8 +20,8 @@ _known: dict[Any, np.ndarray[Any, Any]] = {}
 
 
 def expected(rewards: Any, k: Any, **options: Any) -> np.ndarray[Any, Any]:
-    """Compute rewards (…, n) by the reference, once for all subjects: it takes seconds for long
-    rows."""
+    """Transform rewards (…, n) → (…, n) by the reference, once a process for all subjects: it takes
+    seconds for long rows."""
 
     def key(value: Any) -> Any:
         is_array = isinstance(value, np.ndarray)

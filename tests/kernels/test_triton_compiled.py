@@ -72,7 +72,6 @@ LIKE_OTHERS = (
     "n=24 float16, where",
     "n=100 float16",
     "n=100 bfloat16",
-    "n=24 bfloat16, where",
     "n=32 float16",
     "n=128 bfloat16",
     "n=128 float16",

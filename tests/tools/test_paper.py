@@ -99,7 +99,7 @@ def test_ours_are_s_less_one_baseline(rng: np.random.Generator, k: int) -> None:
 def test_policies(tmp_path: Path) -> None:
     policies.train.clear_cache()
     found = quickly("policies", tmp_path, seeds=1)
-    # One program for each kind of tasks, with all their seeds and schedules.
+    # One program for each kind of tasks, with all its schedules.
     assert policies.train._cache_size() == 2
     assert found["pass@k is best where k was trained for: least lead"] > 0
     assert found["entropy rises with k: least step"] > 0
@@ -113,8 +113,10 @@ def test_policies(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_seed_gives_the_same_again() -> None:
+    policies.train.clear_cache()
     first, again = (policies.ambiguous(2, quick=True).rows for _ in range(2))
     assert first == again
+    assert policies.train._cache_size() == 1
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])

@@ -181,13 +181,16 @@ def test_results_are_no_change_of_what_is_measured(
     (code := tmp_path / "bench" / "__init__.py").parent.mkdir()
     (result := code.parent / "paper" / "results" / "a.csv").parent.mkdir(parents=True)
     code.write_text("1"), result.write_text("1")
+    (text := tmp_path / "README.md").write_text("1")
     who = ["-c", "user.name=a", "-c", "user.email=a", "-c", "commit.gpgsign=false"]
+    monkeypatch.setattr(bench, "__file__", str(code))
+    for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):
+        monkeypatch.delenv(name, raising=False)
     for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "a"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    monkeypatch.setattr(bench, "__file__", str(code))
     clean = bench.commit_id()
     assert len(clean) >= 7
-    result.write_text("2")
+    result.write_text("2"), text.write_text("2")
     assert bench.commit_id() == clean
     code.write_text("2")
     assert bench.commit_id() == f"{clean}-dirty"
