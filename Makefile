@@ -74,7 +74,7 @@ endef
 test: lint  ## set up, then lints, types, and the tests of everything, the kernels interpreted
 	$(call pytest)
 
-# Here XLA's programs for CPUs are those that everybody gets: see tests/conftest.py.
+# Here XLA's programs for CPUs are those that everybody gets: see tests/subjects.py.
 test-all test-release: export XLA_AS_SHIPPED := 1
 test-all: .venv/installed  ## what test leaves out: more shapes, dtypes and variants of the same
 	$(call pytest,-m 'slow and not release')
