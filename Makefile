@@ -17,7 +17,7 @@ export JAX_PLATFORMS ?= cpu
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench paper-quick paper readme-tables dist clean
+.PHONY: help demo test test-in-plain-python test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench paper-quick paper readme-tables dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,17 +44,20 @@ lint: .venv/installed  ## formatting, lints and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The kernels need processes of their own: in Triton's interpreter, in Pallas's, and executed as they
-# are compiled for a GPU, on the machine of bench/ptx.
-define pytest
-	$(BIN)/python -m pytest -n $(WORKERS) $(1)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) $(1) $(TRITON_TESTS)
-	PALLAS_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PALLAS_TESTS)
-	TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) $(1) $(PTX_TESTS)
+# The kernels need processes of their own: interpreted, and executed as they are compiled for a GPU,
+# on the machine of bench/ptx.
+define of_kernels
+	TRITON_INTERPRET=1 PALLAS_INTERPRET=1 $(PYTEST) $(1) $(INTERPRETED_TESTS)
+	TEST_DEVICE=ptx $(PYTEST) $(1) $(PTX_TESTS)
 endef
+define pytest
+	$(PYTEST) $(1)
+	$(call of_kernels,$(1))
+endef
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py
-TRITON_TESTS := $(OF_TRITON) tests/backends/test_jax.py tests/backends/test_jax_triton.py
-PALLAS_TESTS := tests/contract tests/kernels/test_pallas.py tests/kernels/test_pallas_packed.py tests/backends/test_jax.py
+INTERPRETED_TESTS := $(OF_TRITON) tests/kernels/test_pallas.py tests/kernels/test_pallas_packed.py \
+	tests/backends/test_jax.py tests/backends/test_jax_triton.py
 OF_PACKED := $(wildcard tests/kernels/test_packed*.py)
 PTX_TESTS := $(OF_TRITON) $(OF_PACKED) tests/kernels/test_ptx_kernels.py
 # What the environments of RL trainers are made around.
@@ -71,8 +74,13 @@ define ptx_with_triton
 
 endef
 
-test: lint  ## set up, then lints, types, and the tests of everything, the kernels interpreted
-	$(call pytest)
+# mypy takes one processor, and half a minute where it has no cache.
+test: .venv/installed  ## set up, then lints, types, and the tests of everything, the kernels interpreted
+	$(MAKE) --no-print-directory --jobs=2 lint test-in-plain-python
+	$(call of_kernels)
+
+test-in-plain-python: .venv/installed
+	$(PYTEST)
 
 # Here XLA's programs for CPUs are those that everybody gets: see tests/subjects.py.
 test-all test-release: export XLA_AS_SHIPPED := 1

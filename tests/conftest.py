@@ -25,26 +25,28 @@ collect_ignore_glob = ["*/conftest.py"]
 # those of up to so many samples in `make test`, of up to so many in `make test-all` …
 _PTX_N = (16, 40)
 # … but of longer ones these in `make test`: of several threads, on chip and beyond, and packed …
-_PTX_QUICK = re.compile(
-    r"beyond_two|a_long_row|shares_a_step|planted\w+\[16-0|leave_the_others\w+\[33-two"
-)
+_PTX_QUICK = re.compile(r"beyond_two|a_long_row|shares_a_step|planted\w+\[16-0")
 # … and these later: whatever their samples, they take long, or ask the same of other estimators
 # and dtypes.
 _PTX_SLOW = re.compile(
     r"permuting|not_aligned|any_rewards|come_back|long_rows_of|whole_sort\w+\[(64|100)|planted"
     r"|alone\[ptx-(?!sloo_minus_one-mean)|each_entry\[ptx-(?!zero-sloo)|get_equal_bits\[ptx\]"
     r"|drops_out\[ptx-(?!sloo)|equal_bits\[ptx-16-(?!sloo_)|becomes_nan\[ptx-(?!hidden-k|sloo_|passk)"
-    r"|mislead\[16-float16|as_torch\[bfloat16"
+    r"|mislead\[16-float16|leave_the_others\w+\[33|as_torch\[bfloat16"
     r"|hidden-k-(16|6-(sloo\]|s\]|centered))|few_rows_and_many|a_batch_is"
+    r"|(enumeration\[ptx-[13]|the_reference\[ptx-3-7)-(?!sloo_)"
     r"|(identities|results)\[ptx-(sloo\]|passk)|its_row\[ptx-[^]]*-(centered|passk)"
 )
 _PTX_RELEASE = re.compile(
     r"repeats|that_vanish|large_matrices|not_aligned\[(?!1-1)"
     r"|one_group_of_all|(17-33|every\w+\[ptx)-(?!sloo)|permuting\w+\[ptx-(?!sloo_)"
-    r"|enumeration\[ptx-[24]|zero\[ptx-[^]]*-(centered|passk)"
+    r"|enumeration\[ptx-[24]|zero\[ptx-[^]]*-(centered|passk)|long_rows_of\w+\[(sloo-|passk)"
+    r"|bools_agree\[40|whole_sort\w+\[100|its_edges\[31|overflow\[40"
 )
 # Interpreted kernels are asked these later: compiled ones are asked most of it before.
-_INTERPRETED_SLOW = re.compile(r"test_launches|test_tables|a_long_row|leave_the_others")
+_INTERPRETED_SLOW = re.compile(
+    r"test_launches|test_tables|test_triton.py.*(long_row|leave_the_others|bools_agree\[40)"
+)
 
 
 @pytest.hookimpl(tryfirst=True)

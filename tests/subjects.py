@@ -18,7 +18,7 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # The kernels need processes of their own: `make test` runs the contract once more with
-# TRITON_INTERPRET=1, with PALLAS_INTERPRET=1, and with TEST_DEVICE=ptx, where what Triton compiles
+# TRITON_INTERPRET=1 and PALLAS_INTERPRET=1, and with TEST_DEVICE=ptx, where what Triton compiles
 # for a GPU is executed on the CPU (bench.ptx); `make gpu-test` with TEST_DEVICE=cuda.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PALLAS_INTERPRETED = os.environ.get("PALLAS_INTERPRET") == "1"
@@ -263,7 +263,7 @@ _PALLAS = (
     ),
 )
 # Those that this process is about.
-SUBJECTS = _TRITON if TRITON_RUNS else _PALLAS if PALLAS_INTERPRETED else _PORTABLE
+SUBJECTS = ((_TRITON if TRITON_RUNS else ()) + (_PALLAS if PALLAS_INTERPRETED else ())) or _PORTABLE
 
 
 @contextmanager

@@ -142,10 +142,14 @@ def test_bootstrap_interval_is_the_binomial_one(copies: int) -> None:
     assert row.bootstrap[0] < 0.25 < row.bootstrap[1]
 
 
-def test_bootstrap_is_repeatable_and_covers_as_promised(rng: np.random.Generator) -> None:
+def test_bootstrap_is_repeatable(rng: np.random.Generator) -> None:
     rewards = rng.random((50, 4))
     assert evaluate(rewards, 2, seed=5) == evaluate(rewards, 2, seed=5)
     assert evaluate(rewards, 2, seed=5) != evaluate(rewards, 2, seed=6)
+
+
+@pytest.mark.slow
+def test_bootstrap_covers_as_promised(rng: np.random.Generator) -> None:
     hits = 0
     for seed in range(200):
         low, high = evaluate(rng.random((50, 1)), 1, resamples=400, seed=seed).rows[0].bootstrap

@@ -171,6 +171,7 @@ def check(folder: Path, config: str, **sources: str) -> None:
     assert sorted((name, int(line)) for name, line in found) == sorted(wrong), out.stdout
 
 
+@pytest.mark.slow
 def test_calls_are_checked_without_torch_and_jax(tmp_path: Path) -> None:
     check(tmp_path, WITHOUT, numpy_calls=NUMPY, wrong=WRONG)
 

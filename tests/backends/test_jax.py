@@ -16,12 +16,8 @@ from subjects import INTERPRETED, PALLAS_INTERPRETED, rewards_of_every_kind, sam
 
 import pkpo_kernels as pk
 
-if INTERPRETED:
-    NAMES = ["triton_jax"]
-elif PALLAS_INTERPRETED:
-    NAMES = ["pallas_interpret"]
-else:
-    NAMES = ["xla", "default"]
+NAMES = ["triton_jax"] * INTERPRETED + ["pallas_interpret"] * PALLAS_INTERPRETED
+NAMES = NAMES or ["xla", "default"]
 
 # Few shapes: each is programs to compile.
 REWARDS = rewards_of_every_kind(np.random.default_rng(0), 6, rows=2)[:8].astype(np.float32)

@@ -150,7 +150,8 @@ class TestWhatItComputes:
 
     @pytest.mark.parametrize("n", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (16, 70))])
     @pytest.mark.parametrize(
-        "undersized", ["zero", *(pytest.param(u, marks=pytest.mark.slow) for u in ("nan", "clip"))]
+        "undersized",
+        ["zero", *(pytest.param(u, marks=pytest.mark.release) for u in ("nan", "clip"))],
     )
     def test_masks_and_a_k_for_each_row(self, n: int, undersized: str) -> None:
         rewards = rewards_of(n)

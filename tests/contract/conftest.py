@@ -20,16 +20,16 @@ def _names(*patterns: str) -> re.Pattern[str]:
 
 # A k that is an operand: the subjects with a static one are asked for it with a k a row.
 _QUICK_OF_DYNAMIC_K = _names(
-    r"enumeration\[6",
-    r"the_reference\[3-8-",
-    r"equal_bits\[16-s",
+    r"enumeration\[6-(sloo_minus_one|passk_training)",
+    r"max_at_k_is\w+\[6",
+    r"the_reference\[3-8-sloo\]",
+    r"equal_bits\[16-sloo_minus_one",
     r"test_k_",
     r"no_rows",
-    r"beyond_all",
+    r"beyond_all\w+\[(clip|zero)",
     r"default_float\[bool\]",
-    r"becomes_nan\[s",
+    r"becomes_nan\[sloo_minus_one",
     r"max_at_k_with",
-    r"max_at_k_of",
     r"only_results",
 )
 # More shapes, and more numbers, for programs of the same code.
@@ -40,6 +40,11 @@ _SHAPES = (
     r"equal_bits",
     r"every_row\[(?!sloo-)\w+-(nan|clip)",
     r"1025",
+)
+# Every estimator is asked for results; for what no coefficient changes one is.
+_OTHER_ESTIMATORS = (
+    r"(enumeration\[[1-4]|the_reference\[(1|3-7)|in_its_row|in_float64|scales_results|permuting"
+    r"|equal_bits|exactly_zero|as_large).*[\[-](s|sloo|centered|passk_training)(-\w+)?\]"
 )
 _NUMBERS = (r"exactly_zero", r"drops_out", r"nan_stays", r"as_large", r"identities", r"repeats")
 # Of groups by id, where their sets of options are programs or kernels.
@@ -52,9 +57,7 @@ _GROUPS = (
 _QUICK = {
     # What compiled kernels are not asked there, and one of each kind of the rest.
     "triton": _names(
-        r"the_reference\[(2-1024|17-33|3-8)-sloo_minus_one",
-        r"component_by",
-        r"every_output",
+        r"the_reference\[(2-1024|3-8)-sloo_minus_one",
         r"test_k_",
         r"judged",
         r"no_rows",
@@ -67,21 +70,20 @@ _QUICK = {
         r"test_blocks",
     ),
     "pallas": _names(
-        r"enumeration\[6(-(sloo_minus_one|sloo|passk_training))?\]",
+        r"enumeration\[6(-(sloo_minus_one|passk_training))?\]",
         r"equal_bits\[16-sloo_minus_one\]",
         r"exactly_zero\[3e-39-sloo_minus_one\]",
         r"test_k_",
         r"judged",
         r"no_rows",
-        r"as_large\w+\[(sloo-sum|s-mean)\]",
+        r"as_large\w+\[sloo-sum\]",
         r"every_row\[(sloo_minus_one-zero-mean|sloo-nan-sum)\]",
         r"default_float\[bool\]",
-        r"becomes_nan\[(sloo_minus_one|sloo|passk_training)\]",
+        r"becomes_nan\[sloo_minus_one\]",
         r"left_out_of\w+\[zero\]",
         r"max_at_k_of_rows_that",
         r"alone\[sloo_minus_one-batch",
         r"each_entry\[nan-sloo_minus_one",
-        r"samples_of_several",
         r"test_blocks",
     ),
     "xla-traced": _QUICK_OF_DYNAMIC_K,
@@ -95,18 +97,25 @@ _SLOW = {
         r"every_row\[(?!sloo-)\w+-(nan|clip)",
         r"1025",
         r"large_matrices",
+        _OTHER_ESTIMATORS,
         *_GROUPS,
     ),
 }
 # What JAX is strict about does not depend on numbers: see below.
-_SLOW["xla-strict"] = _names(*_SHAPES, *_NUMBERS, *_GROUPS)
+_SLOW["xla-strict"] = _names(
+    *_SHAPES,
+    *_NUMBERS,
+    *_GROUPS,
+    r"large_matrices|any_rewards|permuting|scales_results|in_float64|enumeration",
+    r"becomes_nan\[(?!sloo_)|every_row\[(?!sloo)",
+)
 # And of what is slow these are for a release: rows of hundreds of samples in Pallas's interpreter,
 # and more numbers for a program or a kernel that has been asked already.
 _RELEASE = {
     "pallas": _names(
         r"1024|1025|16384",
         r"-257-(?!sloo_minus_one)",
-        r"\[(17-33|[1-4])-(s|centered)\]",
+        r"17-33-(?!sloo_)|[\[-][1-4]-(s|centered)\]|component_by",
         r"enumeration\[[124]-(sloo\]|passk)",
         r"any_rewards",
         r"every_row\[(s|cent)",
@@ -117,7 +126,18 @@ _RELEASE = {
         r"each_entry\[(?!clip-passk)",
     ),
     "xla-strict": _SLOW["xla-strict"],
-    "xla-traced": _names(*_SHAPES, *_GROUPS),
+    "xla": _names(
+        r"every_row\[(s|cent)",
+        r"(the_reference|1025).*-(s|centered)\]",
+        *_GROUPS,
+    ),
+    "xla-traced": _names(
+        *_SHAPES,
+        *_NUMBERS,
+        *_GROUPS,
+        r"large_matrices|permuting|scales_results|in_float64|come_back",
+        r"every_row\[(?!sloo)",
+    ),
     "triton": _names(
         r"enumeration\[[1-4]",
         r"the_reference\[3-",

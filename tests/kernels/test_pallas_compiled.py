@@ -138,7 +138,7 @@ def test_groups_along_the_axes_of_four_chips_compile() -> None:
     run("-c", ALONG_AN_AXIS)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_one_of_every_regime_compiles() -> None:
     run("-c", COMPILE, "v5e", repr([*REGIMES, LONGEST["v5e"]]))
 

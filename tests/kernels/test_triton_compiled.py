@@ -65,6 +65,9 @@ IN_EVERY_RUN = {
 # For sm_90 these wait for `make test-release`, as all else does for other targets: others of the
 # same regime take their part in `make test-all`.
 LIKE_OTHERS = (
+    "n=100 float32",
+    "n=24 bfloat16, where",
+    "n=128 float32, where",
     "n=100 float32, where, index shift 1",
     "n=256 float32, where",
     "n=64 bfloat16, where",

@@ -100,6 +100,7 @@ def test_a_row_has_the_largest_of_all_and_k_1_stands_by_itself() -> None:
     assert rows[1]["worst_at"] == {4: 0.125}
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def out_of_order(rewards: Any, k: int) -> Any:
         raise RuntimeError("out of order")

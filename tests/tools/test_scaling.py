@@ -82,6 +82,7 @@ def test_annealing_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert anneal(Library("cpu"), Shape(4, 18)) == []
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "opened", lambda device: [Library(device)])
     monkeypatch.setitem(scaling.ROWS, "cpu", ((4, 8), 4))
