@@ -8,8 +8,8 @@ GPU_DEVICE ?= cuda
 # Nothing need be installed there, and nothing may keep JAX from the GPU or interpret kernels.
 GPU_ENV = env -u JAX_PLATFORMS -u TRITON_INTERPRET -u PALLAS_INTERPRET \
 	PYTHONPATH="$(CURDIR):$(CURDIR)/kernels$${PYTHONPATH:+:$$PYTHONPATH}"
-# The processors that tests are spread over.
-WORKERS ?= auto
+# The processors that each of the two parts of the tests that run at a time is spread over.
+WORKERS ?= $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)))
 
 # Without a TPU, libtpu looks for one at length and complains; with one: make demo JAX_PLATFORMS=tpu
 export JAX_PLATFORMS ?= cpu
@@ -17,7 +17,7 @@ export JAX_PLATFORMS ?= cpu
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-in-plain-python test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench paper-quick paper readme-tables dist clean
+.PHONY: help demo test plain interpreted compiled test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench paper-quick paper readme-tables dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,15 +45,10 @@ lint: .venv/installed  ## formatting, lints and types
 	$(BIN)/mypy
 
 # The kernels need processes of their own: interpreted, and executed as they are compiled for a GPU,
-# on the machine of bench/ptx.
-define of_kernels
-	TRITON_INTERPRET=1 PALLAS_INTERPRET=1 $(PYTEST) $(1) $(INTERPRETED_TESTS)
-	TEST_DEVICE=ptx $(PYTEST) $(1) $(PTX_TESTS)
-endef
-define pytest
-	$(PYTEST) $(1)
-	$(call of_kernels,$(1))
-endef
+# on the machine of bench/ptx. Of the parts two run at a time, each on half of the processors, and
+# each is shown when it is done.
+PARTS := plain compiled interpreted
+PARALLEL = $(MAKE) --no-print-directory --keep-going --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py
 INTERPRETED_TESTS := $(OF_TRITON) tests/kernels/test_pallas.py tests/kernels/test_pallas_packed.py \
@@ -74,21 +69,23 @@ define ptx_with_triton
 
 endef
 
-# mypy takes one processor, and half a minute where it has no cache.
 test: .venv/installed  ## set up, then lints, types, and the tests of everything, the kernels interpreted
-	$(MAKE) --no-print-directory --jobs=2 lint test-in-plain-python
-	$(call of_kernels)
-
-test-in-plain-python: .venv/installed
-	$(PYTEST)
+	$(PARALLEL) $(PARTS) lint
 
 # Here XLA's programs for CPUs are those that everybody gets: see tests/subjects.py.
 test-all test-release: export XLA_AS_SHIPPED := 1
 test-all: .venv/installed  ## what test leaves out: more shapes, dtypes and variants of the same
-	$(call pytest,-m 'slow and not release')
+	$(PARALLEL) $(PARTS) CHOSEN="-m 'slow and not release'"
+
+plain:
+	$(PYTEST) $(CHOSEN)
+interpreted:
+	TRITON_INTERPRET=1 PALLAS_INTERPRET=1 $(PYTEST) $(CHOSEN) $(INTERPRETED_TESTS)
+compiled:
+	TEST_DEVICE=ptx $(PYTEST) $(CHOSEN) $(PTX_TESTS)
 
 test-release: .venv/installed  ## what both leave out: all GPUs, every variant, wheels, fuzzing, trainers
-	$(call pytest,-m release)
+	$(PARALLEL) $(PARTS) CHOSEN="-m release"
 	$(foreach triton,$(TRITONS),$(call ptx_with_triton,$(triton)))
 	$(BIN)/pkpo verify --fuzz 5
 	$(MAKE) test-integrations

@@ -109,6 +109,7 @@ class TestMetrics:
         got = pk.group_metrics([np.inf, 1.0, 2.0, 5.0], [2], groups=[0, 1, 1, 1])
         assert got["max@2"] == pytest.approx((2 + 5 + 5) / 3)
 
+    @pytest.mark.slow
     def test_metrics_take_every_k(self) -> None:
         want = pk.group_metrics(REWARDS, [2], groups=IDS, k=3)
         for array in (np.asarray, torch.tensor, jnp.asarray):

@@ -106,7 +106,13 @@ def test_another_seed_is_another_case() -> None:
     assert all(one != other for one, other in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("estimator", UNBIASED)
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "sloo_minus_one"))
+        for name in UNBIASED
+    ],
+)
 def test_a_gradient_that_is_too_small_is_found(
     monkeypatch: pytest.MonkeyPatch, estimator: str
 ) -> None:

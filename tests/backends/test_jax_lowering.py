@@ -102,7 +102,10 @@ def test_sharded_arrays_are_sent_to_shard_map() -> None:
     assert "jax.device_put" in str(refuses(array("cpu")))
 
 
-@pytest.mark.parametrize("n, k", [(6, [2, 3]), (6, 2), (5000, 2)])
+@pytest.mark.parametrize(
+    "n, k",
+    [(6, [2, 3]), *(pytest.param(n, 2, marks=pytest.mark.slow) for n in (6, 5000))],
+)
 def test_programs_of_64_bits(n: int, k: Any) -> None:
     with jax.enable_x64(True):
         rewards = jnp.zeros((2, n), jnp.float32)

@@ -205,6 +205,7 @@ class TestRegimes:
         same(fused(rewards, k), pk.transform(rewards, k, implementation="xla"))
         same(fused_max(rewards, 2), pk.max_at_k(rewards, 2, implementation="xla"))
 
+    @pytest.mark.slow
     def test_blocks_that_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Rows of many distinct values, and of two, of which one has an infinity or a NaN."""
         monkeypatch.setattr(plan, "BLOCK_ELEMENTS", 1)

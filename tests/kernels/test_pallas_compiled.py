@@ -104,6 +104,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_short_rows_compile() -> None:
     run("-c", COMPILE, "v5e", repr(SHORT))
 

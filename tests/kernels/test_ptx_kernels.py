@@ -82,12 +82,12 @@ def block_rows(case: Case) -> int:
 
 
 FAR = [
-    Case(8, 1100),
     Case(16, 70),
     Case(16, 70, masked=True, dtype="bfloat16"),
     Case(8, 300, masked=True, k_a_row=True),
-    Case(8, 300, by_samples=True),
     Case(9, 300, max_at_k=True, masked=True),
+    pytest.param(Case(8, 1100), marks=pytest.mark.slow),
+    pytest.param(Case(8, 300, by_samples=True), marks=pytest.mark.slow),
     pytest.param(Case(64, 70), marks=pytest.mark.slow),
     pytest.param(Case(100, 40, masked=True, k_a_row=True), marks=pytest.mark.slow),
     pytest.param(Case(64, 70, dtype="bfloat16", max_at_k=True), marks=pytest.mark.slow),

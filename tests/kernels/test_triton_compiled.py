@@ -58,7 +58,6 @@ BUDGETED_N = tuple(sorted({n for n in MEASURED_N if n <= 4096} | set(WORST_OF_LO
 # What runs when: on one processor everything for sm_90 takes six minutes, and for all targets more
 # than twenty. In `make test` the budget of rows of 16, and these:
 IN_EVERY_RUN = {
-    "sm_80": "n=8 float32, where, index shift 1",
     "sm_90": "n=16 float32, where",
     "gfx942": "max@k n=32 float32, where",
 }
