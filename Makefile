@@ -17,7 +17,7 @@ export JAX_PLATFORMS ?= cpu
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test plain interpreted compiled test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench paper-quick paper readme-tables dist clean
+.PHONY: help demo test test-plain test-compiled test-interpreted test-all test-release test-integrations gpu-test gpu-bench gpu-session gpu-static tpu-static lint bench paper-quick paper readme-tables dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,10 +45,11 @@ lint: .venv/installed  ## formatting, lints and types
 	$(BIN)/mypy
 
 # The kernels need processes of their own: interpreted, and executed as they are compiled for a GPU,
-# on the machine of bench/ptx. Of the parts two run at a time, each on half of the processors, and
-# each is shown when it is done.
-PARTS := plain compiled interpreted
-PARALLEL = $(MAKE) --no-print-directory --keep-going --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+# on the machine of bench/ptx. Parts run two at a time, each on half of the processors: collecting
+# tests takes a process a quarter of a minute.
+PARTS := test-plain test-compiled test-interpreted
+PARALLEL = @echo "Two parts run at a time; each is shown when it is done."; \
+	$(MAKE) --no-print-directory --keep-going --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py
 INTERPRETED_TESTS := $(OF_TRITON) tests/kernels/test_pallas.py tests/kernels/test_pallas_packed.py \
@@ -64,7 +65,7 @@ TRITONS := 3.5.0 3.9.0
 define ptx_with_triton
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target build/triton-$(1) triton==$(1)
-	PYTHONPATH=build/triton-$(1) TEST_DEVICE=ptx $(BIN)/python -m pytest -n $(WORKERS) $(OF_TRITON) \
+	PYTHONPATH=build/triton-$(1) TEST_DEVICE=ptx $(BIN)/python -m pytest -n auto $(OF_TRITON) \
 		$(OF_PACKED)
 
 endef
@@ -77,11 +78,13 @@ test-all test-release: export XLA_AS_SHIPPED := 1
 test-all: .venv/installed  ## what test leaves out: more shapes, dtypes and variants of the same
 	$(PARALLEL) $(PARTS) CHOSEN="-m 'slow and not release'"
 
-plain:
+test-plain: .venv/installed
 	$(PYTEST) $(CHOSEN)
-interpreted:
+
+test-interpreted: .venv/installed
 	TRITON_INTERPRET=1 PALLAS_INTERPRET=1 $(PYTEST) $(CHOSEN) $(INTERPRETED_TESTS)
-compiled:
+
+test-compiled: .venv/installed
 	TEST_DEVICE=ptx $(PYTEST) $(CHOSEN) $(PTX_TESTS)
 
 test-release: .venv/installed  ## what both leave out: all GPUs, every variant, wheels, fuzzing, trainers

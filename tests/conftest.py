@@ -46,7 +46,8 @@ _PTX_RELEASE = re.compile(
 )
 # Interpreted kernels are asked these later: compiled ones are asked most of it before.
 _INTERPRETED_SLOW = re.compile(
-    r"test_launches|test_tables|test_triton.py.*(long_row|leave_the_others|bools_agree\[40|whole_sort\w+\[16)"
+    r"test_launches|test_tables"
+    r"|test_triton.py.*(long_row|leave_the_others|bools_agree\[40|whole_sort\w+\[16)"
 )
 
 

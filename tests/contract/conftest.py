@@ -127,7 +127,7 @@ _RELEASE = {
     ),
     "xla-strict": _SLOW["xla-strict"],
     "xla": _names(
-        r"every_row\[(s|cent)",
+        r"every_row\[(s|centered)-",
         r"(the_reference|1025).*-(s|centered)\]",
         *_GROUPS,
     ),
