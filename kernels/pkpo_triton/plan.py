@@ -61,7 +61,8 @@ def plan(
     | n       | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
     | to 8    | 1             | n                | uniform: 8 rows a thread: 28 at 8; 4: 30; 1: 33
     |         |               |                  | few rows: 1, for every multiprocessor has some
-    | to 32   | 1             | n                | 46 at 12, 44 at 16, 55 at 32; 2 threads: 75
+    | to 16   | 1             | n                | 1 warp: 42 at 12, 41 at 16; 2: sm_100 spills
+    | to 32   | 1             | n                | 55; 2 threads: 75. 1 warp: 54, but sm_100 spills
     | masked  | 2             | 16               | 48 on the ALU; 1 thread: 55, and sm_100 spills
     | to 8192 | 2 … 256       | 32               | 66 at 64, 166 at 1024; 16 a thread: 80, 198
     | others  |               |                  | the library's sort, then one fused kernel
@@ -70,11 +71,12 @@ def plan(
     which Triton's gather uses where a program has two warps or more.
     """
     if n <= (16 if masked else 32):
+        warps = 1 if 8 < n <= 16 else 2
         rows_a_thread = 1
         if uniform and n <= 8 and not few_rows:
             # Other rows are filled up in a tile, which takes registers.
             rows_a_thread = 4 if n & (n - 1) else 8
-        return Plan(n, 1, 2 * warp * rows_a_thread, 2, 1, warp, "chain")
+        return Plan(n, 1, warp * warps * rows_a_thread, warps, 1, warp, "chain")
     if n > LONGEST_ON_CHIP:
         return None
     samples_per_thread = 16 if n <= 32 else 32
@@ -132,7 +134,7 @@ def packed_plan(n: int, *, usual: bool, backend: str, plain: bool = False) -> Pa
     last column is of `plan`'s kernels, of any rewards without a mask and with one.
 
     | n   | threads a row | sorted, again | with a mask | 2, 3, 4 values | 16 bits | `plan`'s |
-    | 16  | 1             | 25, 50        | 32          | 19, –, –       | 24      | 44, 68   |
+    | 16  | 1             | 25, 50        | 32          | 19, –, –       | 24      | 41, 65   |
     | 32  | 1             | 26, 56        | 32          | 16, 22, –      | 26      | 55, 93   |
     | 64  | 1             | 30, 66        | 36          | 14, 20, 26     | 30      | 66, 92   |
     | 128 | 2             | 40, 92        | 46          | 14, 21, 27     | 40      | 86, 112  |
