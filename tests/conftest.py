@@ -32,17 +32,17 @@ _PTX_SLOW = re.compile(
     r"permuting|not_aligned|any_rewards|come_back|long_rows_of|whole_sort\w+\[(64|100)|planted"
     r"|alone\[ptx-(?!sloo_minus_one-mean)|each_entry\[ptx-(?!zero-sloo_)|get_equal_bits\[ptx\]"
     r"|drops_out\[ptx-(?!sloo)|equal_bits\[ptx-16-(?!sloo_)|becomes_nan\[ptx-(?!hidden-k|sloo_)"
-    r"|mislead\[16-float16|leave_the_others\w+\[33|as_torch\[bfloat16"
+    r"|mislead\[16-float16|as_torch\[bfloat16"
     r"|hidden-k-(16|6-(sloo\]|s\]|centered))|few_rows_and_many|a_batch_is"
     r"|(enumeration\[ptx-[13]|the_reference\[ptx-3-7)-(?!sloo_)"
     r"|(identities|results)\[ptx-(?!sloo_)|its_row\[ptx-[^]]*-(?!sloo_)"
-    r"|test_(other_)?estimators\[(sloo|centered)-|some_samples\[16-bfloat16"
+    r"|test_(other_)?estimators\[(sloo|centered)-(16|b?float16)|some_samples\[16-bfloat16"
 )
 _PTX_RELEASE = re.compile(
     r"repeats|that_vanish|large_matrices|not_aligned\[(?!1-1)"
     r"|one_group_of_all|(17-33|every\w+\[ptx)-(?!sloo)|permuting\w+\[ptx-(?!sloo_)"
     r"|enumeration\[ptx-[24]|zero\[ptx-[^]]*-(centered|passk)|long_rows_of\w+\[(sloo-|passk)"
-    r"|bools_agree\[40|whole_sort\w+\[100|its_edges\[31|overflow\[40"
+    r"|bools_agree\[40|whole_sort\w+\[100|its_edges\[31|overflow\[40|leave_the_others\w+\[33"
 )
 # Interpreted kernels are asked these later: compiled ones are asked most of it before.
 _INTERPRETED_SLOW = re.compile(

@@ -187,7 +187,10 @@ class TestWhatItComputes:
             assert np.isnan(got[:, 1]).all()
             same(got[:, ::2], pk.max_at_k(rewards, [2, 3], implementation="xla"), 1e-12)
 
-    @pytest.mark.parametrize("n", [9, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 70))])
+    @pytest.mark.parametrize(
+        "n",
+        [9, pytest.param(1, marks=pytest.mark.slow), pytest.param(70, marks=pytest.mark.release)],
+    )
     def test_max_at_k(self, n: int) -> None:
         rewards, ks = rewards_of(n), [1, min(3, n), n]
         where = rewards > -1

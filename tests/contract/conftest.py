@@ -113,7 +113,8 @@ _SLOW["xla-strict"] = _names(
 # and more numbers for a program or a kernel that has been asked already.
 _RELEASE = {
     "pallas": _names(
-        r"1024|1025|16384",
+        r"1024|1025|16384|large_matrices",
+        r"permuting\w+\[(?!sloo_)",
         r"-257-(?!sloo_minus_one)",
         r"17-33-(?!sloo_)|[\[-][1-4]-(s|centered)\]|component_by",
         r"enumeration\[[124]-(sloo\]|passk)",

@@ -35,8 +35,8 @@ from pkpo_triton.networks import (  # noqa: E402
 
 # Every length at which something changes, one less and one more; here first one of every regime.
 REGIMES = (1, 8, 9, 16, 17, 32, 33, 65, 100, 257)
-OTHER_EDGES = (2, 7, 15, 31, 48, 63, 64, 127, 128, 129, 255, 256, 300, 511, 513, 1025)
-LONG_EDGES = (512, 1024, 2048, 2049, 4096, 4097, 8192, 8193)
+OTHER_EDGES = (2, 7, 15, 31, 48, 63, 64, 127, 128, 129, 255, 256, 300, 511, 513)
+LONG_EDGES = (512, 1024, 1025, 2048, 2049, 4096, 4097, 8192, 8193)
 
 
 def and_slow(first: Sequence[Any], *others: Any) -> list[Any]:

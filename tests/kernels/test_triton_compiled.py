@@ -64,6 +64,7 @@ IN_EVERY_RUN = {
 # For sm_90 these wait for `make test-release`, as all else does for other targets: others of the
 # same regime take their part in `make test-all`.
 LIKE_OTHERS = (
+    "n=32 float32, where, k row, index shift 1, normalized",
     "n=100 float32",
     "n=24 bfloat16, where",
     "n=128 float32, where",

@@ -134,7 +134,6 @@ def test_compilation_is_cold_and_leaves_the_cache_alone(
         usual_variant(16),
         slow(transform_variant(5)),
         slow(transform_variant(8, "bfloat16", masked=True)),
-        slow(usual_variant(64)),
         slow(usual_variant(128)),
         *(pytest.param(variant, marks=pytest.mark.release) for variant in shipped()),
     ],

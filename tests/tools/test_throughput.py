@@ -202,8 +202,18 @@ def test_a_plan_fills_a_small_table() -> None:
     assert set(throughput.BOTH) == set(INPUTS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "n"), [*(("gaussian", n) for n in MEASURED_N), ("0/1", 64)])
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [
+        *(
+            pytest.param(
+                "gaussian", n, marks=pytest.mark.slow if n == 1024 else pytest.mark.release
+            )
+            for n in MEASURED_N
+        ),
+        pytest.param("0/1", 64, marks=pytest.mark.slow),
+    ],
+)
 def test_every_length_that_is_measured_is_right(name: str, n: int) -> None:
     block = INPUTS[name](np.random.default_rng(n), Shape(2, n))
     check = checked_with(block)
