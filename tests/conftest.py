@@ -39,8 +39,8 @@ _PTX_SLOW = re.compile(
     r"|test_(other_)?estimators\[(sloo|centered)-(16|b?float16)|some_samples\[16-bfloat16"
 )
 _PTX_RELEASE = re.compile(
-    r"repeats|that_vanish|large_matrices|not_aligned\[(?!1-1)"
-    r"|one_group_of_all|(17-33|every\w+\[ptx)-(?!sloo)|permuting\w+\[ptx-(?!sloo_)"
+    r"repeats|that_vanish|large_matrices|get_equal_bits\[ptx\]|not_aligned\[(?!1-1)"
+    r"|one_group_of_all|(17-33-(?!sloo_)|every\w+\[ptx-(?!sloo))|permuting\w+\[ptx-(?!sloo_)"
     r"|enumeration\[ptx-[24]|zero\[ptx-[^]]*-(centered|passk)|long_rows_of\w+\[(sloo-|passk)"
     r"|bools_agree\[40|whole_sort\w+\[100|its_edges\[31|overflow\[40|leave_the_others\w+\[33"
 )

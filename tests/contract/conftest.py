@@ -113,9 +113,9 @@ _SLOW["xla-strict"] = _names(
 # and more numbers for a program or a kernel that has been asked already.
 _RELEASE = {
     "pallas": _names(
-        r"1024|1025|16384|large_matrices",
+        r"1024|1025|16384|large_matrices|repeats",
         r"permuting\w+\[(?!sloo_)",
-        r"-257-(?!sloo_minus_one)",
+        r"-257-",
         r"17-33-(?!sloo_)|[\[-][1-4]-(s|centered)\]|component_by",
         r"enumeration\[[124]-(sloo\]|passk)",
         r"any_rewards",
@@ -141,7 +141,7 @@ _RELEASE = {
     ),
     "triton": _names(
         r"enumeration\[[1-4]",
-        r"the_reference\[3-",
+        r"the_reference\[3-|-(33|257)-(?!sloo_)",
         r"every_row\[(?!sloo-)\w+-(nan|clip)",
         r"equal_bits\[16",
         r"scaling",
