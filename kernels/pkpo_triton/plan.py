@@ -74,7 +74,7 @@ def plan(
         warps = 1 if 8 < n <= 16 else 2
         rows_a_thread = 1
         if uniform and n <= 8 and not few_rows:
-            # Other rows are filled up in a tile, which takes registers.
+            # Of no power of two they are filled up in a tile, which takes registers.
             rows_a_thread = 4 if n & (n - 1) else 8
         return Plan(n, 1, warp * warps * rows_a_thread, warps, 1, warp, "chain")
     if n > LONGEST_ON_CHIP:
