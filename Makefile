@@ -8,7 +8,7 @@ GPU_DEVICE ?= cuda
 # Nothing need be installed there, and nothing may keep JAX from the GPU or interpret kernels.
 GPU_ENV = env -u JAX_PLATFORMS -u TRITON_INTERPRET -u PALLAS_INTERPRET \
 	PYTHONPATH="$(CURDIR):$(CURDIR)/kernels$${PYTHONPATH:+:$$PYTHONPATH}"
-# The processors that each of the two parts of the tests that run at a time is spread over.
+# The processes of each of the three parts of the tests, which all run at a time.
 WORKERS ?= $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)))
 
 # Without a TPU, libtpu looks for one at length and complains; with one: make demo JAX_PLATFORMS=tpu
@@ -45,11 +45,11 @@ lint: .venv/installed  ## formatting, lints and types
 	$(BIN)/mypy
 
 # The kernels need processes of their own: interpreted, and executed as they are compiled for a GPU,
-# on the machine of bench/ptx. Parts run two at a time, each on half of the processors: collecting
-# tests takes a process a quarter of a minute.
+# on the machine of bench/ptx. They run at a time, each on half of the processors: collecting tests
+# takes a process a quarter of a minute.
 PARTS := test-plain test-compiled test-interpreted
-PARALLEL = @echo "Two parts run at a time; each is shown when it is done."; \
-	$(MAKE) --no-print-directory --keep-going --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+PARALLEL = @echo "The parts run at a time; each is shown when it is done."; \
+	$(MAKE) --no-print-directory --keep-going --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py
 INTERPRETED_TESTS := $(OF_TRITON) tests/kernels/test_pallas.py tests/kernels/test_pallas_packed.py \
