@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -116,6 +116,15 @@ class Jax:
         return jax.device_put(array, Format(Layout(major_to_minor=(1, 0)), array.sharding))
 
 
+class Asked(NamedTuple):
+    """How many cases of each test of the contract a subject is asked in `make test`, of the
+    essential tests and of the others, and at all; the rest waits for a release."""
+
+    essential: int
+    others: int
+    at_all: int
+
+
 @dataclass(frozen=True)
 class Subject:
     """One implementation as a user meets it, and what may be asked of it."""
@@ -145,6 +154,8 @@ class Subject:
     cuts_off_bfloat16: bool = False
 
     # ---- What it does within seconds ----
+    # None of one that is asked everything
+    asked: Asked | None = None
     # every shape and every set of options is a program to compile …
     compiles_programs: bool = False
     # … operation by operation: few of them
@@ -226,10 +237,16 @@ _KERNELS_OF_TRITON = Subject(
     matrix=(700, 300) if DEVICE == "cuda" else (20, 300),
     several_blocks=(2200, 512) if DEVICE == "cuda" else (41, 512),
     samples_of_a_row=1 << 20 if DEVICE == "cuda" else 4000,
+    asked=None if DEVICE == "cuda" else Asked(5, 1, 7) if ON_PTX else Asked(1, 0, 3),
 )
 _TRITON = (
     _KERNELS_OF_TRITON,
-    replace(_KERNELS_OF_TRITON, id=f"{_KERNELS_OF_TRITON.id}-hidden-k", dynamic_k=True),
+    replace(
+        _KERNELS_OF_TRITON,
+        id=f"{_KERNELS_OF_TRITON.id}-hidden-k",
+        dynamic_k=True,
+        asked=None if DEVICE == "cuda" else Asked(1, 0, 0),
+    ),
 )
 _PORTABLE = (
     Subject(
@@ -244,9 +261,11 @@ _PORTABLE = (
     Subject("numpy", "numpy", Numpy()),
     Subject("torch", "torch", Torch()),
     Subject("torch-branchless", "torch", Torch(), dynamic_k=True, branchless=True),
-    Subject("xla", "xla", Jax(), compiles_programs=True),
-    Subject("xla-traced", "xla", Jax(), compiles_programs=True, dynamic_k=True),
-    Subject("xla-strict", "xla", Jax(), compiles_programs=True, strict=True),
+    Subject("xla", "xla", Jax(), compiles_programs=True, asked=Asked(3, 3, 7)),
+    Subject(
+        "xla-traced", "xla", Jax(), compiles_programs=True, dynamic_k=True, asked=Asked(1, 0, 3)
+    ),
+    Subject("xla-strict", "xla", Jax(), compiles_programs=True, strict=True, asked=Asked(0, 0, 1)),
 )
 _PALLAS = (
     Subject(
@@ -257,6 +276,7 @@ _PALLAS = (
         weighs_each_row_in_float32=True,
         compiles_programs=True,
         compiles_step_by_step=True,
+        asked=Asked(1, 0, 3),
         matrix=(20, 40),
         several_blocks=(2200, 20),
         samples_of_a_row=500,

@@ -25,6 +25,7 @@ def in_small_blocks(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
 
 
 class TestOptions:
+    @pytest.mark.essential
     @pytest.mark.parametrize(
         "undersized, scale", [("zero", "mean"), ("nan", "sum"), ("clip", "sum")]
     )
@@ -58,6 +59,7 @@ class TestOptions:
         elif undersized == "zero":
             assert not got[too_small].any()
 
+    @pytest.mark.essential
     @pytest.mark.parametrize("undersized", ["clip", "zero", "nan"])
     def test_a_k_beyond_all_samples_leaves_it_to_each_row(
         self, subject: Subject, rng: np.random.Generator, undersized: str
@@ -104,6 +106,7 @@ class TestOptions:
             full[:, where], subject.transform(subject.array(rewards[:, where]), 3), rtol=2e-6
         )
 
+    @pytest.mark.essential
     def test_max_at_k_with_a_mask(self, subject: Subject, rng: np.random.Generator) -> None:
         rewards = rng.standard_normal((9, 6)).astype(np.float32)
         where = np.arange(6) < np.array([0, 1, 2, 3, 4, 5, 6, 6, 6])[:, None]
@@ -150,6 +153,7 @@ class TestOptions:
         assert subject.transform(subject.array(rewards[0, 0]), 2).shape == (5,)
         assert subject.max_at_k(subject.array(rewards), [2]).shape == (2, 3, 1)
 
+    @pytest.mark.essential
     def test_no_rows(self, subject: Subject) -> None:
         empty = subject.array(np.zeros((2, 0, 5), np.float32))
         assert subject.transform(empty, 3).shape == (2, 0, 5)
@@ -170,6 +174,7 @@ class TestOptions:
         np.testing.assert_allclose(subject.numpy(out), exact, rtol=1.01 * resolution, atol=6e-8)
         assert pk.max_at_k(rewards, 2, implementation=subject.implementation).dtype == rewards.dtype
 
+    @pytest.mark.essential
     @pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "int64", "uint8"])
     def test_integers_and_bool_give_the_default_float(self, subject: Subject, dtype: str) -> None:
         rewards = np.array([[0, 1, 1, 0, 1], [0, 0, 0, 0, 1]])
@@ -179,6 +184,7 @@ class TestOptions:
         assert str(out.dtype) == subject.library.default_float
         np.testing.assert_allclose(subject.numpy(out), expected(rewards, 2), rtol=1e-6)
 
+    @pytest.mark.costly
     def test_large_matrices_are_their_rows(
         self, subject: Subject, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:

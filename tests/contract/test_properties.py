@@ -32,6 +32,7 @@ class TestProperties:
         else:
             np.testing.assert_array_equal(back, there[:, permutation])
 
+    @pytest.mark.essential
     @pytest.mark.parametrize("estimator", ESTIMATORS)
     @pytest.mark.parametrize("n", [16, 1025])
     def test_equal_rewards_get_equal_bits(
@@ -95,6 +96,7 @@ class TestProperties:
         out = subject.transform(subject.array(rewards), 6)
         np.testing.assert_allclose(out, lead, rtol=1e-6)
 
+    @pytest.mark.costly
     def test_chances_that_vanish_leave_nothing_to_divide_by(self, subject: Subject) -> None:
         # 114 wrong samples: that the best of 99 is one of them has a chance of about 1e-44.
         rewards = np.zeros((2, 216))
@@ -128,12 +130,14 @@ class TestProperties:
             assert estimator == "sloo_minus_one"
             assert (out >= 0).all()
 
+    @pytest.mark.costly
     def test_repeats_bit_for_bit(self, subject: Subject, rng: np.random.Generator) -> None:
         rewards = subject.array(rng.standard_normal(subject.matrix).astype(np.float32))
         first = subject.transform(rewards, 7)
         for _ in range(3):
             np.testing.assert_array_equal(subject.transform(rewards, 7), first)
 
+    @pytest.mark.costly
     @settings(max_examples=40, deadline=None, suppress_health_check=_SUPPRESSED)
     @given(data=st.data())
     def test_any_rewards_match_the_reference(self, subject: Subject, data: st.DataObject) -> None:

@@ -50,6 +50,7 @@ class TestUnusualNumbers:
         out = subject.transform(rewards, 3, where=where)
         np.testing.assert_array_equal(out, [[NAN, NAN, 0], [0, 0, 0], [NAN, NAN, 0]])
 
+    @pytest.mark.essential
     @pytest.mark.parametrize("estimator", ESTIMATORS)
     def test_a_row_that_is_not_finite_becomes_nan(
         self, subject: Subject, rng: np.random.Generator, estimator: str
@@ -64,6 +65,7 @@ class TestUnusualNumbers:
         want = expected(rewards[finite].astype(np.float64), 3, estimator=estimator)
         np.testing.assert_allclose(out[finite], want, rtol=5e-6, atol=2e-6)
 
+    @pytest.mark.essential
     @pytest.mark.parametrize("undersized", ["zero", "nan", "clip"])
     def test_what_is_left_out_of_a_row_that_is_not_finite(
         self, subject: Subject, undersized: str
@@ -83,6 +85,7 @@ class TestUnusualNumbers:
         np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-6)
         assert not got[~where].any()
 
+    @pytest.mark.essential
     def test_max_at_k_of_rows_that_are_not_finite(self, subject: Subject) -> None:
         rewards = np.concatenate([NOT_FINITE, [[1.0, 2, 3, 4, 5, 6, 7, 8, 9]]]).astype(np.float32)
         best = subject.max_at_k(subject.array(rewards), [1, 2, 9])
@@ -93,6 +96,7 @@ class TestUnusualNumbers:
         want = pk.max_at_k(rewards, [1, 2, 9], where=where, implementation="reference")
         np.testing.assert_allclose(best, want, rtol=1e-6)
 
+    @pytest.mark.essential
     def test_the_range_is_judged_in_the_precision_of_the_rewards(self, subject: Subject) -> None:
         import jax
 
@@ -147,6 +151,7 @@ class TestUnusualNumbers:
             want = np.where(beyond, np.copysign(INF, want), want)
             np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-7 * size)
 
+    @pytest.mark.essential
     def test_only_results_overflow(self, subject: Subject) -> None:
         rewards = subject.array([[3.06e38, 1.2e-38]], "bfloat16")
         out = subject.transform(rewards, 1, estimator="sloo")

@@ -58,7 +58,10 @@ def jax_triton(monkeypatch: pytest.MonkeyPatch) -> Any:
     vars(backends).pop("jax_triton", None)
 
 
-@pytest.mark.parametrize("dtype, n", [("float32", 16), ("bfloat16", 16), ("float32", 256)])
+@pytest.mark.parametrize(
+    "dtype, n",
+    [("float32", 16), pytest.param("bfloat16", 16, marks=pytest.mark.slow), ("float32", 256)],
+)
 def test_as_torch(jax_triton: Any, dtype: str, n: int, rng: np.random.Generator) -> None:
     rewards = jnp.asarray(rng.standard_normal((37, n)), dtype)
     mask = rng.random((37, n)) < 0.7

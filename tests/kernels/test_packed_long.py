@@ -57,6 +57,7 @@ def test_there_is_something_to_test() -> None:
     assert {512, 1024, 2048, 4096}.issubset(LONG_N)
 
 
+@pytest.mark.any_length
 @pytest.mark.parametrize("n", LENGTHS)
 def test_what_shares_a_step_is_put_in_order(n: int, rng: np.random.Generator) -> None:
     # A program of each kind, and one that is almost empty.

@@ -31,7 +31,11 @@ from test_packed import (  # noqa: E402
     tensor,
 )
 
-ESTIMATORS = ["sloo_minus_one", "s", "sloo", "centered"]
+ESTIMATORS = [
+    "sloo_minus_one",
+    "s",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("sloo", "centered")),
+]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 

@@ -232,6 +232,7 @@ def functions_at(where: str) -> set[str]:
     }
 
 
+@pytest.mark.any_length
 @pytest.mark.parametrize(
     ("n", "share"),
     [

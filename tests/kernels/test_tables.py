@@ -19,6 +19,9 @@ if not TRITON_RUNS:
 from pkpo_triton import coefficients, table_cache, tables  # noqa: E402
 from pkpo_triton import plan as plans  # noqa: E402
 
+# Compiled kernels are asked it in every run.
+pytestmark = pytest.mark.costly("interpreted")
+
 
 class TestTables:
     @pytest.mark.parametrize("index_shift", [0, 1])

@@ -174,6 +174,7 @@ def test_float64_is_left_to_torch() -> None:
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.costly("ptx")
 @pytest.mark.parametrize("offset, step", and_slow([(4, 4), (1, 1)], (0, 4), (0, 3), (2, 6)))
 def test_rows_that_are_not_aligned(offset: int, step: int, rng: np.random.Generator) -> None:
     memory = tensor(rng.standard_normal(40 * 110).astype(np.float32))
@@ -194,7 +195,7 @@ def test_masks_at_the_edges(n: int, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("n", and_slow([5, 32, 40], 100))
+@pytest.mark.parametrize("n", and_slow([5, 32], 40, 100))
 def test_zeros_and_ones_and_bools_agree(n: int, rng: np.random.Generator) -> None:
     rewards = rng.random((7, n)) < 0.3
     for estimator in ("sloo_minus_one", "s", "passk_training"):
@@ -238,6 +239,7 @@ def test_any_number_of_rows(rows: int, rng: np.random.Generator) -> None:
     )
 
 
+@pytest.mark.costly("interpreted")
 def test_a_long_row(rng: np.random.Generator) -> None:
     n = plans.LONGEST_ON_CHIP + 1
     rewards = rewards_of_every_kind(rng, n, rows=1).astype(np.float32)
@@ -247,6 +249,7 @@ def test_a_long_row(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(got, want, rtol=5e-6, atol=2e-6 * np.abs(want).max())
 
 
+@pytest.mark.costly("ptx", "interpreted")
 @pytest.mark.parametrize(
     "estimator, masked",
     and_slow([("sloo_minus_one", True)], ("sloo", False), ("passk_training", True)),
@@ -262,6 +265,7 @@ def test_long_rows_of_bools(estimator: str, masked: bool, rng: np.random.Generat
     np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-7 * np.nanmax(np.abs(want)))
 
 
+@pytest.mark.costly("ptx", "interpreted")
 def test_max_at_k_of_long_rows_of_bools(rng: np.random.Generator) -> None:
     rewards, where = long_bools(rng)
     got = pk.max_at_k(tensor(rewards), [1, 300], where=tensor(where), implementation="triton")
@@ -306,6 +310,7 @@ def exact(row: np.ndarray[Any, Any], k: int, estimator: str) -> list[Fraction]:
 
 
 class TestRowsThatAreNotFinite:
+    @pytest.mark.costly("ptx", "interpreted")
     @pytest.mark.parametrize(
         "n, values",
         [
