@@ -237,7 +237,7 @@ _KERNELS_OF_TRITON = Subject(
     matrix=(700, 300) if DEVICE == "cuda" else (20, 300),
     several_blocks=(2200, 512) if DEVICE == "cuda" else (41, 512),
     samples_of_a_row=1 << 20 if DEVICE == "cuda" else 4000,
-    asked=None if DEVICE == "cuda" else Asked(5, 1, 7) if ON_PTX else Asked(1, 0, 3),
+    asked=None if DEVICE == "cuda" else Asked(3, 1, 7) if ON_PTX else Asked(1, 0, 3),
 )
 _TRITON = (
     _KERNELS_OF_TRITON,
@@ -261,7 +261,7 @@ _PORTABLE = (
     Subject("numpy", "numpy", Numpy()),
     Subject("torch", "torch", Torch()),
     Subject("torch-branchless", "torch", Torch(), dynamic_k=True, branchless=True),
-    Subject("xla", "xla", Jax(), compiles_programs=True, asked=Asked(3, 3, 7)),
+    Subject("xla", "xla", Jax(), compiles_programs=True, asked=Asked(2, 1, 7)),
     Subject(
         "xla-traced", "xla", Jax(), compiles_programs=True, dynamic_k=True, asked=Asked(1, 0, 3)
     ),

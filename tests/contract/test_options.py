@@ -159,6 +159,7 @@ class TestOptions:
         assert subject.transform(empty, 3).shape == (2, 0, 5)
         assert subject.max_at_k(empty, [1, 2]).shape == (2, 0, 2)
 
+    @pytest.mark.costly
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
     def test_floating_dtypes_come_back(
         self, subject: Subject, rng: np.random.Generator, dtype: str

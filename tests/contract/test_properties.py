@@ -16,6 +16,7 @@ _SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.differing_execut
 
 
 class TestProperties:
+    @pytest.mark.costly
     @pytest.mark.parametrize("estimator", ESTIMATORS)
     def test_permuting_samples_permutes_results_bit_for_bit(
         self, subject: Subject, rng: np.random.Generator, estimator: str

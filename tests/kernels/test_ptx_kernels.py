@@ -236,9 +236,9 @@ def functions_at(where: str) -> set[str]:
 @pytest.mark.parametrize(
     ("n", "share"),
     [
-        (8, 0.05),
         (16, 0.05),
-        (24, 0.05),
+        pytest.param(8, 0.05, marks=pytest.mark.slow),
+        pytest.param(24, 0.05, marks=pytest.mark.slow),
         pytest.param(32, 0.05, marks=pytest.mark.slow),
         pytest.param(64, 0.03, marks=pytest.mark.slow),
         pytest.param(8, 1.0, marks=pytest.mark.release),

@@ -90,6 +90,7 @@ def test_a_copy_counts_as_one(target: str) -> None:
     assert usage.spilled_words == usage.shared_bytes == 0 and 8 <= usage.registers <= 40
 
 
+@pytest.mark.slow
 def test_a_branch_is_counted_where_it_is_taken() -> None:
     positive, both = torch.rand(2 * SIZE) + 1, variant_of(either, PATH="both")
     of_maximum = []
