@@ -8,7 +8,7 @@ GPU_DEVICE ?= cuda
 # Nothing need be installed there, and nothing may keep JAX from the GPU or interpret kernels.
 GPU_ENV = env -u JAX_PLATFORMS -u TRITON_INTERPRET -u PALLAS_INTERPRET \
 	PYTHONPATH="$(CURDIR):$(CURDIR)/kernels$${PYTHONPATH:+:$$PYTHONPATH}"
-# The processes of a part of the tests; the largest part has one a processor.
+# The processors that each of the two parts of the tests that run at a time is spread over.
 WORKERS ?= $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)))
 
 # Without a TPU, libtpu looks for one at length and complains; with one: make demo JAX_PLATFORMS=tpu
@@ -45,12 +45,12 @@ lint: .venv/installed  ## formatting, lints and types
 	$(BIN)/mypy
 
 # The kernels need processes of their own: interpreted, and executed as they are compiled for a GPU,
-# on the machine of bench/ptx. Three run at a time, in twice as many processes as there are
-# processors: while one collects tests, a quarter of a minute, another computes.
+# on the machine of bench/ptx. Two parts run at a time, each on half of the processors: collecting
+# tests takes a process a quarter of a minute, and more processes than processors slow each other.
 PARTS := test-plain test-compiled test-interpreted
-PARALLEL = @echo "Parts run side by side; each is shown when it is done."; \
-	$(MAKE) --no-print-directory --keep-going --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
-PYTEST := $(BIN)/python -m pytest --dist worksteal -n
+PARALLEL = @echo "Two parts run at a time; each is shown when it is done."; \
+	$(MAKE) --no-print-directory --keep-going --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 OF_TRITON := tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py
 INTERPRETED_TESTS := $(OF_TRITON) tests/kernels/test_pallas.py tests/kernels/test_pallas_packed.py \
 	tests/backends/test_jax.py tests/backends/test_jax_triton.py
@@ -71,7 +71,7 @@ define ptx_with_triton
 endef
 
 test: .venv/installed  ## set up, then lints, types, and the tests of everything, the kernels interpreted
-	$(PARALLEL) lint $(PARTS)
+	$(PARALLEL) $(PARTS) lint
 
 # Here XLA's programs for CPUs are those that everybody gets: see tests/subjects.py.
 test-all test-release: export XLA_AS_SHIPPED := 1
@@ -79,13 +79,13 @@ test-all: .venv/installed  ## what test leaves out: more shapes, dtypes and vari
 	$(PARALLEL) $(PARTS) CHOSEN="-m 'slow and not release'"
 
 test-plain: .venv/installed
-	$(PYTEST) auto $(CHOSEN)
+	$(PYTEST) $(CHOSEN)
 
 test-interpreted: .venv/installed
-	TRITON_INTERPRET=1 PALLAS_INTERPRET=1 $(PYTEST) $(WORKERS) $(CHOSEN) $(INTERPRETED_TESTS)
+	TRITON_INTERPRET=1 PALLAS_INTERPRET=1 $(PYTEST) $(CHOSEN) $(INTERPRETED_TESTS)
 
 test-compiled: .venv/installed
-	TEST_DEVICE=ptx $(PYTEST) $(WORKERS) $(CHOSEN) $(PTX_TESTS)
+	TEST_DEVICE=ptx $(PYTEST) $(CHOSEN) $(PTX_TESTS)
 
 test-release: .venv/installed  ## what both leave out: all GPUs, every variant, wheels, fuzzing, trainers
 	$(PARALLEL) $(PARTS) CHOSEN="-m release"
