@@ -61,7 +61,11 @@ def _level(item: pytest.Item, case: int, cases: int) -> int:
 
 
 def _is_among(limit: int, case: int, cases: int) -> bool:
-    """Tell whether a case is among so many of them: the first, and others evenly spread."""
+    """Tell whether a case is among so many of them: the first, and others evenly spread.
+
+    >>> [case for case in range(10) if _is_among(3, case, 10)]
+    [0, 4, 7]
+    """
     return case * limit % cases < limit
 
 
