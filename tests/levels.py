@@ -6,8 +6,8 @@ What takes long everywhere says so itself. Here it is said of what takes long in
 - cases of the contract, for subjects that are asked few of each test: see `subjects.Asked`;
 - on the machine for PTX, long rows, whose kernels take longer to compile than all that runs on it,
   unless a test is marked "any_length";
-- tests marked "costly", which run one level later: in the places that the mark names, or without
-  any for the subjects that are asked few cases.
+- tests marked "costly", for each mark one run later: in the places that it names, or without any
+  for the subjects that are asked few cases.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from subjects import INTERPRETED, ON_PTX, Subject
 MARKS = ("slow", "release")
 PLACE = "ptx" if ON_PTX else "interpreted" if INTERPRETED else "plain"
 # On the machine for PTX rows of more samples than these are left out by `make test`, by both.
-PTX_N = (16, 33)
+PTX_N = (16, 32)
 
 
 def mark(items: Sequence[pytest.Item]) -> None:
@@ -45,7 +45,7 @@ def _test_of(item: pytest.Item) -> tuple[str, str]:
 
 def _level(item: pytest.Item, case: int, cases: int) -> int:
     """Count the runs that leave out an item, which is one case of so many: 0, 1 or 2."""
-    parameters, costly = _parameters(item), item.get_closest_marker("costly")
+    parameters = _parameters(item)
     level = max(i + 1 if item.get_closest_marker(own) else 0 for i, own in enumerate(MARKS))
     if ON_PTX and not item.get_closest_marker("any_length"):
         level = max(level, sum(parameters.get("n", 0) > n for n in PTX_N))
@@ -55,7 +55,7 @@ def _level(item: pytest.Item, case: int, cases: int) -> int:
         quick = asked.essential if item.get_closest_marker("essential") else asked.others
         if not _is_among(quick, case, cases):
             level = max(level, 1 if _is_among(asked.at_all, case, cases) else 2)
-    if costly:
+    for costly in item.iter_markers("costly"):
         level += PLACE in costly.args or (asked is not None and not costly.args)
     return min(level, len(MARKS))
 

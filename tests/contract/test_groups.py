@@ -213,6 +213,7 @@ class TestGroups:
             assert not subject.transform_groups(rewards, ids, 3, estimator=estimator).any()
 
     @pytest.mark.costly
+    @pytest.mark.costly("ptx")
     def test_one_group_of_all(self, subject: Subject, rng: np.random.Generator) -> None:
         rewards = rng.standard_normal(subject.matrix[1]).astype(np.float32)
         ids = np.zeros(len(rewards), np.int64)

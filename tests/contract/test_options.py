@@ -186,6 +186,7 @@ class TestOptions:
         np.testing.assert_allclose(subject.numpy(out), expected(rewards, 2), rtol=1e-6)
 
     @pytest.mark.costly
+    @pytest.mark.costly("ptx")
     def test_large_matrices_are_their_rows(
         self, subject: Subject, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -35,7 +35,7 @@ class TestProperties:
 
     @pytest.mark.essential
     @pytest.mark.parametrize("estimator", ESTIMATORS)
-    @pytest.mark.parametrize("n", [16, 1025])
+    @pytest.mark.parametrize("n", [16, pytest.param(1025, marks=pytest.mark.costly)])
     def test_equal_rewards_get_equal_bits(
         self, subject: Subject, rng: np.random.Generator, estimator: str, n: int
     ) -> None:
@@ -98,6 +98,7 @@ class TestProperties:
         np.testing.assert_allclose(out, lead, rtol=1e-6)
 
     @pytest.mark.costly
+    @pytest.mark.costly("ptx")
     def test_chances_that_vanish_leave_nothing_to_divide_by(self, subject: Subject) -> None:
         # 114 wrong samples: that the best of 99 is one of them has a chance of about 1e-44.
         rewards = np.zeros((2, 216))

@@ -175,7 +175,7 @@ def test_float64_is_left_to_torch() -> None:
 
 
 @pytest.mark.costly("ptx")
-@pytest.mark.parametrize("offset, step", and_slow([(4, 4), (1, 1)], (0, 4), (0, 3), (2, 6)))
+@pytest.mark.parametrize("offset, step", and_slow([(1, 1)], (4, 4), (0, 4), (0, 3), (2, 6)))
 def test_rows_that_are_not_aligned(offset: int, step: int, rng: np.random.Generator) -> None:
     memory = tensor(rng.standard_normal(40 * 110).astype(np.float32))
     rows = memory[offset:].as_strided((9, 96), (96 + step, 1))
@@ -314,7 +314,7 @@ class TestRowsThatAreNotFinite:
     @pytest.mark.parametrize(
         "n, values",
         [
-            *and_slow([(8, "any"), (33, "two")], (8, "two"), (33, "any"), (100, "any")),
+            *and_slow([(8, "any")], (8, "two"), (33, "two"), (33, "any"), (100, "any")),
             *(pytest.param(n, "two", marks=pytest.mark.release) for n in (100, 8193)),
             pytest.param(8193, "any", marks=pytest.mark.release),
         ],
