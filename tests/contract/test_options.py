@@ -208,6 +208,7 @@ class TestOptions:
                 best[part], subject.max_at_k(some, [3], where=mask), rtol=2e-6
             )
 
+    @pytest.mark.costly("ptx", "interpreted")
     def test_every_output_is_written_whole(
         self, subject: Subject, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -109,7 +109,13 @@ def test_there_is_something_to_test() -> None:
     assert {16, 32, 64, 128, 256}.issubset(PACKED_N)
 
 
-@pytest.mark.parametrize("estimator", ["sloo_minus_one", "s", "sloo", "centered"])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        *("sloo_minus_one", "sloo"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("s", "centered")),
+    ],
+)
 def test_the_usual_is_packed(estimator: str, rng: np.random.Generator) -> None:
     rewards = tensor(rng.standard_normal((40, 16)).astype(np.float32))
     with launched() as kernels:
