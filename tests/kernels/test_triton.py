@@ -239,7 +239,7 @@ def test_any_number_of_rows(rows: int, rng: np.random.Generator) -> None:
     )
 
 
-@pytest.mark.costly("ptx", "interpreted")
+@pytest.mark.costly("interpreted")
 def test_a_long_row(rng: np.random.Generator) -> None:
     n = plans.LONGEST_ON_CHIP + 1
     rewards = rewards_of_every_kind(rng, n, rows=1).astype(np.float32)
