@@ -14,7 +14,7 @@ from pkpo_kernels.maths import reference
 ENUMERATED_N = (6, 1, 2, 3, 4)
 
 # (rows, n) checked against the reference: around powers of two, odd counts, one row, one sample.
-REFERENCE = ((3, 8), (1, 1), (3, 7), (17, 33), (2, 257), (2, 1024))
+REFERENCE = ((3, 8), (1, 1), (2, 257), (2, 1024), (3, 7), (17, 33))
 
 
 def ks_for(n: int) -> tuple[int, ...]:
@@ -35,6 +35,15 @@ class TestAgainstTheDefinitions:
             got = subject.transform(subject.array(rewards, "float32"), k, estimator=estimator)
             # Rewards near 100 leave "s" and "sloo" with results of that size.
             np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6 if n > 1 else 0)
+
+    @pytest.mark.essential
+    def test_a_normalized_estimator_is_the_enumeration(
+        self, subject: Subject, rng: np.random.Generator
+    ) -> None:
+        rewards = rewards_of_every_kind(rng, 6)
+        want = [reference.ENUMERATIONS["passk_training"](row, 3) for row in rewards]
+        got = subject.transform(subject.array(rewards, "float32"), 3, estimator="passk_training")
+        np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
 
     @pytest.mark.essential
     @pytest.mark.parametrize("n", ENUMERATED_N)
@@ -84,7 +93,7 @@ class TestAgainstTheDefinitions:
                 want = expected(rewards, k, estimator=estimator)
                 np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-13)
 
-    @pytest.mark.costly
+    @pytest.mark.costly("few")
     @pytest.mark.parametrize("n", [1000, pytest.param(16384, marks=pytest.mark.slow)])
     def test_sloo_minus_one_is_accurate_component_by_component(
         self, subject: Subject, rng: np.random.Generator, n: int

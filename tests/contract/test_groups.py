@@ -145,7 +145,7 @@ class TestGroups:
         again = subject.transform_groups(batch.rewards, batch.ids, 3, where=batch.where)
         np.testing.assert_array_equal(again, want)
 
-    @pytest.mark.costly
+    @pytest.mark.costly("few")
     def test_equal_rewards_get_equal_bits(self, subject: Subject, rng: np.random.Generator) -> None:
         ids = rng.permutation(np.repeat([3, 8], [100, 60]))
         rewards = rng.integers(0, 5, 160).astype(np.float32) / 3
@@ -212,8 +212,7 @@ class TestGroups:
             ).any()
             assert not subject.transform_groups(rewards, ids, 3, estimator=estimator).any()
 
-    @pytest.mark.costly
-    @pytest.mark.costly("ptx")
+    @pytest.mark.costly("few", "ptx")
     def test_one_group_of_all(self, subject: Subject, rng: np.random.Generator) -> None:
         rewards = rng.standard_normal(subject.matrix[1]).astype(np.float32)
         ids = np.zeros(len(rewards), np.int64)

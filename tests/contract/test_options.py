@@ -159,7 +159,7 @@ class TestOptions:
         assert subject.transform(empty, 3).shape == (2, 0, 5)
         assert subject.max_at_k(empty, [1, 2]).shape == (2, 0, 2)
 
-    @pytest.mark.costly
+    @pytest.mark.costly("few")
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
     def test_floating_dtypes_come_back(
         self, subject: Subject, rng: np.random.Generator, dtype: str
@@ -185,8 +185,7 @@ class TestOptions:
         assert str(out.dtype) == subject.library.default_float
         np.testing.assert_allclose(subject.numpy(out), expected(rewards, 2), rtol=1e-6)
 
-    @pytest.mark.costly
-    @pytest.mark.costly("ptx")
+    @pytest.mark.costly("few", "ptx")
     def test_large_matrices_are_their_rows(
         self, subject: Subject, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
     ) -> None:

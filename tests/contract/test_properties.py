@@ -16,7 +16,7 @@ _SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.differing_execut
 
 
 class TestProperties:
-    @pytest.mark.costly
+    @pytest.mark.costly("few")
     @pytest.mark.parametrize("estimator", ESTIMATORS)
     def test_permuting_samples_permutes_results_bit_for_bit(
         self, subject: Subject, rng: np.random.Generator, estimator: str
@@ -35,7 +35,7 @@ class TestProperties:
 
     @pytest.mark.essential
     @pytest.mark.parametrize("estimator", ESTIMATORS)
-    @pytest.mark.parametrize("n", [16, pytest.param(1025, marks=pytest.mark.costly)])
+    @pytest.mark.parametrize("n", [16, pytest.param(1025, marks=pytest.mark.costly("few"))])
     def test_equal_rewards_get_equal_bits(
         self, subject: Subject, rng: np.random.Generator, estimator: str, n: int
     ) -> None:
@@ -48,6 +48,7 @@ class TestProperties:
             for level in np.unique(row):
                 assert len(np.unique(result[row == level])) == 1
 
+    @pytest.mark.essential
     @pytest.mark.parametrize("estimator", OFFSET_BLIND)
     @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1e30, 3e-39])
     def test_a_constant_row_gets_exactly_zero(
@@ -97,8 +98,7 @@ class TestProperties:
         out = subject.transform(subject.array(rewards), 6)
         np.testing.assert_allclose(out, lead, rtol=1e-6)
 
-    @pytest.mark.costly
-    @pytest.mark.costly("ptx")
+    @pytest.mark.costly("few", "ptx")
     def test_chances_that_vanish_leave_nothing_to_divide_by(self, subject: Subject) -> None:
         # 114 wrong samples: that the best of 99 is one of them has a chance of about 1e-44.
         rewards = np.zeros((2, 216))
@@ -132,14 +132,14 @@ class TestProperties:
             assert estimator == "sloo_minus_one"
             assert (out >= 0).all()
 
-    @pytest.mark.costly
+    @pytest.mark.costly("few")
     def test_repeats_bit_for_bit(self, subject: Subject, rng: np.random.Generator) -> None:
         rewards = subject.array(rng.standard_normal(subject.matrix).astype(np.float32))
         first = subject.transform(rewards, 7)
         for _ in range(3):
             np.testing.assert_array_equal(subject.transform(rewards, 7), first)
 
-    @pytest.mark.costly
+    @pytest.mark.costly("few")
     @settings(max_examples=40, deadline=None, suppress_health_check=_SUPPRESSED)
     @given(data=st.data())
     def test_any_rewards_match_the_reference(self, subject: Subject, data: st.DataObject) -> None:

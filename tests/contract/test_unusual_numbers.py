@@ -29,6 +29,7 @@ NOT_FINITE = np.array(
 
 
 class TestUnusualNumbers:
+    @pytest.mark.essential
     @pytest.mark.parametrize("estimator", ESTIMATORS)
     @pytest.mark.parametrize("nan", [np.nan, -np.nan], ids=["nan", "-nan"])
     def test_nan_stays_in_its_row(

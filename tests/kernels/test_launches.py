@@ -21,7 +21,7 @@ from pkpo_triton import coefficients, matrices, operators  # noqa: E402
 from pkpo_triton import launch as launches  # noqa: E402
 from pkpo_triton import plan as plans  # noqa: E402
 
-# Compiled kernels are asked it in every run.
+# Once is enough: on the machine for PTX.
 pytestmark = pytest.mark.costly("interpreted")
 
 
@@ -109,7 +109,7 @@ class TestTorch:
         ):
             torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6)
 
-    @pytest.mark.slow
+    @pytest.mark.costly("ptx")
     def test_a_batch_is_a_matrix_of_more_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from torch.func import vmap
 
@@ -320,7 +320,7 @@ class TestWhatIsCompiled:
             pk.max_at_k(rewards, [1, 2, 9], implementation="triton")
         assert programs() == before
 
-    @pytest.mark.slow
+    @pytest.mark.costly("ptx")
     def test_few_rows_and_many_are_two_programs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(matrices, "FEW_ROWS", 600)
         before = programs()

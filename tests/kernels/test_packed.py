@@ -113,7 +113,7 @@ def test_there_is_something_to_test() -> None:
     "estimator",
     [
         *("sloo_minus_one", "sloo"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("s", "centered")),
+        *(pytest.param(name, marks=pytest.mark.costly("ptx")) for name in ("s", "centered")),
     ],
 )
 def test_the_usual_is_packed(estimator: str, rng: np.random.Generator) -> None:

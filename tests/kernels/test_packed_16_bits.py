@@ -20,11 +20,11 @@ if not TRITON_RUNS or INTERPRETED:
 from test_packed import PACKED_N, launched, misleading  # noqa: E402
 
 DTYPES = ["bfloat16", "float16"]
-# A kernel for every length has to be compiled: the shortest in `make test`.
+# A kernel for every length has to be compiled: of the shortest, in `make test`.
 CASES = [
-    pytest.param(n, dtype, marks=() if (n, dtype) == (16, "bfloat16") else pytest.mark.slow)
+    pytest.param(n, dtype, marks=[pytest.mark.slow] * (n > 16) + also)
     for n in PACKED_N
-    for dtype in DTYPES
+    for dtype, also in (("bfloat16", []), ("float16", [pytest.mark.costly("ptx")]))
 ]
 
 
@@ -78,7 +78,7 @@ def test_rows_of_some_samples(n: int, dtype: str, rng: np.random.Generator) -> N
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "estimator",
-    ["s", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sloo", "centered"))],
+    ["s", *(pytest.param(name, marks=pytest.mark.costly("ptx")) for name in ("sloo", "centered"))],
 )
 def test_other_estimators(dtype: str, estimator: str, rng: np.random.Generator) -> None:
     kinds = misleading(16, 5, rng)

@@ -60,7 +60,11 @@ def jax_triton(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(
     "dtype, n",
-    [("float32", 16), pytest.param("bfloat16", 16, marks=pytest.mark.slow), ("float32", 256)],
+    [
+        ("float32", 16),
+        pytest.param("bfloat16", 16, marks=pytest.mark.costly("ptx")),
+        ("float32", 256),
+    ],
 )
 def test_as_torch(jax_triton: Any, dtype: str, n: int, rng: np.random.Generator) -> None:
     rewards = jnp.asarray(rng.standard_normal((37, n)), dtype)

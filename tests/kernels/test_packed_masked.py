@@ -34,7 +34,7 @@ from test_packed import (  # noqa: E402
 ESTIMATORS = [
     "sloo_minus_one",
     "s",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("sloo", "centered")),
+    *(pytest.param(name, marks=pytest.mark.costly("ptx")) for name in ("sloo", "centered")),
 ]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 

@@ -19,8 +19,8 @@ if not TRITON_RUNS:
 from pkpo_triton import coefficients, table_cache, tables  # noqa: E402
 from pkpo_triton import plan as plans  # noqa: E402
 
-# Compiled kernels are asked it in every run.
-pytestmark = pytest.mark.costly("interpreted")
+# Of the host: once is enough, on the machine for PTX.
+pytestmark = [pytest.mark.costly("interpreted"), pytest.mark.any_length]
 
 
 class TestTables:
