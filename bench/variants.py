@@ -36,8 +36,8 @@ def usual_variant(
     """What the library launches for rows of n samples, one after the other, and one k. The
     arguments are those of `transform_variant`."""
     backend = "cuda" if warp == 32 else "hip"
-    plain = dtype == "float32" and not masked
-    chosen = packed_plan(n, usual=True, backend=backend, plain=plain)
+    itemsize = _DTYPES[dtype][1]
+    chosen = packed_plan(n, usual=True, backend=backend, itemsize=itemsize, masked=masked)
     if chosen is None:
         return transform_variant(n, dtype, masked=masked, index_shift=int(masked), warp=warp)
     constants: dict[str, Any] = {"N": n, "BLOCK_ROWS": chosen.block_rows, "LEVELS": chosen.levels}

@@ -52,9 +52,9 @@ def plan_packed(
         and rewards.numel() > 0
         and _is_aligned(rewards)
     )
-    plain = where is None and dtype == torch.float32
     backend = _backend() if usual else ""
-    return packed_plan(rewards.shape[1], usual=usual, backend=backend, plain=plain)
+    rest: Any = {"itemsize": dtype.itemsize, "masked": where is not None}
+    return packed_plan(rewards.shape[1], usual=usual, backend=backend, **rest)
 
 
 def plan_max_at_k(

@@ -27,6 +27,7 @@ W is the words of a thread's mask. An address is one of shared memory unless it 
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import num_threads
 
 from pkpo_triton.assembly import (
     addresses_of,
@@ -300,14 +301,15 @@ def packed_kernel(
     `tables.row_weights`, whose rows have their own max_coefficient.
     LEVELS: so many distinct values rows may have to be counted.
     """
-    THREADS_PER_ROW: tl.constexpr = 32 // BLOCK_ROWS
+    T: tl.constexpr = num_threads()
+    THREADS_PER_ROW: tl.constexpr = T // BLOCK_ROWS
     PERIOD: tl.constexpr = N if N > 32 else 32  # there are 32 banks
     tile: tl.constexpr = Tile(
         N=N,
         BITS=N.bit_length() - 1,
         THREADS_PER_ROW=THREADS_PER_ROW,
         C=N // THREADS_PER_ROW,
-        T=32,
+        T=T,
         PERIOD=PERIOD,
         FREE=4 * THREADS_PER_ROW,
         MASKED=where_ptr is not None,
@@ -315,20 +317,22 @@ def packed_kernel(
         BYTES=rewards_ptr.dtype.element_ty.primitive_bitwidth // 8,
         EXACT=rewards_ptr.dtype.element_ty.primitive_bitwidth == 16,
     )
-    thread = tl.arange(0, 32)  # (T,)
+    thread = tl.arange(0, T)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
     block = block_of(rewards_ptr, out_ptr, n_rows, thread, tile)
     base = shared_memory(BLOCK_ROWS * N + BLOCK_ROWS * N // PERIOD * (4 * THREADS_PER_ROW))  # ()
     row = address_of(base, thread // THREADS_PER_ROW * N, tile)  # (T,)
     own = row + lane * 16  # (T,)
+    if tile.MASKED:
+        # Read here it is under way together with the rewards.
+        row_in_block = tl.minimum(thread // THREADS_PER_ROW, block.left // N - 1)  # (T,)
+        row_of_mask = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + row_in_block  # (T,)
+        mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N, lane, tile)  # W × (T,)
     copy_in(base, block, tile)
 
     rewards = read_row(own, tile)  # C × (T,)
     if tile.MASKED:
-        row_in_block = tl.minimum(thread // THREADS_PER_ROW, block.left // N - 1)  # (T,)
-        row_of_mask = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + row_in_block  # (T,)
-        mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N, lane, tile)  # W × (T,)
         rewards = fill_row(own, rewards, mask, tile)  # C × (T,)
         weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
     else:

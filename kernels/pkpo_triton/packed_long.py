@@ -21,6 +21,7 @@ than 2048 samples lies in two warps; then T is 64, and threads wait for each oth
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import num_threads
 
 from pkpo_triton.assembly import (
     all_differ,
@@ -215,7 +216,7 @@ def packed_long_kernel(
 ):  # fmt: skip
     """Transform one block of rows, as `packed.packed_kernel` does, whole ones of float32: where_ptr
     is None."""
-    T: tl.constexpr = 32 if N <= 2048 else N // 64
+    T: tl.constexpr = num_threads()
     THREADS_PER_ROW: tl.constexpr = T // BLOCK_ROWS
     # Eight threads read 32 words at a time: of one row, or of two.
     FREE: tl.constexpr = 4 * THREADS_PER_ROW if THREADS_PER_ROW < 8 else 0

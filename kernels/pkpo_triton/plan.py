@@ -93,33 +93,36 @@ def plan(
 class PackedPlan(NamedTuple):
     """Constants of a packed kernel: see `pkpo_triton.packed`."""
 
-    block_rows: int  # 32, or fewer where a row lies in several threads
+    block_rows: int  # so many rows are a program's
     levels: int  # rows of so many distinct values are counted, which costs less than to sort them
     max_registers: int | None = None  # a thread's, where the compiler would take more than it needs
     is_long: bool = False  # the kernel is that of `pkpo_triton.packed_long`
     num_warps: int = 1  # of a program
 
 
-_PACKED = {
+_PLAIN = {
     16: PackedPlan(block_rows=32, levels=2),
     32: PackedPlan(block_rows=32, levels=3),
-    # As few as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes 243. For
-    # other kinds of rows no limit does on all: on sm_100 they take up to 251.
-    64: PackedPlan(block_rows=32, levels=4, max_registers=208),
-    128: PackedPlan(block_rows=16, levels=4),
-    256: PackedPlan(block_rows=8, levels=4),
-}
-# The same; left alone, ptxas takes up to 255.
-_LONG = {
-    256: PackedPlan(block_rows=8, levels=4, max_registers=184, is_long=True),
-    512: PackedPlan(block_rows=4, levels=4, max_registers=184, is_long=True),
-    1024: PackedPlan(block_rows=2, levels=4, max_registers=184, is_long=True),
+    64: PackedPlan(block_rows=16, levels=4),
+    128: PackedPlan(block_rows=8, levels=4),
+    256: PackedPlan(block_rows=4, levels=4, is_long=True),
+    512: PackedPlan(block_rows=2, levels=4, is_long=True),
+    1024: PackedPlan(block_rows=1, levels=4, is_long=True),
+    # As few registers as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes
+    # up to 255.
     2048: PackedPlan(block_rows=1, levels=4, max_registers=184, is_long=True),
     4096: PackedPlan(block_rows=1, levels=4, max_registers=184, is_long=True, num_warps=2),
 }
+_MASKED = {n: _PLAIN[n] for n in (16, 32, 64, 128)} | {256: PackedPlan(block_rows=2, levels=4)}
+_OF_16_BITS = {n: _PLAIN[n] for n in (16, 32, 128)} | {
+    64: PackedPlan(block_rows=32, levels=4),
+    256: PackedPlan(block_rows=4, levels=4),
+}
 
 
-def packed_plan(n: int, *, usual: bool, backend: str, plain: bool = False) -> PackedPlan | None:
+def packed_plan(
+    n: int, *, usual: bool, backend: str, itemsize: int = 4, masked: bool = False
+) -> PackedPlan | None:
     """Plan a packed kernel for rows of n samples, None where there is none: `plan` serves all.
 
     Args:
@@ -128,39 +131,9 @@ def packed_plan(n: int, *, usual: bool, backend: str, plain: bool = False) -> Pa
             from a multiple of 16 bytes on, and so is a mask; all rows share a k known to the host,
             and no std is asked for.
         backend: Triton's name for what it compiles for: "cuda", "hip"; "" where it interprets.
-        plain: rewards are float32, and there is no mask.
-
-    Instructions a sample, on sm_90; "again" is what sorting once more by exact keys comes to. The
-    last column is of `plan`'s kernels, of any rewards without a mask and with one.
-
-    | n   | threads a row | sorted, again | with a mask | 2, 3, 4 values | 16 bits | `plan`'s |
-    | 16  | 1             | 25, 50        | 32          | 19, –, –       | 24      | 41, 65   |
-    | 32  | 1             | 26, 56        | 32          | 16, 22, –      | 26      | 55, 93   |
-    | 64  | 1             | 30, 66        | 36          | 14, 20, 26     | 30      | 66, 92   |
-    | 128 | 2             | 40, 92        | 46          | 14, 21, 27     | 40      | 86, 112  |
-    | 256 | 4             | 52, 116       | 59          | 14, 21, 27     | 52      | 108, 135 |
-
-    Of normal rewards 1, 0, 1, 7 and 39 % of the programs sort again, of uniform ones 0, 2, 8, 29
-    and 72 %.
-
-    The long ones, for plain rows from 256 samples on: sorted, and with that one pass over
-    neighbours, at most three; the most of any rows; in brackets exchanges between lanes, shuffles
-    and wavefronts of shared memory.
-
-    | n    | threads a row | sorted   | a pass | the most  | 2, 4 values | `plan`'s: any, 2 values |
-    | 256  | 4             | 56 (13)  | 16 (0) | 210 (88)  | 15, 28      | 108 (30), 21            |
-    | 512  | 8             | 67 (17)  | 9 (7)  | 224 (144) | 15, 28      |                         |
-    | 1024 | 16            | 78 (21)  | 9 (7)  | 256 (155) | 15, 28      | 166 (42), 21            |
-    | 2048 | 32            | 92 (26)  | 9 (7)  | 294 (167) | 15, 28      |                         |
-    | 4096 | 64            | 112 (31) | 10 (7) | 348 (183) | 16, 31      | 244 (79), 21            |
-
-    So many of the programs make a pass, of normal rewards 1, 12, 41, 85 and 100 %, of uniform ones
-    1, 3, 19, 61 and 100 %, of lognormal ones (σ = 2) 87 and then 100 %, and of these 0, 0, 3, 43
-    and 100 % are sorted twice more; of 1 + 0.001 · normal rewards none.
+        itemsize: bytes of a reward.
+        masked: samples may be left out.
     """
     if not usual or backend != "cuda":
         return None
-    if plain:
-        return _LONG.get(n) or _PACKED.get(n)
-    chosen = _PACKED.get(n)
-    return None if chosen is None else chosen._replace(max_registers=None)
+    return (_MASKED if masked else _PLAIN if itemsize == 4 else _OF_16_BITS).get(n)

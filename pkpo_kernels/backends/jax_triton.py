@@ -10,6 +10,7 @@ sharded along Auto axes under jit are gathered first, so call it inside `jax.sha
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -30,6 +31,9 @@ from pkpo_triton.tables import PackedWeights, has_packed_weights, packed_weights
 
 from pkpo_kernels.maths.weights import Estimator, GapWeights
 
+# From 0.4 on jax-triton takes apart what a kernel is compiled with and its constants, and calls
+# the result's shape and dtype its type.
+_TAKES_OPTIONS = "backend_options" in inspect.signature(jax_triton.triton_call).parameters
 # Larger than any row: what a k may be cut to before it becomes an int32.
 _LARGE = 1 << 30
 
@@ -207,7 +211,7 @@ def transform_rows(
     has_offset = coefficients.has_offset(estimator, None if undersized == "clip" else static_k)
     return _varying_as(
         (rewards, dynamic_k, where),
-        jax_triton.triton_call(
+        _triton_call(
             rewards,
             rewards if where is None else where,
             rewards if dynamic_k is None else dynamic_k,
@@ -227,7 +231,7 @@ def transform_rows(
             -numbers.offset,
             -numbers.slope,
             kernel=_transform_in_order,
-            out_shape=jax.ShapeDtypeStruct((rows, n), dtype),
+            result=jax.ShapeDtypeStruct((rows, n), dtype),
             K=kind,
             WEIGHTS=chosen.weights,
             INDEX_SHIFT=estimator.index_shift,
@@ -241,12 +245,12 @@ def transform_rows(
 def _packed_rows(
     rewards: jax.Array, where: jax.Array | None, weights: PackedWeights, chosen: PackedPlan
 ) -> jax.Array:
-    """Transform rows by the packed kernel: rewards (rows, N), where (rows, N) or None → (rows, N).
-    jax-triton has no way to ask for fewer registers."""
+    """Transform rows by the packed kernel: rewards (rows, N), where (rows, N) or None → (rows,
+    N)."""
     rows, n = rewards.shape
     return _varying_as(
         (rewards, where),
-        jax_triton.triton_call(
+        _triton_call(
             rewards,
             rewards if where is None else where,
             jnp.asarray(_packed_table(weights)),
@@ -254,7 +258,7 @@ def _packed_rows(
             weights.has_offset + 2,
             weights.max_coefficient,
             kernel=_packed_in_order,
-            out_shape=jax.ShapeDtypeStruct((rows, n), rewards.dtype),
+            result=jax.ShapeDtypeStruct((rows, n), rewards.dtype),
             N=n,
             BLOCK_ROWS=chosen.block_rows,
             LEVELS=chosen.levels,
@@ -262,8 +266,7 @@ def _packed_rows(
             LONG=chosen.is_long,
             grid=(-(-rows // chosen.block_rows),),
             num_warps=chosen.num_warps,
-            num_stages=1,
-            **OPTIONS,
+            max_registers=chosen.max_registers,
         ),
     )
 
@@ -285,7 +288,7 @@ def max_at_k_rows(
     every = [jnp.int32(k) if isinstance(k, int) else _int32(k) for k in ks]
     return _varying_as(
         (rewards, every, where),
-        jax_triton.triton_call(
+        _triton_call(
             rewards,
             rewards if where is None else where,
             jnp.stack(every),
@@ -294,7 +297,7 @@ def max_at_k_rows(
             rows + 1,
             len(every) + 1,
             kernel=_max_at_k_in_order,
-            out_shape=jax.ShapeDtypeStruct((rows, len(every)), dtype),
+            result=jax.ShapeDtypeStruct((rows, len(every)), dtype),
             **_constants(rewards, where, table, chosen),
         ),
     )
@@ -318,8 +321,8 @@ def _packed_plan(rewards: jax.Array, where: jax.Array | None) -> PackedPlan | No
     # JAX's arrays are whole and aligned, and jax-triton is asked for NVIDIA's GPUs alone.
     usual = rewards.dtype in (np.float32, jnp.bfloat16, np.float16)
     backend = "" if triton.knobs.runtime.interpret else "cuda"
-    plain = where is None and rewards.dtype == np.float32
-    return packed_plan(rewards.shape[1], usual=usual, plain=plain, backend=backend)
+    rest: Any = {"itemsize": rewards.dtype.itemsize, "masked": where is not None}
+    return packed_plan(rewards.shape[1], usual=usual, backend=backend, **rest)
 
 
 def _table(chosen: Plan) -> jax.Array:
@@ -372,9 +375,21 @@ def _constants(
         "WARP": chosen.warp,
         "grid": (-(-rows // chosen.block_rows),),
         "num_warps": chosen.num_warps,
-        "num_stages": 1,
-        **OPTIONS,
     }
+
+
+def _triton_call(
+    *args: Any, result: Any, max_registers: int | None = None, **named: Any
+) -> jax.Array:
+    """Have jax-triton, whichever it is, launch a kernel as `pkpo_triton` compiles it. Before 0.4
+    there is no way to ask for fewer registers."""
+    if _TAKES_OPTIONS:
+        options = OPTIONS | {"maxnreg": max_registers}
+        named |= {"out_type": result, "backend_options": options}
+    else:
+        named |= {"out_shape": result, **OPTIONS}
+    out: jax.Array = jax_triton.triton_call(*args, num_stages=1, **named)
+    return out
 
 
 def _varying_as(operands: Any, out: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ if not TRITON_RUNS or INTERPRETED:
 from pkpo_triton import kernel, packed, packed_long  # noqa: E402
 from pkpo_triton.plan import packed_plan  # noqa: E402
 
-PLAN: Any = functools.partial(packed_plan, usual=True, plain=True, backend="cuda")
+PLAN: Any = functools.partial(packed_plan, usual=True, backend="cuda")
 PACKED_N = tuple(n for n in range(1, 257) if PLAN(n) is not None)
 LARGEST = float(np.finfo(np.float32).max)
 TINY = 2.0**-149  # float32's smallest number

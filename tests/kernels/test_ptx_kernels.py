@@ -71,11 +71,11 @@ def launched(case: Case, device: Device, rng: np.random.Generator) -> list[Launc
 
 def block_rows(case: Case) -> int:
     usual = not (case.k_a_row or case.max_at_k or case.by_samples)
-    plain = not case.masked and case.dtype == "float32"
-    packed = packed_plan(case.n, usual=usual, plain=plain, backend="cuda")
+    itemsize = torch.empty(0, dtype=getattr(torch, case.dtype)).element_size()
+    rest: Any = {"itemsize": itemsize, "masked": case.masked}
+    packed = packed_plan(case.n, usual=usual, backend="cuda", **rest)
     if packed is not None:
         return packed.block_rows
-    itemsize = torch.empty(0, dtype=getattr(torch, case.dtype)).element_size()
     uniform = not (case.masked or case.k_a_row or case.max_at_k)
     chosen = plan(case.n, itemsize, masked=case.masked, uniform=uniform)
     return 1 if chosen is None else chosen.block_rows
@@ -262,7 +262,7 @@ def test_planted_bugs_are_noticed(
     where = {it.line - 1: it.where for it in program.instructions if ran[it.number]}
     every = [mutant for mutant in mutants(ptx) if mutant.line in where]
     kinds = {"address", "barrier"}
-    if packed_plan(n, usual=True, plain=True, backend="cuda") is None:
+    if packed_plan(n, usual=True, backend="cuda") is None:
         kinds.add("shuffle" if n > 8 else "guard")
     assert {mutant.kind for mutant in every} >= kinds
     lines = ptx.splitlines()
