@@ -10,7 +10,6 @@ With --check nothing is written, and the exit code is 1 where README and the fil
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from bench import accuracy, grouping, host, scaling, throughput
+from bench import accuracy, grouping, host, kernels, scaling, throughput
 from bench.command import Bench, new_app
 from bench.paper import tables as paper
 from bench.records import RESULTS, Lines, Row, number, pivot, read_table
@@ -110,25 +109,23 @@ def gpu_static(results: Path) -> str:
 
 def beside_model(results: Path) -> str:
     """What the model above allows on an H200, and what was measured there."""
-    path = results / "throughput-nvidia-h200.csv"
+    path = results / "kernels-nvidia-h200.csv"
     static = {row["kernel"]: row for row in read_table(results / "gpu-static-sm_90.csv")}
-    rows = sorted(read_table(path), key=lambda row: int(row["n"]))
-    candidates = ("pk triton", "torch copy", "jax copy", "torch.compile, sort form")
+    models = {"float32, normal": "of_copy", "float32, 0/1": "two_values_of_copy"}
     cells = []
-    for name, model in (("gaussian", "of_copy"), ("0/1", "two_values_of_copy")):
-        mine = [row for row in rows if row["input"] == name]
-        rate = {(row["n"], row["candidate"]): number(row, "gb_per_s") or math.nan for row in mine}
-        for n in dict.fromkeys(row["n"] for row in mine):
-            ours, torch_copy, jax_copy, compiled = (rate[n, it] for it in candidates)
-            ratios = {
-                "of a copy, at most (a model)": float(static[f"n={n} float32"][model]),
-                "of the faster copy (measured)": ours / max(torch_copy, jax_copy),
-                "times torch.compile's speed (measured)": ours / compiled,
-            }
-            cells += [{"of": f"{name}: {it}", "n": n, "ratio": ratios[it]} for it in ratios]
-    of, n_of, ratio = "{of}".format_map, "{n}".format_map, "{ratio:.2f}".format_map
+    for row in read_table(path):
+        ours = static.get(f"n={row['n']} float32")
+        if row["kind"] in models and ours is not None:
+            ratios = {"at most (a model)": ours[models[row["kind"]]], "measured": row["of_copy"]}
+            cells += [row | {"of": f"{row['kind']}: {it}", "ratio": ratios[it]} for it in ratios]
+
+    def ratio(row: Row) -> str:
+        return f"{number(row, 'ratio'):.2f}"
+
+    of, n_of = "{of}".format_map, "{n}".format_map
     table = markdown(pivot(cells, of, n_of, ratio, "samples in a row"))
-    return f"The kernels of `results/{path.name}` beside that model.\n\n{table}"
+    about = f"The kernels of `results/{path.name}` beside that model, as a ratio to a copy."
+    return f"{about}\n\n{table}"
 
 
 def tpu_static(results: Path) -> str:
@@ -166,7 +163,7 @@ def tpu_static(results: Path) -> str:
     return f"{about}; nothing was run (`results/{path.name}`).\n\n{table}"
 
 
-BENCHES = (throughput.BENCH, accuracy.BENCH, host.BENCH, grouping.BENCH, scaling.BENCH)
+BENCHES = tuple(it.BENCH for it in (throughput, kernels, accuracy, host, grouping, scaling))
 TABLES: dict[str, Table] = {
     **{bench.name: measured(bench) for bench in BENCHES},
     "gpu static": gpu_static,

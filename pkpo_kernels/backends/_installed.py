@@ -6,6 +6,8 @@ looks into the metadata of packages.
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -76,6 +78,19 @@ class Requirement(NamedTuple):
         return (
             f"{self.package} {version.text} is too old, it must be {_dotted(self.least)} or newer"
         )
+
+
+def import_jax_triton() -> None:
+    """Import jax-triton, or fail as import does. Before 0.4 it takes Triton's cache away, without
+    which nothing compiles for torch any more: it gets it back."""
+    before = os.environ.get("TRITON_CACHE_DIR")
+    try:
+        importlib.import_module("jax_triton")
+    finally:
+        if before is not None:
+            os.environ["TRITON_CACHE_DIR"] = before
+        else:
+            os.environ.pop("TRITON_CACHE_DIR", None)
 
 
 def why_unmet(requirements: tuple[Requirement, ...]) -> str | None:

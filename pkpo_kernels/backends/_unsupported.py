@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pkpo_kernels.backends import _devices
+from pkpo_kernels.backends._installed import import_jax_triton
 from pkpo_kernels.validation import is_traced, library_of
 
 
@@ -84,7 +85,7 @@ def _no_jax_triton() -> str | None:
     import jax
 
     try:
-        import jax_triton  # noqa: F401
+        import_jax_triton()
     except ImportError as error:
         if not any(map(_devices.is_nvidia, jax.devices())):
             return f"jax_triton cannot be imported: {error}"

@@ -19,6 +19,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from pkpo_kernels.backends import xla
+from pkpo_kernels.backends._installed import import_jax_triton
 from pkpo_kernels.maths.estimators import MAX_AT_K
 from pkpo_kernels.maths.weights import LONGEST_KEPT, Estimator, GapWeights, host_weights
 
@@ -75,6 +76,7 @@ def _backend(name: str) -> Backend:
 
         return pallas.INTERPRETED
     if name == "jax_triton":
+        import_jax_triton()
         from pkpo_kernels.backends import jax_triton
 
         return jax_triton

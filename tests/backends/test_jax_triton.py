@@ -6,6 +6,7 @@ That wants a process with TRITON_INTERPRET=1: `make test` starts one.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -98,6 +99,25 @@ class TestWhoIsServed:
         with pytest.raises(ValueError, match="jax_triton cannot be imported: libcuda"):
             jax.jit(lambda x: fused(x, 2))(rewards)
 
+    @pytest.mark.parametrize("before", [None, "/somewhere"])
+    def test_triton_keeps_its_cache(
+        self, before: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "jax_triton.py").write_text(
+            "import os; os.environ['TRITON_CACHE_DIR'] = ''"  # as 0.3.1 does
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(sys.modules, "jax_triton", None)
+        del sys.modules["jax_triton"]
+        monkeypatch.setenv("TRITON_CACHE_DIR", "")
+        if before is None:
+            monkeypatch.delenv("TRITON_CACHE_DIR")
+        else:
+            monkeypatch.setenv("TRITON_CACHE_DIR", before)
+        _installed.import_jax_triton()
+        assert "jax_triton" in sys.modules
+        assert os.environ.get("TRITON_CACHE_DIR") == before
+
     def test_arrays_on_gpus_are_served(self, jax_triton: ModuleType) -> None:
         def device(platform: str, version: str) -> Any:
             client = SimpleNamespace(platform_version=version)
@@ -123,6 +143,21 @@ def test_the_kernels_import_without_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-2000:]
+
+
+@interpreted
+@pytest.mark.usefixtures("on_gpu")
+def test_options_of_jax_triton_0_4(jax_triton: ModuleType) -> None:
+    given, of_0_3 = [], jax_triton.triton_call
+
+    def triton_call(*args: Any, out_type: Any, backend_options: Any, **named: Any) -> Any:
+        given.append(backend_options)
+        return of_0_3(*args, out_shape=out_type, enable_fp_fusion=True, **named)
+
+    jax_triton.triton_call = triton_call  # type: ignore[attr-defined]
+    rewards = rewards_of(8)
+    same(jax.jit(lambda x: fused(x, 3))(rewards), pk.transform(rewards, 3, implementation="xla"))
+    assert given == [{"enable_fp_fusion": True, "maxnreg": None}]
 
 
 @interpreted

@@ -42,12 +42,13 @@ def test_results_are_small_and_say_where_they_are_from(path: Path) -> None:
 # a column of every block
 COLUMNS = {
     "throughput": ("throughput-*.csv", "gb_per_s"),
+    "kernels": ("kernels-*.csv", "of_copy"),
     "accuracy": ("accuracy-*.csv", "worst"),
     "scaling": ("scaling-*.csv", "ms"),
     "host": ("host-*.csv", "ratio"),
     "grouping": ("grouping-*.csv", "of_matrix"),
     "gpu static": ("gpu-static-sm_90.csv", "normal_shuffles"),
-    "beside the model": ("throughput-nvidia-h200.csv", "gb_per_s"),
+    "beside the model": ("kernels-nvidia-h200.csv", "of_copy"),
     "tpu static": ("tpu-static-v5e.csv", "bundles"),
 }
 

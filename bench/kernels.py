@@ -1,0 +1,180 @@
+"""What the Triton kernels reach on a GPU, kind by kind of rewards, and what a step waits for.
+
+    python -m bench.kernels [--quick] [--out FOLDER]
+
+Large matrices: GB/s of reading rewards, and a mask, and of writing results, and as a ratio to
+torch's copy of float32 in the same rounds. Small ones, beside torch's own sort form: what the GPU
+takes, replayed from a CUDA graph, and what an eager call takes of the host. How they are checked
+and timed says bench/harness.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import pkpo_kernels as pk
+from bench import command, harness, records
+from bench.candidates import candidates_of
+from bench.harness import Candidate
+from bench.libraries import Array, Library
+from bench.records import Lines, Row, figure, number, pivot
+from bench.shapes import K, Shape
+
+ELEMENTS, QUICK_ELEMENTS = 1 << 28, 1 << 24
+LENGTHS, QUICK_LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096), (16, 256, 4096)
+STEPS = tuple(
+    Shape(*shape)
+    for shape in ((64, 8), (1024, 8), (1024, 16), (16384, 16), (1024, 64), (8192, 64), (1024, 256))
+)
+SORT_FORM = "torch eager, sort form"
+# A kind of rewards → how it is made of normal ones, and the share of samples that a mask leaves in.
+KINDS: dict[str, tuple[Callable[[Array], Array], float | None]] = {
+    "float32, normal": (lambda x: x, None),
+    "float32, 0/1": (lambda x: (x > 0).float(), None),
+    "float32, four values": (lambda x: (1.2 * x).clamp(-1, 2).round(), None),
+    "float32, normal, where": (lambda x: x, 0.8),
+    "float32, 0/1, where": (lambda x: (x > 0).float(), 0.8),
+    "bfloat16, normal": (lambda x: x.bfloat16(), None),
+}
+TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}  # of a row's largest result
+CHECKED = 64  # rows at either end
+REPLAYED, REPLAYS, CALLS = 20, 7, 50
+
+
+def measure(libraries: Sequence[Library], quick: bool) -> Iterator[list[dict[str, Any]]]:
+    """Measure the kernels' rates, kind by kind, and small matrices."""
+    torch = libraries[0]
+    for shape in STEPS[: 3 if quick else None]:
+        yield of_step(torch, shape)
+    normal = torch.xp.randn(QUICK_ELEMENTS if quick else ELEMENTS, device=torch.device)
+    for n in QUICK_LENGTHS if quick else LENGTHS:
+        for kind in KINDS:
+            yield [of_kind(torch, kind, normal.reshape(-1, n))]
+
+
+def of_kind(torch: Library, kind: str, normal: Array) -> dict[str, Any]:
+    """Time the transform of one kind of rewards, made of normal ones (rows, n)."""
+    make, share = KINDS[kind]
+    rewards, copied, where = make(normal), torch.xp.empty_like(normal), None
+    if share is not None:
+        where = torch.xp.rand(normal.shape, device=torch.device) < share
+
+    def transform(x: Array) -> Array:
+        return pk.transform(x, K, where=where, implementation="triton")
+
+    def check(candidate: Candidate, out: Array) -> float | None:
+        return off(rewards, where, out) if candidate.result == "transform" else None
+
+    entries = [
+        (Candidate("torch copy", torch, copied.copy_, "copy"), [normal]),
+        (Candidate("pk triton", torch, transform), [rewards]),
+    ]
+    copy, ours = harness.measure(entries, check)
+    row = ours.row() | {"kind": kind, "rows": normal.shape[0], "n": normal.shape[1]}
+    if ours.samples and copy.samples:
+        size = rewards.numel() * (2 * rewards.element_size() + (where is not None))
+        row["gb_per_s"] = size / np.median(ours.samples) / 1e9
+        row["of_copy"] = row["gb_per_s"] / (8 * normal.numel() / np.median(copy.samples) / 1e9)
+    return row
+
+
+def off(rewards: Array, where: Array | None, out: Array) -> float | None:
+    """Compare the first and last rows with float64: None where they are right, else how far they
+    are off."""
+    error, allowed = 0.0, TOLERANCE[str(rewards.dtype).removeprefix("torch.")]
+    for part in (slice(CHECKED), slice(-CHECKED, None)):
+        mask = None if where is None else where[part].cpu().numpy()
+        want = pk.transform(rewards[part].double().cpu().numpy(), K, where=mask)
+        got = out[part].double().cpu().numpy()
+        largest = np.abs(want).max(axis=1, keepdims=True)
+        error = max(error, float(np.max(np.abs(got - want) / np.where(largest > 0, largest, 1))))
+    return None if error <= allowed else error
+
+
+def of_step(torch: Library, shape: Shape) -> list[dict[str, Any]]:
+    """Time a matrix of a training step: what calls take of the GPU, and of the host."""
+    rewards = torch.xp.randn(*shape, device=torch.device)
+    sort_form = next(it for it in candidates_of(torch, *shape) if it.name == SORT_FORM).call
+    calls = {"pk triton": lambda x: pk.transform(x, K), SORT_FORM: sort_form}
+    return [
+        {"candidate": name, "kind": "a step", "rows": shape.rows, "n": shape.n}
+        | {"gpu_us": gpu_us(torch, call, rewards), "host_us": host_us(torch, call, rewards)}
+        for name, call in calls.items()
+    ]
+
+
+def gpu_us(torch: Library, call: Callable[[Array], Array], rewards: Array) -> float:
+    """Time calls that a CUDA graph replays: µs of one."""
+    cuda = torch.xp.cuda
+    call(rewards), call(rewards)
+    cuda.synchronize()
+    graph, took = cuda.CUDAGraph(), []
+    with cuda.graph(graph):
+        for _ in range(REPLAYED):
+            call(rewards)
+    for _ in range(REPLAYS + 1):  # the first is not counted
+        start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        cuda.synchronize()
+        took.append(1e3 * start.elapsed_time(end) / REPLAYED)
+    return float(np.median(took[1:]))
+
+
+def host_us(torch: Library, call: Callable[[Array], Array], rewards: Array) -> float:
+    """Time what an eager call takes until it returns: µs."""
+    took = []
+    for _ in range(REPLAYS + 1):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call(rewards)
+        took.append(1e6 * (time.perf_counter() - start) / CALLS)
+        torch.wait(rewards)
+    return float(np.median(took[1:]))
+
+
+def tables(rows: Sequence[Row]) -> dict[str, Lines]:
+    """Lay out rates, a kind a line, and small matrices, a candidate a line."""
+
+    def rate(row: Row) -> str:
+        found, ratio = number(row, "gb_per_s"), number(row, "of_copy")
+        if found is None or ratio is None:
+            return str(row["reason"]).partition(":")[0]
+        return f"{figure(found)} ({ratio:.2f}x)"
+
+    def cost(row: Row) -> str:
+        gpu, host = number(row, "gpu_us"), number(row, "host_us")
+        return "–" if gpu is None or host is None else f"{figure(gpu)}, {figure(host)}"
+
+    large = [row for row in rows if row["kind"] != "a step"]
+    small = [row for row in rows if row["kind"] == "a step"]
+    n_of, shape_of = "n={n}".format_map, "{rows} x {n}".format_map
+    found: dict[str, Lines] = {}
+    if large:
+        lines = pivot(large, "{kind}".format_map, n_of, rate, f"k={K}")
+        found["GB/s, and as a ratio to torch's copy of float32"] = lines
+    lines = pivot(small, "{candidate}".format_map, shape_of, cost, "µs of the GPU, and of the host")
+    return {"small matrices": lines} | found
+
+
+BENCH = command.Bench("kernels", measure, tables)
+app = command.new_app()
+
+
+@app.command(help=measure.__doc__)
+def main(
+    quick: command.QuickOption = False,
+    out: command.OutOption = records.RESULTS,
+    commit: command.CommitOption = None,
+) -> None:
+    libraries = [it for it in command.opened_for(command.Device.cuda) if it.name == "torch"]
+    command.run(BENCH, libraries, quick, out, commit)
+
+
+if __name__ == "__main__":
+    app()
