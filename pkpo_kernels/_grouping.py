@@ -9,6 +9,7 @@ that is traced, for which nobody knows the sizes, sort and scan the array as it 
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -16,10 +17,11 @@ import numpy as np
 from pkpo_kernels._entries import Entries, Rules, k_on_host
 from pkpo_kernels._ids import (
     Ids,
+    Places,
     by_size,
     checked_ids,
     numbered_columns,
-    positions,
+    places,
     representatives,
 )
 from pkpo_kernels.api import transform as transform_matrix
@@ -99,9 +101,9 @@ def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: R
             " the groups' sizes; take None, or contiguous blocks, groups=n"
         )
     if entries.n and not entries.traced and (of_kernels or library == "torch"):
-        position, shape = _positions(entries, groups)
-        if of_kernels or shape[0] * shape[1] <= max(MOST_PADDING * entries.n, SMALL):
-            return _in_one_matrix(entries, position, shape, k, rules)
+        found = _places(entries, groups)
+        if of_kernels or math.prod(found.shape) <= max(MOST_PADDING * entries.n, SMALL):
+            return _in_one_matrix(entries, found, k, rules)
     return _as_segments(entries, groups, k, rules)
 
 
@@ -177,34 +179,39 @@ def _by_size(entries: Entries, ids: Ids, k: Any, rules: Rules) -> Array:
     return out
 
 
-def _in_one_matrix(
-    entries: Entries, position: Array, shape: tuple[int, int], k: Any, rules: Rules
-) -> Array:
-    """Transform groups as rows of one matrix, whose elements they have at position (N,)."""
+def _in_one_matrix(entries: Entries, found: Places, k: Any, rules: Rules) -> Array:
+    """Transform groups as rows of one matrix, k an integer, () or (N,) → (N,)."""
+    order, place, shape = found
+
+    def scattered(values: Array, at: Array, size: int) -> Array:
+        flat = xp.zeros(size, dtype=values.dtype, **entries.there)
+        if entries.library == "torch":
+            return flat.scatter_(0, at, values)
+        return flat.at[at].set(values)
 
     def as_rows(values: Array) -> Array:
-        flat = xp.zeros(shape[0] * shape[1], dtype=values.dtype, **entries.there)
-        if entries.library == "torch":
-            return flat.scatter_(0, position, values).reshape(shape)
-        return flat.at[position].set(values).reshape(shape)
+        flat = values[order]
+        if place is not None:
+            flat = scattered(flat, place, math.prod(shape))
+        return flat.reshape(shape)
 
     xp = registry.namespace(entries.library)
     where = None
-    if entries.valid is not None or shape[0] * shape[1] > entries.n:
+    if entries.valid is not None or place is not None:
         where = as_rows(_all(entries) if entries.valid is None else entries.valid)
     k = _k_of_rows(entries, k if isinstance(k, int) or not k.shape else as_rows(k), where)
-    return _rows(entries, as_rows(entries.rewards), k, where, rules).reshape(-1)[position]
+    out = _rows(entries, as_rows(entries.rewards), k, where, rules).reshape(-1)
+    return scattered(out if place is None else out[place], order, entries.n)
 
 
-def _positions(entries: Entries, ids: Ids) -> tuple[Array, tuple[int, int]]:
-    """Find where in a matrix with a row for every group its entries go: columns (N,) each → (N,),
-    and the matrix's shape."""
+def _places(entries: Entries, ids: Ids) -> Places:
+    """Find where entries go in a matrix with a row for every group: columns (N,) each."""
     if entries.library == "torch" and entries.rewards.device.type != "cpu":
-        return _segments("torch").positions(ids)
-    at, shape = positions(numbered_columns([np.asarray(column) for column in ids]))
-    if entries.library == "torch":
-        return registry.namespace("torch").from_numpy(at), shape
-    return registry.namespace("jax").asarray(at), shape
+        return Places(*_segments("torch").places(ids))
+    order, place, shape = places(numbered_columns([np.asarray(column) for column in ids]))
+    xp = registry.namespace(entries.library)
+    there = xp.from_numpy if entries.library == "torch" else xp.asarray
+    return Places(there(order), None if place is None else there(place), shape)
 
 
 def _k_of_rows(entries: Entries, k: Any, where: Array | None) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,19 +199,28 @@ def by_size(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return found
 
 
-def positions(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[int, int]]:
-    """Find where in a matrix with a row for every group its entries go, as they come: (N,) → (N,)
-    indices of the flattened matrix, and its shape.
+class Places(NamedTuple):
+    """Where entries go in a matrix with a row for every group: the one that had index order[i]
+    before to place[i] of the flattened matrix, or to i where there is no place."""
 
-    >>> positions(np.array([7, 3, 7]))
-    (array([2, 0, 3]), (2, 2))
+    order: Array  # (N,), group by group, those of one as they come
+    place: Array | None  # (N,), None where all groups are of one size
+    shape: tuple[int, int]
+
+
+def places(ids: NDArray[np.int64]) -> Places:
+    """Find where entries go: (N,).
+
+    >>> places(np.array([7, 3, 7]))
+    Places(order=array([1, 0, 2]), place=array([0, 2, 3]), shape=(2, 2))
     """
     order, edges = sorted_by_id(ids)
     sizes = np.diff(edges)
-    width = int(sizes.max(initial=0))
-    at = np.empty(len(ids), np.int64)
-    at[order] = np.arange(len(ids)) + np.repeat(np.arange(len(sizes)) * width - edges[:-1], sizes)
-    return at, (len(sizes), width)
+    height, width = len(sizes), int(sizes.max(initial=0))
+    if height * width == len(ids):
+        return Places(order, None, (height, width))
+    place = np.arange(len(ids)) + np.repeat(np.arange(height) * width - edges[:-1], sizes)
+    return Places(order, place, (height, width))
 
 
 def numbered_columns(ids: Sequence[NDArray[Any]]) -> NDArray[np.int64]:

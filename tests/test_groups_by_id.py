@@ -65,14 +65,37 @@ class TestIds:
             close(pk.transform_groups(REWARDS, torch.from_numpy(ids), 3))
             close(pk.transform_groups(torch.from_numpy(REWARDS), jnp.asarray(ids), 3))
 
-    def test_positions_found_on_a_device_are_those_of_the_host(self) -> None:
+    def test_places_found_on_a_device_are_those_of_the_host(self) -> None:
         # Tensors on a CPU go the host's way: this is what a GPU does.
-        one, several = (IDS,), (IDS % 3, IDS // 3)
-        for columns in (one, several):
-            want, shape = _ids.positions(_ids.numbered_columns(columns))
-            got, found = torch_segments.positions([torch.from_numpy(column) for column in columns])
-            assert found == shape
-            np.testing.assert_array_equal(got, want)
+        alike = np.random.default_rng(0).permutation(np.repeat(np.arange(6), 4))
+        for columns in ((IDS,), (IDS % 3, IDS // 3), (alike,), (alike % 3, alike // 3)):
+            want = _ids.places(_ids.numbered_columns(columns))
+            tensors = [torch.from_numpy(column) for column in columns]
+            got = _ids.Places(*torch_segments.places(tensors))
+            assert got.shape == want.shape and (got.place is None) == (len(columns[0]) == 24)
+            np.testing.assert_array_equal(got.order, want.order)
+            if got.place is not None and want.place is not None:
+                np.testing.assert_array_equal(got.place, want.place)
+
+    def test_groups_of_one_size_are_a_matrix_without_a_mask(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rng = np.random.default_rng(0)
+        ids, rewards = rng.permutation(np.repeat(np.arange(6), 4)), rng.standard_normal(24)
+        given = []
+        transform = _grouping.transform_matrix
+
+        def noted(rows: Any, k: Any, **options: Any) -> Any:
+            given.append((tuple(rows.shape), options["where"]))
+            return transform(rows, k, **options)
+
+        monkeypatch.setattr(_grouping, "transform_matrix", noted)
+        got = pk.transform_groups(
+            torch.from_numpy(rewards), torch.from_numpy(ids), 3, nan="propagate",
+            implementation="torch",
+        )  # fmt: skip
+        assert given == [((6, 4), None)]
+        np.testing.assert_allclose(got, pk.transform_groups(rewards, ids, 3), rtol=1e-12)
 
     def test_one_and_its_text_are_two(self) -> None:
         np.testing.assert_array_equal(
@@ -236,7 +259,7 @@ class TestTraced:
     def test_one_group_much_larger_than_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_grouping, "SMALL", 0)
         ids = np.where(np.arange(N) < 20, 0, np.arange(N))
-        assert np.prod(_ids.positions(ids)[1]) > _grouping.MOST_PADDING * N
+        assert np.prod(_ids.places(ids).shape) > _grouping.MOST_PADDING * N
         called = []
         as_segments = _grouping._as_segments
         monkeypatch.setattr(

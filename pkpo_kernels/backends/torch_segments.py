@@ -95,16 +95,25 @@ def _(ids: list[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
     return valid.new_empty(valid.shape, dtype=torch.int64)
 
 
-def positions(ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Find where in a matrix with a row for every group its entries go: columns (N,) each → (N,)
-    indices of the flattened matrix, and its shape, for which the host waits once."""
+def places(
+    ids: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor | None, tuple[int, int]]:
+    """Find where entries go in a matrix with a row for every group, for whose shape the host waits
+    once: columns (N,) each, one entry at least → what `pkpo_kernels._ids.Places` holds."""
+    # On a GPU what counts is how many operations there are.
     ops = Primitives(ids[0])
     keys, order = ops.sort(ids)
-    first, _ = _segments.segments_of(ops, keys)
+    if len(keys) == 1:
+        first = torch.searchsorted(keys[0], keys[0])
+    else:
+        first = _segments.segments_of(ops, keys).first
     column = ops.index - first
-    row = torch.cumsum(column == 0, 0) - 1
-    height, width = torch.stack([row[-1], column.amax()]).add(1).tolist()
-    return ops.put_back(row * width + column, order), (height, width)
+    row = torch.cumsum(column == 0, 0)  # from 1 on
+    height, last_column = torch.stack([row[-1], column.amax()]).tolist()
+    width = last_column + 1
+    if height * width == column.shape[0]:
+        return order, None, (height, width)
+    return order, torch.add(column - width, row, alpha=width), (height, width)
 
 
 class Primitives:
@@ -127,7 +136,9 @@ class Primitives:
 
     def sort(self, keys: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
         *major, minor = keys
-        _, order = torch.sort(minor, stable=True)
+        in_order, order = torch.sort(minor, stable=True)
+        if not major:
+            return [in_order], order
         for key in reversed(major):
             _, again = torch.sort(key[order], stable=True)
             order = order[again]
@@ -137,11 +148,10 @@ class Primitives:
         return torch.scatter(torch.zeros_like(x), 0, order, x)
 
     def segments(self, starts: torch.Tensor) -> Segments:
-        first = torch.cummax(torch.where(starts, self.index, 0), 0).values
-        # From behind, the last is a first.
-        ends = torch.cat([starts[1:], starts[:1]]).flip(0)
-        last = torch.cummax(torch.where(ends, self.index, 0), 0).values.flip(0)
-        return Segments(first, self.index.shape[0] - 1 - last)
+        # A cummax goes through a vector in one block of a GPU's threads.
+        number = torch.cumsum(starts, 0)
+        last = torch.searchsorted(number, number, right=True) - 1
+        return Segments(torch.searchsorted(number, number), last)
 
     def scan(self, segments: Segments, parts: Parts, combine: Combine) -> Parts:
         return self._scan(parts, combine, 1, lambda d: self.index - d >= segments.first)
