@@ -8,9 +8,9 @@
 # wrong it stops at once; any other step may fail, and the next runs. Each has a limit of its own, and
 # all together end within 560 s. The exit code is 0 where every step's was.
 #
-# In FOLDER, as far as the session came: session.log, verify.json, gpu.xml, contract.xml, the table of
-# bench.grouping, and the table and the plot of bench.throughput, whole after every matrix. Seven
-# files, no folders.
+# In FOLDER, as far as the session came: session.log, verify.json, gpu.xml, contract.xml, the tables of
+# bench.grouping and bench.kernels, and the table and the plot of bench.throughput, whole after every
+# matrix. Eight files, no folders.
 #
 # Variables: GPU_PYTHON, the Python (python3). GPU_SESSION_DEVICE=cpu tries the session itself on a
 # machine without a GPU: the same steps, of fewer tests and small shapes, which say nothing of kernels.
@@ -140,7 +140,7 @@ case $? in
   *) log "== stopped: there is no use in the rest"; finish ;;
 esac
 
-RESERVED=190
+RESERVED=220
 # What verify would compile one after another, for minutes, on all processors.
 if [ "$DEVICE" = cuda ]; then step warm 90 "$PYTHON" -m bench.gpu_warm; fi
 step verify 90 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
@@ -148,10 +148,16 @@ step verify 90 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
 
 step gpu-tests 110 "${tests[@]}" --junitxml="$OUT/gpu.xml" tests/kernels/test_gpu.py
 step contract 130 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
-  tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py tests/kernels/test_packed*.py
+  tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py
+if [ "$DEVICE" = cuda ]; then step packed 70 "${tests[@]}" -m "" tests/kernels/test_packed*.py; fi
 # Ids of groups beside a matrix: its smallest shape, in seconds.
 step groups 40 "$PYTHON" -m bench.grouping --device "$DEVICE" --commit "$COMMIT" --out "$OUT" --quick
-# All that is left; what is being compiled when its time is over needs longer.
+# What is being compiled when its time is over needs longer.
+if [ "$DEVICE" = cuda ]; then
+  RESERVED=100
+  step kernels 90 "$PYTHON" -m bench.kernels --commit "$COMMIT" --out "$OUT"
+fi
+# All that is left.
 RESERVED=0
 left=$((TOTAL - 10 - SECONDS))
 step throughput "$left" "$PYTHON" -m bench.throughput --device "$DEVICE" --commit "$COMMIT" \
