@@ -40,7 +40,8 @@ def usual_variant(
     chosen = packed_plan(n, usual=True, backend=backend, itemsize=itemsize, masked=masked)
     if chosen is None:
         return transform_variant(n, dtype, masked=masked, index_shift=int(masked), warp=warp)
-    constants: dict[str, Any] = {"N": n, "BLOCK_ROWS": chosen.block_rows, "LEVELS": chosen.levels}
+    constants: dict[str, Any] = {"N": n, "BLOCK_ROWS": chosen.block_rows}
+    constants |= {"THREADS_PER_ROW": chosen.threads_per_row, "LEVELS": chosen.levels}
     if not masked:
         constants["where_ptr"] = None
     types = dict.fromkeys(("rewards_ptr", "out_ptr"), f"*{_DTYPES[dtype][0]}")

@@ -279,6 +279,7 @@ def _launch_of_packed(rewards: torch.Tensor, weights: PackedWeights, chosen: Pac
         {
             "N": n,
             "BLOCK_ROWS": chosen.block_rows,
+            "THREADS_PER_ROW": chosen.threads_per_row,
             "LEVELS": chosen.levels,
             "num_warps": chosen.num_warps,
             "maxnreg": chosen.max_registers,

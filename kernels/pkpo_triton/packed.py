@@ -27,7 +27,6 @@ W is the words of a thread's mask. An address is one of shared memory unless it 
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import num_threads
 
 from pkpo_triton.assembly import (
     addresses_of,
@@ -291,7 +290,8 @@ def _with_runs_of_row(keys, nearly, last, lane, SHIFT: tl.constexpr, tile: tl.co
 @triton.jit(do_not_specialize=("n_rows", "has_offset"))
 def packed_kernel(
     rewards_ptr, where_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
-    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr,
+    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Transform one block of rows: (n_rows, N) → (n_rows, N), both float32, bfloat16 or float16,
     where (n_rows, N) bytes or None, all at multiples of 16 bytes. The regimes:
@@ -301,8 +301,7 @@ def packed_kernel(
     `tables.row_weights`, whose rows have their own max_coefficient.
     LEVELS: so many distinct values rows may have to be counted.
     """
-    T: tl.constexpr = num_threads()
-    THREADS_PER_ROW: tl.constexpr = T // BLOCK_ROWS
+    T: tl.constexpr = BLOCK_ROWS * THREADS_PER_ROW
     PERIOD: tl.constexpr = N if N > 32 else 32  # there are 32 banks
     tile: tl.constexpr = Tile(
         N=N,

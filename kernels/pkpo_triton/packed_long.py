@@ -21,7 +21,6 @@ than 2048 samples lies in two warps; then T is 64, and threads wait for each oth
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import num_threads
 
 from pkpo_triton.assembly import (
     all_differ,
@@ -212,12 +211,12 @@ def _addresses(offsets, row, tile: tl.constexpr):
 @triton.jit(do_not_specialize=("n_rows", "has_offset"))
 def packed_long_kernel(
     rewards_ptr, where_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
-    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr,
+    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Transform one block of rows, as `packed.packed_kernel` does, whole ones of float32: where_ptr
     is None."""
-    T: tl.constexpr = num_threads()
-    THREADS_PER_ROW: tl.constexpr = T // BLOCK_ROWS
+    T: tl.constexpr = BLOCK_ROWS * THREADS_PER_ROW
     # Eight threads read 32 words at a time: of one row, or of two.
     FREE: tl.constexpr = 4 * THREADS_PER_ROW if THREADS_PER_ROW < 8 else 0
     tile: tl.constexpr = Tile(

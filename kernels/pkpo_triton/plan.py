@@ -94,29 +94,36 @@ class PackedPlan(NamedTuple):
     """Constants of a packed kernel: see `pkpo_triton.packed`."""
 
     block_rows: int  # so many rows are a program's
+    threads_per_row: int
     levels: int  # rows of so many distinct values are counted, which costs less than to sort them
     max_registers: int | None = None  # a thread's, where the compiler would take more than it needs
     is_long: bool = False  # the kernel is that of `pkpo_triton.packed_long`
-    num_warps: int = 1  # of a program
+
+    @property
+    def num_warps(self) -> int:
+        """Count the warps of a program, of 32 threads each."""
+        return self.block_rows * self.threads_per_row // 32
 
 
 _PLAIN = {
-    16: PackedPlan(block_rows=32, levels=2),
-    32: PackedPlan(block_rows=32, levels=3),
-    64: PackedPlan(block_rows=16, levels=4),
-    128: PackedPlan(block_rows=8, levels=4),
-    256: PackedPlan(block_rows=4, levels=4, is_long=True),
-    512: PackedPlan(block_rows=2, levels=4, is_long=True),
-    1024: PackedPlan(block_rows=1, levels=4, is_long=True),
+    16: PackedPlan(block_rows=32, threads_per_row=1, levels=2),
+    32: PackedPlan(block_rows=32, threads_per_row=1, levels=3),
+    64: PackedPlan(block_rows=16, threads_per_row=2, levels=4),
+    128: PackedPlan(block_rows=8, threads_per_row=4, levels=4),
+    256: PackedPlan(block_rows=4, threads_per_row=8, levels=4, is_long=True),
+    512: PackedPlan(block_rows=2, threads_per_row=16, levels=4, is_long=True),
+    1024: PackedPlan(block_rows=1, threads_per_row=32, levels=4, is_long=True),
     # As few registers as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes
     # up to 255.
-    2048: PackedPlan(block_rows=1, levels=4, max_registers=184, is_long=True),
-    4096: PackedPlan(block_rows=1, levels=4, max_registers=184, is_long=True, num_warps=2),
+    2048: PackedPlan(1, threads_per_row=32, levels=4, max_registers=184, is_long=True),
+    4096: PackedPlan(1, threads_per_row=64, levels=4, max_registers=184, is_long=True),
 }
-_MASKED = {n: _PLAIN[n] for n in (16, 32, 64, 128)} | {256: PackedPlan(block_rows=2, levels=4)}
+_MASKED = {n: _PLAIN[n] for n in (16, 32, 64, 128)} | {
+    256: PackedPlan(block_rows=2, threads_per_row=16, levels=4),
+}
 _OF_16_BITS = {n: _PLAIN[n] for n in (16, 32, 128)} | {
-    64: PackedPlan(block_rows=32, levels=4),
-    256: PackedPlan(block_rows=4, levels=4),
+    64: PackedPlan(block_rows=32, threads_per_row=1, levels=4),
+    256: PackedPlan(block_rows=4, threads_per_row=8, levels=4),
 }
 
 

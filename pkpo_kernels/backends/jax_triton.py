@@ -155,8 +155,8 @@ def _max_at_k_in_order(
 @triton.jit
 def _packed_in_order(
     rewards_ptr, where_ptr, weights_ptr, rows_plus_1, has_offset_plus_2, max_coefficient, out_ptr,
-    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr,
-    LONG: tl.constexpr,
+    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
+    LEVELS: tl.constexpr, MASKED: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """Call `packed_kernel` or `packed_long_kernel`."""
     entry: tl.constexpr = packed_long_kernel if LONG else packed_kernel
@@ -170,6 +170,7 @@ def _packed_in_order(
         max_coefficient=max_coefficient,
         N=N,
         BLOCK_ROWS=BLOCK_ROWS,
+        THREADS_PER_ROW=THREADS_PER_ROW,
         LEVELS=LEVELS,
     )
 
@@ -209,36 +210,33 @@ def transform_rows(
     if static_k is not None and where is None:
         numbers = coefficients.host_weights(estimator, n, static_k, scale=scale)
     has_offset = coefficients.has_offset(estimator, None if undersized == "clip" else static_k)
-    return _varying_as(
-        (rewards, dynamic_k, where),
-        _triton_call(
-            rewards,
-            rewards if where is None else where,
-            rewards if dynamic_k is None else dynamic_k,
-            jnp.asarray(np.array(coefficients.both_coefficients(estimator), np.float32)),
-            table,
-            of_samples,
-            rows + 1,
-            (static_k or 0) + 2,
-            estimator.requires_k_lt_n + 2,
-            coefficients.UNDERSIZED.index(undersized) + 2,
-            (scale == "mean") + 2,
-            has_offset + 2,
-            estimator.counted_from_top + 2,
-            -numbers.first_ratio,
-            numbers.max_coefficient,
-            -numbers.gap,
-            -numbers.offset,
-            -numbers.slope,
-            kernel=_transform_in_order,
-            result=jax.ShapeDtypeStruct((rows, n), dtype),
-            K=kind,
-            WEIGHTS=chosen.weights,
-            INDEX_SHIFT=estimator.index_shift,
-            RANGE_SCALED=coefficients.needs_range_scale(estimator, scale=scale),
-            NORMALIZED=estimator.normalized,
-            **_constants(rewards, where, table, chosen),
-        ),
+    return _triton_call(
+        rewards,
+        rewards if where is None else where,
+        rewards if dynamic_k is None else dynamic_k,
+        jnp.asarray(np.array(coefficients.both_coefficients(estimator), np.float32)),
+        table,
+        of_samples,
+        rows + 1,
+        (static_k or 0) + 2,
+        estimator.requires_k_lt_n + 2,
+        coefficients.UNDERSIZED.index(undersized) + 2,
+        (scale == "mean") + 2,
+        has_offset + 2,
+        estimator.counted_from_top + 2,
+        -numbers.first_ratio,
+        numbers.max_coefficient,
+        -numbers.gap,
+        -numbers.offset,
+        -numbers.slope,
+        kernel=_transform_in_order,
+        result=jax.ShapeDtypeStruct((rows, n), dtype),
+        K=kind,
+        WEIGHTS=chosen.weights,
+        INDEX_SHIFT=estimator.index_shift,
+        RANGE_SCALED=coefficients.needs_range_scale(estimator, scale=scale),
+        NORMALIZED=estimator.normalized,
+        **_constants(rewards, where, table, chosen),
     )
 
 
@@ -248,26 +246,24 @@ def _packed_rows(
     """Transform rows by the packed kernel: rewards (rows, N), where (rows, N) or None → (rows,
     N)."""
     rows, n = rewards.shape
-    return _varying_as(
-        (rewards, where),
-        _triton_call(
-            rewards,
-            rewards if where is None else where,
-            jnp.asarray(_packed_table(weights)),
-            rows + 1,
-            weights.has_offset + 2,
-            weights.max_coefficient,
-            kernel=_packed_in_order,
-            result=jax.ShapeDtypeStruct((rows, n), rewards.dtype),
-            N=n,
-            BLOCK_ROWS=chosen.block_rows,
-            LEVELS=chosen.levels,
-            MASKED=where is not None,
-            LONG=chosen.is_long,
-            grid=(-(-rows // chosen.block_rows),),
-            num_warps=chosen.num_warps,
-            max_registers=chosen.max_registers,
-        ),
+    return _triton_call(
+        rewards,
+        rewards if where is None else where,
+        jnp.asarray(_packed_table(weights)),
+        rows + 1,
+        weights.has_offset + 2,
+        weights.max_coefficient,
+        kernel=_packed_in_order,
+        result=jax.ShapeDtypeStruct((rows, n), rewards.dtype),
+        N=n,
+        BLOCK_ROWS=chosen.block_rows,
+        THREADS_PER_ROW=chosen.threads_per_row,
+        LEVELS=chosen.levels,
+        MASKED=where is not None,
+        LONG=chosen.is_long,
+        grid=(-(-rows // chosen.block_rows),),
+        num_warps=chosen.num_warps,
+        max_registers=chosen.max_registers,
     )
 
 
@@ -286,20 +282,17 @@ def max_at_k_rows(
     assert chosen is not None
     table = _table(chosen)
     every = [jnp.int32(k) if isinstance(k, int) else _int32(k) for k in ks]
-    return _varying_as(
-        (rewards, every, where),
-        _triton_call(
-            rewards,
-            rewards if where is None else where,
-            jnp.stack(every),
-            table,
-            _of_samples(chosen, table),
-            rows + 1,
-            len(every) + 1,
-            kernel=_max_at_k_in_order,
-            result=jax.ShapeDtypeStruct((rows, len(every)), dtype),
-            **_constants(rewards, where, table, chosen),
-        ),
+    return _triton_call(
+        rewards,
+        rewards if where is None else where,
+        jnp.stack(every),
+        table,
+        _of_samples(chosen, table),
+        rows + 1,
+        len(every) + 1,
+        kernel=_max_at_k_in_order,
+        result=jax.ShapeDtypeStruct((rows, len(every)), dtype),
+        **_constants(rewards, where, table, chosen),
     )
 
 
@@ -389,18 +382,12 @@ def _triton_call(
     else:
         named |= {"out_shape": result, **OPTIONS}
     out: jax.Array = jax_triton.triton_call(*args, num_stages=1, **named)
-    return out
-
-
-def _varying_as(operands: Any, out: jax.Array) -> jax.Array:
-    """Inside shard_map a result differs between devices where an operand does; jax-triton does not
-    say so of a kernel's."""
-    axes = frozenset[Any]().union(*map(_axes_it_varies_over, jax.tree.leaves(operands)))
-    axes -= _axes_it_varies_over(out)
-    if not axes:
-        return out
+    # Inside shard_map a result differs between devices where an operand does; jax-triton does not
+    # say so of a kernel's.
+    operands = [x for x in args if isinstance(x, jax.Array)]
+    axes = frozenset[Any]().union(*map(_axes_it_varies_over, operands)) - _axes_it_varies_over(out)
     varying: Callable[..., jax.Array] = lax.pcast
-    return varying(out, tuple(axes), to="varying")
+    return varying(out, tuple(axes), to="varying") if axes else out
 
 
 def _axes_it_varies_over(x: jax.Array) -> frozenset[Any]:
