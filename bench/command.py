@@ -87,7 +87,7 @@ def run(
 
 def _place(row: Row) -> str:
     """Say where in its bench a row is."""
-    names = ("sweep", "input", "offset", "rows", "n", "k")
+    names = ("sweep", "input", "kind", "offset", "rows", "n", "k")
     return ", ".join(f"{name} {row[name]}" for name in names if name in row)
 
 

@@ -3,9 +3,9 @@
     python -m bench.kernels [--quick] [--out FOLDER]
 
 Large matrices: GB/s of reading rewards, and a mask, and of writing results, and as a ratio to
-torch's copy of float32 in the same rounds. Small ones, beside torch's own sort form: what the GPU
-takes, replayed from a CUDA graph, and what an eager call takes of the host. How they are checked
-and timed says bench/harness.py.
+torch's copy of float32 in the rounds of bench/harness.py. Small ones, beside torch's own sort form:
+what the GPU takes, replayed from a CUDA graph, and what an eager call takes of the host. Of results
+the first, middle and last rows are compared with float64.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import typer
 
 import pkpo_kernels as pk
 from bench import command, harness, records
 from bench.candidates import candidates_of
 from bench.harness import Candidate
-from bench.libraries import Array, Library
+from bench.libraries import Array, Library, Torch
 from bench.records import Lines, Row, figure, number, pivot
 from bench.shapes import K, Shape
 
@@ -41,7 +42,7 @@ KINDS: dict[str, tuple[Callable[[Array], Array], float | None]] = {
     "bfloat16, normal": (lambda x: x.bfloat16(), None),
 }
 TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}  # of a row's largest result
-CHECKED = 64  # rows at either end
+CHECKED = 64  # rows at either end, and in the middle
 REPLAYED, REPLAYS, CALLS = 20, 7, 50
 
 
@@ -83,15 +84,17 @@ def of_kind(torch: Library, kind: str, normal: Array) -> dict[str, Any]:
 
 
 def off(rewards: Array, where: Array | None, out: Array) -> float | None:
-    """Compare the first and last rows with float64: None where they are right, else how far they
-    are off."""
+    """Compare first, middle and last rows with float64: None where they are right, else how far
+    they are off."""
     error, allowed = 0.0, TOLERANCE[str(rewards.dtype).removeprefix("torch.")]
-    for part in (slice(CHECKED), slice(-CHECKED, None)):
+    middle = len(rewards) // 2
+    for part in (slice(CHECKED), slice(middle, middle + CHECKED), slice(-CHECKED, None)):
         mask = None if where is None else where[part].cpu().numpy()
         want = pk.transform(rewards[part].double().cpu().numpy(), K, where=mask)
         got = out[part].double().cpu().numpy()
         largest = np.abs(want).max(axis=1, keepdims=True)
-        error = max(error, float(np.max(np.abs(got - want) / np.where(largest > 0, largest, 1))))
+        # NaN stays NaN, and is never right.
+        error = float(np.max(np.abs(got - want) / np.where(largest > 0, largest, 1), initial=error))
     return None if error <= allowed else error
 
 
@@ -100,11 +103,17 @@ def of_step(torch: Library, shape: Shape) -> list[dict[str, Any]]:
     rewards = torch.xp.randn(*shape, device=torch.device)
     sort_form = next(it for it in candidates_of(torch, *shape) if it.name == SORT_FORM).call
     calls = {"pk triton": lambda x: pk.transform(x, K), SORT_FORM: sort_form}
-    return [
-        {"candidate": name, "kind": "a step", "rows": shape.rows, "n": shape.n}
-        | {"gpu_us": gpu_us(torch, call, rewards), "host_us": host_us(torch, call, rewards)}
-        for name, call in calls.items()
-    ]
+    rows = []
+    for name, call in calls.items():
+        row = {"candidate": name, "reason": "", "kind": "a step", "rows": shape.rows, "n": shape.n}
+        error = off(rewards, None, call(rewards))
+        if error is None:
+            row |= {"gpu_us": gpu_us(torch, call, rewards)}
+            row |= {"host_us": host_us(torch, call, rewards)}
+        else:
+            row["reason"] = f"wrong: off by {error:.1e} of its row's largest result"
+        rows.append(row)
+    return rows
 
 
 def gpu_us(torch: Library, call: Callable[[Array], Array], rewards: Array) -> float:
@@ -149,7 +158,9 @@ def tables(rows: Sequence[Row]) -> dict[str, Lines]:
 
     def cost(row: Row) -> str:
         gpu, host = number(row, "gpu_us"), number(row, "host_us")
-        return "–" if gpu is None or host is None else f"{figure(gpu)}, {figure(host)}"
+        if gpu is None or host is None:
+            return str(row["reason"]).partition(":")[0]
+        return f"{figure(gpu)}, {figure(host)}"
 
     large = [row for row in rows if row["kind"] != "a step"]
     small = [row for row in rows if row["kind"] == "a step"]
@@ -172,8 +183,11 @@ def main(
     out: command.OutOption = records.RESULTS,
     commit: command.CommitOption = None,
 ) -> None:
-    libraries = [it for it in command.opened_for(command.Device.cuda) if it.name == "torch"]
-    command.run(BENCH, libraries, quick, out, commit)
+    import torch
+
+    if not torch.cuda.is_available():
+        raise typer.BadParameter("bench.kernels needs a torch that sees a GPU")
+    command.run(BENCH, [Torch("cuda")], quick, out, commit)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def beside_model(results: Path) -> str:
     cells = []
     for row in read_table(path):
         ours = static.get(f"n={row['n']} float32")
-        if row["kind"] in models and ours is not None:
+        if row["kind"] in models and row["of_copy"] and ours is not None:
             ratios = {"at most (a model)": ours[models[row["kind"]]], "measured": row["of_copy"]}
             cells += [row | {"of": f"{row['kind']}: {it}", "ratio": ratios[it]} for it in ratios]
 

@@ -197,8 +197,10 @@ def _in_one_matrix(entries: Entries, found: Places, k: Any, rules: Rules) -> Arr
 
     xp = registry.namespace(entries.library)
     where = None
-    if entries.valid is not None or place is not None:
-        where = as_rows(_all(entries) if entries.valid is None else entries.valid)
+    if entries.valid is not None:
+        where = as_rows(entries.valid)
+    elif place is not None:
+        where = scattered(_all(entries), place, math.prod(shape)).reshape(shape)
     k = _k_of_rows(entries, k if isinstance(k, int) or not k.shape else as_rows(k), where)
     out = _rows(entries, as_rows(entries.rewards), k, where, rules).reshape(-1)
     return scattered(out if place is None else out[place], order, entries.n)

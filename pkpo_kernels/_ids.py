@@ -62,6 +62,8 @@ def checked_ids(argument: str, ids: Any, rewards: Array, *, traced: bool) -> Ids
     if of is not None and dtype_name(ids.dtype) in INTEGERS:
         if of == library and of != "numpy":
             ids = ids.to(rewards.device) if of == "torch" else ids
+            if ids.ndim == 2 and not ids.shape[1]:
+                ids = ids.sum(1)  # rows of nothing are equal
             return (ids,) if ids.ndim == 1 else tuple(ids[:, i] for i in range(ids.shape[1]))
         return _to_device(_numbered_rows(argument, to_host(ids)), rewards)
     if of in ("torch", "jax") or (of == "numpy" and (ids.dtype.kind not in "OUS" or ids.ndim > 1)):

@@ -68,14 +68,46 @@ class TestIds:
     def test_places_found_on_a_device_are_those_of_the_host(self) -> None:
         # Tensors on a CPU go the host's way: this is what a GPU does.
         alike = np.random.default_rng(0).permutation(np.repeat(np.arange(6), 4))
-        for columns in ((IDS,), (IDS % 3, IDS // 3), (alike,), (alike % 3, alike // 3)):
+        one_id, apart = np.repeat(7, 5), np.arange(5)
+        columns_of: list[Any] = [(IDS,), (IDS % 3, IDS // 3), (alike,), (alike % 3, alike // 3)]
+        columns_of += [(one_id,), (apart,), (apart[:1],), (IDS[::-2],)]
+        dtypes = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64")
+        columns_of += [(IDS.astype(dtype),) for dtype in dtypes]
+        for columns in columns_of:
             want = _ids.places(_ids.numbered_columns(columns))
-            tensors = [torch.from_numpy(column) for column in columns]
+            tensors = [torch.from_numpy(np.array(column)) for column in columns]
             got = _ids.Places(*torch_segments.places(tensors))
-            assert got.shape == want.shape and (got.place is None) == (len(columns[0]) == 24)
+            assert got.shape == want.shape and (got.place is None) == (want.place is None)
             np.testing.assert_array_equal(got.order, want.order)
             if got.place is not None and want.place is not None:
                 np.testing.assert_array_equal(got.place, want.place)
+
+    @pytest.mark.parametrize("where", [None, REWARDS > -0.5])
+    @pytest.mark.parametrize("ids", [IDS, np.repeat(np.arange(N // 2), 2)[::-1].copy()])
+    def test_as_a_gpu_groups_them(
+        self, ids: Any, where: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def of_a_gpu(entries: Any, ids: Any) -> Any:
+            return _ids.Places(*torch_segments.places(ids))
+
+        monkeypatch.setattr(_grouping, "_places", of_a_gpu)
+        ks = np.where(ids % 2 == 0, 2, 3)
+        for k in (3, ks):
+            want = pk.transform_groups(REWARDS, ids, k, where=where)
+            got = pk.transform_groups(
+                torch.from_numpy(REWARDS),
+                torch.from_numpy(ids),
+                k if isinstance(k, int) else torch.from_numpy(k),
+                where=None if where is None else torch.from_numpy(where),
+                implementation="torch",
+            )
+            np.testing.assert_allclose(got, want, rtol=5e-6, atol=1e-6)
+
+    def test_rows_of_nothing_are_one_group(self) -> None:
+        want = pk.transform_groups(REWARDS, np.zeros(N, int), 3)
+        for library in (np, torch, jnp):
+            got = pk.transform_groups(library.asarray(REWARDS), library.zeros((N, 0), dtype=int), 3)
+            np.testing.assert_allclose(got, want, rtol=1e-5)
 
     def test_groups_of_one_size_are_a_matrix_without_a_mask(
         self, monkeypatch: pytest.MonkeyPatch

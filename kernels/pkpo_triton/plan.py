@@ -143,7 +143,7 @@ def packed_plan(
 
     32 samples a thread: 64 take fewer instructions, but so many registers that half as many threads
     are at work, and so much code that they wait for it. An H200 (at 128 samples, of a copy's speed)
-    is at 0.66 with 32, at 0.41 with 64, at 0.62 with 16; at 0.58 and 0.55 where two and four warps
+    is at 0.66 with 32, at 0.41 with 64, at 0.62 with 16; at 0.59 and 0.56 where two and four warps
     share a program. 16 bits need no second sort: at 64 samples they are the faster with 64 (0.61,
     0.55).
 
@@ -179,7 +179,7 @@ def packed_plan(
 
     | n           | 16  | 32  | 64       | 128      | 256      | 512      | 1024     | 2048     |
     | plain       | .98 | .99 | .89      | .66      | .49, .33 | .40, .25 | .30, .21 | .22, .16 |
-    | with a mask | .94 | .86 | .73      | .58, .27 | .45, .24 |          |          |          |
+    | with a mask | .94 | .86 | .73      | .58, .28 | .45, .25 |          |          |          |
     | of 16 bits  | .77 | .73 | .61, .29 | .44, .22 | .31, .17 |          |          |          |
     """
     if not usual or backend != "cuda":

@@ -81,16 +81,17 @@ class Requirement(NamedTuple):
 
 
 def import_jax_triton() -> None:
-    """Import jax-triton, or fail as import does. Before 0.4 it takes Triton's cache away, without
-    which nothing compiles for torch any more: it gets it back."""
-    before = os.environ.get("TRITON_CACHE_DIR")
+    """Import jax-triton, or fail as import does, and leave Triton's cache where it is: 0.3 names
+    none, with which nothing compiles for torch any more, and 0.4 the usual one."""
+    name = "TRITON_CACHE_DIR"
+    before = os.environ.get(name)
     try:
         importlib.import_module("jax_triton")
     finally:
-        if before is not None:
-            os.environ["TRITON_CACHE_DIR"] = before
-        else:
-            os.environ.pop("TRITON_CACHE_DIR", None)
+        if before is None:
+            os.environ.pop(name, None)
+        elif os.environ.get(name) != before:
+            os.environ[name] = before
 
 
 def why_unmet(requirements: tuple[Requirement, ...]) -> str | None:

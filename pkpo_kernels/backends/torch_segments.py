@@ -103,7 +103,8 @@ def places(
     # On a GPU what counts is how many operations there are.
     ops = Primitives(ids[0])
     keys, order = ops.sort(ids)
-    if len(keys) == 1:
+    # It knows no others without a sign.
+    if len(keys) == 1 and (keys[0].dtype.is_signed or keys[0].dtype == torch.uint8):
         first = torch.searchsorted(keys[0], keys[0])
     else:
         first = _segments.segments_of(ops, keys).first
@@ -148,7 +149,7 @@ class Primitives:
         return torch.scatter(torch.zeros_like(x), 0, order, x)
 
     def segments(self, starts: torch.Tensor) -> Segments:
-        # A cummax goes through a vector in one block of a GPU's threads.
+        # On a GPU a cummax goes through a vector in one block of threads.
         number = torch.cumsum(starts, 0)
         last = torch.searchsorted(number, number, right=True) - 1
         return Segments(torch.searchsorted(number, number), last)

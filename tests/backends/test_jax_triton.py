@@ -117,6 +117,13 @@ class TestWhoIsServed:
         _installed.import_jax_triton()
         assert "jax_triton" in sys.modules
         assert os.environ.get("TRITON_CACHE_DIR") == before
+        # The other way to it, of arrays: this one lacks what is needed then.
+        del sys.modules["jax_triton"]
+        from pkpo_kernels.backends import jax as door
+
+        with pytest.raises(AttributeError, match="triton_call"):
+            door._backend("jax_triton")
+        assert os.environ.get("TRITON_CACHE_DIR") == before
 
     def test_arrays_on_gpus_are_served(self, jax_triton: ModuleType) -> None:
         def device(platform: str, version: str) -> Any:
@@ -158,6 +165,15 @@ def test_options_of_jax_triton_0_4(jax_triton: ModuleType) -> None:
     rewards = rewards_of(8)
     same(jax.jit(lambda x: fused(x, 3))(rewards), pk.transform(rewards, 3, implementation="xla"))
     assert given == [{"enable_fp_fusion": True, "maxnreg": None}]
+
+    from pkpo_kernels.backends import jax_triton as under_test
+
+    launched: Any = {}
+    jax_triton.triton_call = lambda *args, **named: launched.update(named)  # type: ignore[attr-defined]
+    with pytest.raises(TypeError):  # for want of a result
+        under_test._triton_call(rewards, result=rewards, max_registers=184, num_warps=2)
+    assert launched["backend_options"] == {"enable_fp_fusion": True, "maxnreg": 184}
+    assert launched["num_warps"] == 2 and launched["out_type"] is rewards
 
 
 @interpreted

@@ -15,6 +15,7 @@ from bench import kernels
 from bench.libraries import Torch
 from bench.ptx.driver import Device
 from bench.records import RESULTS, read_table
+from bench.shapes import Shape
 
 
 @pytest.mark.parametrize("kind", ["float32, normal", "bfloat16, normal", "float32, 0/1, where"])
@@ -35,17 +36,20 @@ def test_a_wrong_result_gets_no_figure(few_rounds: None, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("dtype, change", [("float32", 1e-4), ("bfloat16", 0.1)])
-def test_first_and_last_rows_are_compared(dtype: str, change: float) -> None:
+def test_first_middle_and_last_rows_are_compared(dtype: str, change: float) -> None:
     rewards = torch.randn(300, 8).to(getattr(torch, dtype))
     where = torch.rand(300, 8) < 0.8
     where[:, :2] = True
     right = kernels.pk.transform(rewards.double(), kernels.K, where=where).to(rewards.dtype)
     assert kernels.off(rewards, where, right) is None
-    for row in (0, -1):
+    for row in (0, 150, -1):
+        where[row] = True
+        right[row] = kernels.pk.transform(rewards[row].double(), kernels.K).to(rewards.dtype)
         wrong = right.clone()
         wrong[row] = wrong[row] * (1 + change)
-        error = kernels.off(rewards, where, wrong)
-        assert error is None if not right[row].any() else error == pytest.approx(change, rel=0.3)
+        assert kernels.off(rewards, where, wrong) == pytest.approx(change, rel=0.3)
+        wrong[row, 3] = float("nan")
+        assert kernels.off(rewards, where, wrong) is not None
 
 
 def test_it_wants_a_gpu() -> None:
@@ -53,6 +57,13 @@ def test_it_wants_a_gpu() -> None:
         pytest.skip("there is one")
     done = CliRunner().invoke(kernels.app, [])
     assert done.exit_code == 2 and "needs a torch that sees a GPU" in done.output
+
+
+def test_a_wrong_step_gets_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "off", lambda rewards, where, out: 0.5)
+    rows = kernels.of_step(Torch("cpu"), Shape(8, 8))
+    assert [row["reason"].partition(":")[0] for row in rows] == ["wrong", "wrong"]
+    assert kernels.tables(rows)["small matrices"][1][1] == "wrong"
 
 
 def test_what_was_measured_is_laid_out() -> None:
