@@ -294,19 +294,19 @@ def _scaled(
     if isinstance(scale, float):
         out = out * scale
     elif scale == "batch_mean":
-        sizes: Any = rows.shape[1]
-        if where is not None:
-            sizes = as_dtype(where.sum(-1), out.dtype)[:, None]
         if n_groups is None:
-            n_groups = rows.shape[0] if where is None else (sizes > 0).sum()
+            n_groups = rows.shape[0] if where is None else where.any(-1).sum()
         # At least one, for what has none.
         if isinstance(n_groups, int):
             n_groups = max(1, n_groups)
         else:
-            n_groups = xp.clip(as_dtype(n_groups, out.dtype), 1, None)
+            n_groups = as_dtype(xp.clip(n_groups, 1, None), out.dtype)
         out = out * (entries.n / n_groups)
         if rules.estimator.normalized:
-            out = out / (xp.clip(sizes, 1, None) if where is not None else sizes)
+            sizes: Any = rows.shape[1]
+            if where is not None:
+                sizes = as_dtype(xp.clip(where.sum(-1), 1, None), out.dtype)[:, None]
+            out = out / sizes
     return as_dtype(out, entries.dtype)
 
 
