@@ -162,7 +162,7 @@ def test_options_of_jax_triton_0_4(jax_triton: ModuleType) -> None:
         return of_0_3(*args, out_shape=out_type, enable_fp_fusion=True, **named)
 
     jax_triton.triton_call = triton_call  # type: ignore[attr-defined]
-    rewards = rewards_of(8)
+    rewards = rewards_of(13)  # of a program that nobody has traced
     same(jax.jit(lambda x: fused(x, 3))(rewards), pk.transform(rewards, 3, implementation="xla"))
     assert given == [{"enable_fp_fusion": True, "maxnreg": None}]
 

@@ -12,13 +12,21 @@ import torch
 from typer.testing import CliRunner
 
 from bench import kernels
+from bench.harness import Candidate
 from bench.libraries import Torch
 from bench.ptx.driver import Device
 from bench.records import RESULTS, read_table
 from bench.shapes import Shape
 
 
-@pytest.mark.parametrize("kind", ["float32, normal", "bfloat16, normal", "float32, 0/1, where"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "float32, 0/1, where",
+        pytest.param("float32, normal", marks=pytest.mark.slow),
+        pytest.param("bfloat16, normal", marks=pytest.mark.slow),
+    ],
+)
 def test_a_kind_is_checked_and_timed(kind: str, few_rounds: None) -> None:
     # The machine that executes PTX, which is timed like a GPU.
     with Device(keep=False, counting=False):
@@ -60,6 +68,8 @@ def test_it_wants_a_gpu() -> None:
 
 
 def test_a_wrong_step_gets_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    sort_form = Candidate(kernels.SORT_FORM, Torch("cpu"), torch.clone)
+    monkeypatch.setattr(kernels, "candidates_of", lambda *shape: [sort_form])
     monkeypatch.setattr(kernels, "off", lambda rewards, where, out: 0.5)
     rows = kernels.of_step(Torch("cpu"), Shape(8, 8))
     assert [row["reason"].partition(":")[0] for row in rows] == ["wrong", "wrong"]
