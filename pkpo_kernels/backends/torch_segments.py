@@ -103,7 +103,7 @@ def places(
     # On a GPU what counts is how many operations there are.
     ops = Primitives(ids[0])
     keys, order = ops.sort(ids)
-    # It knows no others without a sign.
+    # searchsorted knows no longer integers without a sign.
     if len(keys) == 1 and (keys[0].dtype.is_signed or keys[0].dtype == torch.uint8):
         first = torch.searchsorted(keys[0], keys[0])
     else:
