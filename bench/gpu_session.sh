@@ -155,7 +155,7 @@ step groups 40 "$PYTHON" -m bench.grouping --device "$DEVICE" --commit "$COMMIT"
 # What is being compiled when its time is over needs longer.
 if [ "$DEVICE" = cuda ]; then
   RESERVED=100
-  step kernels 90 "$PYTHON" -m bench.kernels --quick --commit "$COMMIT" --out "$OUT"
+  step kernels 90 "$PYTHON" -m bench.kernels --device "$DEVICE" --quick --commit "$COMMIT" --out "$OUT"
 fi
 # All that is left.
 RESERVED=0

@@ -10,7 +10,6 @@ the first, middle and last rows are compared with float64.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,10 +17,10 @@ import numpy as np
 import typer
 
 import pkpo_kernels as pk
-from bench import command, harness, records
+from bench import command, harness
 from bench.candidates import candidates_of
 from bench.harness import Candidate
-from bench.libraries import Array, Library, Torch
+from bench.libraries import Array, Library
 from bench.records import Lines, Row, figure, number, pivot
 from bench.shapes import K, Shape
 
@@ -43,12 +42,14 @@ KINDS: dict[str, tuple[Callable[[Array], Array], float | None]] = {
 }
 TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}  # of a row's largest result
 CHECKED = 64  # rows at either end, and in the middle
-REPLAYED, REPLAYS, CALLS = 20, 7, 50
+REPLAYED, REPLAYS = 20, 7
 
 
 def measure(libraries: Sequence[Library], quick: bool) -> Iterator[list[dict[str, Any]]]:
     """Measure the kernels' rates, kind by kind, and small matrices."""
     torch = libraries[0]
+    if torch.device != "cuda":
+        raise typer.BadParameter("bench.kernels needs a torch that sees a GPU")
     for shape in STEPS[: 3 if quick else None]:
         yield of_step(torch, shape)
     normal = torch.xp.randn(QUICK_ELEMENTS if quick else ELEMENTS, device=torch.device)
@@ -101,18 +102,18 @@ def off(rewards: Array, where: Array | None, out: Array) -> float | None:
 def of_step(torch: Library, shape: Shape) -> list[dict[str, Any]]:
     """Time a matrix of a training step: what calls take of the GPU, and of the host."""
     rewards = torch.xp.randn(*shape, device=torch.device)
-    sort_form = next(it for it in candidates_of(torch, *shape) if it.name == SORT_FORM).call
-    calls = {"pk triton": lambda x: pk.transform(x, K), SORT_FORM: sort_form}
-    rows = []
-    for name, call in calls.items():
-        row = {"candidate": name, "reason": "", "kind": "a step", "rows": shape.rows, "n": shape.n}
-        error = off(rewards, None, call(rewards))
-        if error is None:
-            row |= {"gpu_us": gpu_us(torch, call, rewards)}
-            row |= {"host_us": host_us(torch, call, rewards)}
-        else:
-            row["reason"] = f"wrong: off by {error:.1e} of its row's largest result"
-        rows.append(row)
+    sort_form = next(it for it in candidates_of(torch, *shape) if it.name == SORT_FORM)
+    ours = Candidate("pk triton", torch, lambda x: pk.transform(x, K))
+    every = harness.measure(
+        [(it, [rewards]) for it in (ours, sort_form)],
+        lambda candidate, out: off(rewards, None, out),
+        host=True,
+    )
+    rows = [timed.row() | timed.quantiles("host_us", 1e-6) for timed in every]
+    for row, timed in zip(rows, every, strict=True):
+        row |= {"kind": "a step", "rows": shape.rows, "n": shape.n}
+        if not timed.reason:
+            row["gpu_us"] = gpu_us(torch, timed.candidate.call, rewards)
     return rows
 
 
@@ -132,18 +133,6 @@ def gpu_us(torch: Library, call: Callable[[Array], Array], rewards: Array) -> fl
         end.record()
         cuda.synchronize()
         took.append(1e3 * start.elapsed_time(end) / REPLAYED)
-    return float(np.median(took[1:]))
-
-
-def host_us(torch: Library, call: Callable[[Array], Array], rewards: Array) -> float:
-    """Time what an eager call takes until it returns: µs."""
-    took = []
-    for _ in range(REPLAYS + 1):
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            call(rewards)
-        took.append(1e6 * (time.perf_counter() - start) / CALLS)
-        torch.wait(rewards)
     return float(np.median(took[1:]))
 
 
@@ -174,21 +163,7 @@ def tables(rows: Sequence[Row]) -> dict[str, Lines]:
 
 
 BENCH = command.Bench("kernels", measure, tables)
-app = command.new_app()
-
-
-@app.command(help=measure.__doc__)
-def main(
-    quick: command.QuickOption = False,
-    out: command.OutOption = records.RESULTS,
-    commit: command.CommitOption = None,
-) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise typer.BadParameter("bench.kernels needs a torch that sees a GPU")
-    command.run(BENCH, [Torch("cuda")], quick, out, commit)
-
+app = command.command_of(BENCH)
 
 if __name__ == "__main__":
     app()

@@ -65,23 +65,6 @@ class TestIds:
             close(pk.transform_groups(REWARDS, torch.from_numpy(ids), 3))
             close(pk.transform_groups(torch.from_numpy(REWARDS), jnp.asarray(ids), 3))
 
-    def test_places_found_on_a_device_are_those_of_the_host(self) -> None:
-        # Tensors on a CPU go the host's way: this is what a GPU does.
-        alike = np.random.default_rng(0).permutation(np.repeat(np.arange(6), 4))
-        one_id, apart = np.repeat(7, 5), np.arange(5)
-        columns_of: list[Any] = [(IDS,), (IDS % 3, IDS // 3), (alike,), (alike % 3, alike // 3)]
-        columns_of += [(one_id,), (apart,), (apart[:1],), (IDS[::-2],)]
-        dtypes = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64")
-        columns_of += [(IDS.astype(dtype),) for dtype in dtypes]
-        for columns in columns_of:
-            want = _ids.places(_ids.numbered_columns(columns))
-            tensors = [torch.from_numpy(np.array(column)) for column in columns]
-            got = _ids.Places(*torch_segments.places(tensors))
-            assert got.shape == want.shape and (got.place is None) == (want.place is None)
-            np.testing.assert_array_equal(got.order, want.order)
-            if got.place is not None and want.place is not None:
-                np.testing.assert_array_equal(got.place, want.place)
-
     @pytest.mark.parametrize("where", [None, REWARDS > -0.5])
     @pytest.mark.parametrize("ids", [IDS, np.repeat(np.arange(N // 2), 2)[::-1].copy()])
     def test_as_a_gpu_groups_them(

@@ -14,7 +14,9 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pkpo_kernels as pk
+from pkpo_kernels import _ids
 from pkpo_kernels.backends import torch as torch_backend
+from pkpo_kernels.backends import torch_segments
 
 # Outside of programs NumPy serves tensors on a CPU.
 transform = partial(pk.transform, implementation="torch")
@@ -284,3 +286,21 @@ def test_nothing_on_another_device_is_read_on_the_host(estimator: str) -> None:
 def test_small_results_of_large_rows(row: list[float]) -> None:
     out = transform(torch.tensor([row]), 2)
     assert out[0, 1].item() == pytest.approx(row[1] / 3, rel=1e-6)
+
+
+def test_a_gpu_finds_the_places_of_groups_as_the_host_does() -> None:
+    rng = np.random.default_rng(0)
+    ragged, alike = rng.integers(0, 8, 60), rng.permutation(np.repeat(np.arange(6), 4))
+    one_id, apart = np.repeat(7, 5), np.arange(5)
+    columns_of: list[Any] = [(ids,) for ids in (ragged, alike, one_id, apart, apart[:1])]
+    columns_of += [(ragged % 3, ragged // 3), (alike % 3, alike // 3)]
+    dtypes = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64")
+    columns_of += [(ragged.astype(dtype),) for dtype in dtypes]
+    for columns in columns_of:
+        want = _ids.places(_ids.numbered_columns(columns))
+        strided = [torch.from_numpy(np.repeat(column, 2))[::2] for column in columns]
+        got = _ids.Places(*torch_segments.places(strided))
+        assert got.shape == want.shape and (got.place is None) == (want.place is None)
+        np.testing.assert_array_equal(got.order, want.order)
+        if got.place is not None and want.place is not None:
+            np.testing.assert_array_equal(got.place, want.place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("typer")
@@ -60,14 +62,13 @@ def test_first_middle_and_last_rows_are_compared(dtype: str, change: float) -> N
         assert kernels.off(rewards, where, wrong) is not None
 
 
-def test_it_wants_a_gpu() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    done = CliRunner().invoke(kernels.app, [])
+def test_it_wants_a_gpu(tmp_path: Path) -> None:
+    done = CliRunner().invoke(kernels.app, ["--device", "cpu", "--out", str(tmp_path)])
     assert done.exit_code == 2 and "needs a torch that sees a GPU" in done.output
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_step_gets_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_step_gets_no_figure(few_rounds: None, monkeypatch: pytest.MonkeyPatch) -> None:
     sort_form = Candidate(kernels.SORT_FORM, Torch("cpu"), torch.clone)
     monkeypatch.setattr(kernels, "candidates_of", lambda *shape: [sort_form])
     monkeypatch.setattr(kernels, "off", lambda rewards, where, out: 0.5)
