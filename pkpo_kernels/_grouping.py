@@ -17,12 +17,12 @@ import numpy as np
 from pkpo_kernels._entries import Entries, Rules, k_on_host
 from pkpo_kernels._ids import (
     Ids,
-    Places,
+    Slots,
     by_size,
     checked_ids,
     numbered_columns,
-    places,
     representatives,
+    slots,
 )
 from pkpo_kernels.api import transform as transform_matrix
 from pkpo_kernels.backends import registry
@@ -42,7 +42,7 @@ def transform(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules)
     """Transform entries by blocks or by ids, of groups and of samples: k as checked → (N,)."""
     # For its errors.
     registry.choose(rules.implementation, entries.library, entries.rewards, traced=entries.traced)
-    # A k of a tensor that is less than 1 has no place to be cut to, and NumPy refuses it.
+    # A k of a tensor that is less than 1 has no slot to be cut to, and NumPy refuses it.
     host_knows_k = isinstance(k, int) or rules.undersized != "clip"
     if rules.implementation in (None, "numpy") and entries.on_cpu and host_knows_k:
         rules = rules._replace(implementation="numpy")
@@ -101,7 +101,7 @@ def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: R
             " the groups' sizes; take None, or contiguous blocks, groups=n"
         )
     if entries.n and not entries.traced and (of_kernels or library == "torch"):
-        found = _places(entries, groups)
+        found = _slots(entries, groups)
         if of_kernels or math.prod(found.shape) <= max(MOST_PADDING * entries.n, SMALL):
             return _in_one_matrix(entries, found, k, rules)
     return _as_segments(entries, groups, k, rules)
@@ -179,9 +179,9 @@ def _by_size(entries: Entries, ids: Ids, k: Any, rules: Rules) -> Array:
     return out
 
 
-def _in_one_matrix(entries: Entries, found: Places, k: Any, rules: Rules) -> Array:
+def _in_one_matrix(entries: Entries, found: Slots, k: Any, rules: Rules) -> Array:
     """Transform groups as rows of one matrix, k an integer, () or (N,) → (N,)."""
-    order, place, shape = found
+    order, slot, shape = found
 
     def scattered(values: Array, at: Array, size: int) -> Array:
         flat = xp.zeros(size, dtype=values.dtype, **entries.there)
@@ -191,29 +191,29 @@ def _in_one_matrix(entries: Entries, found: Places, k: Any, rules: Rules) -> Arr
 
     def as_rows(values: Array) -> Array:
         flat = values[order]
-        if place is not None:
-            flat = scattered(flat, place, math.prod(shape))
+        if slot is not None:
+            flat = scattered(flat, slot, math.prod(shape))
         return flat.reshape(shape)
 
     xp = registry.namespace(entries.library)
     where = None
     if entries.valid is not None:
         where = as_rows(entries.valid)
-    elif place is not None:
-        where = scattered(_all(entries), place, math.prod(shape)).reshape(shape)
+    elif slot is not None:
+        where = scattered(_all(entries), slot, math.prod(shape)).reshape(shape)
     k = _k_of_rows(entries, k if isinstance(k, int) or not k.shape else as_rows(k), where)
     out = _rows(entries, as_rows(entries.rewards), k, where, rules).reshape(-1)
-    return scattered(out if place is None else out[place], order, entries.n)
+    return scattered(out if slot is None else out[slot], order, entries.n)
 
 
-def _places(entries: Entries, ids: Ids) -> Places:
+def _slots(entries: Entries, ids: Ids) -> Slots:
     """Find where entries go in a matrix with a row for every group: columns (N,) each."""
     if entries.library == "torch" and entries.rewards.device.type != "cpu":
-        return Places(*_segments("torch").places(ids))
-    order, place, shape = places(numbered_columns([np.asarray(column) for column in ids]))
+        return Slots(*_segments("torch").slots(ids))
+    order, slot, shape = slots(numbered_columns([np.asarray(column) for column in ids]))
     xp = registry.namespace(entries.library)
     there = xp.from_numpy if entries.library == "torch" else xp.asarray
-    return Places(there(order), None if place is None else there(place), shape)
+    return Slots(there(order), None if slot is None else there(slot), shape)
 
 
 def _k_of_rows(entries: Entries, k: Any, where: Array | None) -> Any:

@@ -201,28 +201,28 @@ def by_size(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return found
 
 
-class Places(NamedTuple):
+class Slots(NamedTuple):
     """Where entries go in a matrix with a row for every group: the one that had index order[i]
-    before to place[i] of the flattened matrix, or to i where there is no place."""
+    before to slot[i] of the flattened matrix, or to i where there is no slot."""
 
     order: Array  # (N,), group by group, those of one as they come
-    place: Array | None  # (N,), None where all groups are of one size
+    slot: Array | None  # (N,), None where all groups are of one size
     shape: tuple[int, int]
 
 
-def places(ids: NDArray[np.int64]) -> Places:
+def slots(ids: NDArray[np.int64]) -> Slots:
     """Find where entries go: (N,).
 
-    >>> places(np.array([7, 3, 7]))
-    Places(order=array([1, 0, 2]), place=array([0, 2, 3]), shape=(2, 2))
+    >>> slots(np.array([7, 3, 7]))
+    Slots(order=array([1, 0, 2]), slot=array([0, 2, 3]), shape=(2, 2))
     """
     order, edges = sorted_by_id(ids)
     sizes = np.diff(edges)
     height, width = len(sizes), int(sizes.max(initial=0))
     if height * width == len(ids):
-        return Places(order, None, (height, width))
-    place = np.arange(len(ids)) + np.repeat(np.arange(height) * width - edges[:-1], sizes)
-    return Places(order, place, (height, width))
+        return Slots(order, None, (height, width))
+    slot = np.arange(len(ids)) + np.repeat(np.arange(height) * width - edges[:-1], sizes)
+    return Slots(order, slot, (height, width))
 
 
 def numbered_columns(ids: Sequence[NDArray[Any]]) -> NDArray[np.int64]:

@@ -71,9 +71,9 @@ class TestIds:
         self, ids: Any, where: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def of_a_gpu(entries: Any, ids: Any) -> Any:
-            return _ids.Places(*torch_segments.places(ids))
+            return _ids.Slots(*torch_segments.slots(ids))
 
-        monkeypatch.setattr(_grouping, "_places", of_a_gpu)
+        monkeypatch.setattr(_grouping, "_slots", of_a_gpu)
         ks = np.where(ids % 2 == 0, 2, 3)
         for k in (3, ks):
             want = pk.transform_groups(REWARDS, ids, k, where=where)
@@ -274,7 +274,7 @@ class TestTraced:
     def test_one_group_much_larger_than_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_grouping, "SMALL", 0)
         ids = np.where(np.arange(N) < 20, 0, np.arange(N))
-        assert np.prod(_ids.places(ids).shape) > _grouping.MOST_PADDING * N
+        assert np.prod(_ids.slots(ids).shape) > _grouping.MOST_PADDING * N
         called = []
         as_segments = _grouping._as_segments
         monkeypatch.setattr(

@@ -95,11 +95,11 @@ def _(ids: list[torch.Tensor], valid: torch.Tensor) -> torch.Tensor:
     return valid.new_empty(valid.shape, dtype=torch.int64)
 
 
-def places(
+def slots(
     ids: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[int, int]]:
     """Find where entries go in a matrix with a row for every group, for whose shape the host waits
-    once: columns (N,) each, one entry at least → what `pkpo_kernels._ids.Places` holds."""
+    once: columns (N,) each, one entry at least → what `pkpo_kernels._ids.Slots` holds."""
     # On a GPU what counts is how many operations there are.
     ops = Primitives(ids[0])
     keys, order = ops.sort(ids)

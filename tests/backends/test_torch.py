@@ -288,7 +288,7 @@ def test_small_results_of_large_rows(row: list[float]) -> None:
     assert out[0, 1].item() == pytest.approx(row[1] / 3, rel=1e-6)
 
 
-def test_a_gpu_finds_the_places_of_groups_as_the_host_does() -> None:
+def test_a_gpu_finds_the_slots_of_groups_as_the_host_does() -> None:
     rng = np.random.default_rng(0)
     ragged, alike = rng.integers(0, 8, 60), rng.permutation(np.repeat(np.arange(6), 4))
     one_id, apart = np.repeat(7, 5), np.arange(5)
@@ -297,10 +297,10 @@ def test_a_gpu_finds_the_places_of_groups_as_the_host_does() -> None:
     dtypes = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64")
     columns_of += [(ragged.astype(dtype),) for dtype in dtypes]
     for columns in columns_of:
-        want = _ids.places(_ids.numbered_columns(columns))
+        want = _ids.slots(_ids.numbered_columns(columns))
         strided = [torch.from_numpy(np.repeat(column, 2))[::2] for column in columns]
-        got = _ids.Places(*torch_segments.places(strided))
-        assert got.shape == want.shape and (got.place is None) == (want.place is None)
+        got = _ids.Slots(*torch_segments.slots(strided))
+        assert got.shape == want.shape and (got.slot is None) == (want.slot is None)
         np.testing.assert_array_equal(got.order, want.order)
-        if got.place is not None and want.place is not None:
-            np.testing.assert_array_equal(got.place, want.place)
+        if got.slot is not None and want.slot is not None:
+            np.testing.assert_array_equal(got.slot, want.slot)
