@@ -6,8 +6,10 @@ samples of a task.
 
 from __future__ import annotations
 
+import struct
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,7 +119,10 @@ def _numbered(argument: str, ids: Sequence[Any]) -> NDArray[np.int64]:
     numbers: defaultdict[Any, int] = defaultdict()
     numbers.default_factory = numbers.__len__
     try:
-        codes = np.fromiter(map(numbers.__getitem__, ids), np.int64, len(ids))
+        # One call that looks all up, and one that packs what it found, take three quarters of the
+        # time of np.fromiter. A single one would come bare: the first is asked for again.
+        found = itemgetter(*ids, *ids[:1])(numbers) if ids else ()
+        codes = np.frombuffer(struct.pack(f"{len(found)}q", *found), np.int64, len(ids))
     except TypeError:
         at, one = next((i, one) for i, one in enumerate(ids) if not _is_hashable(one))
         raise TypeError(
@@ -191,7 +196,7 @@ def by_size(ids: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     order, edges = sorted_by_id(ids)
     sizes = np.diff(edges)
     found = []
-    for n in np.unique(sizes):
+    for n in np.flatnonzero(np.bincount(sizes)):
         starts = edges[:-1][sizes == n]
         found.append(
             order.reshape(-1, n)
