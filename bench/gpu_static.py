@@ -1,11 +1,11 @@
 """What the Triton kernels do for an element, executed and counted without a GPU.
 
-    python -m bench.gpu_static [--quick] [--only KERNEL] [--out FILE] [--target sm_90]
+    python -m bench.gpu_static [--quick] [--only KERNEL] [--out FOLDER] [--target sm_90]
 
-Every kernel that pkpo_triton ships is compiled, beside two others that sort the same rows, and then
-launched through the library on a machine that executes PTX on the CPU (`bench.ptx`), as two whole
-programs: on normal rewards, on rows of two and of four values, and on rewards of which a row's are
-all within n neighbouring floats, whose paths differ. A figure is
+Every kernel that pkpo_triton ships is compiled, and then launched through the library on a machine
+that executes PTX on the CPU (`bench.ptx`), as two whole programs: on normal rewards, on rows of two
+and of four values, and on rewards of which a row's are all within n neighbouring floats, whose
+paths differ. A figure is
 
     executed  by that machine: shuffles, wavefronts and sectors of memory, barriers
     counted   in the machine code, which nothing executes: an instruction counts as often as the
@@ -14,37 +14,37 @@ all within n neighbouring floats, whose paths differ. A figure is
               H200's copy of the same bytes
 
 and none is measured. Latency, occupancy and caches cannot be seen. For AMD's GPUs kernels are only
-compiled: registers, spills, shared memory.
+compiled: registers, spills, shared memory. Figures are in lanes an element (wavefronts times 32,
+with conflicts / without), in bytes an element of sectors loaded / stored, and, of a program, its
+barriers and shared bytes; those of a compilation are seconds of processors, from a cold cache.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from unittest import mock
 
 import torch
 import triton
+import typer
 from pkpo_triton import kernel as kernels
 from pkpo_triton import matrices, packed, packed_long
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import pkpo_kernels as pk
-from bench import commit_id, gpu_baselines, variants
+from bench import commit_id
+from bench.command import CommitOption, OutOption, new_app
 from bench.gpu_compile import TARGETS, Compiled, compile_variant, compiled_cold
 from bench.ptx.driver import Device
-from bench.records import RESULTS, read_table, versions, write_table
+from bench.records import RESULTS, Lines, read_table, report, versions, write_table
 from bench.sass import counted
-from bench.variants import Variant
+from bench.variants import Variant, shipped, usual_variant
 from pkpo_kernels.maths.estimators import ESTIMATORS
 
 H200 = "sm_90"
@@ -149,9 +149,7 @@ def rewards_of(variant: Variant, kind: str) -> torch.Tensor:
 
 
 def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "triton") -> Any:
-    """The result of what a variant is of: a call of the library, or a baseline."""
-    if variant.kernel in gpu_baselines.KERNELS:
-        return gpu_baselines.launch_baseline(variant, rewards)
+    """The result of the library's call that launches a variant."""
     constants = variant.constants
     options: dict[str, Any] = {"implementation": implementation}
     if "where_ptr" not in constants:
@@ -187,16 +185,15 @@ def bytes_per_element(variant: Variant) -> int:
 
 
 @functools.cache
-def catalogue(warp: int) -> tuple[Variant, ...]:
-    """All that is compiled for warps of so many threads, in an order that every process finds."""
-    return (*variants.shipped(warp), *gpu_baselines.every_baseline())
+def catalogue(warp: int) -> dict[str, Variant]:
+    """All that is compiled for warps of so many threads, by name."""
+    return {variant.name: variant for variant in shipped(warp)}
 
 
 # ---- The table ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The figures of a variant.
 
     What is executed or counted is None for AMD's GPUs, and so is for all but the H200 what it can
@@ -244,137 +241,117 @@ def measure(variant: Variant, target_name: str) -> Row:
     return Row(**row)
 
 
-def measure_at(index: int, target_name: str) -> Row:
-    """The row of a variant by its index in the catalogue: it cannot be sent to another process."""
-    variant = catalogue(TARGETS[target_name].warp_size)[index]
+def measure_named(name: str, target_name: str) -> Row:
+    """The row of a variant by its name: it cannot be sent to another process itself."""
     try:
-        return measure(variant, target_name)
+        return measure(catalogue(TARGETS[target_name].warp_size)[name], target_name)
     except Exception as error:
-        error.add_note(f"in {variant.name}, n={variant.n}, {dtype(variant)}")
+        error.add_note(f"in {name}")
         raise
 
 
 def warm_up(target_name: str) -> None:
     """Load everything, so that no row is charged for it."""
-    compile_variant(gpu_baselines.sort_baseline(QUICK_N), TARGETS[target_name])
+    target = TARGETS[target_name]
+    compile_variant(usual_variant(QUICK_N, warp=target.warp_size), target)
 
 
 def measure_all(
     target_name: str, largest_n: int | None = None, only: Sequence[str] = ()
 ) -> list[Row]:
-    """All kernels, those for rows up to a length, or those of certain names."""
+    """Execute and count all kernels, those for rows up to a length, or those of certain names."""
     every = catalogue(TARGETS[target_name].warp_size)
-    if unknown := set(only) - {it.name for it in every}:
+    if unknown := set(only) - set(every):
         raise ValueError(f"--only must name kernels of the table; got {sorted(unknown)}")
     chosen = [
-        at
-        for at, it in enumerate(every)
-        if (largest_n is None or it.n <= largest_n) and (not only or it.name in only)
+        variant
+        for variant in every.values()
+        if (largest_n is None or variant.n <= largest_n) and (not only or variant.name in only)
     ]
-    # The longest first, so that no process is left alone with one in the end
-    longest_first = sorted(chosen, key=lambda index: -every[index].n)
-    rows: dict[int, Row] = {}
-    # Not forked: torch and LLVM have threads
+    # The longest first, so that no process is left alone with one in the end.
+    chosen.sort(key=lambda variant: -variant.n)
+    # Not forked: torch and LLVM have threads.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, spawn, warm_up, (target_name,)) as pool:
-        futures = {pool.submit(measure_at, index, target_name): index for index in longest_first}
-        done = track(
-            as_completed(futures),
-            f"compiling and executing for {target_name}",
-            len(futures),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        futures = [pool.submit(measure_named, variant.name, target_name) for variant in chosen]
+        about = f"compiling and executing for {target_name}"
+        errors = Console(stderr=True)
+        done = track(as_completed(futures), about, len(chosen), console=errors, transient=True)
         try:
-            for future in done:
-                rows[futures[future]] = future.result()
+            rows = [future.result() for future in done]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return sorted((rows[index] for index in chosen), key=lambda row: row.n)
+    order = list(every)
+    return sorted(rows, key=lambda row: (row.n, order.index(row.kernel)))
 
 
-# What a figure is, its name, and how a row shows it
-COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
-    ("counted", "SASS", lambda row: shown(row.normal, "instructions")),
-    ("counted", "ALU", lambda row: shown(row.normal, "alu")),
-    ("executed", "shuffles", lambda row: shown(row.normal, "shuffles")),
-    ("executed", "wavefronts", lambda row: shown(row.normal, "wavefronts least_wavefronts")),
-    ("executed", "bytes", lambda row: shown(row.normal, "loaded stored")),
-    ("executed", "barriers", lambda row: shown(row.normal, "barriers", 0)),
-    ("a model", "of copy", lambda row: shown(row, "of_copy", 2)),
-    ("counted", "2 values", lambda row: shown(row.two_values, "instructions")),
-    ("a model", "of copy", lambda row: shown(row, "two_values_of_copy", 2)),
-    ("counted", "4 values", lambda row: shown(row.four_values, "instructions")),
-    ("counted", "near ties", lambda row: shown(row.near_ties, "instructions")),
-    ("compiled", "regs", lambda row: shown(row, "registers", 0)),
-    ("", "spilled", lambda row: shown(row, "spilled_words", 0)),
-    ("", "shared", lambda row: shown(row, "shared_bytes", 0)),
-    ("", "s", lambda row: shown(row, "compile_seconds")),
-)
-CAPTION = """\
-Executed: by a machine for PTX on the CPU. Counted: instructions of SASS, as often as their line of
-PTX was executed. A model: the most that these allow of an H200's copy of the same bytes. Nothing
-was measured. On normal rewards, on two or four values, or where all of a row's lie within n
-neighbouring floats; in lanes an element, wavefronts of shared memory times 32, with conflicts /
-without; bytes of sectors loaded / stored; barriers, shared bytes of a program; processor seconds of
-a cold compilation."""
+# The columns of the table: a heading, and how a row shows it
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "n": lambda row: str(row.n),
+    "kernel": lambda row: row.kernel,
+    "SASS": lambda row: shown(row.normal, "instructions"),
+    "ALU": lambda row: shown(row.normal, "alu"),
+    "shuffles": lambda row: shown(row.normal, "shuffles"),
+    "wavefronts": lambda row: shown(row.normal, "wavefronts least_wavefronts"),
+    "bytes": lambda row: shown(row.normal, "loaded stored"),
+    "barriers": lambda row: shown(row.normal, "barriers", 0),
+    "of copy": lambda row: shown(row, "of_copy", 2),
+    "SASS, 2 values": lambda row: shown(row.two_values, "instructions"),
+    "of copy, 2 values": lambda row: shown(row, "two_values_of_copy", 2),
+    "SASS, 4 values": lambda row: shown(row.four_values, "instructions"),
+    "SASS, near ties": lambda row: shown(row.near_ties, "instructions"),
+    "registers": lambda row: shown(row, "registers", 0),
+    "spilled": lambda row: shown(row, "spilled_words", 0),
+    "shared bytes": lambda row: shown(row, "shared_bytes", 0),
+    "compile, s": lambda row: shown(row, "compile_seconds"),
+}
 
 
 def shown(figures: Any, names: str, digits: int = 1) -> str:
+    """Write figures by their names, with or without conflicts, say, "–" for those that are not."""
     values = [getattr(figures, name, None) for name in names.split()]
     return " / ".join("–" if value is None else f"{value:.{digits}f}" for value in values)
 
 
-def table(rows: Sequence[Row], target_name: str) -> Table:
-    out = Table(title=f"Triton kernels for {target_name}", caption=CAPTION, box=SIMPLE)
-    out.add_column("n", justify="right", no_wrap=True)
-    out.add_column("kernel", no_wrap=True)
-    for kind, name, _ in COLUMNS:
-        out.add_column(f"{kind}\n{name}", justify="right", no_wrap=True)
-    for before, row in zip([None, *rows], rows, strict=False):
-        if before is not None and before.n != row.n:
-            out.add_section()
-        out.add_row(str(row.n), row.kernel, *(cell(row) for _, _, cell in COLUMNS))
-    return out
-
-
-def plain(row: Row) -> dict[str, Any]:
-    """A row of the file: figures of all kinds of rewards, None where only compiled."""
-    figures = {kind: getattr(row, kind) for kind in KINDS}
-    return asdict(row) | {kind: of and of._asdict() for kind, of in figures.items()}
+def lines(rows: Sequence[Row]) -> Lines:
+    """Lay out rows as a table, a kernel a line."""
+    return [list(COLUMNS), *([show(row) for show in COLUMNS.values()] for row in rows)]
 
 
 def beside_others(rows: Sequence[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
-    """Put rows in the place of those of the same kernels in a file, and leave its others as they
-    are."""
+    """Put rows in the place of those of the same kernels in a file, if there is one, and leave its
+    others as they are."""
     measured = {row["kernel"] for row in rows}
-    kept = [dict(row) for row in read_table(file) if row["kernel"] not in measured]
+    before = read_table(file) if file.exists() else []
+    kept = [dict(row) for row in before if row["kernel"] not in measured]
     return sorted([*kept, *rows], key=lambda row: int(row["n"]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help=f"only n up to {QUICK_N}; no file")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="KERNEL",
-        help="of this name; again for more. Other rows of the file stay as they are",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, help="the file of figures, instead of bench/results/…")
-    parser.add_argument("--target", choices=TARGETS, default=H200)
-    arguments = parser.parse_args()
-    target: str = arguments.target
-    rows = measure_all(target, QUICK_N if arguments.quick else None, arguments.only)
-    Console(width=200).print(table(rows, target))
-    file: Path | None = arguments.out
-    if file is None and not arguments.quick:
-        file = RESULTS / f"gpu-static-{target}.csv"
-    if file is not None:
-        compilers = f"{versions('triton', 'torch')}, ptxas {triton.knobs.nvidia.ptxas.version}"
-        origin = {"target": target, "commit": commit_id(), "versions": compilers}
-        told = [plain(row) for row in rows]
-        write_table(file, beside_others(told, file) if arguments.only else told, origin)
+app = new_app()
+
+
+@app.command(help=measure_all.__doc__)
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help=f"Those of n up to {QUICK_N}.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A kernel; may be repeated. Of the file, other rows stay as they are."),
+    ] = None,
+    out: OutOption = RESULTS,
+    commit: CommitOption = None,
+    target: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = H200,
+) -> None:
+    if target not in TARGETS:
+        raise typer.BadParameter(f"--target must be one of {', '.join(TARGETS)}; got {target!r}")
+    rows = measure_all(target, QUICK_N if quick else None, only or [])
+    file = out / f"gpu-static-{target}.csv"
+    compilers = f"{versions('triton', 'torch')}, ptxas {triton.knobs.nvidia.ptxas.version}"
+    origin = {"target": target, "commit": commit or commit_id(), "versions": compilers}
+    told = [row._asdict() for row in rows]
+    write_table(file, beside_others(told, file) if quick or only else told, origin)
+    report(file, f"Triton kernels for {target}", {"for an element": lines(rows)}, [])
 
 
 if __name__ == "__main__":
-    main()
+    app()

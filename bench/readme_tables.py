@@ -82,21 +82,18 @@ def by_length(
 
 
 def gpu_static(results: Path) -> str:
-    """What the Triton kernels and other sorts do for a reward, for sm_90."""
+    """What the Triton kernels do for a reward, for sm_90."""
     path = results / "gpu-static-sm_90.csv"
     rows = read_table(path)
-    tl_sort, inductor = "tl.sort on int64 + scan + scatter", "Inductor's sort_with_index, alone"
     table = by_length(
         rows,
         lambda row: row["kernel"].replace(f"n={row['n']} float32", "ours"),
-        tl_sort,
+        "ours",
         [
             ("instructions (counted)", "ours", "normal_instructions", 0),
             ("the same, rows of two values", "ours", "two_values_instructions", 0),
             ("the same, rows of four values", "ours", "four_values_instructions", 0),
             ("the same, rows of near ties", "ours", "near_ties_instructions", 0),
-            ("the same, `tl.sort`, scan, scatter", tl_sort, "normal_instructions", 0),
-            ("the same, torch.compile's sort alone", inductor, "normal_instructions", 0),
             ("lanes that exchange (executed)", "ours", "normal_shuffles normal_wavefronts", 0),
             ("of an H200's copy, at most (a model)", "ours", "of_copy", 2),
             ("the same, rows of two values", "ours", "two_values_of_copy", 2),

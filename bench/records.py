@@ -89,13 +89,15 @@ def file_name(kind: str, device_name: str) -> str:
 def write_table(path: Path, rows: Sequence[Row], origin: Row) -> None:
     """Write a CSV, whole or not at all: a line a row, then the columns of the origin.
 
-    A value that is itself a mapping becomes a column for each of its own: normal_shuffles, say.
+    A value that is a mapping or a named tuple becomes a column for each of its own:
+    normal_shuffles, say.
     """
     flat: list[dict[str, Any]] = []
     for row in rows:
         flat.append({})
         for name, value in row.items():
-            inner = value if isinstance(value, Mapping) else {}
+            of_tuple = value._asdict() if hasattr(value, "_asdict") else {}
+            inner = value if isinstance(value, Mapping) else of_tuple
             flat[-1] |= {f"{name}_{part}": of for part, of in inner.items()} or {name: value}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

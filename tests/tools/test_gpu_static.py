@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,7 @@ from pkpo_triton import packed, packed_long  # noqa: E402
 from pkpo_triton.plan import OPTIONS  # noqa: E402
 
 import pkpo_kernels as pk  # noqa: E402
-from bench import gpu_baselines, gpu_compile, gpu_static, sass  # noqa: E402
+from bench import gpu_compile, gpu_static, sass  # noqa: E402
 from bench.gpu_compile import TARGETS  # noqa: E402
 from bench.gpu_static import Budget, Figures  # noqa: E402
 from bench.records import read_table, write_table  # noqa: E402
@@ -199,10 +197,11 @@ def test_rows_stand_beside_those_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "figures.csv"
     before = [{"kernel": name, "n": n, "x": 1} for name, n in (("a", 8), ("b", 8), ("c", 64))]
     write_table(file, before, {"commit": "old"})
-    rows = [{"kernel": "b", "n": 8, "x": 2, "y": 3}]
-    write_table(file, gpu_static.beside_others(rows, file), {"commit": "new"})
-    told = {row["kernel"]: (row["x"], row["y"], row["commit"]) for row in read_table(file)}
-    assert told == {"a": ("1", "", "old"), "b": ("2", "3", "new"), "c": ("1", "", "old")}
+    figures = Figures(*map(float, range(len(Figures._fields))))
+    row = gpu_static.Row("b", 8, "fp32", 1, 256, 0.5, 9, 0, 0, 64, normal=figures)
+    write_table(file, gpu_static.beside_others([row._asdict()], file), {"commit": "new"})
+    told = {row["kernel"]: (row["x"], row["normal_alu"], row["commit"]) for row in read_table(file)}
+    assert told == {"a": ("1", "", "old"), "b": ("", "1.0", "new"), "c": ("1", "", "old")}
 
 
 def test_only_kernels_of_the_table() -> None:
@@ -303,58 +302,17 @@ def test_the_bytes_of_an_element(rewards: str, results: str, size: int) -> None:
     assert gpu_static.bytes_per_element(variant) == size
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, target: str) -> gpu_static.Row:
-    monkeypatch.setattr(gpu_static, "catalogue", lambda warp: (gpu_baselines.inductor_baseline(8),))
-    row = gpu_static.measure_at(0, target)
-    assert (row.n, row.dtype) == (8, "fp32")
-    table = gpu_static.table([row], target)
-    assert table.row_count == 1
-    assert len(table.columns) == 2 + len(gpu_static.COLUMNS)
-    return row
+def test_a_row_of_what_is_executed() -> None:
+    row = gpu_static.measure_named("n=16 float32", "sm_90")
+    assert (row.n, row.dtype) == (16, "fp32")
+    assert row.normal is not None and 20 < row.normal.instructions < 30
+    assert row.of_copy == row.two_values_of_copy == 1
+    told = dict(zip(*gpu_static.lines([row]), strict=True))
+    assert told["n"] == "16" and told["SASS"] == f"{row.normal.instructions:.1f}"
 
 
-@pytest.mark.slow
-def test_the_whole_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = measured(monkeypatch, "sm_90")
-    assert row.normal is not None and 50 < row.normal.instructions < 80
-    assert (
-        row.normal == row.two_values == row.near_ties
-    )  # a network takes the same way for all rows
-    assert row.of_copy is not None and 0.5 < row.of_copy < 1
-    plain = gpu_static.plain(row)
-    assert plain["normal"]["alu"] == row.normal.alu
-    assert plain["of_copy"] == row.of_copy
-
-
-def test_a_row_of_what_is_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = measured(monkeypatch, "gfx942")
+def test_a_row_of_what_is_not_executed() -> None:
+    row = gpu_static.measure_named("n=8 float32", "gfx942")
     assert row.registers > 0 and row.compile_seconds > 0
     assert row.normal is row.two_values is row.of_copy is None
-
-
-INTERPRETED = """
-import numpy as np, torch
-from bench import gpu_baselines as g
-
-n, rows = 16, 5
-x = torch.randn(rows, n)
-w = torch.rand(n + 1)
-w[n] = 0
-out, s, place = torch.empty_like(x), torch.empty_like(x), torch.empty(rows, n, dtype=torch.int64)
-g.sort_scan_scatter[(3,)](x, out, w, rows, n, 2)
-sorted_x, order = x.double().sort(1)
-steps = torch.diff(sorted_x, dim=1, prepend=torch.zeros(rows, 1)) * w[:n]
-expected = torch.zeros(rows, n, dtype=torch.double).scatter_(1, order, steps.cumsum(1))
-np.testing.assert_allclose(out, expected, atol=1e-5)
-g.inductor_sort[(rows,)](x, s, place, 1, n)
-assert torch.equal(s.double(), sorted_x) and torch.equal(place, order)
-"""
-
-
-@pytest.mark.slow
-def test_the_baselines_compute_what_they_are_said_to() -> None:
-    """In a process of its own, where Triton's interpreter takes the compiler's place."""
-    root = Path(__file__).parents[2]
-    search = os.pathsep.join([*sys.path, str(root)])
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": search}
-    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, cwd=root, check=True)
+    assert dict(zip(*gpu_static.lines([row]), strict=True))["SASS"] == "–"
