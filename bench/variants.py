@@ -40,7 +40,8 @@ def usual_variant(
     chosen = packed_plan(n, usual=True, backend=backend, itemsize=itemsize, masked=masked)
     if chosen is None:
         return transform_variant(n, dtype, masked=masked, index_shift=int(masked), warp=warp)
-    constants: dict[str, Any] = {"N": n, "BLOCK_ROWS": chosen.block_rows}
+    constants: dict[str, Any] = {"N_SAMPLES": n, "N": chosen.samples}
+    constants |= {"BLOCK_ROWS": chosen.block_rows}
     constants |= {"THREADS_PER_ROW": chosen.threads_per_row, "LEVELS": chosen.levels}
     if not masked:
         constants["where_ptr"] = None
@@ -195,15 +196,15 @@ def shipped(warp: int = 32) -> Iterator[Variant]:
     every kind of k."""
     for n in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192):
         yield usual_variant(n, warp=warp)
-    # No powers of two.
-    for n in (5, 12, 24, 100, 1000):
+    # No powers of two, and no multiples of four.
+    for n in (12, 24, 100, 300, 1000, 5, 10, 26, 102, 1002):
         yield usual_variant(n, warp=warp)
     for dtype in ("bfloat16", "float16"):
         for n in (32, 128):
             yield usual_variant(n, dtype, warp=warp)
         yield usual_variant(64, dtype, masked=True, warp=warp)
-        yield transform_variant(24, dtype, masked=True, warp=warp)
-        yield transform_variant(100, dtype, warp=warp)
+        yield transform_variant(26, dtype, masked=True, warp=warp)
+        yield transform_variant(102, dtype, warp=warp)
     yield transform_variant(32, "bool", masked=True, warp=warp)
     yield transform_variant(128, "bool", warp=warp)
     for n in (8, 16, 32, 64, 100, 128, 256, 4096):

@@ -119,7 +119,7 @@ _TABLE: list[_Row] = [
     (r"mad\.lo", _INTEGER, "t: t t t", lambda a, b, c: a * b + c),
     (r"mul\.wide", r"[su](16|32)", "w: t t", lambda a, b: wide(a) * wide(b)),
     (r"mad\.wide", r"[su](16|32)", "w: t t w", lambda a, b, c: wide(a) * wide(b) + c),
-    (r"mul\.hi", r"[su]32", "t: t t", lambda a, b: _high(wide(a) * wide(b), a)),
+    (r"mul\.hi", r"[su](16|32)", "t: t t", lambda a, b: _high(wide(a) * wide(b), a)),
     (r"fma\.rn", "f32", "t: t t t", fma32),
     (r"fma\.rn", "f64", "t: t t t", fma64),
     (r"add(\.rn)?", "f32x2", "t: t t", partial(in_pairs, np.add)),
@@ -183,7 +183,8 @@ _TABLE += [
 
 
 def _high(product: Array, like: Array) -> Array:
-    return (product >> product.dtype.type(32)).astype(np.asarray(like).dtype)
+    half = product.dtype.type(4 * product.dtype.itemsize)
+    return (product >> half).astype(np.asarray(like).dtype)
 
 
 _ROUNDINGS = {"rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil}

@@ -187,8 +187,8 @@ def prepared_transform(
         assert isinstance(k, int)
         with _device_of(rewards):
             n, masked = rewards.shape[1], where is not None
-            rules: Any = {"scale": scale, "undersized": undersized}
-            weights = packed_weights(estimator, n, k, masked=masked, **rules)
+            rules: Any = {"masked": masked, "scale": scale, "undersized": undersized}
+            weights = packed_weights(estimator, n, k, samples=packed_for.samples, **rules)
             return _launch_of_packed(rewards, weights, packed_for)
     chosen = plan_transform(rewards, k, where, estimator, dtype)
     if chosen is None or rewards.numel() == 0:
@@ -277,7 +277,8 @@ def _launch_of_packed(rewards: torch.Tensor, weights: PackedWeights, chosen: Pac
         triton.cdiv(rows, chosen.block_rows),
         (of_gaps, rows, int(weights.has_offset), weights.max_coefficient),
         {
-            "N": n,
+            "N_SAMPLES": n,
+            "N": chosen.samples,
             "BLOCK_ROWS": chosen.block_rows,
             "THREADS_PER_ROW": chosen.threads_per_row,
             "LEVELS": chosen.levels,

@@ -41,6 +41,7 @@ from pkpo_triton.assembly import (
     sort_to_keys,
 )
 from pkpo_triton.estimator import range_scale
+from pkpo_triton.packed_filled import fill_up_row, put_where, read_unfilled_row
 from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
 from pkpo_triton.packed_tile import (
     Tile,
@@ -73,8 +74,11 @@ from pkpo_triton.packed_weights import (
 
 
 @triton.jit
-def put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
-    """Write the values of sorted rows over their rewards: twice C × (T,), twice (T,)."""
+def put_values(
+    addresses, ordered, largest, lane, weights, THREADS: tl.constexpr, tile: tl.constexpr
+):
+    """Write the values of sorted rows over their rewards: twice C × (T,), twice (T,). THREADS: so
+    many of a row's write."""
     offset = tl.zeros([tile.T], tl.float32)
     if weights.has_offset != 0:
         offset = sum_of_row(offset_in_thread(ordered, lane, weights, tile), lane, tile)
@@ -83,7 +87,11 @@ def put_values(addresses, ordered, largest, lane, weights, tile: tl.constexpr):
     before = before_lane(sums[tile.C - 1], lane, tile)
     for c in tl.static_range(tile.C):
         total = before + sums[c] if tile.THREADS_PER_ROW > 1 else sums[c]
-        put(addresses[c], value_of(total, smallest, weights, tile))
+        value = value_of(total, smallest, weights, tile)
+        if THREADS < tile.THREADS_PER_ROW:
+            put_where(lane < THREADS, addresses[c], value)
+        else:
+            put(addresses[c], value)
 
 
 @triton.jit
@@ -206,7 +214,7 @@ def _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile: tl.
         _transform_unusual(addresses, row, own, lane, weights, tile)
     else:
         wait_for_row(tile)
-        put_values(addresses, ordered, largest, lane, weights, tile)
+        put_values(addresses, ordered, largest, lane, weights, tile.THREADS_PER_ROW, tile)
 
 
 @triton.jit
@@ -231,7 +239,8 @@ def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
     wait_for_row(tile)
     # Where a NaN is lost another reward is there twice, and two threads write its value: NaN, so
     # that it does not matter which is the first.
-    put_values(addresses, scaled, largest * scale + irregular, lane, weights, tile)
+    top = largest * scale + irregular
+    put_values(addresses, scaled, top, lane, weights, tile.THREADS_PER_ROW, tile)
     wait_for_row(tile)
     values = read_row(own, tile)
     unscaled = ()
@@ -290,8 +299,8 @@ def _with_runs_of_row(keys, nearly, last, lane, SHIFT: tl.constexpr, tile: tl.co
 @triton.jit(do_not_specialize=("n_rows", "has_offset"))
 def packed_kernel(
     rewards_ptr, where_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
-    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
-    LEVELS: tl.constexpr,
+    N_SAMPLES: tl.constexpr, N: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    THREADS_PER_ROW: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Transform one block of rows: (n_rows, N) → (n_rows, N), both float32, bfloat16 or float16,
     where (n_rows, N) bytes or None, all at multiples of 16 bytes. The regimes:
@@ -304,6 +313,7 @@ def packed_kernel(
     T: tl.constexpr = BLOCK_ROWS * THREADS_PER_ROW
     PERIOD: tl.constexpr = N if N > 32 else 32  # there are 32 banks
     tile: tl.constexpr = Tile(
+        N_SAMPLES=N_SAMPLES,
         N=N,
         BITS=N.bit_length() - 1,
         THREADS_PER_ROW=THREADS_PER_ROW,
@@ -325,16 +335,18 @@ def packed_kernel(
     own = row + lane * 16  # (T,)
     if tile.MASKED:
         # Read here it is under way together with the rewards.
-        row_in_block = tl.minimum(thread // THREADS_PER_ROW, block.left // N - 1)  # (T,)
+        row_in_block = tl.minimum(thread // THREADS_PER_ROW, block.left // N_SAMPLES - 1)  # (T,)
         row_of_mask = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + row_in_block  # (T,)
-        mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N, lane, tile)  # W × (T,)
+        mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N_SAMPLES, lane, tile)  # W × (T,)
     copy_in(base, block, tile)
 
-    rewards = read_row(own, tile)  # C × (T,)
+    rewards = read_unfilled_row(own, lane, tile)  # C × (T,)
     if tile.MASKED:
         rewards = fill_row(own, rewards, mask, tile)  # C × (T,)
         weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
     else:
+        if N_SAMPLES < N:
+            rewards = fill_up_row(own, rewards, lane, tile)  # C × (T,)
         weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
     irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)

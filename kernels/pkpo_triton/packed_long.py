@@ -35,6 +35,12 @@ from pkpo_triton.packed import (
     put_values,
     transform_by_levels,
 )
+from pkpo_triton.packed_filled import (
+    fill_up_row,
+    get_in_order,
+    read_unfilled_row,
+    threads_in_order,
+)
 from pkpo_triton.packed_merges import (
     exchange_words,
     fixed_point_steps,
@@ -70,7 +76,7 @@ def _transform_by_sorting(
     scale = fixed_point_steps(tile.N) / tl.maximum(largest - smallest, 2.0**-100)
     # C × (T,)
     addresses = sort_by_fixed_point(rewards, smallest, scale, row, lane, thread, buffer, tile)
-    ordered = get_each(addresses, tile.C)  # C × (T,)
+    ordered = get_in_order(addresses, largest, lane, tile)  # C × (T,)
     signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
     for c in tl.static_range(1, tile.C):
         signs = signs | (ordered[c] - ordered[c - 1]).to(tl.int32, bitcast=True)
@@ -81,7 +87,7 @@ def _transform_by_sorting(
         )
     else:
         wait_for_row(tile)
-        put_values(addresses, ordered, largest, lane, weights, tile)
+        put_values(addresses, ordered, largest, lane, weights, threads_in_order(tile), tile)
 
 
 @triton.jit
@@ -107,7 +113,7 @@ def _transform_unusual(
     while wrong & (passes < PASSES):
         # Rewards are read again: kept beside their addresses, they would take registers everywhere.
         both = put_neighbours_in_order(
-            get_each(addresses, tile.C), addresses, lane, thread, buffer, tile
+            get_in_order(addresses, largest, lane, tile), addresses, lane, thread, buffer, tile
         )
         ordered, addresses = both[: tile.C], both[tile.C :]
         before = reward_before(ordered, lane, tile)
@@ -116,9 +122,9 @@ def _transform_unusual(
     if wrong | special:
         _transform_exactly(smallest, largest, row, own, lane, thread, buffer, weights, tile)
     else:
-        ordered = get_each(addresses, tile.C)
+        ordered = get_in_order(addresses, largest, lane, tile)
         wait_for_row(tile)
-        put_values(addresses, ordered, largest, lane, weights, tile)
+        put_values(addresses, ordered, largest, lane, weights, threads_in_order(tile), tile)
 
 
 @triton.jit
@@ -141,7 +147,8 @@ def _transform_exactly(
     addresses = _sort_exactly(row, own, lane, thread, buffer, tile)
     ordered = get_each(addresses, tile.C)
     wait_for_row(tile)
-    put_values(addresses, ordered, largest * scale, lane, weights, tile)
+    # What a row is filled up with may stand in front of some that equal it.
+    put_values(addresses, ordered, largest * scale, lane, weights, tile.THREADS_PER_ROW, tile)
     wait_for_row(tile)
     values = read_row(own, tile)
     unscaled = ()
@@ -211,8 +218,8 @@ def _addresses(offsets, row, tile: tl.constexpr):
 @triton.jit(do_not_specialize=("n_rows", "has_offset"))
 def packed_long_kernel(
     rewards_ptr, where_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
-    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
-    LEVELS: tl.constexpr,
+    N_SAMPLES: tl.constexpr, N: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    THREADS_PER_ROW: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Transform one block of rows, as `packed.packed_kernel` does, whole ones of float32: where_ptr
     is None."""
@@ -220,6 +227,7 @@ def packed_long_kernel(
     # Eight threads read 32 words at a time: of one row, or of two.
     FREE: tl.constexpr = 4 * THREADS_PER_ROW if THREADS_PER_ROW < 8 else 0
     tile: tl.constexpr = Tile(
+        N_SAMPLES=N_SAMPLES,
         N=N,
         BITS=N.bit_length() - 1,
         THREADS_PER_ROW=THREADS_PER_ROW,
@@ -246,7 +254,9 @@ def packed_long_kernel(
     own = row + lane * 16  # (T,)
     copy_in(base, block, tile)
 
-    rewards = read_row(own, tile)  # C × (T,)
+    rewards = read_unfilled_row(own, lane, tile)  # C × (T,)
+    if N_SAMPLES < N:
+        rewards = fill_up_row(own, rewards, lane, tile)  # C × (T,)
     irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.left < 0  # (), false

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import floats, load, load_four
+from pkpo_triton.packed_filled import threads_in_turn
 from pkpo_triton.packed_tile import over_lanes, read_row, wait_for_row, write_row
 
 # ---- PTX ---------------------------------------------------------------------------------------
@@ -96,19 +97,25 @@ def count_bits(word):
 def read_mask(address, lane, tile: tl.constexpr):
     """Read each thread's part of the mask of its row, whose bytes, 0 or 1, lie at a global address:
     twice (T,) → W words, each (T,)."""
-    address += lane.to(tl.int64) * 4
     QUADS: tl.constexpr = tile.C // 4
+    address += lane.to(tl.int64) * 4
     bytes_of_quads = ()
-    if tile.THREADS_PER_ROW == 1:
-        for four in tl.static_range(QUADS // 4):
+    if tile.THREADS_PER_ROW == 1 and tile.N_SAMPLES % 16 == 0:
+        for four in tl.static_range(tile.N_SAMPLES // 16):
             bytes_of_quads = bytes_of_quads + load_four(address, 16 * four)
     else:
         for quad in tl.static_range(QUADS):
-            bytes_of_quads = bytes_of_quads + (load(address, 4 * tile.THREADS_PER_ROW * quad),)
+            if threads_in_turn(quad, tile) > 0:
+                # A thread behind the row's end reads its last four, and leaves them out.
+                behind = tl.maximum(lane - (threads_in_turn(quad, tile) - 1), 0)  # (T,)
+                address_of_quad = address - 4 * behind.to(tl.int64)
+                read = load(address_of_quad, 4 * tile.THREADS_PER_ROW * quad)
+                bytes_of_quads = bytes_of_quads + (tl.where(behind == 0, read, 0.0),)
     mask = ()
     word = tl.zeros([tile.T], tl.int32)
     for quad in tl.static_range(QUADS):
-        word += bytes_of_quads[quad].to(tl.int32, bitcast=True) << quad % 8
+        if quad < len(bytes_of_quads):
+            word += bytes_of_quads[quad].to(tl.int32, bitcast=True) << quad % 8
         if quad % 8 == 7 or quad == QUADS - 1:
             mask = mask + (word,)
             word = tl.zeros([tile.T], tl.int32)

@@ -18,6 +18,7 @@ from pkpo_triton.assembly import (
     from_lane_before,
     get_four,
     load_four,
+    made_anew,
     put_four,
     store_four,
 )
@@ -28,7 +29,8 @@ class Tile(NamedTuple):
     words are left free, so that neither what threads read of their own rows nor what they read
     along meets in a bank."""
 
-    N: Any  # samples in a row, a power of two
+    N_SAMPLES: Any  # of a row in global memory, a multiple of 4
+    N: Any  # samples of a row in threads and in shared memory: the next power of two
     BITS: Any  # of an index in a row
     THREADS_PER_ROW: Any  # threads of a row, neighbours
     C: Any  # samples in each of them
@@ -46,7 +48,7 @@ class Block(NamedTuple):
 
     rewards_address: Any
     out_address: Any
-    left: Any  # samples, at most T · N
+    left: Any  # samples
     thread: Any  # (T,)
 
 
@@ -54,6 +56,12 @@ class Block(NamedTuple):
 def address_of(base, sample, tile: tl.constexpr):
     """Find samples by their number in the block: () and (T,) → (T,)."""
     return base + 4 * (sample + sample // tile.PERIOD * tile.FREE)
+
+
+@triton.jit
+def slot_of(sample, tile: tl.constexpr):
+    """Find where samples of a block lie, whose rows are filled up to N: (T,) → (T,)."""
+    return sample + sample // tile.N_SAMPLES * (tile.N - tile.N_SAMPLES)
 
 
 @triton.constexpr_function
@@ -75,13 +83,14 @@ def any_thread(x):
 
 @triton.jit
 def block_of(rewards_ptr, out_ptr, n_rows, thread, tile: tl.constexpr):
-    """Find a program's rows, T · C samples at most: pointers, () and (T,) → `Block`."""
+    """Find a program's rows: pointers, () and (T,) → `Block`."""
     first = tl.program_id(0).to(tl.int64) * (tile.T // tile.THREADS_PER_ROW)  # ()
-    behind = first * (tile.BYTES * tile.N)
+    behind = first * (tile.BYTES * tile.N_SAMPLES)
+    rows = tl.minimum(n_rows - first, tile.T // tile.THREADS_PER_ROW)  # ()
     return Block(
         rewards_address=rewards_ptr.to(tl.int64) + behind,
         out_address=out_ptr.to(tl.int64) + behind,
-        left=tl.minimum(n_rows - first, tile.T // tile.THREADS_PER_ROW).to(tl.int32) * tile.N,
+        left=rows.to(tl.int32) * tile.N_SAMPLES,
         thread=thread,
     )
 
@@ -89,7 +98,9 @@ def block_of(rewards_ptr, out_ptr, n_rows, thread, tile: tl.constexpr):
 @triton.jit
 def copy_in(base, block, tile: tl.constexpr):
     """Copy a block into shared memory, and wait for all of it."""
-    if block.left == tile.T * tile.C:
+    if tile.N_SAMPLES < tile.N:
+        _copy_in_to_slots(base, block, tile)
+    elif block.left == tile.T * tile.C:
         _copy_in(base, block, True, tile)
     else:
         _copy_in(base, block, False, tile)
@@ -100,7 +111,9 @@ def copy_in(base, block, tile: tl.constexpr):
 def copy_out(base, block, tile: tl.constexpr):
     """Copy a block out of shared memory, once all of it is there."""
     tl.debug_barrier()
-    if block.left == tile.T * tile.C:
+    if tile.N_SAMPLES < tile.N:
+        _copy_out_of_slots(base, block, tile)
+    elif block.left == tile.T * tile.C:
         _copy_out(base, block, True, tile)
     else:
         _copy_out(base, block, False, tile)
@@ -135,6 +148,46 @@ def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
             x = get_four(address_of(base, sample, tile), 0)  # 4 × (T,)
             address = block.out_address + sample.to(tl.int64) * tile.BYTES
             store_four(address, x, 0, tile.DTYPE)
+
+
+@triton.constexpr_function
+def _steps(tile):
+    """The steps in which all threads copy a block of rows that are filled up, four samples each."""
+    rows = tile.T // tile.THREADS_PER_ROW
+    return -(-rows * tile.N_SAMPLES // (4 * tile.T))
+
+
+@triton.jit
+def _samples_of_step(step, of, thread, tile: tl.constexpr):
+    """Find the first of four samples that each thread copies, of so many: () and (T,) → (T,)."""
+    return tl.minimum(4 * (thread + tile.T * step), of - 4)
+
+
+@triton.jit
+def _copy_in_to_slots(base, block, tile: tl.constexpr):
+    """Copy a block whose rows are filled up later into shared memory; behind its end, its last four
+    samples again."""
+    OF_ALL: tl.constexpr = tile.T // tile.THREADS_PER_ROW * tile.N_SAMPLES
+    for step in tl.static_range(_steps(tile)):
+        sample = _samples_of_step(step, block.left, block.thread, tile)  # (T,)
+        address = block.rewards_address + sample.to(tl.int64) * tile.BYTES
+        x = load_four(address, 0, tile.DTYPE)  # 4 × (T,)
+        # A row behind the end holds something, too.
+        slot = slot_of(_samples_of_step(step, OF_ALL, block.thread, tile), tile)  # (T,)
+        put_four(address_of(base, slot, tile), x, 0)
+
+
+@triton.jit
+def _copy_out_of_slots(base, block, tile: tl.constexpr):
+    """Copy a block whose rows were filled up out of shared memory; behind its end, its last four
+    samples again."""
+    # What the addresses are made of, so that they are not kept in registers since the way in.
+    thread = made_anew(block.thread)
+    for step in tl.static_range(_steps(tile)):
+        sample = _samples_of_step(step, block.left, thread, tile)  # (T,)
+        x = get_four(address_of(base, slot_of(sample, tile), tile), 0)  # 4 × (T,)
+        address = block.out_address + sample.to(tl.int64) * tile.BYTES
+        store_four(address, x, 0, tile.DTYPE)
 
 
 @triton.jit

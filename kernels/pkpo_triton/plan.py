@@ -93,6 +93,7 @@ def plan(
 class PackedPlan(NamedTuple):
     """Constants of a packed kernel: see `pkpo_triton.packed`."""
 
+    samples: int  # that a row's threads hold, a power of two
     block_rows: int  # so many rows are a program's
     threads_per_row: int
     levels: int  # rows of so many distinct values are counted, which costs less than to sort them
@@ -105,26 +106,30 @@ class PackedPlan(NamedTuple):
         return self.block_rows * self.threads_per_row // 32
 
 
-_PLAIN = {
-    16: PackedPlan(block_rows=32, threads_per_row=1, levels=2),
-    32: PackedPlan(block_rows=32, threads_per_row=1, levels=3),
-    64: PackedPlan(block_rows=16, threads_per_row=2, levels=4),
-    128: PackedPlan(block_rows=8, threads_per_row=4, levels=4),
-    256: PackedPlan(block_rows=4, threads_per_row=8, levels=4, is_long=True),
-    512: PackedPlan(block_rows=2, threads_per_row=16, levels=4, is_long=True),
-    1024: PackedPlan(block_rows=1, threads_per_row=32, levels=4, is_long=True),
+def _by_samples(*plans: PackedPlan) -> dict[int, PackedPlan]:
+    return {plan.samples: plan for plan in plans}
+
+
+_PLAIN = _by_samples(
+    PackedPlan(16, block_rows=32, threads_per_row=1, levels=2),
+    PackedPlan(32, block_rows=32, threads_per_row=1, levels=3),
+    PackedPlan(64, block_rows=16, threads_per_row=2, levels=4),
+    PackedPlan(128, block_rows=8, threads_per_row=4, levels=4),
+    PackedPlan(256, block_rows=4, threads_per_row=8, levels=4, is_long=True),
+    PackedPlan(512, block_rows=2, threads_per_row=16, levels=4, is_long=True),
+    PackedPlan(1024, block_rows=1, threads_per_row=32, levels=4, is_long=True),
     # As few registers as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes
     # up to 255.
-    2048: PackedPlan(1, threads_per_row=32, levels=4, max_registers=184, is_long=True),
-    4096: PackedPlan(1, threads_per_row=64, levels=4, max_registers=184, is_long=True),
-}
-_MASKED = {n: _PLAIN[n] for n in (16, 32, 64, 128)} | {
-    256: PackedPlan(block_rows=2, threads_per_row=16, levels=4),
-}
-_OF_16_BITS = {n: _PLAIN[n] for n in (16, 32, 128)} | {
-    64: PackedPlan(block_rows=32, threads_per_row=1, levels=4),
-    256: PackedPlan(block_rows=4, threads_per_row=8, levels=4),
-}
+    PackedPlan(2048, 1, threads_per_row=32, levels=4, max_registers=184, is_long=True),
+    PackedPlan(4096, 1, threads_per_row=64, levels=4, max_registers=184, is_long=True),
+)
+_MASKED = {n: _PLAIN[n] for n in (16, 32, 64, 128)} | _by_samples(
+    PackedPlan(256, block_rows=2, threads_per_row=16, levels=4)
+)
+_OF_16_BITS = {n: _PLAIN[n] for n in (16, 32, 128)} | _by_samples(
+    PackedPlan(64, block_rows=32, threads_per_row=1, levels=4),
+    PackedPlan(256, block_rows=4, threads_per_row=8, levels=4),
+)
 
 
 def packed_plan(
@@ -182,6 +187,7 @@ def packed_plan(
     | with a mask | .94 | .86 | .73      | .58, .28 | .45, .25 |          |          |          |
     | of 16 bits  | .77 | .73 | .61, .29 | .44, .22 | .31, .17 |          |          |          |
     """
-    if not usual or backend != "cuda":
+    if not usual or backend != "cuda" or n <= 8 or n % 4:
         return None
-    return (_MASKED if masked else _PLAIN if itemsize == 4 else _OF_16_BITS).get(n)
+    plans = _MASKED if masked else _PLAIN if itemsize == 4 else _OF_16_BITS
+    return plans.get(1 << (n - 1).bit_length())

@@ -32,15 +32,23 @@ class PackedWeights(NamedTuple):
 
 
 def packed_weights(
-    estimator: Estimator, n: int, k: int, *, masked: bool, scale: str, undersized: str
+    estimator: Estimator,
+    n: int,
+    k: int,
+    *,
+    samples: int,
+    masked: bool,
+    scale: str,
+    undersized: str,
 ) -> PackedWeights:
-    """Choose a packed kernel's weights, for rows of which samples may be left out if masked."""
+    """Choose a packed kernel's weights for rows of n samples, filled up to so many; if masked, more
+    of them may be left out."""
     if masked:
         rules = as_text(estimator, scale, undersized)
         of_k = None if undersized == "clip" else k
-        return PackedWeights("row_weights", (rules, n, k), has_offset(estimator, of_k), 0.0)
+        return PackedWeights("row_weights", (rules, samples, k), has_offset(estimator, of_k), 0.0)
     weights = host_weights(estimator, n, k, scale=scale)
-    arguments = (n, k, estimator.index_shift, estimator.counted_from_top, weights)
+    arguments = (n, k, samples, estimator.index_shift, estimator.counted_from_top, weights)
     offset = has_offset(estimator, k)
     return PackedWeights("gap_weights", arguments, offset, weights.max_coefficient)
 
@@ -104,14 +112,15 @@ def ratios(
 
 
 def gap_weights(
-    n: int, k: int, index_shift: int, counted_from_top: bool, weights: HostWeights
+    n: int, k: int, samples: int, index_shift: int, counted_from_top: bool, weights: HostWeights
 ) -> list[list[float]]:
     """List what an estimator weighs the gap below sample j with, in the sums of all above it and in
-    the row offset: (2, n), 0 for j=0."""
+    the row offset: (2, samples), 0 for j=0 and from n on, where rows are filled up."""
     origin = n - 1 if counted_from_top else 0
     r = _ratios_in_order(n, k, index_shift)
     in_offset = [(weights.offset + weights.slope * abs(j - origin)) * r[j] for j in range(n)]
-    return [[weights.gap * ratio for ratio in r], in_offset]
+    filled = [0.0] * (samples - n)
+    return [[*(weights.gap * ratio for ratio in r), *filled], [*in_offset, *filled]]
 
 
 def row_weights(rules: str, n: int, k: int) -> list[float]:

@@ -155,8 +155,8 @@ def _max_at_k_in_order(
 @triton.jit
 def _packed_in_order(
     rewards_ptr, where_ptr, weights_ptr, rows_plus_1, has_offset_plus_2, max_coefficient, out_ptr,
-    N: tl.constexpr, BLOCK_ROWS: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
-    LEVELS: tl.constexpr, MASKED: tl.constexpr, LONG: tl.constexpr,
+    N_SAMPLES: tl.constexpr, N: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    THREADS_PER_ROW: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """Call `packed_kernel` or `packed_long_kernel`."""
     entry: tl.constexpr = packed_long_kernel if LONG else packed_kernel
@@ -168,6 +168,7 @@ def _packed_in_order(
         n_rows=rows_plus_1 - 1,
         has_offset=has_offset_plus_2 - 2,
         max_coefficient=max_coefficient,
+        N_SAMPLES=N_SAMPLES,
         N=N,
         BLOCK_ROWS=BLOCK_ROWS,
         THREADS_PER_ROW=THREADS_PER_ROW,
@@ -193,7 +194,8 @@ def transform_rows(
     if isinstance(k, int) and rewards.dtype == dtype and has_packed_weights(estimator, **rules):
         packed = _packed_plan(rewards, where)
         if packed is not None:
-            weights_of_k = packed_weights(estimator, n, k, scale=scale, **rules)
+            rules |= {"samples": packed.samples, "scale": scale}
+            weights_of_k = packed_weights(estimator, n, k, **rules)
             return _packed_rows(rewards, where, weights_of_k, packed)
     static_k, dynamic_k = (k, None) if isinstance(k, int) else (None, k)
     uniform = static_k is not None and where is None
@@ -255,7 +257,8 @@ def _packed_rows(
         weights.max_coefficient,
         kernel=_packed_in_order,
         result=jax.ShapeDtypeStruct((rows, n), rewards.dtype),
-        N=n,
+        N_SAMPLES=n,
+        N=chosen.samples,
         BLOCK_ROWS=chosen.block_rows,
         THREADS_PER_ROW=chosen.threads_per_row,
         LEVELS=chosen.levels,

@@ -30,7 +30,9 @@ from pkpo_triton import kernel, packed, packed_long  # noqa: E402
 from pkpo_triton.plan import packed_plan  # noqa: E402
 
 PLAN: Any = functools.partial(packed_plan, usual=True, backend="cuda")
-PACKED_N = tuple(n for n in range(1, 257) if PLAN(n) is not None)
+# Those of no power of two are filled up: in one thread, two, four, and by the long kernel.
+FILLED_N = (12, 36, 100, 200)
+PACKED_N = tuple(sorted((16, 32, 64, 128, 256, *FILLED_N)))
 LARGEST = float(np.finfo(np.float32).max)
 TINY = 2.0**-149  # float32's smallest number
 Rows = np.ndarray[Any, np.dtype[np.float32]]
@@ -44,7 +46,7 @@ SEARCHED = settings(
 )
 
 # A kernel for every length has to be compiled: the shortest in `make test`.
-LENGTHS = [pytest.param(n, marks=() if n <= 16 else pytest.mark.slow) for n in PACKED_N]
+LENGTHS = [pytest.param(n, marks=() if n == 16 else pytest.mark.slow) for n in PACKED_N]
 
 
 def transformed(rewards: Rows, k: int, **options: Any) -> Rows:
@@ -105,8 +107,10 @@ def launched(*, only_asked: bool = False) -> Iterator[list[str]]:
 # ---- Which kernel ------------------------------------------------------------------------------
 
 
-def test_there_is_something_to_test() -> None:
-    assert {16, 32, 64, 128, 256}.issubset(PACKED_N)
+def test_rows_of_a_multiple_of_four_are_packed() -> None:
+    assert [n for n in range(1, 257) if PLAN(n)] == list(range(12, 257, 4))
+    for kind in ({"masked": True}, {"itemsize": 2}):
+        assert [n for n in range(1, 257) if PLAN(n, **kind)] == list(range(12, 257, 4))
 
 
 @pytest.mark.parametrize(
@@ -212,12 +216,12 @@ def misleading(n: int, rows: int, rng: np.random.Generator) -> dict[str, Rows]:
     return {name: x.astype(np.float32) for name, x in kinds.items()}
 
 
-@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("n", [12, *LENGTHS[1:]])
 def test_rows_that_mislead(n: int, rng: np.random.Generator) -> None:
     with launched() as kernels:
         for rewards in misleading(n, 37, rng).values():
             assert_right(rewards, 2)  # every gap weighs something
-    assert set(kernels) == {"packed_kernel" if n < 256 else "packed_long_kernel"}
+    assert set(kernels) == {"packed_kernel" if n <= 128 else "packed_long_kernel"}
 
 
 @pytest.mark.parametrize("n", LENGTHS)
@@ -243,9 +247,10 @@ def test_no_row_sees_what_is_beside_it(n: int, rng: np.random.Generator) -> None
         np.testing.assert_array_equal(transformed(row[None], 3, estimator="sloo")[0], beside_others)
 
 
+@pytest.mark.parametrize("n", [12, 16, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rows", [1, 2, 31, 32, 33, 100])
-def test_any_number_of_rows(rows: int, rng: np.random.Generator) -> None:
-    assert_right(rng.standard_normal((rows, 16)).astype(np.float32), 2)
+def test_any_number_of_rows(rows: int, n: int, rng: np.random.Generator) -> None:
+    assert_right(rng.standard_normal((rows, n)).astype(np.float32), 2)
 
 
 @pytest.mark.parametrize("n", LENGTHS)

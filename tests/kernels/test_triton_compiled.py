@@ -33,15 +33,20 @@ TARGET_INSTRUCTIONS |= {2048: 105, 4096: 126}
 TWO_VALUE_INSTRUCTIONS = 28
 # n, dtype, with a mask, and the most instructions of normal rewards: a mask costs 6 or 7.
 OTHER_PACKED = (
+    (12, "float32", False, 39),
     (16, "float32", True, 33),
     (16, "bfloat16", False, 25),
+    (24, "float32", True, 50),
     (32, "float32", True, 33),
     (32, "float16", False, 28),
     (64, "float32", True, 45),
     (64, "bfloat16", True, 45),
+    (100, "float32", False, 70),
+    (100, "float32", True, 78),
     (128, "float32", True, 57),
     (256, "float32", True, 92),
     (256, "bfloat16", False, 66),
+    (1000, "float32", False, 104),
 )
 # Of rows that a packed kernel sorts twice, the most that it does.
 WORST_INSTRUCTIONS = {16: 52, 32: 58, 64: 83, 128: 107}
@@ -65,22 +70,24 @@ IN_EVERY_RUN = {
 # same regime take their part in `make test-all`.
 LIKE_OTHERS = (
     "n=32 float32, where, k row, index shift 1, normalized",
-    "n=100 float32",
-    "n=24 bfloat16, where",
+    "n=24 float32",
+    "n=300 float32",
+    "n=1000 float32",
+    "n=102 float32",
+    "n=1002 float32",
+    "n=26 bfloat16, where",
+    "n=26 float16, where",
     "n=128 float32, where",
-    "n=100 float32, where, index shift 1",
     "n=256 float32, where",
     "n=64 bfloat16, where",
     "n=64 float16, where",
-    "n=24 float16, where",
-    "n=100 float16",
-    "n=100 bfloat16",
+    "n=102 float16",
+    "n=102 bfloat16",
     "n=32 float16",
     "n=128 bfloat16",
     "n=128 float16",
     "n=128 float32, k scalar",
     "n=4096 float32, where, index shift 1",
-    "n=1000 float32",
     "n=8192 float32",
     "n=128 float32, where, k row, index shift 1, normalized",
     "max@k n=128 float32, where",

@@ -1,0 +1,109 @@
+"""Rows of a packed kernel that are no power of two long: they are filled up.
+
+What they are filled up with, in registers and in shared memory, is their largest sample: it sorts
+to the end, where the gaps are 0, and rows of few values stay rows of few values. Nothing of it is
+copied out. Where samples are left out, too, it is part of what is: see `packed_masked`.
+"""
+
+# Triton compiles these functions; no type checker can check them.
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+from pkpo_triton.assembly import floats, get_each, get_four, put_four
+from pkpo_triton.packed_tile import over_lanes, wait_for_row
+
+# ---- Before they are sorted --------------------------------------------------------------------
+
+
+@triton.constexpr_function
+def threads_in_turn(quad, tile):
+    """How many of a row's threads find four samples of it in a turn; the others are behind its
+    end."""
+    left = tile.N_SAMPLES // 4 - quad * tile.THREADS_PER_ROW
+    return max(0, min(left, tile.THREADS_PER_ROW))
+
+
+@triton.jit
+def read_unfilled_row(own, lane, tile: tl.constexpr):
+    """Read each thread's samples, behind the end of its row others of its own: twice (T,) → C ×
+    (T,)."""
+    rewards = ()
+    for quad in tl.static_range(tile.C // 4):
+        if threads_in_turn(quad, tile) == tile.THREADS_PER_ROW:
+            rewards = rewards + get_four(own, 16 * tile.THREADS_PER_ROW * quad)
+        elif threads_in_turn(quad, tile) > 0:
+            turn = tl.where(lane < threads_in_turn(quad, tile), quad, quad - 1)  # (T,)
+            rewards = rewards + get_four(own + 16 * tile.THREADS_PER_ROW * turn, 0)
+        else:
+            rewards = rewards + rewards[4 * quad - 4 :]
+    return rewards
+
+
+@triton.jit
+def fill_up_row(own, rewards, lane, tile: tl.constexpr):
+    """Fill rows up to N with their largest, and write there what they are filled up with: (T,), C ×
+    (T,) and (T,) → C × (T,)."""
+    largest = rewards[0]
+    for c in tl.static_range(1, tile.C):
+        if threads_in_turn(c // 4, tile) > 0:
+            largest = tl.maximum(largest, rewards[c])
+    largest = over_lanes(largest, "max", tile)
+    filled = ()
+    for quad in tl.static_range(tile.C // 4):
+        if threads_in_turn(quad, tile) == tile.THREADS_PER_ROW:
+            filled = filled + rewards[4 * quad : 4 * quad + 4]
+        else:
+            is_there = lane < threads_in_turn(quad, tile)  # (T,)
+            for i in tl.static_range(4):
+                filled = filled + (tl.where(is_there, rewards[4 * quad + i], largest),)
+            put_four(own, filled[4 * quad :], 16 * tile.THREADS_PER_ROW * quad)
+    wait_for_row(tile)
+    return filled
+
+
+# ---- Once they are sorted ----------------------------------------------------------------------
+
+
+@triton.constexpr_function
+def threads_in_order(tile):
+    """How many of a row's threads hold any of it once it is sorted; the others what it is filled up
+    with."""
+    return -(-tile.N_SAMPLES // tile.C)
+
+
+@triton.constexpr_function
+def _read_each_or(n):
+    reads = (
+        f"mov.b32 ${i}, ${2 * n + 1}; @reads ld.shared.f32 ${i}, [${n + i}];" for i in range(n)
+    )
+    return f"{{ .reg .pred reads; setp.ne.b32 reads, ${2 * n}, 0; {' '.join(reads)} }}"
+
+
+@triton.constexpr_function
+def _read_each_or_operands(n):
+    return ",".join(["=&f"] * n + ["r"] * (n + 1) + ["f"])
+
+
+@triton.jit
+def get_in_order(addresses, largest, lane, tile: tl.constexpr):
+    """Read sorted rows: addresses, C × (T,), what they are filled up with and lane, (T,) → C ×
+    (T,). To read that, too, would take turns, for it lies in one bank after the other."""
+    if threads_in_order(tile) == tile.THREADS_PER_ROW:
+        return get_each(addresses, tile.C)
+    else:
+        reads = (lane < threads_in_order(tile)).to(tl.int32)  # (T,)
+        return tl.inline_asm_elementwise(
+            _read_each_or(tile.C), _read_each_or_operands(tile.C), addresses + (reads, largest),
+            floats(tile.C), is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def put_where(writes, address, x):
+    """Write a word of shared memory where a thread is told to: three (T,)."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred writes; setp.ne.b32 writes, $1, 0; @writes st.shared.f32 [$2], $3; }",
+        "=r,r,r,f", [writes.to(tl.int32), address, x], tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
