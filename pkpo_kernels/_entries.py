@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -74,7 +74,10 @@ class Entries(NamedTuple):
         xp = registry.namespace(library)
         kept = None
         if where is not None:
-            kept = as_bool(checked_library("where", where, library, "rewards"))
+            kept = checked_library("where", where, library, "rewards")
+            if dtype_name(kept.dtype).startswith(("str", "<U", "bytes", "|S")):
+                raise TypeError(f"where must be bool or numbers; got {shown(where)}")
+            kept = as_bool(kept)
             if len(kept.shape) == 2:
                 kept = kept.any(-1)
             if tuple(kept.shape) != tuple(array.shape):
@@ -94,6 +97,8 @@ class Entries(NamedTuple):
         # may hold anything.
         exact = rewards if valid is None else xp.where(valid, array, xp.zeros_like(array))
         dtype = Groups.of(exact, None, 0).dtype
+        if library == "torch" and array.is_meta:
+            traced = True  # values are unknown there, too
         if library == "jax":
             # Inside a program even what is made of constants is traced.
             traced = traced or is_traced(array == array)
@@ -151,10 +156,13 @@ def as_bool(x: Array) -> Array:
 def checked_scale(scale: Any, estimator: Estimator) -> GroupScale | float:
     """Check a scale: a name that the estimator admits, or a finite number."""
     if isinstance(scale, (int, float, np.integer, np.floating)):
-        number: Any = scale
-        if isinstance(scale, bool) or not abs(number) <= sys.float_info.max:
+        try:
+            number = math.nan if isinstance(scale, bool) else float(scale)
+        except OverflowError:  # an integer that is larger than any float
+            number = math.inf
+        if not math.isfinite(number):
             raise ValueError(f"scale must be a finite number, or a name; got {shown(scale)}")
-        return float(scale)
+        return number
     name = checked_name("scale", scale, get_args(GroupScale))
     if name == "mean" and estimator.normalized:
         raise ValueError(

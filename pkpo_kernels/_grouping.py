@@ -111,6 +111,9 @@ def _by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, rules: Rule
     """Transform groups of samples that have several entries: columns (N,) each → (N,). One entry
     stands for each sample, and all that are kept get its result."""
     xp = registry.namespace(entries.library)
+    if entries.library == "numpy" and not isinstance(k, int) and k.ndim:
+        for index in by_size(numbered_columns(groups)):
+            _k_of_rows(entries, k[index], None if entries.valid is None else entries.valid[index])
     last = standing(entries, groups, samples)
     out = _by_ids(entries._replace(valid=last == _index(entries)), groups, None, k, rules)
     kept = last >= 0 if entries.kept is None else (last >= 0) & entries.kept

@@ -45,6 +45,12 @@ def checked_ids(argument: str, ids: Any, rewards: Array, *, traced: bool) -> Ids
         raise TypeError(
             f"{argument} must be N hashable ids, or integers (N,) or (N, S); got {shown(ids)}"
         )
+    if isinstance(ids, np.ma.MaskedArray) or (of is None and getattr(ids, "ndim", 1) != 1):
+        kind = type(ids).__name__
+        raise TypeError(
+            f"{argument} must be N hashable ids, or integers (N,) or (N, S); got a {kind} of shape"
+            f" {tuple(ids.shape)}: pass a column, or plain integers"
+        )
     if of is not None and ids.ndim > 2:
         raise ValueError(
             f"{argument} must have one id for each reward, (N,) or (N, S);"
@@ -68,19 +74,22 @@ def checked_ids(argument: str, ids: Any, rewards: Array, *, traced: bool) -> Ids
                 ids = ids.sum(1)  # rows of nothing are equal
             return (ids,) if ids.ndim == 1 else tuple(ids[:, i] for i in range(ids.shape[1]))
         return _to_device(_numbered_rows(argument, to_host(ids)), rewards)
-    if of in ("torch", "jax") or (of == "numpy" and (ids.dtype.kind not in "OUS" or ids.ndim > 1)):
+    if of in ("torch", "jax") or (of == "numpy" and (ids.dtype.kind not in "OUST" or ids.ndim > 1)):
         raise TypeError(
             f"{argument} must be integers (N,) or (N, S), or N hashable ids; got an array of dtype"
             f" {dtype_name(ids.dtype)} and shape {tuple(ids.shape)}"
         )
     if not isinstance(ids, (list, tuple)):  # which are not copied: that takes as long as hashing
-        ids = ids.tolist() if of == "numpy" else list(ids)
+        values = getattr(ids, "tolist", getattr(ids, "to_pylist", lambda: list(ids)))
+        ids = values()
     others = [one for one in ids if not is_integer(one)] if traced else []
     if others and library_of(others[0]) is None:
         raise TypeError(
             f"{argument} must be integers inside jax.jit, torch.compile and vmap, where others"
             f" would be constants of the program; got {shown(others[0])}: number them outside"
         )
+    if traced and not others:
+        return _to_device(np.array([int(one) for one in ids], np.int64), rewards)
     return _to_device(_numbered(argument, ids), rewards)
 
 
@@ -102,8 +111,8 @@ def _to_device(numbers: NDArray[np.int64], rewards: Array) -> Ids:
     if library == "torch":
         import torch
 
-        numbers = np.require(numbers, requirements=["C", "W"])
-        return (torch.from_numpy(numbers).to(rewards.device, non_blocking=True),)
+        # A copy: torch takes nothing that runs backwards, or must not be written.
+        return (torch.from_numpy(np.array(numbers)).to(rewards.device, non_blocking=True),)
     if library == "jax":
         import jax.numpy as jnp
 
@@ -124,7 +133,9 @@ def _numbered(argument: str, ids: Sequence[Any]) -> NDArray[np.int64]:
         found = itemgetter(*ids, *ids[:1])(numbers) if ids else ()
         codes = np.frombuffer(struct.pack(f"{len(found)}q", *found), np.int64, len(ids))
     except TypeError:
-        at, one = next((i, one) for i, one in enumerate(ids) if not _is_hashable(one))
+        at, one = next(((i, one) for i, one in enumerate(ids) if not _is_hashable(one)), (0, None))
+        if one is None:  # what is wrong is how they compare
+            raise
         raise TypeError(
             f"{argument} must be hashable ids; got {type(one).__name__} at {argument}[{at}]:"
             " pass integers (N, S) as an array, or tuples"
@@ -140,12 +151,20 @@ def _numbered(argument: str, ids: Sequence[Any]) -> NDArray[np.int64]:
                 f" is an object of its own: pass them stacked, as one array"
             )
     for key in numbers:
-        if key is None or key != key:
+        if _is_missing(key):
             at = next(i for i, one in enumerate(ids) if one is key)
             raise ValueError(
                 f"{argument} must be ids, neither None nor NaN; got {key} at {argument}[{at}]"
             )
     return codes
+
+
+def _is_missing(key: Any) -> bool:
+    """Tell whether an id is None, NaN or something that equals nothing in another way."""
+    try:
+        return key is None or bool(key != key)
+    except (TypeError, ValueError):  # pandas' NA
+        return True
 
 
 def _is_hashable(one: Any) -> bool:

@@ -24,6 +24,7 @@ from pkpo_kernels.validation import (
     checked_name,
     dtype_name,
     is_traced,
+    library_of,
 )
 
 
@@ -72,8 +73,11 @@ def group_metrics(
     >>> metrics["pass@2"], metrics["max@2"], metrics["signal"], metrics["group_size_max"]
     (0.5, 1.0, 0.5, 3.0)
     """
+    arguments = rewards, ks, groups, samples, where, k, estimator, scale, undersized
+    if library_of(rewards) in ("torch", "jax"):
+        return _group_metrics(*arguments)
     with np.errstate(all="ignore"):  # NaN is a documented result
-        return _group_metrics(rewards, ks, groups, samples, where, k, estimator, scale, undersized)
+        return _group_metrics(*arguments)
 
 
 def _group_metrics(
@@ -95,8 +99,12 @@ def _group_metrics(
     entries = Entries.of(rewards, where, traced=traced)
     k = None if k is None else checked_k(k, entries)
     xp, rewards = registry.namespace(entries.library), entries.rewards
-    if dtype_name(rewards.dtype) in ("float16", "bfloat16"):
-        rewards = as_dtype(rewards, xp.float32)
+    # Sums of ones reach N, whatever the library's default dtype is.
+    floating = np.float64 if entries.library == "numpy" else xp.float32
+    if entries.library == "jax":
+        floating = xp.result_type(float)
+    if dtype_name(rewards.dtype) not in ("float32", "float64"):
+        rewards = as_dtype(rewards, floating)
     is_valid = rewards == rewards if entries.valid is None else entries.valid
     if samples is not None:
         ids = [
@@ -108,6 +116,8 @@ def _group_metrics(
     def sums(values: Array, k: Any) -> Array:
         """Give every sample its s (Eq 19), which over a group adds up to k times its max@k."""
         options: Any = {"where": is_valid, "estimator": "s", "scale": "sum"}
+        if dtype_name(values.dtype) == "bool":
+            values = as_dtype(values, floating)
         return transform_groups(values, groups, k, **options)
 
     # Of ones at k=1 it is 1/n, which over all samples adds up to the number of groups.
@@ -119,6 +129,12 @@ def _group_metrics(
         groups = xp.round(xp.sum(xp.where(among, share, 0)))
         return xp.sum(xp.where(among, of_groups, 0)) / xp.where(groups > 0, groups, xp.nan)
 
+    def share_of(flags: Array) -> Array:
+        """Find the share of groups all of whose samples have a flag: of whole numbers of them."""
+        groups = xp.round(xp.sum(share))
+        named = xp.round(xp.sum(xp.where(is_valid & flags, share, 0)))
+        return named / xp.where(groups > 0, groups, xp.nan)
+
     ones = xp.where(is_valid, xp.ones_like(share), 0)
     number = xp.sum(ones)
 
@@ -129,8 +145,9 @@ def _group_metrics(
 
     found: dict[str, Array] = {}
     for one in ks:
-        found[f"pass@{one}"] = mean(sums(rewards > 0, one) / one, sizes >= one)
-        found[f"max@{one}"] = mean(sums(rewards, one) / one, sizes >= one)
+        most_k = min(one, entries.n + 1)  # too large for any group
+        found[f"pass@{one}"] = mean(sums(rewards > 0, most_k) / most_k, sizes >= most_k)
+        found[f"max@{one}"] = mean(sums(rewards, most_k) / most_k, sizes >= most_k)
     most = largest(sizes)
     found["groups"] = xp.round(xp.sum(share))
     found["group_size_min"] = most - largest(xp.where(is_valid, most - sizes, 0))
@@ -141,9 +158,9 @@ def _group_metrics(
         magnitude = xp.abs(transform_groups(rewards, groups, k, where=is_valid, **options))
         # The largest of a group is its max@n.
         any_signal = sums(magnitude > 0, _integers(xp.clip(sizes, 1, None)))
-        found["signal"] = mean(share * any_signal, is_valid)
+        found["signal"] = share_of(any_signal > 0)
         is_undersized = (k < 1) | (_integers(chosen.largest_k(sizes)) < k)
-        found["undersized"] = mean(xp.where(is_undersized, share, 0), is_valid)
+        found["undersized"] = share_of(is_undersized)
         found["advantage_abs_mean"] = xp.sum(magnitude) / xp.where(number > 0, number, xp.nan)
         found["advantage_abs_max"] = largest(magnitude)
     return {key: float(x) if entries.library == "numpy" else x for key, x in found.items()}
@@ -156,6 +173,10 @@ def _flat(rewards: Any, where: Any) -> tuple[Array, Array | None, int]:
         raise ValueError(
             "rewards must be (..., n) where there are no groups;"
             f" got shape {tuple(rewards.shape)}: pass groups="
+        )
+    if not rewards.shape[-1]:
+        raise ValueError(
+            f"rewards must have samples in every row; got shape {tuple(rewards.shape)}"
         )
     if where is not None:
         where = as_bool(checked_library("where", where, library, "rewards"))

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -109,10 +108,12 @@ class Schedule:
         array([5, 4, 4, 3])
         """
         if is_integer(step):
-            return self.values[bisect_right(self.boundaries, int(step))]
+            # Not by bisect, which torch.compile does not follow.
+            return self.values[sum(int(step) >= boundary for boundary in self.boundaries)]
         if isinstance(step, np.ndarray) and step.dtype.kind in "iu":
             values = np.asarray(self.values, np.int64)
-            return np.asarray(values[np.searchsorted(self.boundaries, step, side="right")])
+            at = np.searchsorted(self._boundaries_in(np.int64), _in_int64(step), side="right")
+            return np.asarray(values[at])
         library = library_of(step)
         if library == "torch":
             return self._in_torch(checked_array("step", step)[0])
@@ -120,31 +121,44 @@ class Schedule:
             return self._in_jax(step)
         raise TypeError(not_integral("step", step, "an integer or an array of integers"))
 
+    def _boundaries_in(self, dtype: Any) -> NDArray[Any]:
+        """List the boundaries in a dtype: those that it cannot hold are never reached, or always
+        are."""
+        limits = np.iinfo(dtype)
+        there = [b for b in self.boundaries if b <= limits.max]
+        return np.array([max(b, int(limits.min)) for b in there], dtype)
+
     def _in_torch(self, step: Any) -> Any:
         import torch
 
         if step.dtype == torch.bool or step.is_floating_point() or step.is_complex():
             raise TypeError(not_integral("step", step, "an integer or an array of integers"))
         # non_blocking: the table is copied in stream order, the host does not wait for the device.
-        boundaries = torch.tensor(self.boundaries, dtype=torch.int64).to(
-            step.device, non_blocking=True
-        )
-        values = torch.tensor(self.values, dtype=torch.int64).to(step.device, non_blocking=True)
+        of_device = {"device": step.device, "non_blocking": True}
+        boundaries = torch.from_numpy(self._boundaries_in(np.int64)).to(**of_device)
+        values = torch.tensor(self.values, dtype=torch.int64).to(**of_device)
         index = torch.bucketize(step.detach().to(torch.int64), boundaries, right=True)
         # Not values[index], which reads a scalar index on the host.
-        return torch.take(values, index)
+        return values.index_select(0, index.reshape(-1)).reshape(index.shape)
 
     def _in_jax(self, step: Any) -> Any:
         import jax.numpy as jnp
 
         if not jnp.issubdtype(step.dtype, jnp.integer):
             raise TypeError(not_integral("step", step, "an integer or an array of integers"))
-        dtype = jnp.int64 if step.dtype.itemsize == 8 else jnp.int32
-        # A boundary beyond what the step's dtype can hold is never reached, and would not fit.
-        last = np.iinfo(dtype).max
-        boundaries = jnp.asarray([b for b in self.boundaries if b <= last], dtype)
+        dtype: Any = np.int64 if step.dtype.itemsize == 8 else np.int32
+        if step.dtype.kind == "u":  # some are too large, and as good as the largest
+            step = jnp.minimum(step, min(np.iinfo(dtype).max, np.iinfo(step.dtype).max))
+        boundaries = jnp.asarray(self._boundaries_in(dtype))
         values = jnp.asarray(self.values, jnp.int32)
         return values[jnp.searchsorted(boundaries, step.astype(dtype), side="right")]
+
+
+def _in_int64(step: NDArray[Any]) -> NDArray[np.int64]:
+    """Convert steps (...); those without a sign that are too large are as good as the largest."""
+    if step.dtype.kind == "u":
+        step = np.minimum(step, np.uint64(np.iinfo(np.int64).max))
+    return step.astype(np.int64)
 
 
 def piecewise_constant(values: Sequence[int], boundaries: Sequence[int]) -> Schedule:

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -132,6 +134,10 @@ class TestIds:
         ({"groups": IDS[None]}, ValueError, ["groups", "got 1 for 60"]),
         ({"groups": set(range(N))}, TypeError, ["groups"]),
         ({"groups": "abc"}, TypeError, ["groups", "'abc'"]),
+        ({"groups": pd.DataFrame({"id": IDS})}, TypeError, ["DataFrame", "(60, 1)", "a column"]),
+        ({"groups": np.ma.MaskedArray(IDS)}, TypeError, ["groups", "MaskedArray", "plain"]),
+        ({"groups": [pd.NA, *range(1, N)]}, ValueError, ["<NA>", "groups[0]"]),
+        ({"groups": pa.array([None, *range(1, N)])}, ValueError, ["None", "groups[0]"]),
         ({"groups": None}, TypeError, ["groups", "None"]),
         ({"groups": True}, TypeError, ["groups", "True"]),
         ({"groups": 7}, ValueError, ["groups", "must divide", "rewards, 60; got 7"]),
@@ -140,6 +146,7 @@ class TestIds:
         ({"k": 0}, ValueError, ["k must be at least 1", "k=0"]),
         ({"k": 2.0}, TypeError, ["k must be an integer"]),
         ({"k": np.arange(1, N + 1)}, ValueError, ["k must not vary within a group"]),
+        ({"k": [1] + [3] * (N - 1), "groups": [0] * N, "samples": [0] * N}, ValueError, ["vary"]),
         ({"k": np.array([1, 2])}, ValueError, ["k must be an integer, or one for each", "(2,)"]),
         ({"k": torch.tensor(2)}, TypeError, ["k must", "numpy", "torch"]),
         ({"where": WHERE[:-1]}, ValueError, ["where", "(59,)"]),
@@ -148,6 +155,9 @@ class TestIds:
         ({"rewards": np.arange(N) + 2**53}, ValueError, ["rewards", "2**53"]),
         ({"scale": "batchmean"}, ValueError, ["did you mean 'batch_mean'?"]),
         ({"scale": float("inf")}, ValueError, ["scale", "inf"]),
+        ({"scale": np.float32("inf")}, ValueError, ["scale", "inf"]),
+        ({"scale": 10**400}, ValueError, ["scale must be a finite number"]),
+        ({"where": ["True"] * N}, TypeError, ["where must be bool or numbers"]),
         ({"scale": "mean", "estimator": "passk_training"}, ValueError, ["scale", "'mean'"]),
         ({"nan": "keep"}, ValueError, ["nan must be one of drop, propagate"]),
         ({"undersized": "drop"}, ValueError, ["undersized"]),
@@ -367,6 +377,26 @@ class TestWhatWasBrokenOnce:
             got = pk.transform_groups(np.float32([0, 3e38]), [0, 0], 1, scale=100.0)
             pk.transform_groups(np.float16([0, 1e-7, 2]), [0, 0, 0], 2, scale=0.3)
         assert got.tolist() == [-np.inf, np.inf]
+
+    def test_a_list_of_integers_under_compile(self) -> None:
+        ids = IDS.tolist()
+        call = torch.compile(
+            lambda x: pk.transform_groups(x, ids, 3), backend="eager", fullgraph=True
+        )
+        close(call(torch.from_numpy(REWARDS)))
+
+    def test_text_of_numpys_newer_kind(self) -> None:
+        close(pk.transform_groups(REWARDS, IDS.astype(str).astype(np.dtypes.StringDType()), 3))
+
+    def test_ids_without_memory_to_share(self) -> None:
+        got = pk.transform_groups(
+            torch.ones(1), np.array([7])[::-1], 1, estimator="s", implementation="torch"
+        )
+        assert got == 1
+
+    def test_rewards_without_values(self) -> None:
+        rewards, ids = torch.empty(N, device="meta"), torch.zeros(N, device="meta").long()
+        assert pk.transform_groups(rewards, ids, 3).shape == (N,)
 
     def test_names_are_checked_before_any_work(self) -> None:
         bogus: Any = "bogus"

@@ -104,6 +104,38 @@ class TestMetrics:
             pk.group_metrics(np.zeros(4), [1])
         with pytest.raises(ValueError, match=r"ks\[1\] must be at least 1; got 0"):
             pk.group_metrics(np.zeros((2, 4)), [1, 0])
+        with pytest.raises(ValueError, match=r"samples in every row; got shape \(3, 0\)"):
+            pk.group_metrics(np.zeros((3, 0)), [1])
+
+    def test_counts_are_right_whatever_the_default_dtype_is(self) -> None:
+        ids = torch.arange(2408) // 8
+        try:
+            for dtype in (torch.bfloat16, torch.float16):
+                torch.set_default_dtype(dtype)
+                got = pk.group_metrics((ids % 5 == 0).float(), [1], groups=ids)
+                assert got["groups"] == 301 and got["group_size_max"] == 8
+                assert float(got["pass@1"]) == pytest.approx(61 / 301)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    def test_shares_of_groups_are_whole_numbers_of_them(self) -> None:
+        rewards = [float(i == 0) for n in (3, 5, 6, 7) for i in range(n)]
+        ids = [n for n in (3, 5, 6, 7) for _ in range(n)]
+        assert pk.group_metrics(rewards, [1], groups=ids, k=2)["signal"] == 1
+
+    def test_a_k_beyond_all_integers(self) -> None:
+        for array in (np.asarray, torch.tensor, jnp.asarray):
+            got = pk.group_metrics(array([1.0, 2.0]), [10**30], groups=2)
+            assert np.isnan(float(got[f"pass@{10**30}"]))
+
+    def test_torch_compiles_them_whole(self) -> None:
+        call = torch.compile(
+            lambda x: pk.group_metrics(x, [2], groups=4, k=2), backend="eager", fullgraph=True
+        )
+        rewards = torch.rand(16)
+        want = pk.group_metrics(rewards, [2], groups=4, k=2)
+        for key, got in call(rewards).items():
+            assert float(got) == pytest.approx(float(want[key]), rel=2e-6), key
 
     def test_a_group_too_small_for_k_has_no_say_in_max_at_k(self) -> None:
         got = pk.group_metrics([np.inf, 1.0, 2.0, 5.0], [2], groups=[0, 1, 1, 1])

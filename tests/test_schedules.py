@@ -116,6 +116,9 @@ def test_torch_compiles_without_a_graph_break() -> None:
     compiled = torch.compile(cosine(16, 1, 300), backend=backend, fullgraph=True)
     assert [int(compiled(torch.tensor(t))) for t in (0, 150, 300)] == [16, 8, 1]
     assert len(graphs) == 1
+    assert torch.compile(cosine(16, 1, 300), fullgraph=True)(torch.tensor(150)) == 8
+    of_integer = torch.compile(lambda x, t: x * cosine(16, 1, 300)(t), fullgraph=True)
+    assert of_integer(torch.ones(()), 150) == 8
 
 
 def test_a_boundary_beyond_int32_is_never_reached_in_jax() -> None:
@@ -123,6 +126,22 @@ def test_a_boundary_beyond_int32_is_never_reached_in_jax() -> None:
     k_at = piecewise_constant([8, 4, 1], [10, 2**40])
     assert int(k_at(jnp.int32(2**31 - 1))) == 4
     assert k_at(2**40) == 1
+
+
+@pytest.mark.parametrize("boundary, want", [(2**70, 8), (-(2**40), 1), (-(2**70), 1)])
+def test_boundaries_that_no_step_comes_to(boundary: int, want: int) -> None:
+    torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
+    k_at = piecewise_constant([8, 1], [boundary])
+    steps: list[Any] = [3, np.array(3), torch.tensor(3), jnp.int32(3)]
+    assert [int(k_at(step)) for step in steps] == [want] * 4
+
+
+def test_steps_without_a_sign() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    k_at = piecewise_constant([8, 1], [150])
+    steps: list[Any] = [jnp.uint32(2**31 + 5), jnp.uint8(200), np.array(2**63 + 5, np.uint64)]
+    assert [int(k_at(step)) for step in [*steps, np.uint8(200)]] == [1] * 4
+    assert int(k_at(jnp.uint8(149))) == 8
 
 
 def test_they_say_what_they_are() -> None:

@@ -88,7 +88,7 @@ class _Text:
                 value, end = JSON.raw_decode(self._text, self._at)
             except DuplicateKey as error:
                 self._lines.fail(str(error), self.line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # of integers of 5,000 digits, too
                 if isinstance(error, json.JSONDecodeError) and self._cut(error) and self._more():
                     continue
                 self._lines.fail(f"not valid JSON: {error}", self.line)
