@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pkpo_kernels.backends._segments import matrix_width
 from pkpo_kernels.conversion import to_host
 from pkpo_kernels.validation import (
     INTEGERS,
@@ -245,6 +246,7 @@ def slots(ids: NDArray[np.int64]) -> Slots:
     height, width = len(sizes), int(sizes.max(initial=0))
     if height * width == len(ids):
         return Slots(order, None, (height, width))
+    width = matrix_width(width)
     slot = np.arange(len(ids)) + np.repeat(np.arange(height) * width - edges[:-1], sizes)
     return Slots(order, slot, (height, width))
 

@@ -62,6 +62,13 @@ class Primitives(Protocol):
         last is unspecified."""
 
 
+def matrix_width(largest: int) -> int:
+    """Choose the width of a matrix that holds groups of many sizes, the largest of so many samples:
+    kernels are compiled for every width, and those of no power of two take as long as of the next.
+    """
+    return largest if largest <= 8 else 1 << (largest - 1).bit_length()
+
+
 def segments_of(ops: Primitives, keys: Sequence[Array]) -> Segments:
     """Find the runs of equal keys: sorted keys (N,) each → their segments."""
     differs = ops.index[1:] < 0

@@ -114,6 +114,7 @@ def slots(
     width = last_column + 1
     if height * width == column.shape[0]:
         return order, None, (height, width)
+    width = _segments.matrix_width(width)
     return order, torch.add(column - width, row, alpha=width), (height, width)
 
 
