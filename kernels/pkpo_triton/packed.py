@@ -1,6 +1,7 @@
 """The packed kernel, for what is usual on NVIDIA's GPUs: floats of 32 or 16 bits, whole rows one
 after the other, one k for all. For all else there is `pkpo_triton.kernel`; which of the two it is,
-`pkpo_triton.plan.packed_plan` says. Samples left out: see `pkpo_triton.packed_masked`.
+`pkpo_triton.plan.packed_plan` says. Samples left out: see `pkpo_triton.packed_masked`; rows of no
+power of two: `pkpo_triton.packed_filled`.
 
 A row lies in one thread, or in a few neighbours. A key is a reward whose lowest bits are replaced
 by its index in the row, so that minima and maxima sort both, and nothing is searched or led back:
@@ -302,9 +303,9 @@ def packed_kernel(
     N_SAMPLES: tl.constexpr, N: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     THREADS_PER_ROW: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Transform one block of rows: (n_rows, N) → (n_rows, N), both float32, bfloat16 or float16,
-    where (n_rows, N) bytes or None, all at multiples of 16 bytes. The regimes:
-    `pkpo_triton.plan.packed_plan`.
+    """Transform one block of rows: (n_rows, N_SAMPLES) → the same, both float32, bfloat16 or
+    float16, where (n_rows, N_SAMPLES) bytes or None, all at multiples of 16 bytes. N: what rows are
+    filled up to. The regimes: `pkpo_triton.plan.packed_plan`.
 
     The weights are those of `tables.gap_weights`, (2, N), with a mask those of
     `tables.row_weights`, whose rows have their own max_coefficient.
