@@ -58,7 +58,7 @@ OF_PACKED := $(wildcard tests/kernels/test_packed*.py)
 PTX_TESTS := $(OF_TRITON) $(OF_PACKED) tests/kernels/test_ptx_kernels.py
 # What the environments of RL trainers are made around.
 TRAINERS := torch jax
-# The ends of the range of Tritons that pyproject.toml allows.
+# The oldest Triton that pyproject.toml allows, and the newest that is tested.
 TRITONS := 3.5.0 3.9.0
 
 # Another Triton stands in front of .venv's own on the path.
