@@ -25,7 +25,6 @@ import functools
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from unittest import mock
 
@@ -42,7 +41,7 @@ from bench import commit_id
 from bench.command import CommitOption, OutOption, new_app
 from bench.gpu_compile import TARGETS, Compiled, compile_variant, compiled_cold
 from bench.ptx.driver import Device
-from bench.records import RESULTS, Lines, read_table, report, versions, write_table
+from bench.records import RESULTS, Lines, beside_others, report, versions, write_table
 from bench.sass import counted
 from bench.variants import Variant, shipped, usual_variant
 from pkpo_kernels.maths.estimators import ESTIMATORS
@@ -319,15 +318,6 @@ def lines(rows: Sequence[Row]) -> Lines:
     return [list(COLUMNS), *([show(row) for show in COLUMNS.values()] for row in rows)]
 
 
-def beside_others(rows: Sequence[dict[str, Any]], file: Path) -> list[dict[str, Any]]:
-    """Put rows in the place of those of the same kernels in a file, if there is one, and leave its
-    others as they are."""
-    measured = {row["kernel"] for row in rows}
-    before = read_table(file) if file.exists() else []
-    kept = [dict(row) for row in before if row["kernel"] not in measured]
-    return sorted([*kept, *rows], key=lambda row: int(row["n"]))
-
-
 app = new_app()
 
 
@@ -349,7 +339,7 @@ def main(
     compilers = f"{versions('triton', 'torch')}, ptxas {triton.knobs.nvidia.ptxas.version}"
     origin = {"target": target, "commit": commit or commit_id(), "versions": compilers}
     told = [row._asdict() for row in rows]
-    write_table(file, beside_others(told, file) if quick or only else told, origin)
+    write_table(file, beside_others(told, file, "kernel") if quick or only else told, origin)
     report(file, f"Triton kernels for {target}", {"for an element": lines(rows)}, [])
 
 

@@ -151,8 +151,6 @@ def tpu_static(results: Path) -> str:
             ("of the roofline, rows of up to 8 values", "8 values", "fraction", 2),
             ("the same, without delays", "8 values", "fraction_without_delays", 2),
             ("of the roofline, bfloat16 (half the bytes)", narrow, "fraction", 2),
-            ("XLA's cycles of the argsort form, without its sorts", "sorted", "argsort", 0),
-            ('XLA\'s cycles of `"xla"`, without its sorts', "sorted", "xla", 0),
         ],
     )
     commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))

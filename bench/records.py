@@ -115,6 +115,18 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def beside_others(rows: Sequence[Row], path: Path, *key: str) -> list[Row]:
+    """Put rows in the place of those of a file, if there is one, that have the same key, beside its
+    others; in the order of their n."""
+
+    def key_of(row: Row) -> tuple[str, ...]:
+        return tuple(str(row[name]) for name in key)
+
+    found = {key_of(row) for row in rows}
+    kept = [row for row in (read_table(path) if path.exists() else []) if key_of(row) not in found]
+    return sorted([*kept, *rows], key=lambda row: int(row["n"]))
+
+
 def number(row: Row, name: str) -> float | None:
     """A figure of a row, None where it has none."""
     value = row.get(name)

@@ -1,7 +1,6 @@
 """What the compiler makes of the Pallas kernels for TPUs, without a TPU: a count of its schedule.
 
-    python -m bench.tpu_static            # every chip, to bench/results/tpu-static-CHIP.csv
-    python -m bench.tpu_static --quick    # v5e, few n, float32, no file
+    python -m bench.tpu_static [--quick] [--chip v5e] [--out FOLDER]
 
 libtpu compiles for a chip that is not there, and writes down the bundles (instruction words) that
 the chip would run through. A loop is counted with its turns, and a condition as it falls out for
@@ -17,24 +16,19 @@ measured speed.
 
 from __future__ import annotations
 
-import multiprocessing
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from bench import commit_id, records
-from bench.records import RESULTS, versions, write_table
+from bench.command import CommitOption, OutOption, new_app
 from bench.shapes import MEASURED_N
 from bench.tpu_compiler import CHIPS, Compiler
 
@@ -45,10 +39,6 @@ DTYPES = ("float32", "bfloat16", "bool")
 PATHS = ("sorted", "4 values", "8 values", "bool")
 # Of a matrix: smaller ones would lie in VMEM from the start.
 ELEMENTS = 1 << 27
-# Of the baselines: "xla" takes larger matrices in turns.
-BASELINE_ELEMENTS = 1 << 20
-# Their sorts of longer rows take very long to compile.
-LONGEST_BASELINE = 1024
 K = 4
 
 # What of a kernel runs, by the names of its functions under `pl.when`: for some rows,
@@ -67,8 +57,7 @@ _OF_STEPS = {
 _CONDITIONAL = set[str]().union(*_OF_ROWS.values(), *_OF_STEPS.values(), {"sum_offset"})
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Figures for 1024 rows; None where a chip was not asked for them."""
 
     n: int
@@ -167,141 +156,77 @@ def measure(compiler: Compiler, n: int, dtype: str, path: str) -> Row:
     )
 
 
-def all_baselines(chip_name: str, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    compiler = Compiler(chip_name)
-    return [baselines(compiler, n) for n in sizes]
-
-
-def baselines(compiler: Compiler, n: int) -> dict[str, Any]:
-    """XLA's own estimate of cycles for 1024 rows: of the argsort form, and of "xla"."""
-    import jax.numpy as jnp
-    from jax import lax
-
-    from pkpo_kernels import transform
-    from pkpo_kernels.maths.estimators import ESTIMATORS
-
-    rows = BASELINE_ELEMENTS // n
-    gap = jnp.asarray(ESTIMATORS["sloo_minus_one"].weights(n, K).gap, jnp.float32)
-
-    def argsort_form(x: Any) -> Any:
-        order = lax.broadcasted_iota(jnp.int32, x.shape, 1)
-        ordered, order = lax.sort((x, order), dimension=1, is_stable=False, num_keys=1)
-        sums = jnp.cumsum(gap * jnp.diff(ordered, axis=-1), axis=-1)
-        sums = jnp.concatenate([jnp.zeros_like(sums[:, :1]), sums], -1)
-        return lax.sort((order, sums), dimension=1, is_stable=False, num_keys=1)[1]
-
-    out: dict[str, Any] = {"n": n}
-    for name, form in (
-        ("argsort", argsort_form),
-        ("xla", lambda x: transform(x, K, implementation="xla")),
-    ):
-        compiled, _ = compiler.compile(form, compiler.array((rows, n), jnp.float32))
-        text = compiled.as_text()
-        cycles = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
-        out[name] = round(cycles * 1024 / rows, 1)
-        # What has no estimate counts for nothing above.
-        out[f"{name}_without_estimate"] = sum(
-            "estimated_cycles" not in line
-            for line in text.splitlines()
-            if re.search(r" (sort|gather|scatter|reduce-window|while)\(", line)
-        )
-    return out
-
-
 def measure_chip(
-    chip_name: str, sizes: Sequence[int], dtypes: Sequence[str], *, with_baselines: bool
-) -> list[records.Row]:
+    chip_name: str, sizes: Sequence[int], dtypes: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """Count what a chip's schedules take: a row for every length, dtype and kind of rows."""
     import jax
 
-    baselines: dict[int, dict[str, Any]] = {}
-    if with_baselines:
-        # In a process that writes down no schedules: sorts have long ones.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found = pool.submit(
-                all_baselines, chip_name, [n for n in sizes if n <= LONGEST_BASELINE]
-            ).result()
-        baselines = {baseline.pop("n"): baseline for baseline in found}
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(chip_name, Path(folder))
         from pkpo_pallas.plan import GROUP, SHORTEST_COUNTED, chip
 
         with jax.sharding.use_abstract_mesh(compiler.mesh):
             longest = chip().longest
-        return [
-            asdict(measure(compiler, n, dtype, path))
-            | (baselines.get(n, {}) if (path, dtype) == ("sorted", "float32") else {})
-            for n in sizes
-            if n <= longest
-            for dtype in dtypes
-            for path in PATHS
-            if (path == "bool") == (dtype == "bool")
-            and n >= {"4 values": SHORTEST_COUNTED, "8 values": 2 * GROUP + 1}.get(path, 1)
-        ]
+        shortest = {"4 values": SHORTEST_COUNTED, "8 values": 2 * GROUP + 1}
+        for n in sizes:
+            for dtype, path in product(dtypes, PATHS):
+                is_of_dtype = (path == "bool") == (dtype == "bool")
+                if n <= longest and is_of_dtype and n >= shortest.get(path, 1):
+                    yield measure(compiler, n, dtype, path)._asdict()
 
 
-def table(chip_name: str, rows: Sequence[records.Row]) -> Table:
-    caption = (
-        "A static count, for 1024 rows; nothing was run. roofline: HBM cycles by bundles and"
-        " delays, at most 1. XLA: its estimate of cycles, + what it has no estimate of."
-    )
-    out = Table(title=f"Pallas kernels for {chip_name}", caption=caption)
-    for column in ("n", "dtype", "rows"):
-        out.add_column(column)
-    counts = ("bundles", "delays", "HBM cycles", "roofline", "spills", "VMEM MiB")
-    for column in (*counts, "compile s", "bytes", "XLA, argsort", "xla"):
-        out.add_column(column, justify="right")
-    for row in rows:
-        out.add_row(
-            str(row["n"]),
-            row["dtype"],
-            row["path"],
-            f"{row['bundles']:.0f}",
-            f"{row['delays']:.0f}",
-            f"{row['hbm_cycles']:.0f}",
-            f"{row['fraction']:.2f}",
-            f"{row['spills']:.0f}",
-            f"{row['vmem_bytes'] / 2**20:.1f}",
-            f"{row['compile_seconds']:.1f}",
-            f"{row['bytes_over_floor']:.2f}",
-            *(f"{row[name]:.0f} +" if name in row else "" for name in ("argsort", "xla")),
-        )
-    return out
+# The columns of the table: a heading, and how a row shows it
+COLUMNS = {
+    "n": "{n}",
+    "dtype": "{dtype}",
+    "rows": "{path}",
+    "bundles": "{bundles:.0f}",
+    "delays": "{delays:.0f}",
+    "HBM cycles": "{hbm_cycles:.0f}",
+    "of the roofline": "{fraction:.2f}",
+    "spills": "{spills:.0f}",
+    "VMEM bytes": "{vmem_bytes}",
+    "compile, s": "{compile_seconds:.1f}",
+    "bytes, of the least": "{bytes_over_floor:.2f}",
+}
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+def lines(rows: Sequence[records.Row]) -> records.Lines:
+    """Lay out rows as a table, a kernel a line."""
+    return [list(COLUMNS), *([form.format_map(row) for form in COLUMNS.values()] for row in rows)]
 
 
-@app.command(help=__doc__)
+app = new_app()
+
+
+@app.command(help=measure_chip.__doc__)
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="v5e, few n, and float32.")] = False,
     chip: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
-    beside: Annotated[
-        bool, typer.Option("--beside", help="XLA's own estimates too, which takes long.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder of the results; with --quick there is none.")
-    ] = None,
+    out: OutOption = records.RESULTS,
+    commit: CommitOption = None,
 ) -> None:
     chips = chip or (["v5e"] if quick else list(CHIPS))
     unknown = [name for name in chips if name not in CHIPS]
     if unknown:
         raise typer.BadParameter(f"--chip must be one of {', '.join(CHIPS)}; got {unknown[0]}")
-    folder = out if quick else out or RESULTS
+    commit = commit or commit_id()
     if len(chips) > 1:
         # libtpu knows one chip a process.
         for name in chips:
-            command = ["-m", "bench.tpu_static", "--chip", name, "--out", str(folder)]
-            command += ["--beside"] * beside
-            subprocess.run([sys.executable, *command], check=True)
+            options = ["--chip", name, "--out", str(out), "--commit", commit]
+            command = [sys.executable, "-m", "bench.tpu_static", *options, *(["--quick"] * quick)]
+            subprocess.run(command, check=True)
         return
     (name,) = chips
     sizes, dtypes = (QUICK_SIZES, DTYPES[:1]) if quick else (SIZES, DTYPES)
-    rows = measure_chip(name, sizes, dtypes, with_baselines=beside)
-    Console(width=150).print(table(name, rows))
-    if folder is not None:
-        origin = {"chip": name, "commit": commit_id(), "versions": versions("jax", "libtpu")}
-        write_table(folder / f"tpu-static-{name}.csv", rows, origin)
+    rows = list(measure_chip(name, sizes, dtypes))
+    origin = {"chip": name, "commit": commit, "versions": records.versions("jax", "libtpu")}
+    path = out / f"tpu-static-{name}.csv"
+    told = records.beside_others(rows, path, "n", "dtype", "path") if quick else rows
+    records.write_table(path, told, origin)
+    records.report(path, f"Pallas kernels for {name}", {"of 1024 rows": lines(rows)}, [])
 
 
 if __name__ == "__main__":

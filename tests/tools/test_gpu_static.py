@@ -21,7 +21,7 @@ import pkpo_kernels as pk  # noqa: E402
 from bench import gpu_compile, gpu_static, sass  # noqa: E402
 from bench.gpu_compile import TARGETS  # noqa: E402
 from bench.gpu_static import Budget, Figures  # noqa: E402
-from bench.records import read_table, write_table  # noqa: E402
+from bench.records import beside_others, read_table, write_table  # noqa: E402
 from bench.variants import Variant, shipped, transform_variant, usual_variant  # noqa: E402
 from pkpo_kernels.maths.estimators import ESTIMATORS  # noqa: E402
 
@@ -199,7 +199,7 @@ def test_rows_stand_beside_those_of_the_file(tmp_path: Path) -> None:
     write_table(file, before, {"commit": "old"})
     figures = Figures(*map(float, range(len(Figures._fields))))
     row = gpu_static.Row("b", 8, "fp32", 1, 256, 0.5, 9, 0, 0, 64, normal=figures)
-    write_table(file, gpu_static.beside_others([row._asdict()], file), {"commit": "new"})
+    write_table(file, beside_others([row._asdict()], file, "kernel"), {"commit": "new"})
     told = {row["kernel"]: (row["x"], row["normal_alu"], row["commit"]) for row in read_table(file)}
     assert told == {"a": ("1", "", "old"), "b": ("", "1.0", "new"), "c": ("1", "", "old")}
 
