@@ -98,7 +98,7 @@ def evaluate(
         - The normal one, estimate ± z·sd/√tasks with the standard deviation between tasks (ddof 1).
 
         Of pass@k and pass^k they stay within [0, 1]: where either would leave it, or has no width
-        since all tasks are alike, Wilson's score interval stands for it, which takes tasks to be as
+        since all tasks are alike, Wilson's score interval replaces it, which takes tasks to be as
         different as tasks of that mean can be. In the paired difference the tasks' own difficulty
         cancels, hence it is usually far narrower than the two runs' intervals suggest.
 

@@ -128,8 +128,8 @@ def summarize(
     if replaced:
         places = " and ".join(f"{name} at k={listed(at)}" for name, at in replaced.items())
         sentences.append(
-            f"Wilson's interval stands for {places}, which had no width or left 0..100 %: at that"
-            " mean no tasks spread wider than those that all pass or all fail, which it assumes"
+            f"Wilson's interval replaces {places}, which had no width or left 0..100 %: it assumes"
+            " that every task either passes or fails, which is the widest spread at that mean"
         )
     if alike:
         sentences.append(

@@ -60,7 +60,7 @@ class TestPassk:
         code, out, _ = pkpo("passk", binary, "-k", "1,5", "--metric", "pass^k")
         # C(5, 5)/C(10, 5) = 1/252 of "half", 1 of "all".
         assert (code, rows_of(out)[1][1]) == (0, "25.099206 %")
-        assert "Wilson's interval stands for normal at k=1, 5" in out
+        assert "Wilson's interval replaces normal at k=1, 5" in out
 
     def test_max_at_k_and_tasks_too_small(self, ragged: Path) -> None:
         _, out, _ = pkpo("passk", ragged, "-k", "1,3")
