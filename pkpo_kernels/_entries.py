@@ -93,16 +93,18 @@ class Entries(NamedTuple):
                 valid = scored if kept is None else scored & kept
         if library == "numpy" and valid is not None and valid.all():
             valid = None
-        # A list as it was written, where NumPy may have rounded its integers; but what is left out
-        # may hold anything.
-        exact = rewards if valid is None else xp.where(valid, array, xp.zeros_like(array))
+        # A list as it was written, where NumPy may have rounded its integers. What is left out may
+        # hold anything: in torch nobody reads it, and two operations are spared.
+        exact = rewards
+        if valid is not None and library != "torch":
+            exact = array = xp.where(valid, array, xp.zeros_like(array))
         dtype = Groups.of(exact, None, 0).dtype
         if library == "torch" and array.is_meta:
             traced = True  # values are unknown there, too
         if library == "jax":
             # Inside a program even what is made of constants is traced.
             traced = traced or is_traced(array == array)
-        return cls(library, array if valid is None else exact, kept, valid, dtype, traced)
+        return cls(library, array, kept, valid, dtype, traced)
 
     @property
     def there(self) -> dict[str, Any]:
