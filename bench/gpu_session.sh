@@ -147,9 +147,9 @@ step verify 90 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
   "${implementations[@]/#/--implementation=}"
 
 step gpu-tests 110 "${tests[@]}" --junitxml="$OUT/gpu.xml" tests/kernels/test_gpu.py
+if [ "$DEVICE" = cuda ]; then step packed 120 "${tests[@]}" -m "" tests/kernels/test_packed*.py; fi
 step contract 130 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
   tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py
-if [ "$DEVICE" = cuda ]; then step packed 70 "${tests[@]}" -m "" tests/kernels/test_packed*.py; fi
 # Ids of groups beside a matrix: its smallest shape, in seconds.
 step groups 40 "$PYTHON" -m bench.grouping --device "$DEVICE" --commit "$COMMIT" --out "$OUT" --quick
 # What is being compiled when its time is over needs longer.

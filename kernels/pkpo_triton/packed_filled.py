@@ -88,8 +88,12 @@ def _read_each_or_operands(n):
 
 @triton.jit
 def get_in_order(addresses, largest, lane, tile: tl.constexpr):
-    """Read sorted rows: addresses, C × (T,), what they are filled up with and lane, (T,) → C ×
-    (T,). To read that, too, would take turns, for it lies in one bank after the other."""
+    """Read rows that are sorted by numbers in fixed point: addresses, C × (T,), what they are filled
+    up with and lane, (T,) → C × (T,).
+
+    That comes behind all samples, which have lower indices where they equal it. To read it from
+    shared memory would take turns: threads would all want the same bank.
+    """
     if threads_in_order(tile) == tile.THREADS_PER_ROW:
         return get_each(addresses, tile.C)
     else:
