@@ -47,6 +47,11 @@ def transform(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules)
     if rules.implementation in (None, "numpy") and entries.on_cpu and host_knows_k:
         rules = rules._replace(implementation="numpy")
         return entries.from_host(transform(entries.on_host(), groups, samples, k_on_host(k), rules))
+    return of_library(entries, groups, samples, k, rules)
+
+
+def of_library(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules) -> Array:
+    """Do the same where the entries are, by their own library."""
     block = checked_block(groups, entries)
     sharding = _sharding(entries)
     if block and samples is None and not _straddle(entries, block, sharding):
@@ -298,12 +303,9 @@ def _scaled(
         out = out * scale
     elif scale == "batch_mean":
         if n_groups is None:
-            n_groups = rows.shape[0] if where is None else where.any(-1).sum()
+            n_groups = rows.shape[0] if where is None else xp.sum(where.any(-1), dtype=out.dtype)
         # At least one, for what has none.
-        if isinstance(n_groups, int):
-            n_groups = max(1, n_groups)
-        else:
-            n_groups = as_dtype(xp.clip(n_groups, 1, None), out.dtype)
+        n_groups = max(1, n_groups) if isinstance(n_groups, int) else xp.clip(n_groups, 1, None)
         out = out * (entries.n / n_groups)
         if rules.estimator.normalized:
             sizes: Any = rows.shape[1]

@@ -14,7 +14,7 @@ from typing import Any, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_kernels import _grouping
+from pkpo_kernels import _calls, _grouping
 from pkpo_kernels._entries import (
     Entries,
     GroupScale,
@@ -37,7 +37,14 @@ from pkpo_kernels.typing import (
     TorchTensor,
     Undersized,
 )
-from pkpo_kernels.validation import checked_array, checked_library, checked_name, is_traced
+from pkpo_kernels.validation import (
+    FLOATS,
+    checked_array,
+    checked_library,
+    checked_name,
+    dtype_name,
+    is_traced,
+)
 
 EntryIds = Sequence[Hashable] | NDArray[Any] | TorchTensor | JaxArray
 
@@ -153,6 +160,14 @@ def transform_groups(
     >>> transform_groups([0.0, 1.0, 0.0, 3.0], 2, k=2)
     array([0., 2., 0., 6.])
     """
+    form, ids, block = None, None, 0
+    if type(k) is int and samples is None and where is None:
+        block, ids = (groups, None) if type(groups) is int else (0, groups)
+        options = block, estimator, scale, undersized, nan, implementation
+        form = _calls.form_of("transform_groups", rewards, k, ids, *options)
+    again = _calls.find(form)
+    if again is not None:
+        return again(rewards, ids, k)
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
     rules = Rules(
         chosen,
@@ -162,7 +177,23 @@ def transform_groups(
     )
     traced = any(map(is_traced, (rewards, groups, samples, where, k)))
     entries = Entries.of(rewards, where, checked_name("nan", nan, get_args(NaN)), traced)
-    return _grouping.transform(entries, groups, samples, checked_k(k, entries), rules)
+    out = _grouping.transform(entries, groups, samples, checked_k(k, entries), rules)
+    if implementation not in (None, "numpy") or not entries.on_cpu:  # NumPy's work is more than checks
+        drops = nan == "drop" and dtype_name(entries.rewards.dtype) in FLOATS
+        _calls.remember(form, _again(block, rules, drops, entries.dtype))
+    return out
+
+
+def _again(block: int, rules: Rules, drops: bool, dtype: Any) -> _calls.Again:
+    """Serve calls with blocks, or ids in a tensor, of a form that was checked before: `_calls`."""
+
+    def again(rewards: Array, ids: Array | None, k: int) -> Array:
+        valid = rewards == rewards if drops else None
+        entries = Entries("torch", rewards, None, valid, dtype, traced=False)
+        groups = block if ids is None else ids
+        return _grouping.of_library(entries, groups, None, min(k, entries.n + 1), rules)
+
+    return again
 
 
 def to_tokens(advantages: Array, mask: Array) -> Array:

@@ -102,6 +102,49 @@ def test_max_at_k_is_served_again(k: Any) -> None:
     assert len(_calls._known) == 1
 
 
+def test_groups_are_served_again() -> None:
+    """Of no form two are alike, and each gets what NumPy gives, twice."""
+    ids = torch.from_numpy(np.random.default_rng(1).integers(0, 7, 48))
+    flat, unscored = REWARDS.flatten(), REWARDS.flatten().clone()
+    unscored[3] = unscored[40] = np.nan
+    ragged = unscored.clone()
+    ragged[8:16] = np.nan  # no group at all
+    calls: list[tuple[torch.Tensor, Any, int, dict[str, Any]]] = [
+        (flat, ids, 2, {}),
+        (unscored, ids, 2, {}),
+        (flat, ids.int(), 2, {}),
+        (flat, torch.stack([ids, ids % 2], 1), 2, {}),
+        (flat, 8, 2, {}),
+        (unscored, 8, 2, {}),
+        (ragged, 8, 2, {}),
+        (flat, 6, 2, {}),
+        (flat, 8, 3, {}),
+        (flat, 8, 9, {}),
+        (flat, 8, 9, {"undersized": "nan"}),
+        (flat, 8, 10**30, {}),
+        (flat, 8, 2, {"scale": "mean"}),
+        (flat, 8, 2, {"scale": 3.5}),
+        (flat, 8, 2, {"estimator": "s"}),
+        (flat, 8, 2, {"estimator": "passk_training"}),
+        (unscored, 8, 2, {"nan": "propagate"}),
+        (flat.double(), 8, 2, {}),
+        ((4 * flat).long(), 8, 2, {}),
+        (flat[:24], 8, 2, {}),
+    ]
+    for _ in range(2):
+        for rewards, groups, k, options in calls:
+            got = pk.transform_groups(rewards, groups, k, implementation="torch", **options)
+            of_numpy = groups if isinstance(groups, int) else groups.numpy()
+            right = pk.transform_groups(rewards.double().numpy(), of_numpy, k, **options)
+            np.testing.assert_allclose(got, right, rtol=5e-6, atol=1e-6)
+            assert got.dtype == (rewards.dtype if rewards.is_floating_point() else torch.float32)
+        for wrong in ({"groups": 7}, {"groups": True}, {"k": 0}, {"nan": "keep"}, {"scale": "sun"}):
+            given: dict[str, Any] = {"groups": 8, "k": 2} | wrong
+            with pytest.raises((ValueError, TypeError)):
+                pk.transform_groups(flat, implementation="torch", **given)
+    assert len(_calls._known) > len(calls) - 3
+
+
 def test_the_default_dtype_is_part_of_it() -> None:
     whole = torch.tensor([[0, 1, 1, 0]])
     try:

@@ -173,8 +173,7 @@ def test_where_all_or_none_pass_the_interval_is_wilsons(
         assert row.bootstrap == pytest.approx(want, abs=1e-12)
         assert row.normal == pytest.approx(want, abs=1e-12)
     assert (
-        "Wilson's interval replaces bootstrap at k=1, 4 and normal at k=1, 4"
-        in (result.methods[1])
+        "Wilson's interval replaces bootstrap at k=1, 4 and normal at k=1, 4" in (result.methods[1])
     )
 
 
