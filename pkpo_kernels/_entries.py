@@ -99,8 +99,10 @@ class Entries(NamedTuple):
         if valid is not None and library != "torch":
             exact = array = xp.where(valid, array, xp.zeros_like(array))
         dtype = Groups.of(exact, None, 0).dtype
-        if library == "torch" and array.is_meta:
-            traced = True  # values are unknown there, too
+        if library == "torch":
+            traced = traced or array.is_meta  # values are unknown there, too
+            if dtype_name(array.dtype) in ("uint16", "uint32"):  # which torch can hardly index
+                array = array.to(xp.int64)
         if library == "jax":
             # Inside a program even what is made of constants is traced.
             traced = traced or is_traced(array == array)

@@ -178,7 +178,8 @@ def transform_groups(
     traced = any(map(is_traced, (rewards, groups, samples, where, k)))
     entries = Entries.of(rewards, where, checked_name("nan", nan, get_args(NaN)), traced)
     out = _grouping.transform(entries, groups, samples, checked_k(k, entries), rules)
-    if implementation not in (None, "numpy") or not entries.on_cpu:  # NumPy's work is more than checks
+    # Where NumPy serves, its work is more than the checks.
+    if implementation not in (None, "numpy") or not entries.on_cpu:
         drops = nan == "drop" and dtype_name(entries.rewards.dtype) in FLOATS
         _calls.remember(form, _again(block, rules, drops, entries.dtype))
     return out

@@ -394,6 +394,12 @@ class TestWhatWasBrokenOnce:
         )
         assert got == 1
 
+    def test_integers_that_torch_can_hardly_index(self) -> None:
+        rewards = torch.tensor([1, 0, 2, 0], dtype=torch.uint32)
+        options: dict[str, Any] = {"scale": "sum", "implementation": "torch"}
+        got = pk.transform_groups(rewards, torch.tensor([0, 1, 0, 1]), 2, **options)
+        assert got.tolist() == [0, 0, 1, 0]
+
     def test_rewards_without_values(self) -> None:
         rewards, ids = torch.empty(N, device="meta"), torch.zeros(N, device="meta").long()
         assert pk.transform_groups(rewards, ids, 3).shape == (N,)

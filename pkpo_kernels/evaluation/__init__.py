@@ -47,13 +47,13 @@ class Evaluation:
     methods: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Convert to plain dicts, lists and numbers for `json.dumps`; None for NaN, which JSON
-        lacks.
+        """Convert to plain dicts, lists and numbers for `json.dumps`; None for NaN and infinities,
+        which JSON lacks.
 
         >>> evaluate([[0, 1]], 1).as_dict()["rows"][0]["estimate"]
         0.5
         """
-        plain: dict[str, Any] = _without_nan(asdict(self))
+        plain: dict[str, Any] = _finite(asdict(self))
         return plain
 
 
@@ -218,10 +218,10 @@ def _resolved_metric(metric: Metric | None, runs: Sequence[Run]) -> Metric:
     return metric
 
 
-def _without_nan(value: Any) -> Any:
-    """Copy nested dicts and sequences, with None for NaN."""
+def _finite(value: Any) -> Any:
+    """Copy nested dicts and sequences, with None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
+        return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
