@@ -100,6 +100,7 @@ def gpu_calls() -> Calls:
     where, k_of_rows = x > -1, torch.full((ROWS,), K)
     dynamic_k = torch.tensor(K)
     small, weights = torch.randn(2, 2), torch.randn(1)
+    flat = small.flatten()
     rules = as_text(pk.ESTIMATORS["sloo_minus_one"], "sum", "zero")
     compiled = torch.ops.pkpo_triton.transform.default
 
@@ -116,6 +117,8 @@ def gpu_calls() -> Calls:
         "eager, where": lambda _: pk.transform(x, K, where=where),
         "eager, a k a row": lambda _: pk.transform(x, k_of_rows),
         "max_at_k": lambda _: pk.max_at_k(x, KS),
+        "groups, blocks": lambda _: pk.transform_groups(flat, 2, 2),
+        "groups, blocks, no mask": lambda _: pk.transform_groups(flat, 2, 2, nan="propagate"),
         "compiled": lambda _: compiled(x, K, None, None, rules, torch.float32),
     }
 
@@ -147,7 +150,7 @@ def over_stub() -> ExitStack:
     from pkpo_triton import launch
     from triton.backends.nvidia.driver import CudaDriver
 
-    from pkpo_kernels import _calls
+    from pkpo_kernels import _calls, _entries
     from pkpo_kernels.backends import _devices
 
     torch.set_num_threads(1)
@@ -161,6 +164,7 @@ def over_stub() -> ExitStack:
     patch(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     patch(torch.cuda, "is_current_stream_capturing", lambda: False)
     patch(CudaDriver, "is_active", staticmethod(lambda: True))
+    patch(_entries, "on_one_cpu", lambda library, array: False)
     patch(_devices, "interprets_triton", lambda: True)  # lets tensors on a CPU through
     patch(_devices, "no_triton_interpreter", lambda: None)
     patch(_calls, "_stream", lambda torch, rewards: _calls._stream_of_gpu(torch, 0))

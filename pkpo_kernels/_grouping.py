@@ -263,8 +263,8 @@ def _rows(
     host_knows_k = isinstance(k, int) or entries.library == "numpy"
     if where is None and undersized != "clip" and host_knows_k:
         # With a mask no k is an error: each row has its own way out.
-        too_large = np.max(k, initial=1) > estimator.largest_k(rows.shape[1])
-        where = xp.ones_like(rows) == 1 if too_large else None
+        most = k if isinstance(k, int) else np.max(k, initial=1)
+        where = xp.ones_like(rows) == 1 if most > estimator.largest_k(rows.shape[1]) else None
     if scale not in ("sum", "mean") and dtype_name(rows.dtype) in ("float16", "bfloat16"):
         rows = as_dtype(rows, xp.float32)  # so that the result is rounded to it once
     of_rows: Scale = "mean" if scale == "mean" else "sum"
