@@ -1,7 +1,7 @@
 """Sorting networks as passes over samples: which of them meet, and what is compared there.
 
 A pass takes the samples in groups that fit in registers, and what it does in a group is a list of
-comparators. Rows that fit in a group are sorted in one pass. Longer ones, filled up to a power of
+comparators. Rows that fit in a group are sorted in one pass. Longer ones, padded to a power of
 two, are sorted in runs as long as a group, and pairs of sorted runs are merged (bitonic merges) by
 several passes.
 

@@ -15,7 +15,7 @@ estimator is data to the kernels: see `coefficients.Estimator`. Most people call
     matrices      as kernels read them                  coefficients   an estimator as data
     packed        the entry kernel for the usual rows   packed_tile    how these lie
     packed_long   that for longer ones                  packed_merges  the PTX that sorts these
-    packed_masked samples that are left out             packed_filled  rows of no power of two
+    packed_masked samples that are left out             packed_padded  rows of no power of two
     packed_weights what gaps weigh in them              networks       sorting, as data
     assembly      the PTX in all of them
 

@@ -1,7 +1,7 @@
 """The packed kernel, for what is usual on NVIDIA's GPUs: floats of 32 or 16 bits, whole rows one
 after the other, one k for all. For all else there is `pkpo_triton.kernel`; which of the two it is,
 `pkpo_triton.plan.packed_plan` says. Samples left out: see `pkpo_triton.packed_masked`; rows of no
-power of two: `pkpo_triton.packed_filled`.
+power of two: `pkpo_triton.packed_padded`.
 
 A row lies in one thread, or in a few neighbours. A key is a reward whose lowest bits are replaced
 by its index in the row, so that minima and maxima sort both, and nothing is searched or led back:
@@ -42,8 +42,8 @@ from pkpo_triton.assembly import (
     sort_to_keys,
 )
 from pkpo_triton.estimator import range_scale
-from pkpo_triton.packed_filled import fill_up_row, put_where, read_unfilled_row
 from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
+from pkpo_triton.packed_padded import pad_row, put_where, read_unpadded_row
 from pkpo_triton.packed_tile import (
     Tile,
     address_of,
@@ -304,8 +304,8 @@ def packed_kernel(
     THREADS_PER_ROW: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Transform one block of rows: (n_rows, N_SAMPLES) → the same, both float32, bfloat16 or
-    float16, where (n_rows, N_SAMPLES) bytes or None, all at multiples of 16 bytes. N: what rows are
-    filled up to. The regimes: `pkpo_triton.plan.packed_plan`.
+    float16, where (n_rows, N_SAMPLES) bytes or None, all at multiples of 16 bytes. N: rows are
+    padded to it. The regimes: `pkpo_triton.plan.packed_plan`.
 
     The weights are those of `tables.gap_weights`, (2, N), with a mask those of
     `tables.row_weights`, whose rows have their own max_coefficient.
@@ -341,13 +341,13 @@ def packed_kernel(
         mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N_SAMPLES, lane, tile)  # W × (T,)
     copy_in(base, block, tile)
 
-    rewards = read_unfilled_row(own, lane, tile)  # C × (T,)
+    rewards = read_unpadded_row(own, lane, tile)  # C × (T,)
     if tile.MASKED:
         rewards = fill_row(own, rewards, mask, tile)  # C × (T,)
         weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
     else:
         if N_SAMPLES < N:
-            rewards = fill_up_row(own, rewards, lane, tile)  # C × (T,)
+            rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
         weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
     irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)

@@ -35,12 +35,6 @@ from pkpo_triton.packed import (
     put_values,
     transform_by_levels,
 )
-from pkpo_triton.packed_filled import (
-    fill_up_row,
-    get_in_order,
-    read_unfilled_row,
-    threads_in_order,
-)
 from pkpo_triton.packed_merges import (
     exchange_words,
     fixed_point_steps,
@@ -49,6 +43,12 @@ from pkpo_triton.packed_merges import (
     put_neighbours_in_order,
     sort_by_digits,
     sort_by_fixed_point,
+)
+from pkpo_triton.packed_padded import (
+    get_in_order,
+    pad_row,
+    read_unpadded_row,
+    threads_in_order,
 )
 from pkpo_triton.packed_tile import (
     Tile,
@@ -147,7 +147,7 @@ def _transform_exactly(
     addresses = _sort_exactly(row, own, lane, thread, buffer, tile)
     ordered = get_each(addresses, tile.C)
     wait_for_row(tile)
-    # What a row is filled up with may stand in front of some that equal it.
+    # Padding may stand in front of samples that equal it.
     put_values(addresses, ordered, largest * scale, lane, weights, tile.THREADS_PER_ROW, tile)
     wait_for_row(tile)
     values = read_row(own, tile)
@@ -254,9 +254,9 @@ def packed_long_kernel(
     own = row + lane * 16  # (T,)
     copy_in(base, block, tile)
 
-    rewards = read_unfilled_row(own, lane, tile)  # C × (T,)
+    rewards = read_unpadded_row(own, lane, tile)  # C × (T,)
     if N_SAMPLES < N:
-        rewards = fill_up_row(own, rewards, lane, tile)  # C × (T,)
+        rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
     irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.left < 0  # (), false

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import floats, load, load_four
-from pkpo_triton.packed_filled import threads_in_turn
+from pkpo_triton.packed_padded import threads_in_turn
 from pkpo_triton.packed_tile import over_lanes, read_row, wait_for_row, write_row
 
 # ---- PTX ---------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def address_of(base, sample, tile: tl.constexpr):
 
 @triton.jit
 def slot_of(sample, tile: tl.constexpr):
-    """Find where samples of a block lie, whose rows are filled up to N: (T,) → (T,)."""
+    """Find where samples of a block lie, whose rows are padded to N: (T,) → (T,)."""
     return sample + sample // tile.N_SAMPLES * (tile.N - tile.N_SAMPLES)
 
 
@@ -152,7 +152,7 @@ def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
 
 @triton.constexpr_function
 def _steps(tile):
-    """The steps in which all threads copy a block of rows that are filled up, four samples each."""
+    """The steps in which all threads copy a block whose rows are padded, four samples each."""
     rows = tile.T // tile.THREADS_PER_ROW
     return -(-rows * tile.N_SAMPLES // (4 * tile.T))
 
@@ -165,8 +165,8 @@ def _samples_of_step(step, of, thread, tile: tl.constexpr):
 
 @triton.jit
 def _copy_in_to_slots(base, block, tile: tl.constexpr):
-    """Copy a block whose rows are filled up later into shared memory; behind its end, its last four
-    samples again."""
+    """Copy a block into shared memory, where its rows have room for padding; behind its end, its
+    last four samples again."""
     OF_ALL: tl.constexpr = tile.T // tile.THREADS_PER_ROW * tile.N_SAMPLES
     for step in tl.static_range(_steps(tile)):
         sample = _samples_of_step(step, block.left, block.thread, tile)  # (T,)
@@ -179,8 +179,8 @@ def _copy_in_to_slots(base, block, tile: tl.constexpr):
 
 @triton.jit
 def _copy_out_of_slots(base, block, tile: tl.constexpr):
-    """Copy a block whose rows were filled up out of shared memory; behind its end, its last four
-    samples again."""
+    """Copy a block out of shared memory, without the padding of its rows; behind its end, its last
+    four samples again."""
     # What the addresses are made of, so that they are not kept in registers since the way in.
     thread = made_anew(block.thread)
     for step in tl.static_range(_steps(tile)):

@@ -67,14 +67,14 @@ def plan(
     | to 8192 | 2 … 256       | 32               | 66 at 64, 166 at 1024; 16 a thread: 80, 198
     | others  |               |                  | the library's sort, then one fused kernel
 
-    Rows on several threads are filled up to a power of two. They exchange through shared memory,
+    Rows on several threads are padded to a power of two. They exchange through shared memory,
     which Triton's gather uses where a program has two warps or more.
     """
     if n <= (16 if masked else 32):
         warps = 1 if 8 < n <= 16 else 2
         rows_a_thread = 1
         if uniform and n <= 8 and not few_rows:
-            # Of no power of two they are filled up in a tile, which takes registers.
+            # Of no power of two they are padded in a tile, which takes registers.
             rows_a_thread = 4 if n & (n - 1) else 8
         return Plan(n, 1, warp * warps * rows_a_thread, warps, 1, warp, "chain")
     if n > LONGEST_ON_CHIP:
@@ -138,7 +138,7 @@ def packed_plan(
     """Plan a packed kernel for rows of n samples, None where there is none: `plan` serves all.
 
     Args:
-        n: samples in a row. Rows of a multiple of four are filled up to a power of two.
+        n: samples in a row. Rows of a multiple of four are padded to a power of two.
         usual: rewards and results are float32, bfloat16 or float16, whole rows one after the other
             from a multiple of 16 bytes on, and so is a mask; all rows share a k known to the host,
             and no std is asked for.
@@ -162,7 +162,7 @@ def packed_plan(
     | 128 | 4                 | 47, 102       | 54          | 17, 31      | 47      | 86, 112  |
     | 256 | 16; of 16 bits: 8 | –             | 88          | –           | 63      | 108, 135 |
 
-    Rows that are filled up, without a mask and with one; behind them `plan`'s, without:
+    Rows that are padded, without a mask and with one; behind them `plan`'s, without:
 
     | n      | 12     | 20 | 24     | 40     | 100    | 300 | 1000 |
     | packed | 37, 46 | 48 | 41, 48 | 63, 73 | 68, 75 | 128 | 99   |

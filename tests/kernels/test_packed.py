@@ -30,9 +30,9 @@ from pkpo_triton import kernel, packed, packed_long  # noqa: E402
 from pkpo_triton.plan import packed_plan  # noqa: E402
 
 PLAN: Any = functools.partial(packed_plan, usual=True, backend="cuda")
-# Those of no power of two are filled up: in one thread, two, four, and by the long kernel.
-FILLED_N = (12, 36, 100, 200)
-PACKED_N = tuple(sorted((16, 32, 64, 128, 256, *FILLED_N)))
+# Those of no power of two are padded: in one thread, two, four, and by the long kernel.
+PADDED_N = (12, 36, 100, 200)
+PACKED_N = tuple(sorted((16, 32, 64, 128, 256, *PADDED_N)))
 LARGEST = float(np.finfo(np.float32).max)
 TINY = 2.0**-149  # float32's smallest number
 Rows = np.ndarray[Any, np.dtype[np.float32]]

@@ -151,6 +151,7 @@ class TestJson:
             ('[{"task_id": "a", "reward": 1}\n,\n{"task_id": "a" "reward": 1}]', ":3: not valid J"),
             ('[{"task_id": "a", "reward": 1}\n {}]', ":2: not valid JSON: , or ] must follow; got"),
             ('[{"task_id": "a", "reward": 1},', ":1: not valid JSON: "),
+            (f'[\n{{"task_id": "a", "reward": {"9" * 5000}}}]', ":2: not valid JSON: Exceeds the"),
             ('[{"task_id": "a", "reward": 1}', ":1: not valid JSON: , or ] must follow; got the e"),
             ('[{"task_id": "a", "reward": 1}]\n x', ":2: not valid JSON: more after the list: x"),
             ('[{"task_id": "a", "task_id": 1}]', ':1: the key "task_id" is there twice'),

@@ -1,8 +1,8 @@
-"""Rows of a packed kernel that are no power of two long: they are filled up.
+"""Rows of a packed kernel that are no power of two long: they are padded.
 
-What they are filled up with, in registers and in shared memory, is their largest sample: it sorts
-to the end, where the gaps are 0, and rows of few values stay rows of few values. Nothing of it is
-copied out. Where samples are left out, too, it is part of what is: see `packed_masked`.
+The padding, in registers and in shared memory, is their largest sample: it sorts to the end, where
+the gaps are 0, and rows of few values stay rows of few values. Nothing of it is copied out. Where
+samples are left out, it counts as left out, too: see `packed_masked`.
 """
 
 # Triton compiles these functions; no type checker can check them.
@@ -26,7 +26,7 @@ def threads_in_turn(quad, tile):
 
 
 @triton.jit
-def read_unfilled_row(own, lane, tile: tl.constexpr):
+def read_unpadded_row(own, lane, tile: tl.constexpr):
     """Read each thread's samples, behind the end of its row others of its own: twice (T,) → C ×
     (T,)."""
     rewards = ()
@@ -42,25 +42,25 @@ def read_unfilled_row(own, lane, tile: tl.constexpr):
 
 
 @triton.jit
-def fill_up_row(own, rewards, lane, tile: tl.constexpr):
-    """Fill rows up to N with their largest, and write there what they are filled up with: (T,), C ×
-    (T,) and (T,) → C × (T,)."""
+def pad_row(own, rewards, lane, tile: tl.constexpr):
+    """Pad rows to N samples with their largest, also in shared memory: (T,), C × (T,) and (T,) → C
+    × (T,)."""
     largest = rewards[0]
     for c in tl.static_range(1, tile.C):
         if threads_in_turn(c // 4, tile) > 0:
             largest = tl.maximum(largest, rewards[c])
     largest = over_lanes(largest, "max", tile)
-    filled = ()
+    padded = ()
     for quad in tl.static_range(tile.C // 4):
         if threads_in_turn(quad, tile) == tile.THREADS_PER_ROW:
-            filled = filled + rewards[4 * quad : 4 * quad + 4]
+            padded = padded + rewards[4 * quad : 4 * quad + 4]
         else:
             is_there = lane < threads_in_turn(quad, tile)  # (T,)
             for i in tl.static_range(4):
-                filled = filled + (tl.where(is_there, rewards[4 * quad + i], largest),)
-            put_four(own, filled[4 * quad :], 16 * tile.THREADS_PER_ROW * quad)
+                padded = padded + (tl.where(is_there, rewards[4 * quad + i], largest),)
+            put_four(own, padded[4 * quad :], 16 * tile.THREADS_PER_ROW * quad)
     wait_for_row(tile)
-    return filled
+    return padded
 
 
 # ---- Once they are sorted ----------------------------------------------------------------------
@@ -68,8 +68,7 @@ def fill_up_row(own, rewards, lane, tile: tl.constexpr):
 
 @triton.constexpr_function
 def threads_in_order(tile):
-    """How many of a row's threads hold any of it once it is sorted; the others what it is filled up
-    with."""
+    """How many of a row's threads hold any of it once it is sorted; the others hold padding."""
     return -(-tile.N_SAMPLES // tile.C)
 
 
@@ -88,11 +87,11 @@ def _read_each_or_operands(n):
 
 @triton.jit
 def get_in_order(addresses, largest, lane, tile: tl.constexpr):
-    """Read rows that are sorted by numbers in fixed point: addresses, C × (T,), what they are filled
-    up with and lane, (T,) → C × (T,).
+    """Read rows that are sorted by numbers in fixed point: addresses, C × (T,), their largest and
+    lane, (T,) → C × (T,).
 
-    That comes behind all samples, which have lower indices where they equal it. To read it from
-    shared memory would take turns: threads would all want the same bank.
+    The padding comes behind all samples, which have lower indices where they equal it. To read it
+    from shared memory would take turns: threads would all want the same bank.
     """
     if threads_in_order(tile) == tile.THREADS_PER_ROW:
         return get_each(addresses, tile.C)
