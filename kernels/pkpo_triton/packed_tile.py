@@ -54,14 +54,8 @@ class Block(NamedTuple):
 
 @triton.jit
 def address_of(base, sample, tile: tl.constexpr):
-    """Find samples by their number in the block: () and (T,) → (T,)."""
+    """Find samples by their number in the block, padding counted: () and (T,) → (T,)."""
     return base + 4 * (sample + sample // tile.PERIOD * tile.FREE)
-
-
-@triton.jit
-def slot_of(sample, tile: tl.constexpr):
-    """Find where samples of a block lie, whose rows are padded to N: (T,) → (T,)."""
-    return sample + sample // tile.N_SAMPLES * (tile.N - tile.N_SAMPLES)
 
 
 @triton.constexpr_function
@@ -98,9 +92,7 @@ def block_of(rewards_ptr, out_ptr, n_rows, thread, tile: tl.constexpr):
 @triton.jit
 def copy_in(base, block, tile: tl.constexpr):
     """Copy a block into shared memory, and wait for all of it."""
-    if tile.N_SAMPLES < tile.N:
-        _copy_in_to_slots(base, block, tile)
-    elif block.left == tile.T * tile.C:
+    if block.left == tile.T // tile.THREADS_PER_ROW * tile.N_SAMPLES:
         _copy_in(base, block, True, tile)
     else:
         _copy_in(base, block, False, tile)
@@ -111,83 +103,76 @@ def copy_in(base, block, tile: tl.constexpr):
 def copy_out(base, block, tile: tl.constexpr):
     """Copy a block out of shared memory, once all of it is there."""
     tl.debug_barrier()
-    if tile.N_SAMPLES < tile.N:
-        _copy_out_of_slots(base, block, tile)
-    elif block.left == tile.T * tile.C:
+    if block.left == tile.T // tile.THREADS_PER_ROW * tile.N_SAMPLES:
         _copy_out(base, block, True, tile)
     else:
         _copy_out(base, block, False, tile)
+
+
+@triton.constexpr_function
+def _steps(tile):
+    """The steps in which all threads copy a full block, four samples each."""
+    return -(-tile.N_SAMPLES // (4 * tile.THREADS_PER_ROW))
+
+
+@triton.constexpr_function
+def _is_whole(step, tile):
+    """Whether there are samples for all threads in a step of these."""
+    return 4 * tile.THREADS_PER_ROW * (step + 1) <= tile.N_SAMPLES
 
 
 @triton.jit
 def _copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
     """Copy a block into shared memory; behind its end, its last four samples again."""
     along = address_of(base, 4 * block.thread, tile)  # (T,)
-    for step in tl.static_range(tile.C // 4):
-        if FULL:
+    for step in tl.static_range(_steps(tile)):
+        sample = 4 * (block.thread + tile.T * step)  # (T,)
+        if FULL and _is_whole(step, tile):
             address = block.rewards_address + block.thread.to(tl.int64) * (4 * tile.BYTES)
             x = load_four(address, 4 * tile.BYTES * tile.T * step, tile.DTYPE)  # 4 × (T,)
         else:
-            sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
-            address = block.rewards_address + sample.to(tl.int64) * tile.BYTES
+            of_block = tl.minimum(sample, block.left - 4)  # (T,)
+            address = block.rewards_address + of_block.to(tl.int64) * tile.BYTES
             x = load_four(address, 0, tile.DTYPE)  # 4 × (T,)
-        put_four(along, x, offset_of_step(step, tile))
+        if tile.N_SAMPLES == tile.N:
+            put_four(along, x, offset_of_step(step, tile))
+        else:
+            if not _is_whole(step, tile):
+                sample = tl.minimum(sample, tile.T // tile.THREADS_PER_ROW * tile.N_SAMPLES - 4)
+            put_four(_address_of_padded(base, sample, tile), x, 0)
 
 
 @triton.jit
 def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
     """Copy a block out of shared memory; behind its end, its last four samples again."""
-    along = address_of(base, 4 * block.thread, tile)  # (T,)
-    for step in tl.static_range(tile.C // 4):
-        if FULL:
-            x = get_four(along, offset_of_step(step, tile))  # 4 × (T,)
-            address = block.out_address + block.thread.to(tl.int64) * (4 * tile.BYTES)
+    thread = block.thread
+    if tile.N_SAMPLES < tile.N:
+        # So that addresses are not kept in registers since the way in.
+        thread = made_anew(thread)
+    along = address_of(base, 4 * thread, tile)  # (T,)
+    for step in tl.static_range(_steps(tile)):
+        sample = 4 * (thread + tile.T * step)  # (T,)
+        if FULL and _is_whole(step, tile):
+            if tile.N_SAMPLES == tile.N:
+                x = get_four(along, offset_of_step(step, tile))  # 4 × (T,)
+            else:
+                x = get_four(_address_of_padded(base, sample, tile), 0)  # 4 × (T,)
+            address = block.out_address + thread.to(tl.int64) * (4 * tile.BYTES)
             store_four(address, x, 4 * tile.BYTES * tile.T * step, tile.DTYPE)
         else:
-            sample = tl.minimum(4 * (block.thread + tile.T * step), block.left - 4)  # (T,)
-            x = get_four(address_of(base, sample, tile), 0)  # 4 × (T,)
+            sample = tl.minimum(sample, block.left - 4)  # (T,)
+            x = get_four(_address_of_padded(base, sample, tile), 0)  # 4 × (T,)
             address = block.out_address + sample.to(tl.int64) * tile.BYTES
             store_four(address, x, 0, tile.DTYPE)
 
 
-@triton.constexpr_function
-def _steps(tile):
-    """The steps in which all threads copy a block whose rows are padded, four samples each."""
-    rows = tile.T // tile.THREADS_PER_ROW
-    return -(-rows * tile.N_SAMPLES // (4 * tile.T))
-
-
 @triton.jit
-def _samples_of_step(step, of, thread, tile: tl.constexpr):
-    """Find the first of four samples that each thread copies, of so many: () and (T,) → (T,)."""
-    return tl.minimum(4 * (thread + tile.T * step), of - 4)
-
-
-@triton.jit
-def _copy_in_to_slots(base, block, tile: tl.constexpr):
-    """Copy a block into shared memory, where its rows have room for padding; behind its end, its
-    last four samples again."""
-    OF_ALL: tl.constexpr = tile.T // tile.THREADS_PER_ROW * tile.N_SAMPLES
-    for step in tl.static_range(_steps(tile)):
-        sample = _samples_of_step(step, block.left, block.thread, tile)  # (T,)
-        address = block.rewards_address + sample.to(tl.int64) * tile.BYTES
-        x = load_four(address, 0, tile.DTYPE)  # 4 × (T,)
-        # A row behind the end holds something, too.
-        slot = slot_of(_samples_of_step(step, OF_ALL, block.thread, tile), tile)  # (T,)
-        put_four(address_of(base, slot, tile), x, 0)
-
-
-@triton.jit
-def _copy_out_of_slots(base, block, tile: tl.constexpr):
-    """Copy a block out of shared memory, without the padding of its rows; behind its end, its last
-    four samples again."""
-    # What the addresses are made of, so that they are not kept in registers since the way in.
-    thread = made_anew(block.thread)
-    for step in tl.static_range(_steps(tile)):
-        sample = _samples_of_step(step, block.left, thread, tile)  # (T,)
-        x = get_four(address_of(base, slot_of(sample, tile), tile), 0)  # 4 × (T,)
-        address = block.out_address + sample.to(tl.int64) * tile.BYTES
-        store_four(address, x, 0, tile.DTYPE)
+def _address_of_padded(base, sample, tile: tl.constexpr):
+    """Find samples, by their number in the block without the padding of its rows: () and (T,) →
+    (T,)."""
+    if tile.N_SAMPLES < tile.N:
+        sample += sample // tile.N_SAMPLES * (tile.N - tile.N_SAMPLES)
+    return address_of(base, sample, tile)
 
 
 @triton.jit
