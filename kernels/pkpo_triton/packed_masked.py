@@ -105,11 +105,13 @@ def read_mask(address, lane, tile: tl.constexpr):
             bytes_of_quads = bytes_of_quads + load_four(address, 16 * four)
     else:
         for quad in tl.static_range(QUADS):
-            if threads_in_turn(quad, tile) > 0:
+            if threads_in_turn(quad, tile) == tile.THREADS_PER_ROW:
+                bytes_of_quads = bytes_of_quads + (load(address, 4 * tile.THREADS_PER_ROW * quad),)
+            elif threads_in_turn(quad, tile) > 0:
                 # A thread behind the row's end reads its last four, and leaves them out.
                 behind = tl.maximum(lane - (threads_in_turn(quad, tile) - 1), 0)  # (T,)
-                address_of_quad = address - 4 * behind.to(tl.int64)
-                read = load(address_of_quad, 4 * tile.THREADS_PER_ROW * quad)
+                of_last = address - 4 * behind.to(tl.int64)
+                read = load(of_last, 4 * tile.THREADS_PER_ROW * quad)
                 bytes_of_quads = bytes_of_quads + (tl.where(behind == 0, read, 0.0),)
     mask = ()
     word = tl.zeros([tile.T], tl.int32)
