@@ -225,6 +225,13 @@ def test_rows_that_mislead(n: int, rng: np.random.Generator) -> None:
     assert set(kernels) == {"packed_kernel" if n <= 128 else "packed_long_kernel"}
 
 
+@pytest.mark.release
+@pytest.mark.parametrize("n", [20, 28, 44, 60, 68, 96, 124, 132, 252, 260, 492, 516, 1020, 1028])
+def test_padding_of_every_size(n: int, rng: np.random.Generator) -> None:
+    for rewards in misleading(n, 3, rng).values():
+        assert_right(rewards, 2)
+
+
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("estimator", ["s", "sloo", "centered"])
 def test_other_estimators_of_mixed_rows(n: int, estimator: str, rng: np.random.Generator) -> None:
