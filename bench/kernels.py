@@ -25,7 +25,8 @@ from bench.records import Lines, Row, figure, number, pivot
 from bench.shapes import K, Shape
 
 ELEMENTS, QUICK_ELEMENTS = 1 << 28, 1 << 24
-LENGTHS, QUICK_LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096), (16, 256, 4096)
+LENGTHS = (8, 16, 24, 32, 40, 64, 100, 128, 256, 512, 1000, 1024, 2048, 4096)
+QUICK_LENGTHS = (16, 40, 256, 4096)
 STEPS = tuple(
     Shape(*shape)
     for shape in ((64, 8), (1024, 8), (1024, 16), (16384, 16), (1024, 64), (8192, 64), (1024, 256))
@@ -55,7 +56,7 @@ def measure(libraries: Sequence[Library], quick: bool) -> Iterator[list[dict[str
     normal = torch.xp.randn(QUICK_ELEMENTS if quick else ELEMENTS, device=torch.device)
     for n in QUICK_LENGTHS if quick else LENGTHS:
         for kind in KINDS:
-            yield [of_kind(torch, kind, normal.reshape(-1, n))]
+            yield [of_kind(torch, kind, normal[: len(normal) // n * n].reshape(-1, n))]
 
 
 def of_kind(torch: Library, kind: str, normal: Array) -> dict[str, Any]:
