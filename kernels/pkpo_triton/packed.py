@@ -43,7 +43,12 @@ from pkpo_triton.assembly import (
 )
 from pkpo_triton.estimator import range_scale
 from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
-from pkpo_triton.packed_padded import pad_row, put_where, read_unpadded_row
+from pkpo_triton.packed_padded import (
+    pad_row,
+    put_where,
+    read_unpadded_row,
+    write_unpadded_row,
+)
 from pkpo_triton.packed_tile import (
     Tile,
     address_of,
@@ -58,7 +63,6 @@ from pkpo_triton.packed_tile import (
     reward_before,
     sum_of_row,
     wait_for_row,
-    write_row,
 )
 from pkpo_triton.packed_weights import (
     GapWeights,
@@ -183,7 +187,7 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
         values = ()
         for c in tl.static_range(tile.C):
             values = values + (value_of(sums[c], value, weights, tile),)
-        write_row(own, values, tile)
+        write_unpadded_row(own, values, tile)
     return done
 
 
@@ -247,7 +251,7 @@ def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
     unscaled = ()
     for c in tl.static_range(tile.C):
         unscaled = unscaled + (values[c] * unscale,)
-    write_row(own, unscaled, tile)
+    write_unpadded_row(own, unscaled, tile)
 
 
 @triton.jit

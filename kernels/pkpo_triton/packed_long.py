@@ -49,6 +49,7 @@ from pkpo_triton.packed_padded import (
     pad_row,
     read_unpadded_row,
     threads_in_order,
+    write_unpadded_row,
 )
 from pkpo_triton.packed_tile import (
     Tile,
@@ -154,7 +155,7 @@ def _transform_exactly(
     unscaled = ()
     for c in tl.static_range(tile.C):
         unscaled = unscaled + (values[c] * unscale,)
-    write_row(own, unscaled, tile)
+    write_unpadded_row(own, unscaled, tile)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import floats, load, load_four
-from pkpo_triton.packed_padded import threads_in_turn
+from pkpo_triton.packed_padded import threads_in_turn, write_unpadded_row
 from pkpo_triton.packed_tile import over_lanes, read_row, wait_for_row, write_row
 
 # ---- PTX ---------------------------------------------------------------------------------------
@@ -150,4 +150,5 @@ def clear_row(own, mask, tile: tl.constexpr):
     """Write 0 for samples that are left out: (T,) and W × (T,)."""
     wait_for_row(tile)
     zero = tl.zeros([tile.T], tl.float32)
-    write_row(own, replace_left_out(read_row(own, tile), mask, zero, "2103", tile.C), tile)
+    cleared = replace_left_out(read_row(own, tile), mask, zero, "2103", tile.C)
+    write_unpadded_row(own, cleared, tile)

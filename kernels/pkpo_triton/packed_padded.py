@@ -42,6 +42,14 @@ def read_unpadded_row(own, lane, tile: tl.constexpr):
 
 
 @triton.jit
+def write_unpadded_row(own, values, tile: tl.constexpr):
+    """Write each thread's samples, but for what nobody copies out: (T,) and C × (T,)."""
+    for quad in tl.static_range(tile.C // 4):
+        if threads_in_turn(quad, tile) > 0:
+            put_four(own, values[4 * quad : 4 * quad + 4], 16 * tile.THREADS_PER_ROW * quad)
+
+
+@triton.jit
 def pad_row(own, rewards, lane, tile: tl.constexpr):
     """Pad rows to N samples with their largest, also in shared memory: (T,), C × (T,) and (T,) → C
     × (T,)."""
