@@ -75,7 +75,7 @@ class Entries(NamedTuple):
         kept = None
         if where is not None:
             kept = checked_library("where", where, library, "rewards")
-            if dtype_name(kept.dtype).startswith(("str", "<U", "bytes", "|S")):
+            if library == "numpy" and kept.dtype.kind in "USTmM":
                 raise TypeError(f"where must be bool or numbers; got {shown(where)}")
             kept = as_bool(kept)
             if len(kept.shape) == 2:

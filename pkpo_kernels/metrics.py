@@ -100,9 +100,7 @@ def _group_metrics(
     k = None if k is None else checked_k(k, entries)
     xp, rewards = registry.namespace(entries.library), entries.rewards
     # Sums of ones reach N, whatever the library's default dtype is.
-    floating = np.float64 if entries.library == "numpy" else xp.float32
-    if entries.library == "jax":
-        floating = xp.result_type(float)
+    floating = xp.float32 if entries.library == "torch" else xp.result_type(float)
     if dtype_name(rewards.dtype) not in ("float32", "float64"):
         rewards = as_dtype(rewards, floating)
     is_valid = rewards == rewards if entries.valid is None else entries.valid

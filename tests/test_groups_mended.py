@@ -1,0 +1,126 @@
+"""Groups by id: a case of each kind that somebody found broken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from test_groups_by_id import IDS, REWARDS, WANT, N, close
+
+import pkpo_kernels as pk
+
+
+def test_a_k_for_each_entry_that_the_host_knows() -> None:
+    ks = [2 + int(one) % 2 for one in IDS]
+    want = pk.transform_groups(REWARDS, IDS, ks)
+    tensor, array = torch.from_numpy(REWARDS), jnp.asarray(REWARDS)
+    close(pk.transform_groups(tensor, IDS, ks, implementation="torch"), want)
+    close(pk.transform_groups(array, IDS, np.array(ks), implementation="xla"), want)
+    close(jax.jit(lambda x: pk.transform_groups(x, IDS, ks))(array), want)
+    blocks = pk.transform_groups(REWARDS, 6, 2)
+    close(pk.transform_groups(tensor, 6, [2] * N, implementation="torch"), blocks)
+    close(jax.jit(lambda x: pk.transform_groups(x, 6, [2] * N))(array), blocks)
+    short = torch.full((N,), 3, dtype=torch.uint16)
+    close(pk.transform_groups(tensor, IDS, short, implementation="torch"))
+
+
+def test_constants_inside_a_program() -> None:
+    rewards, ids = jnp.asarray(REWARDS), [int(one) for one in IDS]
+    close(jax.jit(lambda x: x * pk.transform_groups(rewards, ids, 3))(1.0))
+    blocks = pk.transform_groups(REWARDS, 6, 3)
+    close(jax.jit(lambda x: x * pk.transform_groups(rewards, 6, 3))(1.0), blocks)
+
+
+def test_integers_are_as_exact_as_their_result() -> None:
+    rewards = torch.tensor([2**24 + 1, 2**24])
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = pk.transform_groups(rewards, [0, 0], 1, scale="sum")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float64 and got.tolist() == [0.5, -0.5]
+
+
+def test_a_k_below_1_is_undersized_whatever_undersized_says() -> None:
+    for array in (torch.tensor, jnp.asarray):
+        for k in (0, [0] * N):
+            got = pk.transform_groups(array(REWARDS), IDS, array(k), undersized="clip")
+            assert not np.asarray(got).any()
+    huge = torch.full((N,), 2**64 - 1, dtype=torch.uint64)
+    assert not pk.transform_groups(torch.from_numpy(REWARDS), IDS, huge).any()
+
+
+def test_arrays_that_may_go_anywhere_still_may() -> None:
+    elsewhere = jax.device_put(jnp.ones(N), jax.devices()[1])
+    close(pk.transform_groups(jnp.asarray(REWARDS), IDS, 3) * elsewhere)
+
+
+@pytest.mark.filterwarnings("error")
+def test_results_that_overflow_are_no_warnings() -> None:
+    with np.errstate(all="raise"):
+        got = pk.transform_groups(np.float32([0, 3e38]), [0, 0], 1, scale=100.0)
+        pk.transform_groups(np.float16([0, 1e-7, 2]), [0, 0, 0], 2, scale=0.3)
+    assert got.tolist() == [-np.inf, np.inf]
+
+
+def test_a_list_of_integers_under_compile() -> None:
+    ids = IDS.tolist()
+    call = torch.compile(lambda x: pk.transform_groups(x, ids, 3), backend="eager", fullgraph=True)
+    close(call(torch.from_numpy(REWARDS)))
+
+
+def test_text_of_numpys_newer_kind() -> None:
+    close(pk.transform_groups(REWARDS, IDS.astype(str).astype(np.dtypes.StringDType()), 3))
+
+
+def test_ids_without_memory_to_share() -> None:
+    got = pk.transform_groups(
+        torch.ones(1), np.array([7])[::-1], 1, estimator="s", implementation="torch"
+    )
+    assert got == 1
+
+
+def test_integers_that_torch_can_hardly_index() -> None:
+    rewards = torch.tensor([1, 0, 2, 0], dtype=torch.uint32)
+    options: dict[str, Any] = {"scale": "sum", "implementation": "torch"}
+    got = pk.transform_groups(rewards, torch.tensor([0, 1, 0, 1]), 2, **options)
+    assert got.tolist() == [0, 0, 1, 0]
+
+
+def test_rewards_without_values() -> None:
+    rewards, ids = torch.empty(N, device="meta"), torch.zeros(N, device="meta").long()
+    assert pk.transform_groups(rewards, ids, 3).shape == (N,)
+
+
+def test_names_are_checked_before_any_work() -> None:
+    bogus: Any = "bogus"
+    with pytest.raises(ValueError, match="'bogus'"):
+        pk.transform_groups([], [], 1, implementation=bogus)
+    assert pk.transform_groups([], [], []).shape == (0,)
+
+
+def test_ids_that_run_backwards() -> None:
+    rewards = torch.from_numpy(REWARDS[::-1].copy())
+    got = pk.transform_groups(rewards, IDS[::-1], 3, implementation="torch")
+    close(got, WANT[::-1])
+
+
+def test_torch_is_told_where_to_work() -> None:
+    torch.set_default_device("meta")
+    try:
+        got = pk.transform_groups(torch.from_numpy(REWARDS), IDS, 3, implementation="torch")
+    finally:
+        torch.set_default_device(None)
+    close(got)
+
+
+def test_what_could_not_be_scored_makes_no_nan_on_the_way() -> None:
+    rewards = jnp.asarray([np.nan, 1, 2, 3], jnp.bfloat16)
+    with jax.debug_nans(True):
+        got = pk.transform_groups(rewards, 2, 2, implementation="xla")
+        jax.jit(lambda x: pk.transform_groups(x, jnp.asarray([0, 1, 1, 0]), 2))(rewards)
+    assert np.asarray(got, float).tolist() == [0, 0, 0, 2]
