@@ -109,16 +109,22 @@ def test_a_new_k_compiles_nothing(inside: Inside, rewards: jax.Array) -> None:
 def test_a_new_k_compiles_nothing_outside_jit(
     inside: Inside, rewards: jax.Array, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def compiled() -> list[str]:
+        # Pallas's interpreter compiles some of its own operations in every thread that it happens
+        # to call back in.
+        of = "XLA compilation of jit(" + ("_launch" if inside.calls_back else "")
+        return [message for message in caplog.messages if of in message]
+
     jax.clear_caches()  # type: ignore[no-untyped-call]  # which other tests may have filled up
     with jax.log_compiles():
         inside.transform(rewards[:7], 3)
         inside.max_at_k(rewards[:7], 3)
-        assert any("XLA compilation" in message for message in caplog.messages)
+        assert compiled()
         caplog.clear()
         for k in KS.tolist():
             same(inside.transform(rewards[:7], k), pk.transform(REWARDS[:7], k))
             same(inside.max_at_k(rewards[:7], k), pk.max_at_k(REWARDS[:7], k))
-        assert not [message for message in caplog.messages if "XLA compilation" in message]
+        assert compiled() == []
 
 
 @quick("xla", "triton_jax")
