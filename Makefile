@@ -132,10 +132,9 @@ tpu-static: .venv/installed  ## without a TPU: count the bundles of the compiled
 
 # Threads of one library that wait for work would take the processors from the next.
 bench: export OMP_WAIT_POLICY := PASSIVE
-bench: .venv/installed  ## throughput, accuracy and scaling on this machine, tables and plots in bench/results
+bench: .venv/installed  ## throughput, accuracy, groups and host time on this machine, tables and plots in bench/results
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.accuracy
-	$(BIN)/python -m bench.scaling
 	$(BIN)/python -m bench.grouping
 	$(BIN)/python -m bench.host
 

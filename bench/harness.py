@@ -52,20 +52,19 @@ Check = Callable[[Candidate, Array], float | None]
 Sample = Callable[[int], float]  # calls in a row → the seconds of one
 
 
-def checked_with(block: NDArray[Any], k: int | NDArray[np.integer[Any]] = K) -> Check:
+def checked_with(block: NDArray[Any]) -> Check:
     """Make the check of results (rows, n) for rewards of a block (some, n), repeated.
 
     It compares first, middle and last rows with the float64 reference: what is off is the worst
     error over its row's largest result, or the error itself where that is 0. NaN is never right. A
     copy and a sort only move rewards: they have no tolerance.
     """
-    ks = np.broadcast_to(k, len(block))
 
     @cache
     def transformed(index: int) -> NDArray[np.float64]:
         """Transform a row by the definitions, once for all candidates: it is slow."""
         row = block[index : index + 1].astype(np.float64)
-        return np.asarray(pk.transform(row, int(ks[index]), implementation="reference"))[0]
+        return np.asarray(pk.transform(row, K, implementation="reference"))[0]
 
     def check(candidate: Candidate, out: Array) -> float | None:
         rows = len(out)

@@ -1,11 +1,10 @@
-"""The array libraries that are measured: how each makes a matrix, waits and holds memory."""
+"""The array libraries that are measured: how each makes a matrix, and waits."""
 
 from __future__ import annotations
 
 import os
 import sys
-import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,8 +15,6 @@ import pkpo_kernels as pk
 
 Array = Any  # of the library
 Call = Callable[[Array], Array]  # (rows, n) → (rows, n)
-# A transform compiled once, (rewards, k) → result; ks as it takes them; how often it was compiled.
-Step = tuple[Callable[[Array, Any], Array], Sequence[Any], Callable[[], int]]
 # More matrices than this are never made: tiny ones may stay in the cache.
 MOST_BUFFERS = 64
 
@@ -38,9 +35,8 @@ class Library:
         reasons: dict[Any, str | None] = pk.available_implementations()
         return [name for name in self.implementations[self.device] if reasons[name] is None]
 
-    def transform(self, implementation: Any, k: int | NDArray[np.integer[Any]]) -> Call:
-        """Bind pk.transform to an implementation and to k: one, or one a row."""
-        k = k if isinstance(k, int) else self.array(k)
+    def transform(self, implementation: Any, k: int) -> Call:
+        """Bind pk.transform to an implementation and to k."""
         return partial(pk.transform, k=k, implementation=implementation)
 
     def jitted(self, call: Callable[..., Array]) -> Callable[..., Array]:
@@ -64,18 +60,6 @@ class Library:
     def wait(self, result: Array) -> None:
         """Return when the result is there."""
 
-    def temporary_memory(self, call: Call, rewards: Array) -> float:
-        """Find the peak of bytes besides input and result, in multiples of the input (rows, n)."""
-        tracemalloc.start()
-        out = call(rewards)
-        peak = tracemalloc.get_traced_memory()[1] - out.nbytes
-        tracemalloc.stop()
-        return float(peak / rewards.nbytes)
-
-    def step(self, implementation: Any, ks: Sequence[int]) -> Step | None:
-        """Make a step that is compiled; None where nothing is."""
-        return None
-
     def release(self) -> None:
         """Give back cached memory and compiled programs."""
 
@@ -98,32 +82,6 @@ class Torch(Library):
     def wait(self, result: Array) -> None:
         if self.device == "cuda":
             self.xp.cuda.synchronize()
-
-    def temporary_memory(self, call: Call, rewards: Array) -> float:
-        torch, cuda = self.xp, self.xp.cuda
-        if self.device == "cuda":
-            cuda.synchronize()
-            cuda.reset_peak_memory_stats()
-            before = cuda.memory_allocated()
-            out = call(rewards)
-            cuda.synchronize()
-            return float((cuda.max_memory_allocated() - before - out.nbytes) / rewards.nbytes)
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-            call(rewards)
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-        changes = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-        return float(changes.max() / rewards.nbytes - 1)
-
-    def step(self, implementation: Any, ks: Sequence[int]) -> Step:
-        from torch._dynamo.utils import counters
-
-        self.xp.compiler.reset()
-        counters.clear()
-        transform = partial(pk.transform, implementation=implementation)
-        compiled = self.xp.compile(transform, fullgraph=True)
-        given = [self.xp.tensor(k, device=self.device) for k in ks]
-        return compiled, given, lambda: counters["stats"]["unique_graphs"]
 
     def release(self) -> None:
         self.xp.compiler.reset()
@@ -159,16 +117,6 @@ class Jax(Library):
 
     def wait(self, result: Array) -> None:
         result.block_until_ready()
-
-    def temporary_memory(self, call: Call, rewards: Array) -> float:
-        # The compiler's own figure.
-        memory: Any = self.jax.jit(call).lower(rewards).compile().memory_analysis()
-        return float(memory.temp_size_in_bytes / rewards.nbytes)
-
-    def step(self, implementation: Any, ks: Sequence[int]) -> Step:
-        call: Any = self.jax.jit(partial(pk.transform, implementation=implementation))
-        # NumPy's scalars: to make JAX's would be compiled too.
-        return call, [np.int32(k) for k in ks], call._cache_size
 
     def release(self) -> None:
         self.jax.clear_caches()  # type: ignore[no-untyped-call]

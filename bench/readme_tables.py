@@ -1,11 +1,10 @@
 """Fill the tables and plots of bench/README.md from bench/results/, and bench/paper's likewise.
 
-    python -m bench.readme_tables [--check]
+    python -m bench.readme_tables
 
 Between `<!-- results: NAME -->` and `<!-- end -->` it holds what the functions below make of the
 result files, one a device; nothing there is written by hand. Every block begins with what it is:
 measured, and on what; executed on the CPU for a GPU; or a static count of code that was not run.
-With --check nothing is written, and the exit code is 1 where README and the files disagree.
 """
 
 from __future__ import annotations
@@ -13,14 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from bench import accuracy, grouping, host, kernels, scaling, throughput
+from bench import accuracy, grouping, host, kernels, throughput
 from bench.command import Bench, new_app
 from bench.paper import tables as paper
-from bench.records import RESULTS, Lines, Row, number, pivot, read_table
+from bench.records import RESULTS, Lines, Row, number, read_table
 
 README = RESULTS.parent / "README.md"
 Table = Callable[[Path], str]  # a folder of results → what fills a block
@@ -104,27 +100,6 @@ def gpu_static(results: Path) -> str:
     return f"{about}; nothing was measured (`results/{path.name}`).\n\n{table}"
 
 
-def beside_model(results: Path) -> str:
-    """What the model above allows on an H200, and what was measured there."""
-    path = results / "kernels-nvidia-h200.csv"
-    static = {row["kernel"]: row for row in read_table(results / "gpu-static-sm_90.csv")}
-    models = {"float32, normal": "of_copy", "float32, 0/1": "two_values_of_copy"}
-    cells = []
-    for row in read_table(path):
-        ours = static.get(f"n={row['n']} float32")
-        if row["kind"] in models and row["of_copy"] and ours is not None:
-            ratios = {"at most (a model)": ours[models[row["kind"]]], "measured": row["of_copy"]}
-            cells += [row | {"of": f"{row['kind']}: {it}", "ratio": ratios[it]} for it in ratios]
-
-    def ratio(row: Row) -> str:
-        return f"{number(row, 'ratio'):.2f}"
-
-    of, n_of = "{of}".format_map, "{n}".format_map
-    table = markdown(pivot(cells, of, n_of, ratio, "samples in a row"))
-    about = f"The kernels of `results/{path.name}` beside that model, as a ratio to a copy."
-    return f"{about}\n\n{table}"
-
-
 def tpu_static(results: Path) -> str:
     """Bundles that the Pallas kernels take on a v5e, and the cycles of its memory."""
     path = results / "tpu-static-v5e.csv"
@@ -158,11 +133,10 @@ def tpu_static(results: Path) -> str:
     return f"{about}; nothing was run (`results/{path.name}`).\n\n{table}"
 
 
-BENCHES = tuple(it.BENCH for it in (throughput, kernels, accuracy, host, grouping, scaling))
+BENCHES = tuple(it.BENCH for it in (throughput, kernels, accuracy, host, grouping))
 TABLES: dict[str, Table] = {
     **{bench.name: measured(bench) for bench in BENCHES},
     "gpu static": gpu_static,
-    "beside the model": beside_model,
     "tpu static": tpu_static,
 }
 
@@ -200,19 +174,11 @@ app = new_app()
 
 
 @app.command()
-def main(
-    check: Annotated[bool, typer.Option("--check", help="Only say whether they agree.")] = False,
-) -> None:
+def main() -> None:
     """Fill the tables of bench/README.md and bench/paper/README.md from the files in results/."""
     every = (README, RESULTS, TABLES), (paper.README, paper.RESULTS, PAPER_TABLES)
     for readme, results, tables in every:
-        text = readme.read_text()
-        new = filled(text, results, tables)
-        if check and new != text:
-            typer.echo(f"{readme} and {results} disagree; run make readme-tables")
-            raise typer.Exit(1)
-        if new != text:
-            readme.write_text(new)
+        readme.write_text(filled(readme.read_text(), results, tables))
 
 
 if __name__ == "__main__":
