@@ -21,8 +21,9 @@ barriers and shared bytes; those of a compilation are seconds of processors, fro
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Annotated, Any, NamedTuple
@@ -31,20 +32,17 @@ from unittest import mock
 import torch
 import triton
 import typer
-from pkpo_triton import kernel as kernels
-from pkpo_triton import matrices, packed, packed_long
+from pkpo_triton import matrices
 from rich.console import Console
 from rich.progress import track
 
-import pkpo_kernels as pk
 from bench import commit_id
 from bench.command import CommitOption, OutOption, new_app
-from bench.gpu_compile import TARGETS, Compiled, compile_variant, compiled_cold
-from bench.ptx.driver import Device
+from bench.gpu_usage import usage_of
+from bench.ptx.driver import TARGETS, Compiled, Device, Launched
 from bench.records import RESULTS, Lines, beside_others, report, versions, write_table
 from bench.sass import counted
-from bench.variants import Variant, shipped, usual_variant
-from pkpo_kernels.maths.estimators import ESTIMATORS
+from bench.variants import KINDS, Variant, shipped
 
 H200 = "sm_90"
 QUICK_N = 32
@@ -98,17 +96,33 @@ class Figures(NamedTuple):
         return min([1.0, *(has / need for need, has in zip(needs, have, strict=True) if need)])
 
 
-def execute(compiled: Compiled, call: Callable[[], Any]) -> Figures:
-    """The figures of the one launch that a call makes, which must be of what was compiled."""
+def compile_alone(variant: Variant, target: str) -> tuple[Compiled, float]:
+    """Compile what a call launches, and nothing more: → the kernel, and the seconds of processors
+    that it took, ptxas's too."""
+    start = sum(os.times()[:4])
     # As many rows as there are meant to be.
-    with Device(int(compiled.target.arch)) as device, mock.patch.object(matrices, "FEW_ROWS", 0):
-        call()
+    with Device(target, executes=False) as device, mock.patch.object(matrices, "FEW_ROWS", 0):
+        variant.call(variant.rewards("normal", rows=2))
+    (kernel,) = device.kernels
+    return kernel, sum(os.times()[:4]) - start
+
+
+def execute(variant: Variant, rewards: torch.Tensor, target: str) -> Figures:
+    """Execute the one launch that a call makes; ValueError where its result is wrong."""
+    with Device(target) as device, mock.patch.object(matrices, "FEW_ROWS", 0):
+        got = variant.call(rewards)
+    want = variant.call(rewards.double(), "torch")
+    relative = TOLERANCE.get(variant.dtype, 5e-6)
+    allowed = relative * want.abs() + min(relative, 1e-6) * want.abs().max()
+    if not ((got - want).abs() <= allowed).all():
+        raise ValueError(f"{variant.name} must be right; it is not")
     (launched,) = device.launches
-    if launched.cubin != compiled.kernel.asm["cubin"]:
-        raise ValueError(f"{compiled.variant.name} must be what is launched; it is another kernel")
-    grid = launched.run.grid
-    elements = grid * compiled.variant.elements
-    executed = launched.run.counts.per_element(elements, grid)._asdict()
+    return figures_of(launched, rewards.numel())
+
+
+def figures_of(launched: Launched, elements: int) -> Figures:
+    """Count what a launch did for each of all its elements."""
+    executed = launched.run.counts.per_element(elements, launched.run.grid)._asdict()
     instructions, alu = counted(launched)
     return Figures(
         instructions=LANES * instructions / elements,
@@ -119,74 +133,9 @@ def execute(compiled: Compiled, call: Callable[[], Any]) -> Figures:
 
 
 PROGRAMS = 2  # that are launched, with nothing left over
-K = 2  # all gaps of a row weigh something, so that none of its numbers may be left out
-VALID = 0.75  # of the samples of rows with a mask
-TORCH = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "u8": torch.bool,
-}
-
-
-# Rewards of so many kinds, by the names of their figures.
-KINDS = ("normal", "two_values", "four_values", "near_ties")
-
-
-def rewards_of(variant: Variant, kind: str) -> torch.Tensor:
-    """(rows, n) for PROGRAMS whole programs; of bools always the same."""
-    rows = PROGRAMS * variant.elements // variant.n
-    normal = torch.randn(rows, variant.n, generator=torch.Generator().manual_seed(0))
-    type_ = TORCH[dtype(variant)]
-    if kind == "two_values" or type_ == torch.bool:
-        return (normal > 0).to(type_)
-    if kind == "four_values":
-        return (normal.abs() * 2).floor().clamp(max=3).to(type_)
-    if kind == "near_ties":
-        return (1 + normal.argsort(1) * 2.0**-23).to(type_)
-    return normal.to(type_)
-
-
-def launch(variant: Variant, rewards: torch.Tensor, implementation: Any = "triton") -> Any:
-    """The result of the library's call that launches a variant."""
-    constants = variant.constants
-    options: dict[str, Any] = {"implementation": implementation}
-    if "where_ptr" not in constants:
-        generator = torch.Generator().manual_seed(1)
-        options["where"] = torch.rand(rewards.shape, generator=generator) < VALID
-    if variant.kernel in (packed.packed_kernel, packed_long.packed_long_kernel):
-        return pk.transform(rewards, K, **options)
-    if variant.kernel is kernels.max_at_k_kernel:
-        return pk.max_at_k(rewards, K, **options)
-    name = next(
-        name
-        for name, estimator in ESTIMATORS.items()
-        if estimator.index_shift == constants["INDEX_SHIFT"]
-        and estimator.normalized == constants["NORMALIZED"]
-    )
-    k: dict[str, Any] = {
-        "int": K,
-        "scalar": torch.tensor(K),
-        "row": torch.full(rewards.shape[:1], K),
-    }
-    return pk.transform(rewards, k[constants["K"]], estimator=name, **options)
-
-
-def dtype(variant: Variant) -> str:
-    """Triton's name for that of the rewards, which are the first pointer."""
-    return next(kind[1:] for kind in variant.signature.values() if kind.startswith("*"))
-
-
-def bytes_per_element(variant: Variant) -> int:
-    """A reward, read once, and its result, written once; a mask beside them is not counted."""
-    result = variant.signature.get("out_ptr", f"*{dtype(variant)}")[1:]
-    return TORCH[dtype(variant)].itemsize + TORCH[result].itemsize
-
-
-@functools.cache
-def catalogue(warp: int) -> dict[str, Variant]:
-    """All that is compiled for warps of so many threads, by name."""
-    return {variant.name: variant for variant in shipped(warp)}
+TOLERANCE = {"bfloat16": 8e-3, "float16": 1e-3}
+# A reward, read once, and its result, written once; a mask beside them is not counted.
+BYTES = {"float32": 8, "bfloat16": 4, "float16": 4, "bool": 5}
 
 
 # ---- The table ---------------------------------------------------------------------------------
@@ -217,49 +166,36 @@ class Row(NamedTuple):
     two_values_of_copy: float | None = None
 
 
-def measure(variant: Variant, target_name: str) -> Row:
+def measure(variant: Variant, target: str) -> Row:
     """Compile a variant and, for NVIDIA's GPUs, execute it."""
-    target = TARGETS[target_name]
+    kernel, seconds = compile_alone(variant, target)
+    rows = kernel.constants["BLOCK_ROWS"]
     row: dict[str, Any] = {
         "kernel": variant.name,
         "n": variant.n,
-        "dtype": dtype(variant),
-        "num_warps": variant.num_warps,
-        "elements": variant.elements,
+        "dtype": variant.dtype,
+        "num_warps": kernel.num_warps,
+        "elements": rows * variant.n,
+        "compile_seconds": seconds,
+        **usage_of(kernel)._asdict(),
     }
-    with compiled_cold(variant, target) as compiled:
-        row |= {"compile_seconds": compiled.seconds, **compiled.usage._asdict()}
-        if target.backend == "cuda":
-            for kind in KINDS:
-                rewards = rewards_of(variant, kind)
-                row[kind] = execute(compiled, functools.partial(launch, variant, rewards))
-        if target_name == H200:
-            size = bytes_per_element(variant)
-            row["of_copy"] = row["normal"].of_copy(size)
-            row["two_values_of_copy"] = row["two_values"].of_copy(size)
+    if TARGETS[target][0].backend == "cuda":
+        for kind in KINDS:
+            row[kind] = execute(variant, variant.rewards(kind, PROGRAMS * rows), target)
+    if target == H200:
+        row["of_copy"] = row["normal"].of_copy(BYTES[variant.dtype])
+        row["two_values_of_copy"] = row["two_values"].of_copy(BYTES[variant.dtype])
     return Row(**row)
 
 
-def measure_named(name: str, target_name: str) -> Row:
-    """The row of a variant by its name: it cannot be sent to another process itself."""
-    try:
-        return measure(catalogue(TARGETS[target_name].warp_size)[name], target_name)
-    except Exception as error:
-        error.add_note(f"in {name}")
-        raise
-
-
-def warm_up(target_name: str) -> None:
+def warm_up(target: str) -> None:
     """Load everything, so that no row is charged for it."""
-    target = TARGETS[target_name]
-    compile_variant(usual_variant(QUICK_N, warp=target.warp_size), target)
+    compile_alone(Variant(6), target)  # which is in no row
 
 
-def measure_all(
-    target_name: str, largest_n: int | None = None, only: Sequence[str] = ()
-) -> list[Row]:
+def measure_all(target: str, largest_n: int | None = None, only: Sequence[str] = ()) -> list[Row]:
     """Execute and count all kernels, those for rows up to a length, or those of certain names."""
-    every = catalogue(TARGETS[target_name].warp_size)
+    every = {variant.name: variant for variant in shipped()}
     if unknown := set(only) - set(every):
         raise ValueError(f"--only must name kernels of the table; got {sorted(unknown)}")
     chosen = [
@@ -271,9 +207,13 @@ def measure_all(
     chosen.sort(key=lambda variant: -variant.n)
     # Not forked: torch and LLVM have threads.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(WORKERS, spawn, warm_up, (target_name,)) as pool:
-        futures = [pool.submit(measure_named, variant.name, target_name) for variant in chosen]
-        about = f"compiling and executing for {target_name}"
+    with (
+        tempfile.TemporaryDirectory() as cold,
+        mock.patch.dict(os.environ, TRITON_CACHE_DIR=cold),
+        ProcessPoolExecutor(WORKERS, spawn, warm_up, (target,)) as pool,
+    ):
+        futures = [pool.submit(measure, variant, target) for variant in chosen]
+        about = f"compiling and executing for {target}"
         errors = Console(stderr=True)
         done = track(as_completed(futures), about, len(chosen), console=errors, transient=True)
         try:

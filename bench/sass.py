@@ -98,7 +98,7 @@ def counted(launched: Launched) -> tuple[int, int]:
     }
     lines = sorted(warps)
     total = alu = 0
-    for instruction in instructions_of(launched.cubin):
+    for instruction in instructions_of(launched.kernel.binary):
         # The brace that a kernel begins with stands for its first line.
         executed = warps[lines[bisect_left(lines, instruction.line)]]
         total += executed

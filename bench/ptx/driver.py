@@ -1,7 +1,8 @@
 """A driver for Triton whose GPU is `launch.Launch`.
 
 Kernels are launched as ever: Triton specialises and compiles them for the GPU, with its cache, its
-hooks and its grid; in the end the PTX is run here, on tensors in the CPU's memory.
+hooks and its grid; in the end the PTX is run here, on tensors in the CPU's memory. Or nothing is
+run, and what would have been is kept: for AMD's GPUs too.
 
 >>> import torch
 >>> import pkpo_kernels as pk
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 import torch
@@ -31,8 +32,23 @@ from bench.ptx.program import Program
 from pkpo_kernels import _calls
 from pkpo_kernels.backends import _devices
 
-# Bytes of shared memory that a CTA may have, by compute capability.
-_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+# GPUs, as Triton calls them, and the bytes of shared memory that a CTA may have.
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
+}
+
+
+class Compiled(NamedTuple):
+    """A kernel that was launched."""
+
+    assembly: str  # PTX, or what AMD's assembler takes
+    binary: bytes
+    constants: dict[str, Any]
+    num_warps: int
+    shared_bytes: int  # that a launch asks for
 
 
 @dataclass(frozen=True)
@@ -40,10 +56,8 @@ class Launched:
     """A launch and what was asked for, by which it can be run again."""
 
     run: Launch
-    ptx: str
-    cubin: bytes
+    kernel: Compiled
     arguments: dict[str, Any]  # as the kernel calls them: tensors and numbers, no constants
-    shared_bytes: int
 
 
 def run_ptx(
@@ -72,11 +86,12 @@ def _forget_launches() -> None:
 
 
 class Device:
-    """What Triton takes for an NVIDIA GPU and its driver, as long as it is entered.
+    """What Triton takes for a GPU and its driver, as long as it is entered.
 
     Args:
-        capability: compute capability times ten: 80, 90, 100.
-        keep: launches are kept, in `launches`.
+        target: one of TARGETS.
+        executes: launches are run, which only PTX can be.
+        keep: kernels and launches are kept, in `kernels` and `launches`.
         change: PTX → PTX that is run instead, and may be faulty: then faults are kept, not raised.
         options: of every `Launch`.
 
@@ -89,14 +104,18 @@ class Device:
 
     def __init__(
         self,
-        capability: int = 90,
+        target: str = "sm_90",
         *,
+        executes: bool = True,
         keep: bool = True,
         change: Callable[[str], str] | None = None,
         **options: Any,
     ) -> None:
-        self.target = GPUTarget("cuda", capability, 32)
-        self.keep, self.change, self.options = keep, change, options
+        self.target, self._max_shared_bytes = TARGETS[target]
+        self._number = list(TARGETS).index(target)
+        self.executes, self.keep = executes, keep
+        self.change, self.options = change, options
+        self.kernels: list[Compiled] = []
         self.launches: list[Launched] = []
         self.utils = self  # Triton asks it for device properties, and to load binaries
         self._files: dict[str, Any] = {}
@@ -129,7 +148,7 @@ class Device:
 
     def get_current_device(self) -> int:
         # Triton keeps kernels by the device's number: no other GPU's may be taken for this one's.
-        return int(self.target.arch)
+        return self._number
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -141,22 +160,24 @@ class Device:
         return kind
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        shared = _SHARED_BYTES[self.target.arch]
-        return {"max_shared_mem": shared, "multiprocessor_count": 132, "warpSize": 32}
+        shared, warp = self._max_shared_bytes, self.target.warp_size
+        return {"max_shared_mem": shared, "multiprocessor_count": 132, "warpSize": warp}
 
     def _about_to_load(
         self, module: Any, function: Any, name: str, metadata_group: dict[str, str], hash: str
     ) -> None:
-        # The launcher is given the binary alone; the PTX lies beside it in Triton's cache.
+        # The launcher is given the binary alone; the assembly lies beside it in Triton's cache.
         self._files = metadata_group
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
-        ptx = next(Path(file) for file in self._files.values() if file.endswith(".ptx"))
+        files = map(Path, self._files.values())
+        assembly = next(file for file in files if file.suffix in (".ptx", ".amdgcn"))
         # module, function, registers, spilled words, threads of a CTA at most
-        return name, (ptx.read_text(), binary), 0, 0, 1024
+        return name, (assembly.read_text(), binary), 0, 0, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
         kinds = list(source.signature.items())
+        constants = {kinds[path[0]][0]: value for path, value in source.constants.items()}
 
         def launch(
             x: int, y: int, z: int, stream: int, function: tuple[str, bytes], *rest: Any
@@ -168,19 +189,21 @@ class Device:
                 for (name, kind), value in zip(kinds, rest[4:], strict=True)
                 if kind != "constexpr"
             }
+            kernel = Compiled(*function, constants, metadata.num_warps, metadata.shared)
             # Triton keeps launchers, perhaps of a device that was entered before.
-            triton.runtime.driver.active.run(function, x, arguments, metadata.shared)
+            triton.runtime.driver.active.run(kernel, x, arguments)
 
         return launch
 
-    def run(
-        self, function: tuple[str, bytes], grid: int, arguments: dict[str, Any], shared_bytes: int
-    ) -> None:
-        ptx, cubin = function
-        changed = ptx if self.change is None else self.change(ptx)
-        run = run_ptx(changed, grid, arguments, shared_bytes, **self.options)
+    def run(self, kernel: Compiled, grid: int, arguments: dict[str, Any]) -> None:
+        if self.keep:
+            self.kernels.append(kernel)
+        if not self.executes:
+            return
+        ptx = kernel.assembly if self.change is None else self.change(kernel.assembly)
+        run = run_ptx(ptx, grid, arguments, kernel.shared_bytes, **self.options)
         Device.launched += 1
         if self.keep:
-            self.launches.append(Launched(run, ptx, cubin, arguments, shared_bytes))
+            self.launches.append(Launched(run, kernel, arguments))
         if self.change is None:
             run.faults.check()

@@ -95,10 +95,16 @@ def _backend() -> str:
 
 @functools.cache
 def _warp() -> int:
-    """Ask how many threads run in step on the GPUs here."""
-    if not torch.cuda.is_available():  # where kernels are interpreted
+    """Ask how many threads run in step on the GPUs here; 32 where Triton interprets."""
+    if triton.knobs.runtime.interpret:
         return 32
     return int(triton.runtime.driver.active.get_current_target().warp_size)
+
+
+def forget() -> None:
+    """Forget what Triton said: for another driver."""
+    _backend.cache_clear()
+    _warp.cache_clear()
 
 
 def empty_result(rewards: torch.Tensor, dtype: torch.dtype, chosen: Plan | None) -> torch.Tensor:

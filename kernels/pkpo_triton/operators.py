@@ -78,6 +78,7 @@ def _is_watched(rewards: torch.Tensor) -> bool:
 def forget() -> None:
     """Forget all launches: for what changes under their feet, such as Triton's driver."""
     _launches.clear()
+    matrices.forget()
 
 
 # ---- What a program calls ----------------------------------------------------------------------

@@ -126,7 +126,13 @@ def test_rows_beyond_two_to_the_31_elements(
             else:
                 far[name] = value + first * rows_a_program if name == "n_rows" else value
         assert results
-        far_run = run_ptx(launch.ptx, launch.run.grid, far, launch.shared_bytes, first_cta=first)
+        far_run = run_ptx(
+            launch.kernel.assembly,
+            launch.run.grid,
+            far,
+            launch.kernel.shared_bytes,
+            first_cta=first,
+        )
         far_run.faults.check()
         for name, want in results.items():
             assert torch.equal(launch.arguments[name], want)
@@ -256,7 +262,7 @@ def test_planted_bugs_are_noticed(
     changed: each is seen as a fault or in a result."""
     inputs = matrices(n, rng)
     good = [pk.transform(x, 2, implementation="triton") for x in inputs]
-    ptx = device.launches[0].ptx
+    ptx = device.kernels[0].assembly
     program = device.launches[0].run.program
     ran = sum(launch.run.counts.executed for launch in device.launches)
     where = {it.line - 1: it.where for it in program.instructions if ran[it.number]}

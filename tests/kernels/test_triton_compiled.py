@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -9,21 +10,14 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
-from triton.backends.compiler import GPUTarget
 
-from bench import gpu_compile, gpu_static
+from bench import gpu_static
+from bench.gpu_usage import usage_of
+from bench.ptx.driver import TARGETS
 from bench.records import RESULTS, read_table
 from bench.shapes import MEASURED_N
-from bench.variants import Variant, long_row_variants, shipped, usual_variant
+from bench.variants import KINDS, Variant, long_rows, shipped
 
-SM_90 = GPUTarget("cuda", 90, 32)
-# Shared memory that a program may use.
-TARGETS = {
-    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
-    "sm_90": (SM_90, 227 * 1024),
-    "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
-}
 RECORD = RESULTS / "gpu-static-sm_90.csv"
 # These may grow by so much before somebody has to look.
 BUDGETED = ("instructions", "alu", "shuffles", "wavefronts", "loaded", "stored")
@@ -69,7 +63,7 @@ IN_EVERY_RUN = {
 # For sm_90 these wait for `make test-release`, as all else does for other targets: others of the
 # same regime take their part in `make test-all`.
 LIKE_OTHERS = (
-    "n=32 float32, where, k row, index shift 1, normalized",
+    "n=32 float32, where, k row, passk_training",
     "n=24 float32",
     "n=300 float32",
     "n=1000 float32",
@@ -87,9 +81,9 @@ LIKE_OTHERS = (
     "n=128 bfloat16",
     "n=128 float16",
     "n=128 float32, k scalar",
-    "n=4096 float32, where, index shift 1",
+    "n=4096 float32, where, sloo",
     "n=8192 float32",
-    "n=128 float32, where, k row, index shift 1, normalized",
+    "n=128 float32, where, k row, passk_training",
     "max@k n=128 float32, where",
 )
 
@@ -104,48 +98,39 @@ def when(target: str, name: str) -> Any:
 
 def on(target: str) -> list[Any]:
     """What ships, but for what the budgets below compile."""
-    budgeted = {usual_variant(n).name for n in BUDGETED_N if target == "sm_90"}
+    budgeted = [Variant(n) for n in BUDGETED_N if target == "sm_90"]
+    return params(target, [variant for variant in shipped() if variant not in budgeted])
+
+
+def params(target: str, variants: Iterable[Variant]) -> list[Any]:
     return [
         pytest.param(
             target, variant, id=f"{target} {variant.name}", marks=when(target, variant.name)
         )
-        for variant in shipped(TARGETS[target][0].warp_size)
-        if variant.name not in budgeted
-    ]
-
-
-def long_rows_on(target: str) -> list[Any]:
-    return [
-        pytest.param(
-            target, variant, id=f"{target} {variant.name}", marks=when(target, variant.name)
-        )
-        for variant in long_row_variants()
+        for variant in variants
     ]
 
 
 def test_what_runs_when_is_there() -> None:
-    names = {target: {variant.name for variant in shipped()} for target in TARGETS}
-    assert all(name in names[target] for target, name in IN_EVERY_RUN.items())
-    assert names["sm_90"].issuperset(LIKE_OTHERS)
+    names = {variant.name for variant in shipped()}
+    assert names.issuperset([*IN_EVERY_RUN.values(), *LIKE_OTHERS])
 
 
 @pytest.mark.parametrize("target, variant", [one for target in TARGETS for one in on(target)])
 def test_what_ships_compiles_without_spilling(target: str, variant: Variant) -> None:
-    chip, shared = TARGETS[target]
-    usage = gpu_compile.compile_variant(variant, chip).usage
+    usage = usage_of(gpu_static.compile_alone(variant, target)[0])
     assert usage.spilled_words == 0
-    assert usage.shared_bytes <= shared
+    assert usage.shared_bytes <= TARGETS[target][1]
 
 
 @pytest.mark.parametrize(
-    "target, variant", [one for target in TARGETS for one in long_rows_on(target)]
+    "target, variant", [one for target in TARGETS for one in params(target, long_rows())]
 )
 def test_kernels_of_long_rows_compile(target: str, variant: Variant) -> None:
-    chip, shared = TARGETS[target]
+    usage = usage_of(gpu_static.compile_alone(variant, target)[0])
     # Their loops may keep a few words in memory.
-    usage = gpu_compile.compile_variant(variant, chip).usage
     assert usage.spilled_words <= 8
-    assert usage.shared_bytes <= shared
+    assert usage.shared_bytes <= TARGETS[target][1]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +141,7 @@ def test_kernels_of_long_rows_compile(target: str, variant: Variant) -> None:
     ],
 )
 def test_packed_rows_of_other_kinds(n: int, dtype: str, masked: bool, most: int) -> None:
-    row = gpu_static.measure(usual_variant(n, dtype, masked=masked), "sm_90")
+    row = gpu_static.measure(Variant(n, dtype, masked), "sm_90")
     assert row.spilled_words == 0
     assert row.normal is not None and row.normal.instructions <= most
 
@@ -170,10 +155,10 @@ def test_packed_rows_of_other_kinds(n: int, dtype: str, masked: bool, most: int)
     ],
 )
 def test_figures_stay_within_their_budget(n: int) -> None:
-    row = gpu_static.measure(usual_variant(n), "sm_90")
+    row = gpu_static.measure(Variant(n), "sm_90")
     recorded = {row["kernel"]: row for row in read_table(RECORD)}
     assert row.spilled_words == 0
-    for kind in gpu_static.KINDS:
+    for kind in KINDS:
         for name in BUDGETED:
             limit = GROWTH * float(recorded[row.kernel][f"{kind}_{name}"] or "inf")
             assert getattr(getattr(row, kind), name) <= limit, (kind, name)
@@ -188,12 +173,9 @@ def test_figures_stay_within_their_budget(n: int) -> None:
 @pytest.mark.parametrize("n", WORST_OF_LONG)
 def test_no_rows_cost_more_than_the_worst(n: int) -> None:
     """All but one share a step of their row's range, in any order."""
-    variant = usual_variant(n)
-    rows = gpu_static.PROGRAMS * variant.elements // n
-    crowded = torch.rand(rows, n, generator=torch.Generator().manual_seed(0))
+    crowded = torch.rand(16, n, generator=torch.Generator().manual_seed(0))
     crowded[:, 0] = 1e8
-    with gpu_compile.compiled_cold(variant, SM_90) as compiled:
-        figures = gpu_static.execute(compiled, lambda: gpu_static.launch(variant, crowded))
+    figures = gpu_static.execute(Variant(n), crowded, "sm_90")
     instructions, wavefronts = WORST_OF_LONG[n]
     assert figures.instructions <= instructions
     assert figures.wavefronts <= wavefronts

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,20 +11,16 @@ import pytest
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
-from pkpo_triton import packed, packed_long  # noqa: E402
 from pkpo_triton.plan import OPTIONS  # noqa: E402
 
-import pkpo_kernels as pk  # noqa: E402
-from bench import gpu_compile, gpu_static, sass  # noqa: E402
-from bench.gpu_compile import TARGETS  # noqa: E402
-from bench.gpu_static import Budget, Figures  # noqa: E402
+from bench import gpu_static, sass  # noqa: E402
+from bench.gpu_static import Budget, Figures, figures_of  # noqa: E402
+from bench.gpu_usage import usage_of  # noqa: E402
+from bench.ptx.driver import Device  # noqa: E402
 from bench.records import beside_others, read_table, write_table  # noqa: E402
-from bench.variants import Variant, shipped, transform_variant, usual_variant  # noqa: E402
-from pkpo_kernels.maths.estimators import ESTIMATORS  # noqa: E402
+from bench.variants import KINDS, Variant  # noqa: E402
 
-POINTERS = {"x_ptr": "*fp32", "out_ptr": "*fp32"}
 SIZE = 1024
-slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @triton.jit
@@ -50,50 +43,46 @@ def either(x_ptr, out_ptr, PATH: tl.constexpr, SIZE: tl.constexpr):
     tl.store(out_ptr + places, out)
 
 
-def variant_of(kernel: Any, **constants: Any) -> Variant:
-    constants = {**constants, "SIZE": SIZE}
-    signature = POINTERS | dict.fromkeys(constants, "constexpr")
-    return Variant("a kernel", kernel, signature, constants, tuple(POINTERS), 4, 32, SIZE)
+def launched(kernel: Any, x: Any, target: str = "sm_90", **constants: Any) -> Device:
+    """Launch two programs."""
+    with Device(target, executes=target.startswith("sm")) as device:
+        options = {"num_warps": 4, "num_stages": 1, **OPTIONS}
+        kernel[(2,)](x, torch.empty_like(x), **constants, SIZE=SIZE, **options)
+    return device
 
 
-def figures(variant: Variant, x: Any, target: str = "sm_90", **other: Any) -> Figures:
-    """Of two programs; `other` constants than those that are compiled."""
-
-    def call() -> None:
-        options = {"num_warps": variant.num_warps, "num_stages": 1, **OPTIONS}
-        variant.kernel[(2,)](x, torch.empty_like(x), **variant.constants | other, **options)
-
-    with gpu_compile.compiled_cold(variant, TARGETS[target]) as compiled:
-        return gpu_static.execute(compiled, call)
+def figures(kernel: Any, x: Any, target: str = "sm_90", **constants: Any) -> Figures:
+    (launch,) = launched(kernel, x, target, **constants).launches
+    return figures_of(launch, x.numel())
 
 
 # ---- Executing ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["sm_90", slow("sm_80"), slow("sm_100")])
+@pytest.mark.parametrize(
+    "target", ["sm_90", *(pytest.param(it, marks=pytest.mark.slow) for it in ("sm_80", "sm_100"))]
+)
 def test_a_copy_counts_as_one(target: str) -> None:
-    got = figures(variant_of(copy), torch.randn(2 * SIZE), target)
+    (launch,) = launched(copy, torch.randn(2 * SIZE), target).launches
+    got = figures_of(launch, 2 * SIZE)
     assert (got.loaded, got.least_loaded, got.stored, got.least_stored) == (4, 4, 4, 4)
     assert got.shuffles == got.wavefronts == got.least_wavefronts == got.barriers == 0
     # 4 warps for 1024 elements, and every instruction once for each of them.
-    compiled = gpu_compile.compile_variant(variant_of(copy), TARGETS[target])
-    every = [
-        instruction.opcode for instruction in sass.instructions_of(compiled.kernel.asm["cubin"])
-    ]
+    every = [it.opcode for it in sass.instructions_of(launch.kernel.binary)]
     assert got.instructions == len(every) * 128 / 1024
     assert sum(opcode.startswith("LDG.E.128") for opcode in every) == 2
     assert 0 < got.alu < got.instructions < 5
     assert got.of_copy(8) == 1
-    usage = compiled.usage
+    usage = usage_of(launch.kernel)
     assert usage.spilled_words == usage.shared_bytes == 0 and 8 <= usage.registers <= 40
 
 
 @pytest.mark.slow
 def test_a_branch_is_counted_where_it_is_taken() -> None:
-    positive, both = torch.rand(2 * SIZE) + 1, variant_of(either, PATH="both")
+    positive = torch.rand(2 * SIZE) + 1
     of_maximum = []
     for path, x in (("neighbours", positive), ("scan", -positive)):
-        got, alone = figures(both, x), figures(variant_of(either, PATH=path), x)
+        got, alone = figures(either, x, PATH="both"), figures(either, x, PATH=path)
         of_maximum.append((got.shuffles - alone.shuffles, got.wavefronts - alone.wavefronts))
         assert 0 < got.instructions - alone.instructions < 10, path
         assert 0 < got.ptx - alone.ptx < 10, path
@@ -101,94 +90,30 @@ def test_a_branch_is_counted_where_it_is_taken() -> None:
     assert of_maximum[0] == of_maximum[1] > (0, 0)
 
 
-def test_another_kernel_than_the_compiled_is_an_error() -> None:
-    with pytest.raises(ValueError, match="must be what is launched"):
-        figures(variant_of(either, PATH="scan"), torch.rand(2 * SIZE), PATH="neighbours")
+def test_what_is_only_compiled_is_not_executed() -> None:
+    device = launched(copy, torch.ones(2 * SIZE), "gfx942")
+    (kernel,) = device.kernels
+    assert not device.launches and kernel.constants["SIZE"] == SIZE and kernel.num_warps == 4
+    usage = usage_of(kernel)
+    assert 0 < usage.registers <= 40
+    assert (usage.spilled_words, usage.spilled_scalars, usage.shared_bytes) == (0, 0, 0)
 
 
-@pytest.fixture
-def hits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """Whether Triton's cache had each of the kernels that it was asked for."""
-    found: list[bool] = []
+def test_a_wrong_result_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    rewards = Variant(16).rewards("normal", 2)
+    call = Variant.call
     monkeypatch.setattr(
-        triton.knobs.compilation, "listener", lambda **told: found.append(told["cache_hit"])
+        Variant, "call", lambda self, x, *by: call(self, x, *by) + 1e-3 * (x.dtype == torch.double)
     )
-    yield found
-
-
-def test_compilation_is_cold_and_leaves_the_cache_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hits: list[bool]
-) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for _ in range(2):
-        gpu_compile.compile_variant(variant_of(copy), TARGETS["sm_90"])
-    assert hits == [False, False]
-    assert not list(tmp_path.iterdir())
-    assert triton.knobs.cache.dir == os.environ["TRITON_CACHE_DIR"] == str(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "variant",
-    [
-        usual_variant(16),
-        slow(transform_variant(5)),
-        slow(transform_variant(8, "bfloat16", masked=True)),
-        slow(usual_variant(128)),
-        *(pytest.param(variant, marks=pytest.mark.release) for variant in shipped()),
-    ],
-    ids=lambda variant: variant.name,
-)
-def test_what_the_variants_say_is_what_the_library_launches_and_right(
-    variant: Variant, hits: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launch = gpu_static.launch
-
-    def checked(variant: Variant, rewards: torch.Tensor) -> None:
-        got, want = launch(variant, rewards), launch(variant, rewards.double(), "torch")
-        rtol = {"bf16": 8e-3, "fp16": 1e-3}.get(gpu_static.dtype(variant), 5e-6)
-        atol = min(rtol, 1e-6) * float(want.abs().max())
-        torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol)
-
-    monkeypatch.setattr(gpu_static, "launch", checked)
-    gpu_static.measure(variant, "sm_90")
-    # Compiled ahead of time, and found by the launches on all kinds of rewards
-    assert hits == [False, True]
-
-
-def test_every_variant_is_called_for_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[dict[str, Any]] = []
-    for name in ("transform", "max_at_k"):
-
-        def called(rewards: Any, k: Any, name: str = name, **options: Any) -> None:
-            calls.append({"name": name, "rewards": rewards, "k": k, **options})
-
-        monkeypatch.setattr(pk, name, called)
-    for variant in shipped():
-        gpu_static.launch(variant, gpu_static.rewards_of(variant, "normal"))
-        call, constants = calls.pop(), variant.constants
-        assert call["rewards"].numel() == 2 * variant.elements
-        assert str(call["rewards"].dtype).removeprefix("torch.") in variant.name
-        assert call["name"] == ("max_at_k" if variant.name.startswith("max@k") else "transform")
-        if variant.kernel in (packed.packed_kernel, packed_long.packed_long_kernel):
-            masked = {"where"} if "where" in variant.name else set[str]()
-            assert call.keys() == {"name", "rewards", "k", "implementation", *masked}
-            assert type(call["k"]) is int
-            continue
-        assert ("where" in call) == constants["MASKED"] == ("where" in variant.name)
-        if call["name"] == "transform":
-            estimator = ESTIMATORS[call["estimator"]]
-            assert estimator.index_shift == constants["INDEX_SHIFT"]
-            assert estimator.normalized == constants["NORMALIZED"]
-            kind = {None: "int", 0: "scalar", 1: "row"}[getattr(call["k"], "ndim", None)]
-            assert kind == constants["K"]
+    with pytest.raises(ValueError, match="n=16 float32 must be right"):
+        gpu_static.execute(Variant(16), rewards, "sm_90")
 
 
 def test_rewards_are_of_their_kind() -> None:
-    variant = transform_variant(16)
-    of = {kind: gpu_static.rewards_of(variant, kind) for kind in gpu_static.KINDS}
+    of = {kind: Variant(16).rewards(kind, 32) for kind in KINDS}
     assert set(of["two_values"].unique().tolist()) == {0, 1}
     assert set(of["four_values"].unique().tolist()) == {0, 1, 2, 3}
-    assert len(of["normal"].unique()) > variant.elements
+    assert len(of["normal"].unique()) == 32 * 16
     apart = (of["near_ties"] - 1) * 2**23
     assert torch.equal(apart.sort(1).values, torch.arange(16.0).expand_as(apart))
 
@@ -207,12 +132,6 @@ def test_rows_stand_beside_those_of_the_file(tmp_path: Path) -> None:
 def test_only_kernels_of_the_table() -> None:
     with pytest.raises(ValueError, match=r"name kernels of the table; got \['n=7'\]"):
         gpu_static.measure_all("sm_90", only=["n=7"])
-
-
-def test_an_amd_kernel_tells_what_it_uses() -> None:
-    usage = gpu_compile.compile_variant(variant_of(copy), TARGETS["gfx942"]).usage
-    assert 0 < usage.registers <= 40
-    assert (usage.spilled_words, usage.spilled_scalars, usage.shared_bytes) == (0, 0, 0)
 
 
 # ---- Machine code ------------------------------------------------------------------------------
@@ -273,7 +192,7 @@ def test_machine_code_counts_as_often_as_its_line(monkeypatch: pytest.MonkeyPatc
         program=SimpleNamespace(instructions=[SimpleNamespace(line=line) for line in executed]),
         counts=SimpleNamespace(executed=list(executed.values())),
     )
-    got = sass.counted(SimpleNamespace(run=run, cubin=b""))
+    got = sass.counted(SimpleNamespace(run=run, kernel=SimpleNamespace(binary=b"")))
     assert got == (4 * 8 + 4 * 6 + 2 * 2, 8 + 2)  # ALU: FMNMX, SEL
 
 
@@ -292,19 +211,9 @@ def test_the_budget_is_that_of_a_copy() -> None:
     assert exchange.of_copy(8) == pytest.approx(0.5, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("rewards", "results", "size"),
-    [("*fp32", "*fp32", 8), ("*bf16", "*bf16", 4), ("*u8", "*fp32", 5)],
-)
-def test_the_bytes_of_an_element(rewards: str, results: str, size: int) -> None:
-    signature = {"x_ptr": rewards, "k": "i32", "out_ptr": results}
-    variant = variant_of(copy)._replace(signature=signature)
-    assert gpu_static.bytes_per_element(variant) == size
-
-
 def test_a_row_of_what_is_executed() -> None:
-    row = gpu_static.measure_named("n=16 float32", "sm_90")
-    assert (row.n, row.dtype) == (16, "fp32")
+    row = gpu_static.measure(Variant(16), "sm_90")
+    assert (row.kernel, row.n, row.dtype) == ("n=16 float32", 16, "float32")
     assert row.normal is not None and 20 < row.normal.instructions < 30
     assert row.of_copy == row.two_values_of_copy == 1
     told = dict(zip(*gpu_static.lines([row]), strict=True))
@@ -312,7 +221,7 @@ def test_a_row_of_what_is_executed() -> None:
 
 
 def test_a_row_of_what_is_not_executed() -> None:
-    row = gpu_static.measure_named("n=8 float32", "gfx942")
+    row = gpu_static.measure(Variant(8), "gfx942")
     assert row.registers > 0 and row.compile_seconds > 0
     assert row.normal is row.two_values is row.of_copy is None
     assert dict(zip(*gpu_static.lines([row]), strict=True))["SASS"] == "–"
