@@ -128,7 +128,7 @@ gpu-static: .venv/installed  ## without a GPU: execute the compiled kernels' PTX
 	$(BIN)/python -m bench.gpu_static
 
 tpu-static: .venv/installed  ## without a TPU: count the bundles of the compiled kernels
-	$(BIN)/python -m bench.tpu_static
+	set -e; for chip in v5e v4 v5p v6e; do $(BIN)/python -m bench.tpu_static --chip $$chip; done  # one a process
 
 # Threads of one library that wait for work would take the processors from the next.
 bench: export OMP_WAIT_POLICY := PASSIVE

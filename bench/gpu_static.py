@@ -2,10 +2,9 @@
 
     python -m bench.gpu_static [--quick] [--only KERNEL] [--out FOLDER] [--target sm_90]
 
-Every kernel that pkpo_triton ships is compiled, and then launched through the library on a machine
-that executes PTX on the CPU (`bench.ptx`), as two whole programs: on normal rewards, on rows of two
-and of four values, and on rewards of which a row's are all within n neighbouring floats, whose
-paths differ. A figure is
+Every kernel that pkpo_triton ships is launched through the library on a machine that executes PTX
+on the CPU (`bench.ptx`), as two whole programs, for every kind of rewards whose path is another.
+Results are checked. A figure is
 
     executed  by that machine: shuffles, wavefronts and sectors of memory, barriers
     counted   in the machine code, which nothing executes: an instruction counts as often as the
@@ -14,9 +13,8 @@ paths differ. A figure is
               H200's copy of the same bytes
 
 and none is measured. Latency, occupancy and caches cannot be seen. For AMD's GPUs kernels are only
-compiled: registers, spills, shared memory. Figures are in lanes an element (wavefronts times 32,
-with conflicts / without), in bytes an element of sectors loaded / stored, and, of a program, its
-barriers and shared bytes; those of a compilation are seconds of processors, from a cold cache.
+compiled. Figures are in lanes or bytes an element, barriers and shared bytes of a program; those of
+a compilation are seconds of processors, from a cold cache.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Annotated, Any, NamedTuple
 from unittest import mock
@@ -40,7 +38,7 @@ from bench import commit_id
 from bench.command import CommitOption, OutOption, new_app
 from bench.gpu_usage import usage_of
 from bench.ptx.driver import TARGETS, Compiled, Device, Launched
-from bench.records import RESULTS, Lines, beside_others, report, versions, write_table
+from bench.records import RESULTS, beside_others, listed, report, versions, write_table
 from bench.sass import counted
 from bench.variants import KINDS, Variant, shipped
 
@@ -225,38 +223,11 @@ def measure_all(target: str, largest_n: int | None = None, only: Sequence[str] =
     return sorted(rows, key=lambda row: (row.n, order.index(row.kernel)))
 
 
-# The columns of the table: a heading, and how a row shows it
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "n": lambda row: str(row.n),
-    "kernel": lambda row: row.kernel,
-    "SASS": lambda row: shown(row.normal, "instructions"),
-    "ALU": lambda row: shown(row.normal, "alu"),
-    "shuffles": lambda row: shown(row.normal, "shuffles"),
-    "wavefronts": lambda row: shown(row.normal, "wavefronts least_wavefronts"),
-    "bytes": lambda row: shown(row.normal, "loaded stored"),
-    "barriers": lambda row: shown(row.normal, "barriers", 0),
-    "of copy": lambda row: shown(row, "of_copy", 2),
-    "SASS, 2 values": lambda row: shown(row.two_values, "instructions"),
-    "of copy, 2 values": lambda row: shown(row, "two_values_of_copy", 2),
-    "SASS, 4 values": lambda row: shown(row.four_values, "instructions"),
-    "SASS, near ties": lambda row: shown(row.near_ties, "instructions"),
-    "registers": lambda row: shown(row, "registers", 0),
-    "spilled": lambda row: shown(row, "spilled_words", 0),
-    "shared bytes": lambda row: shown(row, "shared_bytes", 0),
-    "compile, s": lambda row: shown(row, "compile_seconds"),
-}
-
-
-def shown(figures: Any, names: str, digits: int = 1) -> str:
-    """Write figures by their names, with or without conflicts, say, "–" for those that are not."""
-    values = [getattr(figures, name, None) for name in names.split()]
-    return " / ".join("–" if value is None else f"{value:.{digits}f}" for value in values)
-
-
-def lines(rows: Sequence[Row]) -> Lines:
-    """Lay out rows as a table, a kernel a line."""
-    return [list(COLUMNS), *([show(row) for show in COLUMNS.values()] for row in rows)]
-
+COLUMNS = (
+    *("kernel", "normal_instructions", "normal_alu", "normal_shuffles", "normal_wavefronts"),
+    *("normal_least_wavefronts", "of_copy", "two_values_instructions", "four_values_instructions"),
+    *("near_ties_instructions", "registers", "spilled_words", "shared_bytes", "compile_seconds"),
+)
 
 app = new_app()
 
@@ -280,7 +251,7 @@ def main(
     origin = {"target": target, "commit": commit or commit_id(), "versions": compilers}
     told = [row._asdict() for row in rows]
     write_table(file, beside_others(told, file, "kernel") if quick or only else told, origin)
-    report(file, f"Triton kernels for {target}", {"for an element": lines(rows)}, [])
+    report(file, f"Triton kernels for {target}", {"for an element": listed(told, COLUMNS)}, [])
 
 
 if __name__ == "__main__":

@@ -86,26 +86,30 @@ def file_name(kind: str, device_name: str) -> str:
     return f"{kind}-{re.sub(r'[^a-z0-9]+', '-', device_name.lower()).strip('-')}.csv"
 
 
-def write_table(path: Path, rows: Sequence[Row], origin: Row) -> None:
-    """Write a CSV, whole or not at all: a line a row, then the columns of the origin.
+def flat(row: Row) -> dict[str, Any]:
+    """Give a value that is a mapping or a named tuple a column for each of its own.
 
-    A value that is a mapping or a named tuple becomes a column for each of its own:
-    normal_shuffles, say.
+    >>> flat({"n": 8, "normal": {"shuffles": 0.1}})
+    {'n': 8, 'normal_shuffles': 0.1}
     """
-    flat: list[dict[str, Any]] = []
-    for row in rows:
-        flat.append({})
-        for name, value in row.items():
-            of_tuple = value._asdict() if hasattr(value, "_asdict") else {}
-            inner = value if isinstance(value, Mapping) else of_tuple
-            flat[-1] |= {f"{name}_{part}": of for part, of in inner.items()} or {name: value}
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        of_tuple = value._asdict() if hasattr(value, "_asdict") else {}
+        inner = value if isinstance(value, Mapping) else of_tuple
+        found |= {f"{name}_{part}": of for part, of in inner.items()} or {name: value}
+    return found
+
+
+def write_table(path: Path, rows: Sequence[Row], origin: Row) -> None:
+    """Write a CSV, whole or not at all: a line a row, flat, then the columns of the origin."""
+    lines = [flat(row) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("w", newline="") as file:
-        columns = dict.fromkeys([name for row in flat for name in row] + list(origin))
+        columns = dict.fromkeys([name for line in lines for name in line] + list(origin))
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(dict(origin) | row for row in flat)
+        writer.writerows(dict(origin) | line for line in lines)
     part.replace(path)
 
 
@@ -156,6 +160,17 @@ def pivot(
     columns = list(dict.fromkeys(name for found in cells.values() for name in found))
     lines = [[name, *(found.get(it, "–") for it in columns)] for name, found in cells.items()]
     return [[corner, *columns], *lines]
+
+
+def listed(rows: Iterable[Row], columns: Sequence[str]) -> Lines:
+    """Lay out some columns of rows, a row a line; "–" where one has no figure."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return figure(value)
+        return "–" if value is None else str(value)
+
+    return [columns, *([cell(flat(row).get(column)) for column in columns] for row in rows)]
 
 
 def curves(rows: Iterable[Row], x: str, y: str) -> dict[str, Points]:

@@ -16,8 +16,6 @@ measured speed.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -176,57 +174,31 @@ def measure_chip(
                     yield measure(compiler, n, dtype, path)._asdict()
 
 
-# The columns of the table: a heading, and how a row shows it
-COLUMNS = {
-    "n": "{n}",
-    "dtype": "{dtype}",
-    "rows": "{path}",
-    "bundles": "{bundles:.0f}",
-    "delays": "{delays:.0f}",
-    "HBM cycles": "{hbm_cycles:.0f}",
-    "of the roofline": "{fraction:.2f}",
-    "spills": "{spills:.0f}",
-    "VMEM bytes": "{vmem_bytes}",
-    "compile, s": "{compile_seconds:.1f}",
-    "bytes, of the least": "{bytes_over_floor:.2f}",
-}
-
-
-def lines(rows: Sequence[records.Row]) -> records.Lines:
-    """Lay out rows as a table, a kernel a line."""
-    return [list(COLUMNS), *([form.format_map(row) for form in COLUMNS.values()] for row in rows)]
-
+COLUMNS = (
+    *("n", "dtype", "path", "bundles", "delays", "hbm_cycles", "fraction", "spills", "vmem_bytes"),
+    *("compile_seconds", "bytes_over_floor"),
+)
 
 app = new_app()
 
 
 @app.command(help=measure_chip.__doc__)
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="v5e, few n, and float32.")] = False,
-    chip: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    chip: Annotated[str, typer.Option(help=f"One of {', '.join(CHIPS)}.")] = "v5e",
+    quick: Annotated[bool, typer.Option("--quick", help="Few n, and float32.")] = False,
     out: OutOption = records.RESULTS,
     commit: CommitOption = None,
 ) -> None:
-    chips = chip or (["v5e"] if quick else list(CHIPS))
-    unknown = [name for name in chips if name not in CHIPS]
-    if unknown:
-        raise typer.BadParameter(f"--chip must be one of {', '.join(CHIPS)}; got {unknown[0]}")
-    commit = commit or commit_id()
-    if len(chips) > 1:
-        # libtpu knows one chip a process.
-        for name in chips:
-            options = ["--chip", name, "--out", str(out), "--commit", commit]
-            command = [sys.executable, "-m", "bench.tpu_static", *options, *(["--quick"] * quick)]
-            subprocess.run(command, check=True)
-        return
-    (name,) = chips
+    if chip not in CHIPS:
+        raise typer.BadParameter(f"--chip must be one of {', '.join(CHIPS)}; got {chip!r}")
     sizes, dtypes = (QUICK_SIZES, DTYPES[:1]) if quick else (SIZES, DTYPES)
-    rows = list(measure_chip(name, sizes, dtypes))
-    origin = {"chip": name, "commit": commit, "versions": records.versions("jax", "libtpu")}
-    path = out / f"tpu-static-{name}.csv"
+    rows = list(measure_chip(chip, sizes, dtypes))
+    found = {"chip": chip, "commit": commit or commit_id()}
+    path = out / f"tpu-static-{chip}.csv"
     told = records.beside_others(rows, path, "n", "dtype", "path") if quick else rows
-    records.write_table(path, told, origin)
-    records.report(path, f"Pallas kernels for {name}", {"of 1024 rows": lines(rows)}, [])
+    records.write_table(path, told, found | {"versions": records.versions("jax", "libtpu")})
+    tables = {"of 1024 rows": records.listed(rows, COLUMNS)}
+    records.report(path, f"Pallas kernels for {chip}", tables, [])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.validation import checked_axis, library_of
@@ -32,10 +34,11 @@ def on_every_rank(
         axis: of the samples.
 
     Raises:
-        ValueError: the samples of a group lie on several ranks, or where or k lies in another way.
+        ValueError: the samples of a group lie on several ranks, or where or k lies in another way
+            or has another shape: on all ranks alike.
         TypeError: where or a k for each row is no DTensor.
     """
-    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor import DTensor, Replicate, Shard
 
     axis = checked_axis(axis, rewards.shape)
     mesh, placements = rewards.device_mesh, tuple(rewards.placements)
@@ -49,12 +52,16 @@ def on_every_rank(
     of_rows = tuple(
         Shard(one.dim - (one.dim > axis)) if one.is_shard() else one for one in placements
     )
-    local_k = k
-    if is_dtensor(k) or (library_of(k) == "torch" and k.ndim > 0 and not reduces):
-        local_k = _local("k", k, of_rows, "the rows of rewards")
-    local_where = None if where is None else _local("where", where, placements, "rewards")
-    out = compute(rewards.to_local(), local_k, local_where)
     leading = (*rewards.shape[:axis], *rewards.shape[axis + 1 :])
+    local_k = k
+    if not reduces and (np.ndim(k) if library_of(k) is None else k.ndim):
+        local_k = _local("k", k, of_rows, leading, "the rows of rewards")
+    elif is_dtensor(k):
+        local_k = _local("k", k, (Replicate(),) * len(placements), k.shape, "what all ranks share")
+    local_where = where
+    if where is not None:
+        local_where = _local("where", where, placements, rewards.shape, "rewards")
+    out = compute(rewards.to_local(), local_k, local_where)
     whole = out.new_empty(
         (*leading, *out.shape[len(leading) :]) if reduces else rewards.shape, device="meta"
     )
@@ -68,7 +75,10 @@ def on_every_rank(
     )
 
 
-def _local(argument: str, x: Any, placements: tuple[Any, ...], beside: str) -> Array:
+def _local(
+    argument: str, x: Any, placements: tuple[Any, ...], shape: Sequence[int], beside: str
+) -> Array:
+    """Take a rank's part of what lies like something else, of this shape on all ranks together."""
     if not is_dtensor(x):
         raise TypeError(
             f"{argument} must be a DTensor placed like {beside}; got a {type(x).__name__}:"
@@ -77,5 +87,12 @@ def _local(argument: str, x: Any, placements: tuple[Any, ...], beside: str) -> A
     if tuple(x.placements) != placements:
         raise ValueError(
             f"{argument} must be placed like {beside}, {placements}; got {tuple(x.placements)}"
+        )
+    # What one rank alone refuses would leave the others waiting.
+    sharded = [one.dim for one in placements if one.is_shard()]
+    sizes = enumerate(zip(x.shape, shape, strict=False))
+    if x.ndim != len(shape) or any(a != b and (a != 1 or at in sharded) for at, (a, b) in sizes):
+        raise ValueError(
+            f"{argument} must have the shape of {beside}, {tuple(shape)}; got {tuple(x.shape)}"
         )
     return x.to_local()

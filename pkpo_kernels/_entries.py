@@ -74,10 +74,7 @@ class Entries(NamedTuple):
         xp = registry.namespace(library)
         kept = None
         if where is not None:
-            kept = checked_library("where", where, library, "rewards")
-            if library == "numpy" and kept.dtype.kind in "USTmM":
-                raise TypeError(f"where must be bool or numbers; got {shown(where)}")
-            kept = as_bool(kept)
+            kept = checked_where(where, library)
             if len(kept.shape) == 2:
                 kept = kept.any(-1)
             if tuple(kept.shape) != tuple(array.shape):
@@ -152,6 +149,14 @@ def k_on_host(k: Any) -> Any:
     return np.where(k >= 1, k, most)
 
 
+def checked_where(where: Any, library: str) -> Array:
+    """Check a mask (...) of any dtype, for rewards of a library: → (...) bool."""
+    mask = checked_library("where", where, library, "rewards")
+    if library == "numpy" and mask.dtype.kind in "USTmM":
+        raise TypeError(f"where must be bool or numbers; got {shown(where)}")
+    return as_bool(mask)
+
+
 def as_bool(x: Array) -> Array:
     """Tell what is not 0: (...) of any dtype → (...) bool."""
     return as_dtype(x, registry.namespace(library_of(x) or "numpy").bool)
@@ -176,10 +181,10 @@ def checked_scale(scale: Any, estimator: Estimator) -> GroupScale | float:
     return name
 
 
-def checked_k(k: Any, entries: Entries) -> Any:
-    """Check k → an integer, or whole numbers () or (N,) where the rewards are, none so large that
-    it would overflow there."""
-    most = entries.n + 1
+def checked_k(k: Any, entries: Entries, most: int | None = None) -> Any:
+    """Check k → an integer, or whole numbers () or (N,) where the rewards are, those that the host
+    knows at most `most`: as none would overflow there, one more than there are entries."""
+    most = entries.n + 1 if most is None else most
     library = library_of(k)
     if library in ("torch", "jax"):
         checked_library("k", k, entries.library, "rewards")

@@ -80,9 +80,7 @@ def checked_ids(argument: str, ids: Any, rewards: Array, *, traced: bool) -> Ids
             f"{argument} must be integers (N,) or (N, S), or N hashable ids; got an array of dtype"
             f" {dtype_name(ids.dtype)} and shape {tuple(ids.shape)}"
         )
-    if not isinstance(ids, (list, tuple)):  # which are not copied: that takes as long as hashing
-        values = getattr(ids, "tolist", getattr(ids, "to_pylist", lambda: list(ids)))
-        ids = values()
+    ids = listed_ids(ids)
     others = [one for one in ids if not is_integer(one)] if traced else []
     if others and library_of(others[0]) is None:
         raise TypeError(
@@ -92,6 +90,15 @@ def checked_ids(argument: str, ids: Any, rewards: Array, *, traced: bool) -> Ids
     if traced and not others:
         return _to_device(np.array([int(one) for one in ids], np.int64), rewards)
     return _to_device(_numbered(argument, ids), rewards)
+
+
+def listed_ids(ids: Any) -> Sequence[Any]:
+    """List ids (N,), whatever holds them."""
+    if isinstance(ids, (list, tuple)):  # which are not copied: that takes as long as hashing
+        return ids
+    values = getattr(ids, "tolist", getattr(ids, "to_pylist", lambda: list(ids)))
+    found: list[Any] = values()
+    return found
 
 
 def _numbered_rows(argument: str, ids: NDArray[Any]) -> NDArray[np.int64]:

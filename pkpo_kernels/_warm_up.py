@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from pkpo_kernels.backends import registry
 from pkpo_kernels.conversion import from_host
 from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.typing import EstimatorName, ImplementationName, Scale, Undersized
-from pkpo_kernels.validation import checked_integer, checked_name, is_integer
+from pkpo_kernels.validation import checked_integer, checked_integers, checked_name
 
 What = Literal["transform", "transform, where", "max_at_k", "max_at_k, where"]
 WHAT: tuple[What, ...] = get_args(What)
@@ -61,9 +61,8 @@ def warm_up(
     >>> list(warm_up(16, ["transform", "max_at_k"], library="torch"))  # doctest: +SKIP
     ['transform, n=16', 'max_at_k, n=16']
     """
-    sizes = [n] if is_integer(n) else list(cast("Sequence[int]", n))
-    sizes = [checked_integer("n", size, least=1) for size in sizes]
-    calls = [what] if isinstance(what, str) else what
+    sizes = checked_integers("n", n if np.ndim(n) else [n], least=1)
+    calls: Any = what if isinstance(what, (list, tuple)) else [what]
     calls = [checked_name("what", call, WHAT) for call in calls]
     checked_name("library", library, ("torch", "jax"))
     checked_integer("rows", rows, least=1)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from pkpo_kernels import groups as flat
 from pkpo_kernels._entries import Entries, checked_k, k_on_host
-from pkpo_kernels._ids import checked_ids
+from pkpo_kernels._ids import checked_ids, listed_ids
 from pkpo_kernels.conversion import to_host
 from pkpo_kernels.maths.weights import Array
-from pkpo_kernels.validation import is_integer, library_of
+from pkpo_kernels.validation import is_integer, library_of, shown
 
 __all__ = ["transform_groups"]
 
@@ -133,12 +133,17 @@ def _over_ranks(
             "distributed.transform_groups needs a process group: call"
             " torch.distributed.init_process_group first, or pass axis_name= in JAX"
         )
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise ValueError(
+            "process_group must be a torch.distributed group that this rank is a member of, or"
+            f" None; got {shown(process_group)} on rank {dist.get_rank()}"
+        )
     entries: Entries | None = None
     part: _Part | Exception
     try:
-        entries = Entries.of(rewards, where)
+        # Which of them are NaN counts once all are together.
+        entries = Entries.of(rewards, where, nan="propagate")
         part = _part(entries, groups, k, samples, options)
-        pickle.dumps(part)
     except Exception as error:
         # All ranks hear of it: none waits for one that has left.
         kind = ValueError if isinstance(error, ValueError) else TypeError
@@ -165,24 +170,43 @@ def _over_ranks(
 
 def _part(entries: Entries, groups: Any, k: Any, samples: Any, options: dict[str, Any]) -> _Part:
     """Check a rank's arguments, and give them to NumPy."""
+    if options.get("implementation") not in (None, "numpy"):
+        raise ValueError(
+            "implementation must be 'numpy' or None, since NumPy computes what was gathered;"
+            f" got {shown(options['implementation'])}"
+        )
     flat.transform_groups(entries.rewards[:0], [], 1, **options)  # for the options' errors
-    checked = checked_k(k, entries)
+    # What is too large for any group is only known with those of all ranks.
+    checked = checked_k(k, entries, most=int(np.iinfo(np.int32).max))
     for argument, ids in (("groups", groups), ("samples", samples)):
         if not (is_integer(ids) or ids is None):
             checked_ids(argument, ids, entries.rewards, traced=False)
     rewards = entries.rewards if entries.library == "numpy" else entries.on_host().rewards
-    return _Part(
+    part = _Part(
         rewards,
         None if entries.kept is None else to_host(entries.kept),
         _portable(groups),
         _portable(samples),
-        int(k) if is_integer(k) else k_on_host(checked),
+        k_on_host(checked),
         options,
     )
+    try:
+        pickle.dumps(part)
+    except Exception as error:
+        raise TypeError(
+            f"groups and samples must be ids that pickle can send to other ranks: {error}"
+        ) from None
+    return part
 
 
 def _portable(ids: Any) -> Any:
-    return to_host(ids) if library_of(ids) is not None else ids
+    """Make ids what they are on every rank, whatever held them: an array, a list, or a block."""
+    if ids is None or is_integer(ids):
+        return ids
+    if library_of(ids) is None:
+        return listed_ids(ids)
+    ids = to_host(ids)
+    return ids[:, 0] if ids.ndim == 2 and ids.shape[1] == 1 else ids
 
 
 def _of_all(parts: Sequence[_Part]) -> NDArray[Any]:

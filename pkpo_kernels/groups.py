@@ -179,7 +179,8 @@ def transform_groups(
     entries = Entries.of(rewards, where, checked_name("nan", nan, get_args(NaN)), traced)
     out = _grouping.transform(entries, groups, samples, checked_k(k, entries), rules)
     # Where NumPy serves, its work is more than the checks.
-    if implementation not in (None, "numpy") or not entries.on_cpu:
+    is_plain = form is not None and not entries.traced and entries.rewards.dtype == rewards.dtype
+    if is_plain and (implementation not in (None, "numpy") or not entries.on_cpu):
         drops = nan == "drop" and dtype_name(entries.rewards.dtype) in FLOATS
         _calls.remember(form, _again(block, rules, drops, entries.dtype))
     return out

@@ -5,12 +5,12 @@ Everything comes from `transform_groups`, and so runs where it does: on the devi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from pkpo_kernels import _grouping
-from pkpo_kernels._entries import Entries, GroupScale, as_bool, checked_k
+from pkpo_kernels._entries import Entries, GroupScale, checked_k, checked_scale, checked_where
 from pkpo_kernels.backends import registry
 from pkpo_kernels.conversion import as_dtype
 from pkpo_kernels.groups import transform_groups
@@ -20,7 +20,6 @@ from pkpo_kernels.typing import EstimatorName, Undersized
 from pkpo_kernels.validation import (
     checked_array,
     checked_integers,
-    checked_library,
     checked_name,
     dtype_name,
     is_traced,
@@ -91,8 +90,10 @@ def _group_metrics(
     scale: GroupScale | float,
     undersized: Undersized,
 ) -> dict[str, Array]:
-    ks = checked_integers("ks", ks if hasattr(ks, "__len__") else [ks], least=1)
+    ks = checked_integers("ks", ks if np.ndim(ks) else [ks], least=1)
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
+    checked_scale(scale, chosen)
+    checked_name("undersized", undersized, get_args(Undersized))
     if groups is None:
         rewards, where, groups = _flat(rewards, where)
     traced = any(map(is_traced, (rewards, groups, samples, where, k)))
@@ -177,7 +178,7 @@ def _flat(rewards: Any, where: Any) -> tuple[Array, Array | None, int]:
             f"rewards must have samples in every row; got shape {tuple(rewards.shape)}"
         )
     if where is not None:
-        where = as_bool(checked_library("where", where, library, "rewards"))
+        where = checked_where(where, library)
         if tuple(where.shape) != tuple(rewards.shape):
             raise ValueError(
                 f"where must have the shape of rewards, {tuple(rewards.shape)};"

@@ -45,7 +45,8 @@ __all__ = ["Schedule", "cosine", "linear", "parse", "piecewise_constant"]
 
 # JAX's default integer holds no larger k.
 _LARGEST_K = 2**31 - 1
-_PAIR = re.compile(r"\s*(?P<k>[+-]?[0-9]+)\s*(?:@\s*(?P<step>[+-]?[0-9]+)\s*)?")
+# Of as many digits as Python reads.
+_PAIR = re.compile(r"\s*(?P<k>[+-]?[0-9]{1,640})\s*(?:@\s*(?P<step>[+-]?[0-9]{1,640})\s*)?")
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,11 @@ class Schedule:
         # non_blocking: the table is copied in stream order, the host does not wait for the device.
         of_device = {"device": step.device, "non_blocking": True}
         boundaries = torch.from_numpy(self._boundaries_in(np.int64)).to(**of_device)
-        values = torch.tensor(self.values, dtype=torch.int64).to(**of_device)
-        index = torch.bucketize(step.detach().to(torch.int64), boundaries, right=True)
+        values = torch.from_numpy(np.asarray(self.values, np.int64)).to(**of_device)
+        at = step.detach().to(torch.int64)
+        if step.dtype == torch.uint64:  # some are too large, and as good as the largest
+            at = torch.where(at < 0, np.iinfo(np.int64).max, at)
+        index = torch.bucketize(at, boundaries, right=True)
         # Not values[index], which reads a scalar index on the host.
         return values.index_select(0, index.reshape(-1)).reshape(index.shape)
 

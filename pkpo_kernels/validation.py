@@ -358,13 +358,29 @@ def is_traced(array: Array) -> bool:
         return isinstance(array, jax.core.Tracer)
     if library == "torch":
         import torch
-        from torch.utils._python_dispatch import _get_current_dispatch_mode
 
         return (
             torch.compiler.is_compiling()
-            or type(array) not in (torch.Tensor, torch.nn.Parameter)
+            or (type(array) not in (torch.Tensor, torch.nn.Parameter) and _hides_values(array))
             or torch._C._functorch.is_functorch_wrapped_tensor(array)
             or torch._C._get_tracing_state() is not None  # jit.trace
-            or _get_current_dispatch_mode() is not None
+            or (torch._C._len_torch_dispatch_stack() > 0 and _is_mode_of_tracing())
         )
     return False
+
+
+def _hides_values(tensor: Any) -> bool:
+    """Tell whether a tensor of a class of its own has no values, or has them elsewhere."""
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    return isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor)
+
+
+def _is_mode_of_tracing() -> bool:
+    """Tell whether torch's operations are recorded or faked (those modes have a key), and not only
+    watched, as by a counter of operations."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    modes = _get_current_dispatch_mode_stack()
+    return any(getattr(mode, "_mode_key", None) is not None for mode in modes)

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
@@ -76,6 +78,37 @@ def everything(edges: list[int], rank: int) -> None:
     assert torch.equal(got, pk.transform_groups(rounded, 6, 99, undersized="clip")[part])
 
 
+def whatever_holds_them(rank: int) -> None:
+    """What is NaN, too large, or in another container on another rank."""
+    unscored = np.array([[-1.0, -2.0], [np.nan, -3.0]])
+    for nan in ("drop", "propagate"):
+        want = pk.transform_groups(unscored.ravel(), [0] * 4, 2, nan=nan)[2 * rank : 2 * rank + 2]
+        for array in (np.array, torch.tensor):
+            got = distributed.transform_groups(array(unscored[rank]), [0, 0], 2, nan=nan)
+            np.testing.assert_array_equal(got, want)
+    four = np.array([[0.0, 1.0], [2.0, 4.0]])
+    for k in (3, 4):
+        want = pk.transform_groups(four.ravel(), [0] * 4, k)[2 * rank : 2 * rank + 2]
+        for given in (k, [k, k], np.array(k), torch.tensor(k)):
+            rewards = torch.from_numpy(four[rank])
+            np.testing.assert_array_equal(
+                distributed.transform_groups(rewards, [0, 0], given), want
+            )
+        # Of three entries and one.
+        own_part = four.ravel()[slice(0, 3) if rank == 0 else slice(3, 4)]
+        want = pk.transform_groups(four.ravel(), [0] * 4, k)
+        got = distributed.transform_groups(own_part, [0] * len(own_part), np.array(k))
+        np.testing.assert_array_equal(got, want[slice(0, 3) if rank == 0 else slice(3, 4)])
+    want = pk.transform_groups(four.ravel(), [0] * 4, 3)[2 * rank : 2 * rank + 2]
+    for one, another in (
+        ([0, 0], np.zeros((2, 1), int)),
+        (["a", "a"], pa.array(["a", "a"])),
+        (["a", "a"], pd.Series(["a", "a"], [7, 8])),
+    ):
+        got = distributed.transform_groups(four[rank], another if rank else one, 3)
+        np.testing.assert_array_equal(got, want)
+
+
 def of_dtensors(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
     rows = torch.from_numpy(ROWS)  # 5 rows: not the same number on every rank
@@ -102,6 +135,17 @@ def of_dtensors(rank: int) -> None:
         pk.transform(sharded[0], 2, where=where)
     with pytest.raises(ValueError, match="k must be placed like the rows of rewards"):
         pk.transform(sharded[0], distribute_tensor(k, mesh, [Replicate()]))
+    shared = distribute_tensor(torch.tensor(2), mesh, [Replicate()])
+    got = pk.transform(sharded[0], shared).full_tensor()
+    torch.testing.assert_close(got, pk.transform(rows, 2))
+    # On both ranks alike, whatever they have of it.
+    for wrong in ([1, 4, 2], k.tolist(), k.numpy()):
+        with pytest.raises(TypeError, match="k must be a DTensor placed like the rows of rewards"):
+            pk.transform(sharded[0], wrong)
+    with pytest.raises(ValueError, match=r"k must have the shape of the rows.*\(5,\); got \(3,\)"):
+        pk.transform(sharded[0], distribute_tensor(k[:3], mesh, [Shard(0)]))
+    with pytest.raises(ValueError, match=r"where must have the shape of rewards.*got \(3, 6\)"):
+        pk.transform(sharded[0], 2, where=distribute_tensor(where[:3], mesh, [Shard(0)]))
 
 
 def refusals(rank: int) -> None:
@@ -114,6 +158,18 @@ def refusals(rank: int) -> None:
         distributed.transform_groups(REWARDS, IDS, 2, estimator=["s", "sloo"][rank])
     with pytest.raises(ValueError, match=r"groups must be of one kind.*\[6, 'ndarray'\]"):
         distributed.transform_groups(REWARDS, [6, IDS][rank], 2)
+    with pytest.raises(ValueError, match="implementation must be 'numpy' or None"):
+        distributed.transform_groups(REWARDS, IDS, 2, implementation="torch")
+    with pytest.raises(TypeError, match="on rank 0: groups and samples must be ids that pickle"):
+        distributed.transform_groups(REWARDS, [lambda: rank] * N, 2)
+    with pytest.raises(ValueError, match=r"process_group must be .*; got 'world' on rank"):
+        distributed.transform_groups(REWARDS, IDS, 2, process_group="world")
+    of_one = dist.new_group([0])
+    if rank == 0:
+        assert len(distributed.transform_groups(REWARDS, IDS, 2, process_group=of_one)) == N
+    else:
+        with pytest.raises(ValueError, match="a member of"):
+            distributed.transform_groups(REWARDS, IDS, 2, process_group=of_one)
     # Nobody was left waiting.
     got = distributed.transform_groups(REWARDS, IDS, 3, where=WHERE)
     assert len(got) == N
@@ -132,6 +188,10 @@ class TestRanks:
     )
     def test_as_one_rank_would(self, edges: list[int], tmp_path: Path) -> None:
         on_ranks(tmp_path, len(edges) - 1, partial(everything, edges))
+
+    @pytest.mark.slow
+    def test_whatever_holds_them(self, tmp_path: Path) -> None:
+        on_ranks(tmp_path, 2, whatever_holds_them)
 
     @pytest.mark.slow
     def test_dtensors_whose_rows_are_whole(self, tmp_path: Path) -> None:

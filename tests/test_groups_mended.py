@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from test_groups_by_id import IDS, REWARDS, WANT, N, close
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import pkpo_kernels as pk
 
@@ -124,3 +127,38 @@ def test_what_could_not_be_scored_makes_no_nan_on_the_way() -> None:
         got = pk.transform_groups(rewards, 2, 2, implementation="xla")
         jax.jit(lambda x: pk.transform_groups(x, jnp.asarray([0, 1, 1, 0]), 2))(rewards)
     assert np.asarray(got, float).tolist() == [0, 0, 0, 2]
+
+
+def test_a_call_that_goes_the_long_way_is_not_remembered_as_a_short_one() -> None:
+    ids = torch.tensor([0, 1, 0, 0, 1])
+    for dtype in (torch.uint16, torch.uint32):
+        rewards = torch.tensor([0, 1, 0, 3, 2], dtype=dtype)
+        first, second = (
+            pk.transform_groups(rewards, ids, 2, implementation="torch") for _ in range(2)
+        )
+        assert torch.equal(first, second)
+    for _ in range(2):
+        nowhere = pk.transform_groups(torch.zeros(5, device="meta"), ids.to("meta"), 2)
+        assert nowhere.is_meta and nowhere.shape == (5,)
+
+
+class Logged(torch.Tensor):
+    """A tensor of a class of its own, whose values are there."""
+
+
+def test_what_only_watches_hides_no_values() -> None:
+    tensor = torch.from_numpy(REWARDS)
+    text = [f"task {one}" for one in IDS]
+    close(pk.transform_groups(tensor.as_subclass(Logged), text, 3))
+    with FlopCounterMode(display=False):
+        close(pk.transform_groups(tensor, text, 3))
+        assert pk.group_metrics(tensor, [1], groups=text)["groups"] == len(set(text))
+        for rewards in (tensor, tensor.as_subclass(Logged)):
+            with pytest.raises(ValueError, match="k must not vary within a group"):
+                pk.transform_groups(rewards, IDS, list(range(1, N + 1)))
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(tensor)
+        with pytest.raises(TypeError, match="groups must be integers inside"):
+            pk.transform_groups(fake, text, 3)
+    with pytest.raises(TypeError, match="groups must be integers inside"):
+        make_fx(lambda x: pk.transform_groups(x, text, 3))(tensor)

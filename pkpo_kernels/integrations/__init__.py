@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -94,6 +94,8 @@ centered, passk_training; got 'slo'; did you mean 'sloo'?
         _check_no_other("", given, names, "")
         configured = _entries(config, prefix)
         _check_no_other(prefix, configured, names, " in the configuration")
+        there = {name: "" for name in os.environ if name.startswith("PKPO_")}
+        _check_no_other("PKPO_", there, [name.upper() for name in names], " in the environment")
         values, sources = {}, {}
         for name in names:
             for value, source in (
@@ -184,7 +186,7 @@ centered, passk_training; got 'slo'; did you mean 'sloo'?
         1.0
         """
         k = self.k_at(step)
-        ks = [2**i for i in range(n.bit_length())]
+        ks = [2**i for i in range(checked_integer("n", n, least=1).bit_length())]
         found = group_metrics(
             _at_least_single(rewards),
             ks,
@@ -223,6 +225,8 @@ def _not_a_k(argument: str, k: Any, why: str = "") -> str:
 def _checked_scale(argument: str, scale: Any) -> GroupScale | float:
     try:
         number = math.nan if isinstance(scale, bool) else float(scale)
+    except OverflowError:  # an integer that is larger than any float
+        number = math.inf
     except (TypeError, ValueError):
         return checked_name(argument, scale, get_args(GroupScale))
     if not math.isfinite(number):
@@ -278,7 +282,9 @@ def _at_least_single(rewards: Array) -> Array:
     """Make rewards (N,) floats of 32 bits or more, or what becomes such, with NaN for None."""
     library = library_of(rewards)
     if library is None or dtype_name(rewards.dtype) == "object":
-        return np.array([math.nan if reward is None else reward for reward in rewards], np.float64)
+        if not isinstance(rewards, Iterable):
+            return rewards  # to be refused
+        return [math.nan if reward is None else reward for reward in rewards]
     if library == "torch":
         # Integers too: they would become floats of torch's default dtype, which may be a short one.
         return rewards if dtype_name(rewards.dtype) in ("float32", "float64") else rewards.float()

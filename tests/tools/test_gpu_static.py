@@ -17,7 +17,7 @@ from bench import gpu_static, sass  # noqa: E402
 from bench.gpu_static import Budget, Figures, figures_of  # noqa: E402
 from bench.gpu_usage import usage_of  # noqa: E402
 from bench.ptx.driver import Device  # noqa: E402
-from bench.records import beside_others, read_table, write_table  # noqa: E402
+from bench.records import beside_others, listed, read_table, write_table  # noqa: E402
 from bench.variants import KINDS, Variant  # noqa: E402
 
 SIZE = 1024
@@ -216,12 +216,14 @@ def test_a_row_of_what_is_executed() -> None:
     assert (row.kernel, row.n, row.dtype) == ("n=16 float32", 16, "float32")
     assert row.normal is not None and 20 < row.normal.instructions < 30
     assert row.of_copy == row.two_values_of_copy == 1
-    told = dict(zip(*gpu_static.lines([row]), strict=True))
-    assert told["n"] == "16" and told["SASS"] == f"{row.normal.instructions:.1f}"
+    told = dict(zip(*listed([row._asdict()], gpu_static.COLUMNS), strict=True))
+    assert told["kernel"] == "n=16 float32"
+    assert told["normal_instructions"] == f"{row.normal.instructions:.1f}"
 
 
 def test_a_row_of_what_is_not_executed() -> None:
     row = gpu_static.measure(Variant(8), "gfx942")
     assert row.registers > 0 and row.compile_seconds > 0
     assert row.normal is row.two_values is row.of_copy is None
-    assert dict(zip(*gpu_static.lines([row]), strict=True))["SASS"] == "–"
+    told = dict(zip(*listed([row._asdict()], gpu_static.COLUMNS), strict=True))
+    assert told["normal_instructions"] == "–"
