@@ -6,10 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from pkpo_kernels.maths.weights import Array
-from pkpo_kernels.validation import checked_axis, library_of
+from pkpo_kernels.validation import checked_axis, is_integer
 
 Compute = Callable[[Array, Any, Array], Array]
 
@@ -54,7 +52,8 @@ def on_every_rank(
     )
     leading = (*rewards.shape[:axis], *rewards.shape[axis + 1 :])
     local_k = k
-    if not reduces and (np.ndim(k) if library_of(k) is None else k.ndim):
+    is_one = is_integer(k) or getattr(k, "ndim", 1) == 0
+    if not reduces and not is_one:
         local_k = _local("k", k, of_rows, leading, "the rows of rewards")
     elif is_dtensor(k):
         local_k = _local("k", k, (Replicate(),) * len(placements), k.shape, "what all ranks share")

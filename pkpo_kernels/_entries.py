@@ -101,6 +101,11 @@ class Entries(NamedTuple):
             if dtype_name(array.dtype) in ("uint16", "uint32"):  # which torch can hardly index
                 array = array.to(xp.int64)
         if library == "jax":
+            if not isinstance(array.shape[0], int):  # a symbol of jax.export
+                raise ValueError(
+                    f"rewards must have a known length; got shape {tuple(array.shape)}: export for"
+                    " a number of them, or pk.transform of a matrix"
+                )
             # Inside a program even what is made of constants is traced.
             traced = traced or is_traced(array == array)
         return cls(library, array, kept, valid, dtype, traced)

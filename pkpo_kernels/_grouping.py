@@ -29,7 +29,7 @@ from pkpo_kernels.backends import registry
 from pkpo_kernels.conversion import as_dtype
 from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.typing import EstimatorName, Scale
-from pkpo_kernels.validation import checked_integer, dtype_name, is_integer
+from pkpo_kernels.validation import checked_integer, dtype_name, is_integer, library_of
 
 # A matrix with a row for every group may have so many elements for each entry, where one group is
 # much larger than the others …
@@ -56,11 +56,12 @@ def of_library(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules
     sharding = _sharding(entries)
     if block and samples is None and not _straddle(entries, block, sharding):
         return _in_blocks(entries, block, k, rules)
+    if entries.library == "jax":
+        entries, groups, samples, k = _gathered(entries, groups, samples, k)
     ids = ids_of("groups", groups, entries)
     of_samples = None if samples is None else ids_of("samples", samples, entries)
-    if sharding is None:
-        return _by_ids(entries, ids, of_samples, k, rules)
-    return _gathered(entries, ids, of_samples, k, rules, sharding)
+    out = _by_ids(entries, ids, of_samples, k, rules)
+    return out if sharding is None else _segments("jax").resharded(out, sharding)
 
 
 def checked_block(groups: Any, entries: Entries) -> int:
@@ -140,22 +141,20 @@ def _straddle(entries: Entries, block: int, sharding: Any) -> bool:
     )
 
 
-def _gathered(
-    entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: Rules, sharding: Any
-) -> Array:
-    """Transform groups on every device, each of which gets all entries and keeps its own."""
+def _gathered(entries: Entries, groups: Any, samples: Any, k: Any) -> tuple[Entries, Any, Any, Any]:
+    """Give every device of a mesh all entries, ids and ks, where any are spread over it."""
     segments = _segments("jax")
+    every = (*entries[1:4], groups, samples, k)
+    arrays = [x for x in every if x is not None and library_of(x) == "jax" and x.ndim]
+    sharding = next(filter(None, map(segments.sharding_of, arrays)), None)
+    if sharding is None:
+        return entries, groups, samples, k
 
     def gather(x: Any) -> Any:
-        is_array = x is not None and not isinstance(x, int) and len(x.shape) > 0
-        return segments.gathered(x, sharding) if is_array else x
+        return segments.gathered(x, sharding) if any(x is one for one in arrays) else x
 
-    entries = entries._replace(
-        rewards=gather(entries.rewards), kept=gather(entries.kept), valid=gather(entries.valid)
-    )
-    samples = None if samples is None else tuple(map(gather, samples))
-    out = _by_ids(entries, tuple(map(gather, groups)), samples, gather(k), rules)
-    return segments.resharded(out, sharding)
+    rewards, kept, valid, groups, samples, k = map(gather, every)
+    return entries._replace(rewards=rewards, kept=kept, valid=valid), groups, samples, k
 
 
 # ---- As rows -----------------------------------------------------------------------------------
@@ -232,9 +231,12 @@ def _k_of_rows(entries: Entries, k: Any, where: Array | None) -> Any:
     xp = registry.namespace(entries.library)
     if entries.library == "torch":
         k = k.to(xp.int64)
-    info = xp.iinfo(k.dtype)
-    least = xp.amin(k if where is None else xp.where(where, k, info.max), -1)
-    most = xp.amax(k if where is None else xp.where(where, k, info.min), -1)
+    lowest, highest = k, k
+    if where is not None:
+        info = xp.iinfo(k.dtype)
+        lowest = xp.where(where, k, xp.full_like(k, info.max))
+        highest = xp.where(where, k, xp.full_like(k, info.min))
+    least, most = xp.amin(lowest, -1), xp.amax(highest, -1)
     varies = least < most
     if entries.library != "numpy" and not entries.on_cpu:
         return xp.where(varies, 0, most)

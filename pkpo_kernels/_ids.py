@@ -87,7 +87,7 @@ def checked_ids(argument: str, ids: Any, rewards: Array, *, traced: bool) -> Ids
             f"{argument} must be integers inside jax.jit, torch.compile and vmap, where others"
             f" would be constants of the program; got {shown(others[0])}: number them outside"
         )
-    if traced and not others:
+    if traced and not others and all(-(1 << 63) <= int(one) < 1 << 63 for one in ids):
         return _to_device(np.array([int(one) for one in ids], np.int64), rewards)
     return _to_device(_numbered(argument, ids), rewards)
 

@@ -65,9 +65,11 @@ def pass_at_k(n: HostIntegers, c: HostIntegers, k: HostIntegers) -> Any:
 
 def _counts(argument: str, value: Any) -> NDArray[np.int64]:
     counts, largest = host_integers(argument, value), np.iinfo(np.int64).max
-    if counts.size and counts.max() > largest:
+    if counts.size and int(counts.max()) > largest:
         raise ValueError(f"{argument} must be at most {largest}; got {counts.max()}")
-    return np.asarray(np.maximum(counts, np.iinfo(np.int64).min)).astype(np.int64)
+    if counts.dtype == object:  # of Python's integers, which may be less than int64 holds
+        counts = np.asarray(np.maximum(counts, np.iinfo(np.int64).min))
+    return counts.astype(np.int64)
 
 
 def _pass_at_k_of_one(n: int, c: int, k: int) -> float:

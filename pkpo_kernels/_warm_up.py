@@ -61,7 +61,8 @@ def warm_up(
     >>> list(warm_up(16, ["transform", "max_at_k"], library="torch"))  # doctest: +SKIP
     ['transform, n=16', 'max_at_k, n=16']
     """
-    sizes = checked_integers("n", n if np.ndim(n) else [n], least=1)
+    several = np.ndim(n) > 0
+    sizes = checked_integers("n", n, least=1) if several else [checked_integer("n", n, least=1)]
     calls: Any = what if isinstance(what, (list, tuple)) else [what]
     calls = [checked_name("what", call, WHAT) for call in calls]
     checked_name("library", library, ("torch", "jax"))

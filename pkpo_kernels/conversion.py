@@ -88,7 +88,9 @@ def result_from_host(result: NDArray[Any], rewards: Array, library: str, dtype: 
     with np.errstate(over="ignore", under="ignore"):  # as a float16 may, without a word
         result = result.astype(dtype, copy=False)
     if rewards.committed:
-        return jax.device_put(result, rewards.device)
+        # Where they lie on a mesh, even of one device, their type may say so.
+        is_like = result.shape == rewards.shape
+        return jax.device_put(result, rewards.sharding if is_like else rewards.device)
     with jax.default_device(rewards.device):  # free to go where others are, as the rewards are
         return jax.device_put(result)
 

@@ -81,7 +81,7 @@ def _along_axis(
     from jax import lax
 
     def whole(argument: str, x: Any) -> Any:
-        if x is None or is_integer(x) or (argument == "k" and not getattr(x, "shape", ())):
+        if x is None or is_integer(x) or (argument == "k" and np.ndim(x) == 0):
             return x
         if library_of(x) != "jax":
             raise TypeError(

@@ -90,7 +90,8 @@ def _group_metrics(
     scale: GroupScale | float,
     undersized: Undersized,
 ) -> dict[str, Array]:
-    ks = checked_integers("ks", ks if np.ndim(ks) else [ks], least=1)
+    several = hasattr(ks, "__len__") and getattr(ks, "ndim", 1) > 0
+    ks = checked_integers("ks", ks if several else [ks], least=1)
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
     checked_scale(scale, chosen)
     checked_name("undersized", undersized, get_args(Undersized))
@@ -138,9 +139,8 @@ def _group_metrics(
     number = xp.sum(ones)
 
     def largest(values: Array) -> Array:
-        """Find the largest of values (N,), at least 0; NaN where there is no valid sample."""
-        with_0 = xp.concatenate([0 * values.sum()[None], values])
-        return xp.where(number > 0, xp.amax(with_0), xp.nan)
+        """Find the largest of values (N,), none below 0; NaN where there is no valid sample."""
+        return xp.where(number > 0, xp.amax(values) if entries.n else xp.sum(values), xp.nan)
 
     found: dict[str, Array] = {}
     for one in ks:
@@ -158,7 +158,8 @@ def _group_metrics(
         # The largest of a group is its max@n.
         any_signal = sums(magnitude > 0, _integers(xp.clip(sizes, 1, None)))
         found["signal"] = share_of(any_signal > 0)
-        is_undersized = (k < 1) | (_integers(chosen.largest_k(sizes)) < k)
+        of_sizes = k if isinstance(k, int) else as_dtype(k, sizes.dtype)  # one k or one an entry
+        is_undersized = (k < 1) | (chosen.largest_k(sizes) < of_sizes)
         found["undersized"] = share_of(is_undersized)
         found["advantage_abs_mean"] = xp.sum(magnitude) / xp.where(number > 0, number, xp.nan)
         found["advantage_abs_max"] = largest(magnitude)

@@ -242,9 +242,10 @@ def _check_entries(argument: str, path: str, rows: Sequence[Any]) -> None:
                 "torch": ("torch tensors", "torch.stack"),
                 "jax": ("JAX arrays", "jnp.stack"),
             }[library]
+            lengths = ", those of many lengths padded, with where= to leave the padding out"
             raise TypeError(
-                f"{argument} must be one array; got {what} in a list: pass {stack}({argument}),"
-                " those of many lengths padded, with where= to leave the padding out"
+                f"{argument} must be one array; got {what} in a list: pass {stack}({argument})"
+                f"{lengths if argument == 'rewards' else ''}"
             )
         if rows[at] is None:
             raise TypeError(

@@ -91,6 +91,9 @@ class TestPassAtK:
         assert np.isnan(got[:, 0]).all()
         assert got[0, 1] == 0 and not np.signbit(got[0, 1])
         assert got[1, 1] == pytest.approx(1 - comb(6, 5) / comb(10, 5))
+        for dtype in (*"bBhHiIqQ", "object"):
+            got = pk.pass_at_k(10, np.array([3, 4]).astype(dtype), 2)
+            np.testing.assert_allclose(got, [8 / 15, 2 / 3], rtol=1e-14)
         assert isinstance(pk.pass_at_k(3, 1, 2), float)
 
     @pytest.mark.parametrize(

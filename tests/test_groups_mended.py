@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.sharding import NamedSharding
 from test_groups_by_id import IDS, REWARDS, WANT, N, close
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -162,3 +163,78 @@ def test_what_only_watches_hides_no_values() -> None:
             pk.transform_groups(fake, text, 3)
     with pytest.raises(TypeError, match="groups must be integers inside"):
         make_fx(lambda x: pk.transform_groups(x, text, 3))(tensor)
+
+
+def test_whatever_is_spread_over_a_mesh() -> None:
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+
+    def spread(values: Any, *axes: Any) -> jax.Array:
+        return jax.device_put(values, NamedSharding(mesh, jax.P(*axes)))
+
+    rewards, ks = jnp.asarray(REWARDS), np.full(N, 3)
+    close(jax.jit(lambda x, i: pk.transform_groups(x, i, 3))(rewards, spread(IDS, "x")))
+    close(pk.transform_groups(rewards, IDS, spread(ks, "x")))
+    columns = np.repeat(IDS[:, None], 4, 1)
+    got = pk.transform_groups(spread(REWARDS, "x"), spread(columns, None, "x"), 3)
+    close(got)
+    assert got.sharding.spec == jax.P("x")
+    got = pk.transform_groups(rewards, IDS, 3, where=spread(np.ones((N, 4)), None, "x"))
+    close(got)
+    matrix = REWARDS.reshape(-1, 6)
+    want = pk.group_metrics(matrix, [1, 2], k=2)
+    got = pk.group_metrics(spread(REWARDS, "x"), [1, 2], groups=6, k=2)
+    assert {name: float(x) for name, x in got.items()} == pytest.approx(want, rel=1e-5)
+
+
+def test_a_mesh_of_one_device_is_kept() -> None:
+    for kind in (jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto):
+        sharding = NamedSharding(jax.make_mesh((1,), ("x",), axis_types=(kind,)), jax.P("x"))
+        rewards = jax.device_put(REWARDS, sharding)
+        assert pk.transform_groups(rewards, IDS, 3).sharding == sharding
+    matrix = jax.device_put(REWARDS.reshape(-1, 6), sharding)
+    assert pk.transform(matrix, 3).sharding == sharding
+
+
+def test_ks_of_any_integer_dtype() -> None:
+    blocks = pk.transform_groups(REWARDS, 6, 2)
+    array = jnp.asarray(REWARDS)
+    for dtype in ("uint8", "int8", "uint16", "uint32"):
+        ks = jnp.full(N, 2, dtype)
+        close(jax.jit(lambda x, k: pk.transform_groups(x, 6, k))(array, ks), blocks)
+        with jax.numpy_dtype_promotion("strict"):
+            got = jax.jit(lambda x, k: pk.group_metrics(x, [1], groups=6, k=k))(array, ks[0])
+        assert got["undersized"] == 0
+    most = jnp.asarray(2**32 - 1, jnp.uint32)
+    assert pk.group_metrics(array, [1], groups=6, k=most)["undersized"] == 1
+
+
+def test_ids_inside_a_program_that_int64_lacks() -> None:
+    ids = [2**64 - 1 - int(one) for one in IDS]
+    close(jax.jit(lambda x: pk.transform_groups(x, ids, 3))(jnp.asarray(REWARDS)))
+
+
+def test_a_length_that_is_a_symbol() -> None:
+    (n,) = jax.export.symbolic_shape("N")
+    of_any = jax.export.export(jax.jit(lambda x: pk.transform_groups(x, 6, 2)))
+    with pytest.raises(ValueError, match=r"rewards must have a known length; got shape \(N,\)"):
+        of_any(jax.ShapeDtypeStruct((n,), jnp.float32))
+
+
+def test_what_is_odd_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="n must be an integer"):
+        pk.warm_up(4.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="what must be one of"):
+        pk.warm_up(8, what=5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale must be one of"):
+        pk.group_metrics(np.eye(3), [1], scale="x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="where must be bool or numbers"):
+        pk.group_metrics(np.eye(3), [1], where=[["a", "", "False"]] * 3)
+    assert pk.group_metrics(np.eye(3), np.array(2))["pass@2"] == pytest.approx(2 / 3)
+    with pytest.raises(TypeError, match=r"k must be one array.*jnp.stack\(k\)$"):
+        jax.jit(lambda k: pk.max_at_k(jnp.ones((2, 4)), [k, k + 1]))(1)
+    with pytest.raises(ValueError, match="text must be k@step"):
+        pk.schedules.parse("9" * 5000)
+    step = torch.tensor([2**63 + 5, 3], dtype=torch.uint64)
+    assert pk.schedules.parse("8@0,1@5")(step).tolist() == [1, 8]
+    with torch.device("meta"):
+        assert pk.schedules.parse("8@0,1@5")(torch.tensor(6, device="cpu")).item() == 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pkpo_kernels import schedules
 from pkpo_kernels.integrations import Options
@@ -80,6 +81,12 @@ class TestOf:
     def test_nan_is_a_word(self) -> None:
         """Hydra's command line reads it as a number."""
         assert Options.of({"pkpo_k": 8, "pkpo_undersized": float("nan")}).undersized == "nan"
+
+    def test_a_misspelt_name_in_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PKPO_UNDERSIZE", "clip")
+        message = "in the environment must be among PKPO_K.*got PKPO_UNDERSIZE; did you mean PKPO_U"
+        with pytest.raises(TypeError, match=message):
+            Options.of(k=4)
 
     def test_none_is_not_set(self) -> None:
         assert Options.of({"pkpo_k": 8}, k=None, scale=None) == Options(8)
@@ -222,3 +229,25 @@ class TestAdvantages:
         assert {f"pkpo/max@{k}" for k in (1, 2, 4)} < early.keys()
         assert early["pkpo/signal"] == 0.5
         assert all(type(value) is float for value in early.values())
+
+
+@pytest.mark.parametrize(
+    ("rewards", "error", "message"),
+    [
+        ([2**60 + 1, 2**60, 0, 0], ValueError, "rewards must"),
+        (["a", 1, 2, 3], TypeError, "rewards must be of dtype"),
+        ([torch.tensor(1.0, requires_grad=True)] * 4, TypeError, "rewards must be one array"),
+        (None, TypeError, "rewards must be"),
+        ([10**400, 1, 2, 3], (TypeError, ValueError), "rewards must"),
+    ],
+)
+def test_wrong_rewards_are_refused_by_name(rewards: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        Options(2).advantages(rewards, [0, 0, 1, 1])
+
+
+def test_wrong_numbers_are_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="n must be an integer"):
+        Options(2).metrics([1.0, 2.0], [0, 0], 4.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale must be a finite number"):
+        Options(2, scale=10**400)

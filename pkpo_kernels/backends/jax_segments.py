@@ -65,10 +65,11 @@ def representatives(ids: Sequence[jax.Array], valid: jax.Array) -> jax.Array:
 
 
 def sharding_of(x: jax.Array) -> Any:
-    """Tell how an array (N,) is spread over devices along Explicit axes: its NamedSharding, None
+    """Tell how an array (N, …) is spread over devices along Explicit axes: its NamedSharding, None
     where it is not."""
     of_type: Any = jax.typeof(x).sharding
-    if jax.sharding.AxisType.Explicit not in of_type.mesh.axis_types or of_type.spec[0] is None:
+    is_spread = any(names is not None for names in of_type.spec)
+    if jax.sharding.AxisType.Explicit not in of_type.mesh.axis_types or not is_spread:
         return None
     # A type knows no devices; an array does.
     of_array: Any = of_type if isinstance(x, jax.core.Tracer) else x.sharding
