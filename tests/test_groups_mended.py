@@ -230,7 +230,7 @@ def test_what_is_odd_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="where must be bool or numbers"):
         pk.group_metrics(np.eye(3), [1], where=[["a", "", "False"]] * 3)
     assert pk.group_metrics(np.eye(3), np.array(2))["pass@2"] == pytest.approx(2 / 3)
-    with pytest.raises(TypeError, match=r"k must be one array.*jnp.stack\(k\)$"):
+    with pytest.raises(TypeError, match=r"k must be one array.*jnp.stack\(k\)(?!,)"):
         jax.jit(lambda k: pk.max_at_k(jnp.ones((2, 4)), [k, k + 1]))(1)
     with pytest.raises(ValueError, match="text must be k@step"):
         pk.schedules.parse("9" * 5000)
