@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bench import listing
 from bench.harness import Candidate
-from bench.libraries import Array, Library
+from bench.libraries import Array, Call, Library
 from bench.shapes import K
 
 # What goes row by row is timed on so many elements.
@@ -38,17 +38,23 @@ def gap_weights(n: int) -> NDArray[np.float32]:
     return np.array([math.comb(j, K - 1) / math.comb(n, K) for j in range(1, n)], np.float32)
 
 
-def _torch(library: Library, rows: int, n: int) -> list[Candidate]:
+def torch_sort_form(weights: Array) -> Call:
+    """Write the transform in torch's own operations, for gaps that weigh (n−1,)."""
     import torch
-
-    target = torch.empty((rows, n), device=library.device)
-    weights = library.array(gap_weights(n))
 
     def sort_form(rewards: Array) -> Array:
         ordered, order = torch.sort(rewards, dim=-1)
         sums = torch.cumsum(weights * torch.diff(ordered, dim=-1), dim=-1)
         return torch.zeros_like(ordered).scatter_(-1, order[:, 1:], sums)
 
+    return sort_form
+
+
+def _torch(library: Library, rows: int, n: int) -> list[Candidate]:
+    import torch
+
+    target = torch.empty((rows, n), device=library.device)
+    sort_form = torch_sort_form(library.array(gap_weights(n)))
     return [
         Candidate("torch copy", library, target.copy_, "copy"),
         Candidate("torch eager, sort form", library, sort_form),

@@ -55,9 +55,8 @@ Sample = Callable[[int], float]  # calls in a row → the seconds of one
 def checked_with(block: NDArray[Any]) -> Check:
     """Make the check of results (rows, n) for rewards of a block (some, n), repeated.
 
-    It compares first, middle and last rows with the float64 reference: what is off is the worst
-    error over its row's largest result, or the error itself where that is 0. NaN is never right. A
-    copy and a sort only move rewards: they have no tolerance.
+    It compares first, middle and last rows with the float64 reference. A copy and a sort only move
+    rewards: they have no tolerance.
     """
 
     @cache
@@ -79,19 +78,24 @@ def checked_with(block: NDArray[Any]) -> Check:
             right = np.stack([transformed(source) for source in sources])
             allowed = RELATIVE * np.abs(right) + OF_LARGEST * _largest(right)
             allowed = allowed + OF_REWARDS * _largest(rewards)
-        got = to_host(out[np.array(indices)])
-        if got.shape != right.shape:
-            return math.inf
-        error = np.abs(got - right)
-        if np.all(error <= allowed):
-            return None
-        largest = _largest(right)
-        return float(np.max(error / np.where(largest > 0, largest, 1.0)))
+        return off_by(to_host(out[np.array(indices)]), right, allowed)
 
     return check
 
 
-def _largest(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def off_by(got: NDArray[Any], right: NDArray[Any], allowed: Any) -> float | None:
+    """Compare results (rows, n): None where all errors are allowed, else the worst over its row's
+    largest result, or the error itself where that is 0. NaN is never right."""
+    if got.shape != right.shape:
+        return math.inf
+    error = np.abs(got - right)
+    if np.all(error <= allowed):
+        return None
+    largest = _largest(right)
+    return float(np.max(error / np.where(largest > 0, largest, 1.0)))
+
+
+def _largest(rows: NDArray[Any]) -> NDArray[Any]:
     """Find the largest magnitude of each row: (rows, n) → (rows, 1)."""
     return np.abs(rows).max(axis=1, keepdims=True)
 

@@ -28,6 +28,7 @@ from typing import Any
 from unittest import mock
 
 from bench import command, harness, records
+from bench.candidates import torch_sort_form
 from bench.harness import Candidate
 from bench.libraries import Library, Torch
 from bench.records import Lines, Row, figure
@@ -99,18 +100,13 @@ def gpu_calls() -> Calls:
     cube = x.view(32, 32, N)
     where, k_of_rows = x > -1, torch.full((ROWS,), K)
     dynamic_k = torch.tensor(K)
-    small, weights = torch.randn(2, 2), torch.randn(1)
+    small, sort_form = torch.randn(2, 2), torch_sort_form(torch.randn(1))
     flat = small.flatten()
     rules = as_text(pk.ESTIMATORS["sloo_minus_one"], "sum", "zero")
     compiled = torch.ops.pkpo_triton.transform.default
 
-    def sort_form(_: None) -> torch.Tensor:
-        ordered, indices = torch.sort(small, dim=-1)
-        sums = torch.cumsum(weights * torch.diff(ordered, dim=-1), dim=-1)
-        return torch.zeros_like(ordered).scatter_(-1, indices[:, 1:], sums)
-
     return {
-        SORT_FORM: sort_form,
+        SORT_FORM: lambda _: sort_form(small),
         "eager": lambda _: pk.transform(x, K),
         "eager, (32, 32, 16)": lambda _: pk.transform(cube, K),
         "eager, k a tensor": lambda _: pk.transform(x, dynamic_k),

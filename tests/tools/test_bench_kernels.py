@@ -14,7 +14,6 @@ import torch
 from typer.testing import CliRunner
 
 from bench import kernels
-from bench.harness import Candidate
 from bench.libraries import Torch
 from bench.ptx.driver import Device
 from bench.records import RESULTS, read_table
@@ -69,8 +68,6 @@ def test_it_wants_a_gpu(tmp_path: Path) -> None:
 
 
 def test_a_wrong_step_gets_no_figure(few_rounds: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    sort_form = Candidate(kernels.SORT_FORM, Torch("cpu"), torch.clone)
-    monkeypatch.setattr(kernels, "candidates_of", lambda *shape: [sort_form])
     monkeypatch.setattr(kernels, "off", lambda rewards, where, out: 0.5)
     rows = kernels.of_step(Torch("cpu"), Shape(8, 8))
     assert [row["reason"].partition(":")[0] for row in rows] == ["wrong", "wrong"]
