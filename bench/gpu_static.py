@@ -195,7 +195,9 @@ def measure_all(target: str, largest_n: int | None = None, only: Sequence[str] =
     """Execute and count all kernels, those for rows up to a length, or those of certain names."""
     every = {variant.name: variant for variant in shipped()}
     if unknown := set(only) - set(every):
-        raise ValueError(f"--only must name kernels of the table; got {sorted(unknown)}")
+        raise typer.BadParameter(
+            f"--only must name kernels of the table; got {sorted(unknown)}; there are {list(every)}"
+        )
     chosen = [
         variant
         for variant in every.values()

@@ -147,6 +147,12 @@ def transform(
     if again is not None:
         return again(rewards, where, k)
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
+    given: object = scale
+    if isinstance(given, str) and given == "batch_mean":
+        raise ValueError(
+            "scale must be one of sum, mean; got 'batch_mean', which transform_groups takes: of a"
+            " matrix a loss that averages over all entries wants 'mean'"
+        )
     checked_name("scale", scale, SCALES)
     checked_name("undersized", undersized, UNDERSIZED)
     if scale == "mean" and chosen.normalized:

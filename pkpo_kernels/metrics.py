@@ -19,11 +19,13 @@ from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.typing import EstimatorName, Undersized
 from pkpo_kernels.validation import (
     checked_array,
+    checked_axis,
     checked_integers,
     checked_name,
     dtype_name,
     is_traced,
     library_of,
+    shown,
 )
 
 
@@ -36,8 +38,9 @@ def group_metrics(
     where: Any = None,
     k: Any = None,
     estimator: EstimatorName = "sloo_minus_one",
-    scale: GroupScale | float = "batch_mean",
+    scale: GroupScale | float | None = None,
     undersized: Undersized = "zero",
+    axis: int = -1,
 ) -> dict[str, Array]:
     """Summarise a step's rewards, flat (N,) with group ids or a matrix (..., n), as scalars on
     their device.
@@ -50,7 +53,9 @@ def group_metrics(
         where: as for `transform_groups`, or in the shape of a matrix of rewards.
         k: the k that is trained with, as for `transform_groups`; None leaves out what depends on
           it.
-        estimator, scale, undersized: those that are trained with.
+        estimator, scale, undersized: those that are trained with. The scale None is the default of
+          what transforms such rewards: "batch_mean" of groups, "sum" of a matrix.
+        axis: of the samples in a matrix.
 
     Returns:
         A dict of () arrays (floats, in NumPy); NaN where there is nothing to average:
@@ -72,7 +77,7 @@ def group_metrics(
     >>> metrics["pass@2"], metrics["max@2"], metrics["signal"], metrics["group_size_max"]
     (0.5, 1.0, 0.5, 3.0)
     """
-    arguments = rewards, ks, groups, samples, where, k, estimator, scale, undersized
+    arguments = rewards, ks, groups, samples, where, k, estimator, scale, undersized, axis
     if library_of(rewards) in ("torch", "jax"):
         return _group_metrics(*arguments)
     with np.errstate(all="ignore"):  # NaN is a documented result
@@ -87,16 +92,21 @@ def _group_metrics(
     where: Any,
     k: Any,
     estimator: EstimatorName,
-    scale: GroupScale | float,
+    scale: GroupScale | float | None,
     undersized: Undersized,
+    axis: int,
 ) -> dict[str, Array]:
     several = hasattr(ks, "__len__") and getattr(ks, "ndim", 1) > 0
     ks = checked_integers("ks", ks if several else [ks], least=1)
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
+    if scale is None:
+        scale = "sum" if groups is None else "batch_mean"
     checked_scale(scale, chosen)
     checked_name("undersized", undersized, get_args(Undersized))
     if groups is None:
-        rewards, where, groups = _flat(rewards, where)
+        rewards, where, groups = _flat(rewards, where, axis)
+    elif axis != -1:
+        raise ValueError(f"axis must be left out where there are groups; got {shown(axis)}")
     traced = any(map(is_traced, (rewards, groups, samples, where, k)))
     entries = Entries.of(rewards, where, traced=traced)
     k = None if k is None else checked_k(k, entries)
@@ -166,15 +176,16 @@ def _group_metrics(
     return {key: float(x) if entries.library == "numpy" else x for key, x in found.items()}
 
 
-def _flat(rewards: Any, where: Any) -> tuple[Array, Array | None, int]:
-    """Flatten a matrix and its mask (..., n) → (N,), and n."""
+def _flat(rewards: Any, where: Any, axis: int) -> tuple[Array, Array | None, int]:
+    """Flatten a matrix and its mask (..., n), or with n elsewhere, → (N,), and n."""
     rewards, library = checked_array("rewards", rewards)
     if len(rewards.shape) < 2:
         raise ValueError(
             "rewards must be (..., n) where there are no groups;"
             f" got shape {tuple(rewards.shape)}: pass groups="
         )
-    if not rewards.shape[-1]:
+    axis, xp = checked_axis(axis, rewards.shape), registry.namespace(library)
+    if not rewards.shape[axis]:
         raise ValueError(
             f"rewards must have samples in every row; got shape {tuple(rewards.shape)}"
         )
@@ -185,8 +196,8 @@ def _flat(rewards: Any, where: Any) -> tuple[Array, Array | None, int]:
                 f"where must have the shape of rewards, {tuple(rewards.shape)};"
                 f" got {tuple(where.shape)}"
             )
-        where = where.reshape(-1)
-    return rewards.reshape(-1), where, int(rewards.shape[-1])
+        where = xp.moveaxis(where, axis, -1).reshape(-1)
+    return xp.moveaxis(rewards, axis, -1).reshape(-1), where, int(rewards.shape[axis])
 
 
 def _integers(x: Array) -> Array:

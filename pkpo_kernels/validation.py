@@ -249,8 +249,8 @@ def _check_entries(argument: str, path: str, rows: Sequence[Any]) -> None:
             )
         if rows[at] is None:
             raise TypeError(
-                f"{argument} must be numbers; got None at {path}[{at}]: put any number there, and"
-                " pass where= to leave it out"
+                f"{argument} must be numbers; got None at {path}[{at}]: put NaN there where groups"
+                " have ids, else any number, and pass where= to leave it out"
             )
         if issubclass(entry_type, (list, tuple)):
             for i, row in enumerate(rows):

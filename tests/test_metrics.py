@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ class TestMetrics:
             right = pk.max_at_k(rewards.astype(float), k).mean()
             assert got[f"pass@{k}"] == pytest.approx(right)
             assert got[f"max@{k}"] == pytest.approx(right, rel=1e-6)
-        advantages = pk.transform(rewards, 4) * 8
+        advantages = pk.transform(rewards, 4)
         assert got["signal"] == pytest.approx(advantages.any(-1).mean())
         assert got["signal"] < (rewards.std(-1) > 0).mean()
         assert got["advantage_abs_mean"] == pytest.approx(np.abs(advantages).mean(), rel=1e-6)
@@ -88,10 +89,11 @@ class TestMetrics:
         want = pk.group_metrics(rewards, [4], k=4)
         order = np.random.default_rng(0).permutation(rewards.size)
         flat, ids = rewards.reshape(-1)[order], (np.arange(rewards.size) // 8)[order]
+        summed = partial(pk.group_metrics, scale="sum")
         found = [
             pk.group_metrics(torch.from_numpy(rewards), [4], k=4),
-            pk.group_metrics(torch.from_numpy(flat), [4], groups=ids, k=torch.tensor(4)),
-            jax.jit(lambda x, i, k: pk.group_metrics(x, [4], groups=i, k=k))(flat, ids, 4),
+            summed(torch.from_numpy(flat), [4], groups=ids, k=torch.tensor(4)),
+            jax.jit(lambda x, i, k: summed(x, [4], groups=i, k=k))(flat, ids, 4),
         ]
         for got in found:
             assert set(got) == set(want)
@@ -153,3 +155,21 @@ class TestMetrics:
         with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
             got = pk.group_metrics(jnp.asarray(REWARDS), [2], groups=jnp.asarray(IDS), k=3)
         assert float(got["signal"]) == pytest.approx(want["signal"])
+
+
+def test_a_matrix_is_taken_as_transform_takes_it() -> None:
+    """Its axis, and its scale."""
+    rewards = REWARDS.reshape(6, 10)
+    for array in (rewards, torch.from_numpy(rewards), jnp.asarray(rewards)):
+        got = pk.group_metrics(array.T, [2], k=3, axis=0, where=array.T > -1)
+        want = pk.group_metrics(rewards, [2], k=3, where=rewards > -1)
+        assert {name: float(x) for name, x in got.items()} == pytest.approx(want, rel=1e-5)
+    trained = np.abs(pk.transform(rewards, 3)).max()
+    assert pk.group_metrics(rewards, [1], k=3)["advantage_abs_max"] == pytest.approx(trained)
+    trained = np.abs(pk.transform_groups(REWARDS, IDS, 3)).max()
+    got = pk.group_metrics(REWARDS, [1], groups=IDS, k=3)
+    assert got["advantage_abs_max"] == pytest.approx(trained)
+    with pytest.raises(ValueError, match="axis must be left out where there are groups; got 0"):
+        pk.group_metrics(REWARDS, [1], groups=IDS, axis=0)
+    with pytest.raises(ValueError, match="'batch_mean', which transform_groups takes"):
+        pk.transform(rewards, 3, scale="batch_mean")  # type: ignore[call-overload]

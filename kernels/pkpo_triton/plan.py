@@ -165,7 +165,7 @@ def packed_plan(
     Rows that are padded, without a mask and with one; behind them `plan`'s, without:
 
     | n      | 12     | 20 | 24     | 40     | 100    | 300 | 1000 |
-    | packed | 37, 45 | 47 | 40, 47 | 62, 72 | 67, 75 | 128 | 98   |
+    | packed | 37, 45 | 47 | 40, 47 | 62, 72 | 67, 74 | 127 | 98   |
     | `plan` | 42     | 65 | 62     | 120    | 121    | 246 | 179  |
 
     Of normal rewards 1, 0, 0.5, 4 and (with a mask) 12 % of the programs sort again, of uniform

@@ -46,6 +46,22 @@ class Evaluation:
     difference: tuple[Difference, ...] | None = None
     methods: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """Write a line for each k: the estimate and the bootstrap's interval.
+
+        >>> print(evaluate([[1, 0], [1, 1], [0, 0]], [1, 2]))
+        pass@1 = 0.5, 95 % interval 0 to 1, 3 tasks
+        pass@2 = 0.6667, 95 % interval 0 to 1, 3 tasks
+        """
+        what = f"{100 * self.confidence:g} % interval"
+        lines = []
+        for name, rows in (("", self.rows), ("difference of ", self.difference or ())):
+            for row in rows:
+                low, high = row.bootstrap
+                figure = f"{name}{self.metric[:-1]}{row.k} = {row.estimate:.4g}"
+                lines.append(f"{figure}, {what} {low:.4g} to {high:.4g}, {row.tasks} tasks")
+        return "\n".join(lines)
+
     def as_dict(self) -> dict[str, Any]:
         """Convert to plain dicts, lists and numbers for `json.dumps`; None for NaN and infinities,
         which JSON lacks.

@@ -65,6 +65,7 @@ IN_EVERY_RUN = {
 LIKE_OTHERS = (
     "n=32 float32, where, k row, passk_training",
     "n=24 float32",
+    "n=40 float32",
     "n=300 float32",
     "n=1000 float32",
     "n=102 float32",

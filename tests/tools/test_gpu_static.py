@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 from pkpo_triton.plan import OPTIONS  # noqa: E402
+from typer import BadParameter  # noqa: E402
 
 from bench import gpu_static, sass  # noqa: E402
 from bench.gpu_static import Budget, Figures, figures_of  # noqa: E402
@@ -130,7 +131,7 @@ def test_rows_stand_beside_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_only_kernels_of_the_table() -> None:
-    with pytest.raises(ValueError, match=r"name kernels of the table; got \['n=7'\]"):
+    with pytest.raises(BadParameter, match=r"name kernels of the table; got \['n=7'\]; there are"):
         gpu_static.measure_all("sm_90", only=["n=7"])
 
 
