@@ -128,7 +128,8 @@ gpu-static: .venv/installed  ## without a GPU: execute the compiled kernels' PTX
 	$(BIN)/python -m bench.gpu_static
 
 tpu-static: .venv/installed  ## without a TPU: count the bundles of the compiled kernels
-	set -e; for chip in v5e v4 v5p v6e; do $(BIN)/python -m bench.tpu_static --chip $$chip; done  # one a process
+	set -e; for chip in $$($(BIN)/python -c "from bench.tpu_compiler import CHIPS; print(*CHIPS)"); do \
+		$(BIN)/python -m bench.tpu_static --chip $$chip; done  # libtpu knows one chip a process
 
 # Threads of one library that wait for work would take the processors from the next.
 bench: export OMP_WAIT_POLICY := PASSIVE

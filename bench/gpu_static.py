@@ -105,7 +105,7 @@ def compile_alone(variant: Variant, target: str) -> tuple[Compiled, float]:
     return kernel, sum(os.times()[:4]) - start
 
 
-def execute(variant: Variant, rewards: torch.Tensor, target: str) -> Figures:
+def execute(variant: Variant, rewards: torch.Tensor, target: str) -> Launched:
     """Execute the one launch that a call makes; ValueError where its result is wrong."""
     with Device(target) as device, mock.patch.object(matrices, "FEW_ROWS", 0):
         got = variant.call(rewards)
@@ -115,7 +115,7 @@ def execute(variant: Variant, rewards: torch.Tensor, target: str) -> Figures:
     if not ((got - want).abs() <= allowed).all():
         raise ValueError(f"{variant.name} must be right; it is not")
     (launched,) = device.launches
-    return figures_of(launched, rewards.numel())
+    return launched
 
 
 def figures_of(launched: Launched, elements: int) -> Figures:
@@ -165,7 +165,7 @@ class Row(NamedTuple):
 
 
 def measure(variant: Variant, target: str) -> Row:
-    """Compile a variant and, for NVIDIA's GPUs, execute it."""
+    """Compile a variant, cold where Triton's cache lacks it, and execute it for NVIDIA's GPUs."""
     kernel, seconds = compile_alone(variant, target)
     rows = kernel.constants["BLOCK_ROWS"]
     row: dict[str, Any] = {
@@ -179,7 +179,11 @@ def measure(variant: Variant, target: str) -> Row:
     }
     if TARGETS[target][0].backend == "cuda":
         for kind in KINDS:
-            row[kind] = execute(variant, variant.rewards(kind, PROGRAMS * rows), target)
+            rewards = variant.rewards(kind, PROGRAMS * rows)
+            launched = execute(variant, rewards, target)
+            if launched.kernel.binary != kernel.binary:
+                raise ValueError(f"{variant.name} must be one kernel, whatever the rows; it is not")
+            row[kind] = figures_of(launched, rewards.numel())
     if target == H200:
         row["of_copy"] = row["normal"].of_copy(BYTES[variant.dtype])
         row["two_values_of_copy"] = row["two_values"].of_copy(BYTES[variant.dtype])
@@ -212,15 +216,18 @@ def measure_all(target: str, largest_n: int | None = None, only: Sequence[str] =
         mock.patch.dict(os.environ, TRITON_CACHE_DIR=cold),
         ProcessPoolExecutor(WORKERS, spawn, warm_up, (target,)) as pool,
     ):
-        futures = [pool.submit(measure, variant, target) for variant in chosen]
+        futures = {pool.submit(measure, variant, target): variant for variant in chosen}
         about = f"compiling and executing for {target}"
         errors = Console(stderr=True)
         done = track(as_completed(futures), about, len(chosen), console=errors, transient=True)
-        try:
-            rows = [future.result() for future in done]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        rows = []
+        for future in done:
+            try:
+                rows.append(future.result())
+            except BaseException as error:
+                error.add_note(f"in {futures[future].name}")
+                pool.shutdown(cancel_futures=True)
+                raise
     order = list(every)
     return sorted(rows, key=lambda row: (row.n, order.index(row.kernel)))
 

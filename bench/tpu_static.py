@@ -193,10 +193,10 @@ def main(
         raise typer.BadParameter(f"--chip must be one of {', '.join(CHIPS)}; got {chip!r}")
     sizes, dtypes = (QUICK_SIZES, DTYPES[:1]) if quick else (SIZES, DTYPES)
     rows = list(measure_chip(chip, sizes, dtypes))
-    found = {"chip": chip, "commit": commit or commit_id()}
+    origin = {"chip": chip, "commit": commit or commit_id()}
     path = out / f"tpu-static-{chip}.csv"
     told = records.beside_others(rows, path, "n", "dtype", "path") if quick else rows
-    records.write_table(path, told, found | {"versions": records.versions("jax", "libtpu")})
+    records.write_table(path, told, origin | {"versions": records.versions("jax", "libtpu")})
     tables = {"of 1024 rows": records.listed(rows, COLUMNS)}
     records.report(path, f"Pallas kernels for {chip}", tables, [])
 

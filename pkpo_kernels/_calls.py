@@ -35,6 +35,7 @@ def form_of(function: str, rewards: Any, k: Any, where: Any, *options: Any) -> H
     inside = torch._C
     if (
         inside._len_torch_dispatch_stack()  # fake tensors, make_fx, profilers
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch()
         or inside._functorch.peek_interpreter_stack() is not None  # vmap, grad
         or inside._get_tracing_state() is not None  # jit.trace
     ):

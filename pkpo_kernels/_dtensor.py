@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pkpo_kernels.maths.weights import Array
-from pkpo_kernels.validation import checked_axis, is_integer
+from pkpo_kernels.validation import checked_axis
 
 Compute = Callable[[Array, Any, Array], Array]
 
@@ -52,14 +52,16 @@ def on_every_rank(
     )
     leading = (*rewards.shape[:axis], *rewards.shape[axis + 1 :])
     local_k = k
-    is_one = is_integer(k) or getattr(k, "ndim", 1) == 0
-    if not reduces and not is_one:
-        local_k = _local("k", k, of_rows, leading, "the rows of rewards")
+    several = isinstance(k, (list, tuple)) or getattr(k, "ndim", 0) > 0
+    if several and not reduces:
+        local_k = _local("k", k, of_rows, "the rows of rewards")
+        _check_shape("k", k, leading, "the rows of rewards")
     elif is_dtensor(k):
-        local_k = _local("k", k, (Replicate(),) * len(placements), k.shape, "what all ranks share")
+        local_k = _local("k", k, (Replicate(),) * len(placements), "what all ranks share")
     local_where = where
     if where is not None:
-        local_where = _local("where", where, placements, rewards.shape, "rewards")
+        local_where = _local("where", where, placements, "rewards")
+        _check_shape("where", where, rewards.shape, "rewards")
     out = compute(rewards.to_local(), local_k, local_where)
     whole = out.new_empty(
         (*leading, *out.shape[len(leading) :]) if reduces else rewards.shape, device="meta"
@@ -74,10 +76,8 @@ def on_every_rank(
     )
 
 
-def _local(
-    argument: str, x: Any, placements: tuple[Any, ...], shape: Sequence[int], beside: str
-) -> Array:
-    """Take a rank's part of what lies like something else, of this shape on all ranks together."""
+def _local(argument: str, x: Any, placements: tuple[Any, ...], beside: str) -> Array:
+    """Take a rank's part of what must lie like something else."""
     if not is_dtensor(x):
         raise TypeError(
             f"{argument} must be a DTensor placed like {beside}; got a {type(x).__name__}:"
@@ -87,11 +87,12 @@ def _local(
         raise ValueError(
             f"{argument} must be placed like {beside}, {placements}; got {tuple(x.placements)}"
         )
-    # What one rank alone refuses would leave the others waiting.
-    sharded = [one.dim for one in placements if one.is_shard()]
-    sizes = enumerate(zip(x.shape, shape, strict=False))
-    if x.ndim != len(shape) or any(a != b and (a != 1 or at in sharded) for at, (a, b) in sizes):
+    return x.to_local()
+
+
+def _check_shape(argument: str, x: Any, shape: Sequence[int], beside: str) -> None:
+    """Check the whole of a DTensor: what one rank alone refuses leaves the others waiting."""
+    if tuple(x.shape) != tuple(shape):
         raise ValueError(
             f"{argument} must have the shape of {beside}, {tuple(shape)}; got {tuple(x.shape)}"
         )
-    return x.to_local()

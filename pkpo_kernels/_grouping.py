@@ -26,6 +26,7 @@ from pkpo_kernels._ids import (
 )
 from pkpo_kernels.api import transform as transform_matrix
 from pkpo_kernels.backends import registry
+from pkpo_kernels.backends._devices import is_watched
 from pkpo_kernels.conversion import as_dtype
 from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.typing import EstimatorName, Scale
@@ -45,6 +46,8 @@ def transform(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules)
     # A k of a tensor that is less than 1 has no slot to be cut to, and NumPy refuses it.
     host_knows_k = isinstance(k, int) or rules.undersized != "clip"
     if rules.implementation in (None, "numpy") and entries.on_cpu and host_knows_k:
+        if rules.implementation is None and is_watched(entries.rewards):
+            return of_library(entries, groups, samples, k, rules)
         rules = rules._replace(implementation="numpy")
         return entries.from_host(transform(entries.on_host(), groups, samples, k_on_host(k), rules))
     return of_library(entries, groups, samples, k, rules)
@@ -53,11 +56,10 @@ def transform(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules)
 def of_library(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules) -> Array:
     """Do the same where the entries are, by their own library."""
     block = checked_block(groups, entries)
-    sharding = _sharding(entries)
-    if block and samples is None and not _straddle(entries, block, sharding):
+    sharding = None if entries.library != "jax" else _segments("jax").sharding_of(entries.rewards)
+    if block and samples is None and not _straddle(entries, block, k):
         return _in_blocks(entries, block, k, rules)
-    if entries.library == "jax":
-        entries, groups, samples, k = _gathered(entries, groups, samples, k)
+    entries, groups, samples, k = gathered(entries, groups, samples, k)
     ids = ids_of("groups", groups, entries)
     of_samples = None if samples is None else ids_of("samples", samples, entries)
     out = _by_ids(entries, ids, of_samples, k, rules)
@@ -129,23 +131,28 @@ def _by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, rules: Rule
 # ---- On several devices ------------------------------------------------------------------------
 
 
-def _sharding(entries: Entries) -> Any:
-    """Tell how JAX's entries lie on a mesh, where their type says it."""
-    return _segments("jax").sharding_of(entries.rewards) if entries.library == "jax" else None
+def _arrays(*values: Any) -> list[Any]:
+    """Choose what may be spread over a mesh: JAX's arrays."""
+    return [x for x in values if x is not None and library_of(x) == "jax" and x.ndim > 0]
 
 
-def _straddle(entries: Entries, block: int, sharding: Any) -> bool:
-    """Tell whether blocks lie across devices."""
-    return sharding is not None and bool(
-        _segments("jax").shard_size(entries.rewards, sharding) % block
-    )
+def _straddle(entries: Entries, block: int, k: Any) -> bool:
+    """Tell whether blocks of anything lie across devices."""
+    if entries.library != "jax":
+        return False
+    segments = _segments("jax")
+    spread = [(x, segments.sharding_of(x)) for x in _arrays(*entries[1:4], k)]
+    return any(how is not None and segments.shard_size(x, how) % block for x, how in spread)
 
 
-def _gathered(entries: Entries, groups: Any, samples: Any, k: Any) -> tuple[Entries, Any, Any, Any]:
-    """Give every device of a mesh all entries, ids and ks, where any are spread over it."""
+def gathered(entries: Entries, groups: Any, samples: Any, k: Any) -> tuple[Entries, Any, Any, Any]:
+    """Give every device of a mesh all entries, ids and ks, where any are spread over it along
+    Explicit axes."""
+    if entries.library != "jax":
+        return entries, groups, samples, k
     segments = _segments("jax")
     every = (*entries[1:4], groups, samples, k)
-    arrays = [x for x in every if x is not None and library_of(x) == "jax" and x.ndim]
+    arrays = _arrays(*every)
     sharding = next(filter(None, map(segments.sharding_of, arrays)), None)
     if sharding is None:
         return entries, groups, samples, k

@@ -61,9 +61,10 @@ def warm_up(
     >>> list(warm_up(16, ["transform", "max_at_k"], library="torch"))  # doctest: +SKIP
     ['transform, n=16', 'max_at_k, n=16']
     """
-    several = np.ndim(n) > 0
+    several = getattr(n, "ndim", int(isinstance(n, Sequence) and not isinstance(n, str))) > 0
     sizes = checked_integers("n", n, least=1) if several else [checked_integer("n", n, least=1)]
-    calls: Any = what if isinstance(what, (list, tuple)) else [what]
+    is_one = isinstance(what, str) or not isinstance(what, Sequence)
+    calls: Any = [what] if is_one else what
     calls = [checked_name("what", call, WHAT) for call in calls]
     checked_name("library", library, ("torch", "jax"))
     checked_integer("rows", rows, least=1)

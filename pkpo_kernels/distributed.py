@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pkpo_kernels import groups as flat
 from pkpo_kernels._entries import Entries, checked_k, k_on_host
 from pkpo_kernels._ids import checked_ids, listed_ids
-from pkpo_kernels.conversion import to_host
+from pkpo_kernels.conversion import k_to_host, to_host
 from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.validation import is_integer, library_of, shown
 
@@ -46,13 +46,14 @@ def transform_groups(
     Args:
         rewards, groups, k, samples, where, options: as for `pk.transform_groups`. Ids are those of
           the whole batch; blocks of n run on from rank to rank. An integer k, and the options, are
-          the same everywhere.
+          the same everywhere; the implementation is None, in torch "numpy" too.
         process_group: of torch.distributed; None for the default one. Rewards and ids go through
           one `all_gather_object`, by way of the host, and NumPy computes.
         axis_name: of the mesh axis, or axes, that entries are spread over, in JAX.
 
     Raises:
         RuntimeError: there is no process group, or not all ranks answered within its timeout.
+        ValueError: this rank is no member of the process group.
         ValueError, TypeError: as `pk.transform_groups` does, on all ranks where it is so on one;
           ranks that differ in k or options.
     """
@@ -187,7 +188,7 @@ def _part(entries: Entries, groups: Any, k: Any, samples: Any, options: dict[str
         None if entries.kept is None else to_host(entries.kept),
         _portable(groups),
         _portable(samples),
-        k_on_host(checked),
+        k_to_host(checked),
         options,
     )
     try:
@@ -228,14 +229,17 @@ def _of_all(parts: Sequence[_Part]) -> NDArray[Any]:
                 for one, n in zip(parts, sizes, strict=True)
             ]
         )
-    return flat.transform_groups(
+    k = _joined_ks([one.k for one in parts], sizes)
+    out = flat.transform_groups(
         np.concatenate([one.rewards for one in parts if len(one.rewards)] or [parts[0].rewards]),
         _joined("groups", [one.groups for one in parts]),
-        _joined_ks([one.k for one in parts], sizes),
+        k_on_host(k),
         samples=_joined("samples", [one.samples for one in parts]),
         where=where,
         **options,
     )
+    # A k of a tensor that is less than 1 has nothing to be cut to.
+    return np.where(np.asarray(k) < 1, 0, out) if options.get("undersized") == "clip" else out
 
 
 def _joined(argument: str, ids: Sequence[Any]) -> Any:

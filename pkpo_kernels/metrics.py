@@ -110,6 +110,8 @@ def _group_metrics(
     traced = any(map(is_traced, (rewards, groups, samples, where, k)))
     entries = Entries.of(rewards, where, traced=traced)
     k = None if k is None else checked_k(k, entries)
+    if samples is not None:
+        entries, groups, samples, k = _grouping.gathered(entries, groups, samples, k)
     xp, rewards = registry.namespace(entries.library), entries.rewards
     # Sums of ones reach N, whatever the library's default dtype is.
     floating = xp.float32 if entries.library == "torch" else xp.result_type(float)

@@ -45,8 +45,7 @@ __all__ = ["Schedule", "cosine", "linear", "parse", "piecewise_constant"]
 
 # JAX's default integer holds no larger k.
 _LARGEST_K = 2**31 - 1
-# Of as many digits as Python reads.
-_PAIR = re.compile(r"\s*(?P<k>[+-]?[0-9]{1,640})\s*(?:@\s*(?P<step>[+-]?[0-9]{1,640})\s*)?")
+_PAIR = re.compile(r"\s*(?P<k>[+-]?[0-9]+)\s*(?:@\s*(?P<step>[+-]?[0-9]+)\s*)?")
 
 
 @dataclass(frozen=True)
@@ -210,19 +209,20 @@ def parse(text: str) -> Schedule:
     if not isinstance(text, str):
         raise TypeError(f"text must be a string like '8@0,4@200,1@400'; got {shown(text)}")
     matches = [_PAIR.fullmatch(pair) for pair in text.split(",")]
-    pairs = [(int(match["k"]), match["step"]) for match in matches if match]
-    if len(pairs) < len(matches) or any(step is None for _, step in pairs[1:]):
+    try:
+        steps: list[Any] = [match and match["step"] and int(match["step"]) for match in matches]
+        ks = [int(match["k"]) for match in matches if match]
+    except ValueError:  # of more digits than Python reads
+        ks = []
+    if len(ks) < len(matches) or None in steps[1:]:
         raise ValueError(f"text must be k@step,k@step,… like '8@0,4@200,1@400'; got {shown(text)}")
-    first = pairs[0][1]
-    if first is not None and int(first) != 0:
+    if steps[0]:
         raise ValueError(
             f"text must begin at step 0, like '8@0,4@200,1@400'; got {shown(text)}, which begins at"
-            f" {int(first)}"
+            f" {steps[0]}"
         )
     try:
-        return piecewise_constant(
-            [k for k, _ in pairs], [int(step) for _, step in pairs[1:] if step is not None]
-        )
+        return piecewise_constant(ks, steps[1:])
     except ValueError as error:
         raise ValueError(f"text must be a schedule; got {shown(text)}: {error}") from None
 

@@ -72,9 +72,10 @@ def checked_name(
     names = tuple(choices)
     if isinstance(name, str) and name in names:
         return names[names.index(name)]
+    known = ", ".join(repr(one) if "," in one else one for one in names)
     close = get_close_matches(name.lower(), names, 1) if isinstance(name, str) else []
     raise ValueError(
-        f"{argument} must be {'None or ' if or_none else ''}one of {', '.join(names)};"
+        f"{argument} must be {'None or ' if or_none else ''}one of {known};"
         f" got {shown(name)}{f'; did you mean {close[0]!r}?' if close else ''}"
     )
 
@@ -365,17 +366,19 @@ def is_traced(array: Array) -> bool:
             or (type(array) not in (torch.Tensor, torch.nn.Parameter) and _hides_values(array))
             or torch._C._functorch.is_functorch_wrapped_tensor(array)
             or torch._C._get_tracing_state() is not None  # jit.trace
+            # make_fx with pre_dispatch
+            or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0  # type: ignore[no-untyped-call]
             or (torch._C._len_torch_dispatch_stack() > 0 and _is_mode_of_tracing())
         )
     return False
 
 
 def _hides_values(tensor: Any) -> bool:
-    """Tell whether a tensor of a class of its own has no values, or has them elsewhere."""
-    from torch._subclasses.fake_tensor import FakeTensor
-    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+    """Tell whether a tensor of a class of its own may have no values, or have them elsewhere: where
+    it says itself what becomes of operations."""
+    import torch
 
-    return isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor)
+    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def _is_mode_of_tracing() -> bool:

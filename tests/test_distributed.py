@@ -99,6 +99,11 @@ def whatever_holds_them(rank: int) -> None:
         want = pk.transform_groups(four.ravel(), [0] * 4, k)
         got = distributed.transform_groups(own_part, [0] * len(own_part), np.array(k))
         np.testing.assert_array_equal(got, want[slice(0, 3) if rank == 0 else slice(3, 4)])
+    for k in (0, 3):
+        given, kept = torch.tensor(k), {"undersized": "clip"}
+        want = pk.transform_groups(torch.from_numpy(four).ravel(), [0] * 4, given, **kept)
+        got = distributed.transform_groups(torch.from_numpy(four[rank]), [0, 0], given, **kept)
+        np.testing.assert_array_equal(got, want[2 * rank : 2 * rank + 2])
     want = pk.transform_groups(four.ravel(), [0] * 4, 3)[2 * rank : 2 * rank + 2]
     for one, another in (
         ([0, 0], np.zeros((2, 1), int)),
@@ -139,6 +144,8 @@ def of_dtensors(rank: int) -> None:
     got = pk.transform(sharded[0], shared).full_tensor()
     torch.testing.assert_close(got, pk.transform(rows, 2))
     # On both ranks alike, whatever they have of it.
+    with pytest.raises(TypeError, match=r"k must be an integer.*got 2.0"):
+        pk.transform(sharded[0], 2.0)
     for wrong in ([1, 4, 2], k.tolist(), k.numpy()):
         with pytest.raises(TypeError, match="k must be a DTensor placed like the rows of rewards"):
             pk.transform(sharded[0], wrong)

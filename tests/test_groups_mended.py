@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from jax.sharding import NamedSharding
-from test_groups_by_id import IDS, REWARDS, WANT, N, close
+from test_groups_by_id import IDS, REWARDS, WANT, WHERE, N, close
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.logging_tensor import LoggingTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import pkpo_kernels as pk
@@ -150,7 +151,11 @@ class Logged(torch.Tensor):
 def test_what_only_watches_hides_no_values() -> None:
     tensor = torch.from_numpy(REWARDS)
     text = [f"task {one}" for one in IDS]
-    close(pk.transform_groups(tensor.as_subclass(Logged), text, 3))
+    got = pk.transform_groups(tensor.as_subclass(Logged), text, 3)
+    close(got)
+    assert type(got) is type(pk.transform(tensor.as_subclass(Logged), 3)) is Logged
+    matrix = LoggingTensor(tensor.reshape(-1, 6))  # whose values are elsewhere
+    close(pk.transform(matrix, 3).elem, pk.transform(tensor.reshape(-1, 6), 3))
     with FlopCounterMode(display=False):
         close(pk.transform_groups(tensor, text, 3))
         assert pk.group_metrics(tensor, [1], groups=text)["groups"] == len(set(text))
@@ -163,6 +168,9 @@ def test_what_only_watches_hides_no_values() -> None:
             pk.transform_groups(fake, text, 3)
     with pytest.raises(TypeError, match="groups must be integers inside"):
         make_fx(lambda x: pk.transform_groups(x, text, 3))(tensor)
+    ids = torch.from_numpy(IDS)
+    traced = make_fx(lambda x: pk.transform_groups(x, ids, 3), pre_dispatch=True)(0 * tensor)
+    close(traced(tensor))
 
 
 def test_whatever_is_spread_over_a_mesh() -> None:
@@ -180,10 +188,25 @@ def test_whatever_is_spread_over_a_mesh() -> None:
     assert got.sharding.spec == jax.P("x")
     got = pk.transform_groups(rewards, IDS, 3, where=spread(np.ones((N, 4)), None, "x"))
     close(got)
-    matrix = REWARDS.reshape(-1, 6)
-    want = pk.group_metrics(matrix, [1, 2], k=2)
+    want = pk.group_metrics(REWARDS, [1, 2], groups=6, k=2)
     got = pk.group_metrics(spread(REWARDS, "x"), [1, 2], groups=6, k=2)
     assert {name: float(x) for name, x in got.items()} == pytest.approx(want, rel=1e-5)
+    samples = np.arange(N) % 5
+    want = pk.group_metrics(REWARDS, [1, 2], groups=IDS, samples=samples, k=2)
+    for how in ((spread(REWARDS, "x"), IDS), (rewards, spread(IDS, "x"))):
+        got = pk.group_metrics(how[0], [1, 2], groups=how[1], samples=samples, k=2)
+        assert {name: float(x) for name, x in got.items()} == pytest.approx(want, rel=1e-5)
+    # Blocks of which only the mask, or the ks, are spread: across devices, and whole on them.
+    for n in (2, 5, 30):
+        want = pk.transform_groups(REWARDS, n, 2, where=WHERE)
+        close(
+            jax.jit(lambda x, w, n=n: pk.transform_groups(x, n, 2, where=w))(
+                rewards, spread(WHERE, "x")
+            ),
+            want,
+        )
+        want = pk.transform_groups(REWARDS, n, 2)
+        close(pk.transform_groups(rewards, n, spread(np.full(N, 2), "x")), want)
 
 
 def test_a_mesh_of_one_device_is_kept() -> None:

@@ -248,7 +248,8 @@ def _default(library: str, rewards: Any, traced: bool = False) -> Implementation
         if rewards is None:
             fits = entry.library == library
         else:
-            fits = entry.takes(library, traced) and entry.unsupported(rewards) is None
+            own = traced or _devices.is_watched(rewards)
+            fits = entry.takes(library, own) and entry.unsupported(rewards) is None
         if fits and entry.is_installed:
             return entry
     raise ValueError(

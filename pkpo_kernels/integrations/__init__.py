@@ -94,8 +94,7 @@ centered, passk_training; got 'slo'; did you mean 'sloo'?
         _check_no_other("", given, names, "")
         configured = _entries(config, prefix)
         _check_no_other(prefix, configured, names, " in the configuration")
-        there = {name: "" for name in os.environ if name.startswith("PKPO_")}
-        _check_no_other("PKPO_", there, [name.upper() for name in names], " in the environment")
+        _check_environment([f"PKPO_{name.upper()}" for name in names])
         values, sources = {}, {}
         for name in names:
             for value, source in (
@@ -278,13 +277,39 @@ def _check_no_other(prefix: str, found: Mapping[str, Any], names: list[str], whe
             )
 
 
+def _check_environment(known: list[str]) -> None:
+    """Raise for a name that looks misspelt; others may be somebody else's."""
+    for name, value in os.environ.items():
+        is_other = name.startswith("PKPO_") and name not in known and value
+        if is_other and (close := get_close_matches(name, known, 1, cutoff=0.8)):
+            raise TypeError(
+                f"options in the environment must be among {', '.join(known)}; got {name}; did you"
+                f" mean {close[0]}?"
+            )
+
+
+def _number(i: int, reward: Any) -> float:
+    """Take a reward for a float: a number of any kind, a tensor (), or None for NaN."""
+    if hasattr(reward, "detach"):
+        reward = reward.detach()
+    try:
+        number = math.nan if reward is None else float(reward)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"rewards must be numbers; got {shown(reward)} at rewards[{i}]") from error
+    if isinstance(reward, str) or (isinstance(reward, int) and number != reward):
+        raise TypeError(
+            f"rewards must be numbers that float64 holds; got {shown(reward)} at rewards[{i}]"
+        )
+    return number
+
+
 def _at_least_single(rewards: Array) -> Array:
     """Make rewards (N,) floats of 32 bits or more, or what becomes such, with NaN for None."""
     library = library_of(rewards)
-    if library is None or dtype_name(rewards.dtype) == "object":
+    if library is None or (dtype_name(rewards.dtype) == "object" and rewards.ndim == 1):
         if not isinstance(rewards, Iterable):
             return rewards  # to be refused
-        return [math.nan if reward is None else reward for reward in rewards]
+        return np.array([_number(i, reward) for i, reward in enumerate(rewards)], np.float64)
     if library == "torch":
         # Integers too: they would become floats of torch's default dtype, which may be a short one.
         return rewards if dtype_name(rewards.dtype) in ("float32", "float64") else rewards.float()

@@ -176,7 +176,8 @@ def test_no_rows_cost_more_than_the_worst(n: int) -> None:
     """All but one share a step of their row's range, in any order."""
     crowded = torch.rand(16, n, generator=torch.Generator().manual_seed(0))
     crowded[:, 0] = 1e8
-    figures = gpu_static.execute(Variant(n), crowded, "sm_90")
+    launched = gpu_static.execute(Variant(n), crowded, "sm_90")
+    figures = gpu_static.figures_of(launched, crowded.numel())
     instructions, wavefronts = WORST_OF_LONG[n]
     assert figures.instructions <= instructions
     assert figures.wavefronts <= wavefronts
