@@ -187,7 +187,9 @@ def matrices(n: int, rng: np.random.Generator) -> list[Any]:
     # Neighbours alike, so that what comes from another row is no help.
     pattern = np.arange(rows) // 4 % 3
     levels[pattern == 0], levels[pattern == 1] = np.arange(n) == n - 1, np.arange(n) != 0
-    out = [mixed, near_ties, infinite, irregular, wide, anywhere, levels, 1 - levels]
+    # Large ones are scaled, and their results scaled back.
+    large = 1e37 * normal
+    out = [mixed, near_ties, infinite, irregular, wide, anywhere, large, levels, 1 - levels]
     # Blocks of two values, but for one thread: the last lane of a warp, and so the last to be heard
     # of, in its first samples or in its last.
     rows_of_warp = max(1, 32 // chosen.threads_per_row)
