@@ -215,6 +215,8 @@ HARMLESS = {
     # The keys that are searched for the next bit are stored again, the same as before.
     ("barrier", "find"): 10,
 }
+# And at a length: of 24 samples padded to 32, eight are written, and read, that nobody copies out.
+HARMLESS_AT = {24: {("address", "put_values"): 16, ("address", "read_row"): 2}}
 
 
 @functools.cache
@@ -275,6 +277,7 @@ def test_planted_bugs_are_noticed(
     assert {mutant.kind for mutant in every} >= kinds
     lines = ptx.splitlines()
     missed, harmless = [], Counter[tuple[str, str]]()
+    may = HARMLESS | HARMLESS_AT.get(n, {})
     chosen = [mutant for mutant in every if rng.random() < share]
     for mutant in chosen:
         changed = "\n".join([*lines[: mutant.line], mutant.text, *lines[mutant.line + 1 :]])
@@ -285,13 +288,13 @@ def test_planted_bugs_are_noticed(
                     break
             else:
                 known = {(mutant.kind, name) for name in functions_at(where[mutant.line])}
-                harmless.update(known & HARMLESS.keys())
-                if known & HARMLESS.keys():
+                harmless.update(known & may.keys())
+                if known & may.keys():
                     continue
                 at = f"{mutant.kind}, line {mutant.line + 1}: {lines[mutant.line].strip()}"
                 missed.append(f"{at}\n    {where[mutant.line]}")
     assert chosen
-    assert all(count <= HARMLESS[known] for known, count in harmless.items()), harmless
+    assert all(count <= may[known] for known, count in harmless.items()), harmless
     assert not missed, f"{len(missed)} of {len(chosen)}:\n" + "\n".join(missed)
 
 
