@@ -61,10 +61,9 @@ def warm_up(
     >>> list(warm_up(16, ["transform", "max_at_k"], library="torch"))  # doctest: +SKIP
     ['transform, n=16', 'max_at_k, n=16']
     """
-    several = getattr(n, "ndim", int(isinstance(n, Sequence) and not isinstance(n, str))) > 0
-    sizes = checked_integers("n", n, least=1) if several else [checked_integer("n", n, least=1)]
-    is_one = isinstance(what, str) or not isinstance(what, Sequence)
-    calls: Any = [what] if is_one else what
+    check: Any = checked_integers if _is_several(n) else checked_integer
+    sizes = np.atleast_1d(check("n", n, least=1)).tolist()
+    calls: Any = what if _is_several(what) else [what]
     calls = [checked_name("what", call, WHAT) for call in calls]
     checked_name("library", library, ("torch", "jax"))
     checked_integer("rows", rows, least=1)
@@ -90,6 +89,10 @@ def warm_up(
             _wait_for(run(), library)
             seconds[f"{call}, n={size}"] = time.perf_counter() - start
     return seconds
+
+
+def _is_several(x: Any) -> bool:
+    return (isinstance(x, Sequence) and not isinstance(x, str)) or getattr(x, "ndim", 0) > 0
 
 
 def _bound(

@@ -350,7 +350,8 @@ def checked_mask(where: Any, rewards: Array, library: str) -> Array:
 
 
 def is_traced(array: Array) -> bool:
-    """Tell whether an array's values are unknown: a program is being made, or a batch hidden."""
+    """Tell whether an array's values are unknown: a program is being made, or a batch hidden, or
+    its class says itself what becomes of operations, and may hold no values."""
     if array is None or isinstance(array, (int, list, tuple, np.ndarray)):
         return False
     library = library_of(array)
@@ -363,7 +364,7 @@ def is_traced(array: Array) -> bool:
 
         return (
             torch.compiler.is_compiling()
-            or (type(array) not in (torch.Tensor, torch.nn.Parameter) and _hides_values(array))
+            or type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
             or torch._C._functorch.is_functorch_wrapped_tensor(array)
             or torch._C._get_tracing_state() is not None  # jit.trace
             # make_fx with pre_dispatch
@@ -371,14 +372,6 @@ def is_traced(array: Array) -> bool:
             or (torch._C._len_torch_dispatch_stack() > 0 and _is_mode_of_tracing())
         )
     return False
-
-
-def _hides_values(tensor: Any) -> bool:
-    """Tell whether a tensor of a class of its own may have no values, or have them elsewhere: where
-    it says itself what becomes of operations."""
-    import torch
-
-    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def _is_mode_of_tracing() -> bool:
