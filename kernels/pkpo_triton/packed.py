@@ -30,16 +30,12 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import (
-    addresses_of,
     all_differ,
     from_lane_before,
     get_each,
     is_at_most,
     put,
     shared_memory,
-    sort_by_keys,
-    sort_by_upper_bits,
-    sort_to_keys,
 )
 from pkpo_triton.estimator import range_scale
 from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
@@ -48,6 +44,12 @@ from pkpo_triton.packed_padded import (
     put_where,
     read_unpadded_row,
     write_unpadded_row,
+)
+from pkpo_triton.packed_sort import (
+    addresses_of,
+    sort_by_keys,
+    sort_by_upper_bits,
+    sort_to_keys,
 )
 from pkpo_triton.packed_tile import (
     Tile,
@@ -66,12 +68,14 @@ from pkpo_triton.packed_tile import (
 )
 from pkpo_triton.packed_weights import (
     GapWeights,
+    gap_weight,
     offset_in_thread,
     offset_weight_at,
     row_weights,
     smallest_value,
+    start_of_sums,
     sums_in_thread,
-    value_of,
+    values_of,
     weight_at,
 )
 
@@ -88,15 +92,19 @@ def put_values(
     if weights.has_offset != 0:
         offset = sum_of_row(offset_in_thread(ordered, lane, weights, tile), lane, tile)
     smallest = smallest_value(largest, offset, weights, tile)
-    sums = sums_in_thread(ordered, lane, weights, tile)
-    before = before_lane(sums[tile.C - 1], lane, tile)
+    factor = gap_weight(weights, tile)
+    in_thread = sums_in_thread(ordered, lane, weights, tile)
+    start = start_of_sums(smallest, weights)
+    before = before_lane(start, in_thread[tile.C - 1], factor, lane, tile)
+    sums = ()
     for c in tl.static_range(tile.C):
-        total = before + sums[c] if tile.THREADS_PER_ROW > 1 else sums[c]
-        value = value_of(total, smallest, weights, tile)
+        sums = sums + (tl.fma(factor, in_thread[c], before),)
+    values = values_of(sums, smallest, weights, tile)
+    for c in tl.static_range(tile.C):
         if THREADS < tile.THREADS_PER_ROW:
-            put_where(lane < THREADS, addresses[c], value)
+            put_where(lane < THREADS, addresses[c], values[c])
         else:
-            put(addresses[c], value)
+            put(addresses[c], values[c])
 
 
 @triton.jit
@@ -134,18 +142,19 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
         largest = tl.maximum(largest, rewards[c])
     smallest = over_lanes(smallest, "min", tile)
     largest = over_lanes(largest, "max", tile)
-    sums = (tl.zeros([tile.T], tl.float32),) * tile.C
-    total = tl.zeros([tile.T], tl.float32)
-    offset = tl.zeros([tile.T], tl.float32)
+    zero = tl.zeros([tile.T], tl.float32)
+    factor = gap_weight(weights, tile)
     # Where a row lies in several threads, sums begin anew in each: what is added up here too.
-    before, offset_before = total, offset
+    before = start_of_sums(smallest_value(largest, zero, weights, tile), weights)
+    sums = (before,) * tile.C
+    total, offset, offset_before = zero, zero, zero
     last = tl.zeros([tile.T], tl.int32)
     level = smallest
     turns = tl.where(any_thread(is_large(smallest, largest)), LEVELS, 0)
     more = any_thread(level < largest)
     while more & (turns < LEVELS - 1):
         above = tl.full([tile.T], FAR, tl.float32)
-        count = tl.zeros([tile.T], tl.float32)
+        count = zero
         for c in tl.static_range(tile.C):
             is_below = is_at_most(rewards[c], level)
             above = tl.minimum(
@@ -160,7 +169,7 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
         at = tl.minimum(count.to(tl.int32), tile.N - 1)
         if tile.THREADS_PER_ROW > 1:
             begins = at // tile.C != last
-            before = tl.where(begins, before + total, before)
+            before = tl.where(begins, tl.fma(factor, total, before), before)
             total = tl.where(begins, 0.0, total)
             offset_before = tl.where(begins, offset_before + offset, offset_before)
             offset = tl.where(begins, 0.0, offset)
@@ -171,8 +180,8 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
         level = tl.where(goes_on, above, level)
         # The same, but known only with the total: compared before, while the weight is under way,
         # it would take predicates for all samples, which have to be kept in registers.
-        reached = tl.fma(total, tl.zeros([tile.T], tl.float32), level)
-        sum_of_level = before + total if tile.THREADS_PER_ROW > 1 else total
+        reached = tl.fma(total, zero, level)
+        sum_of_level = tl.fma(factor, total, before)
         higher = ()
         for c in tl.static_range(tile.C):
             higher = higher + (tl.where(rewards[c] >= reached, sum_of_level, sums[c]),)
@@ -184,10 +193,7 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
         if tile.THREADS_PER_ROW > 1:
             offset = offset_before + offset
         value = smallest_value(largest, offset, weights, tile)
-        values = ()
-        for c in tl.static_range(tile.C):
-            values = values + (value_of(sums[c], value, weights, tile),)
-        write_unpadded_row(own, values, tile)
+        write_unpadded_row(own, values_of(sums, value, weights, tile), tile)
     return done
 
 

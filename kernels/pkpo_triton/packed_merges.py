@@ -1,12 +1,12 @@
 """PTX that sorts rows in several threads, as many as shuffles alone would be slow for.
 
 Each thread sorts its C keys; neighbours merge theirs by shuffles, up to SHUFFLED of them, as in
-`pkpo_triton.assembly`; then groups of twice as many lanes, and so on. Before samples of one lane, a
-bitonic merge compares those of two, the same two lanes for each sample. For that the keys are laid
-out anew, through shared memory: a thread of a group of G lanes reads a few neighbours of every
-lane's, compares what lies in different lanes, and writes back what it has read; then all lanes read
-their own again. That is two writes and two reads of a key, up to four keys at a time, whatever G
-is. By shuffles it would be three instructions for each bit of G.
+`pkpo_triton.packed_sort`; then groups of twice as many lanes, and so on. Before samples of one
+lane, a bitonic merge compares those of two, the same two lanes for each sample. For that the keys
+are laid out anew, through shared memory: a thread of a group of G lanes reads a few neighbours of
+every lane's, compares what lies in different lanes, and writes back what it has read; then all
+lanes read their own again. That is two writes and two reads of a key, up to four keys at a time,
+whatever G is. By shuffles it would be three instructions for each bit of G.
 
 V neighbours of a lane, a vector, are read and written at a time. Vector r of lane l lies at number
 r · (G + 1) + l, so that neither lanes that write theirs nor threads that read along meet in a bank.
@@ -21,15 +21,9 @@ samples ascend, and no comparison depends on the lane.
 import triton
 import triton.language as tl
 
-from pkpo_triton.assembly import (
-    comparators,
-    floats,
-    integers,
-    shuffled_merges,
-    sign,
-    test_operands,
-)
+from pkpo_triton.assembly import floats, integers, test_operands
 from pkpo_triton.networks import thread_network
+from pkpo_triton.packed_sort import comparators, shuffled_merges, sign
 
 # Up to so many lanes shuffles move no more through the same pipe than shared memory would.
 SHUFFLED = 4

@@ -229,20 +229,23 @@ def wait_for_row(tile: tl.constexpr):
 
 
 @triton.jit
-def before_lane(total, lane, tile: tl.constexpr):
-    """Add up, one after the other, what a row's threads in front hold: (T,) → (T,)."""
+def before_lane(start, total, factor, lane, tile: tl.constexpr):
+    """Add up, one after the other, what a row's threads in front hold, times a factor, to what it
+    starts with: three (T,) → (T,)."""
     # Of a row in a warp.
     LANES: tl.constexpr = tile.THREADS_PER_ROW if tile.THREADS_PER_ROW < 32 else 32
-    first = tl.zeros([tile.T], tl.float32)  # what is in front of a warp's first
+    first = start  # what is in front of a warp's first
     before = first
     for warp in tl.static_range(tile.THREADS_PER_ROW // LANES):
         if warp > 0:
-            in_front = tl.sum(tl.where(lane == warp * LANES - 1, before + total, 0.0), 0)
+            behind = tl.fma(factor, total, before)
+            in_front = tl.sum(tl.where(lane == warp * LANES - 1, behind, 0.0), 0)
             first = tl.where(lane // LANES == warp, in_front, first)
             before = tl.where(lane // LANES == warp, in_front, before)
         for _ in tl.static_range(LANES - 1):
             # A lane's sum does not change any more after as many steps as there are lanes in front.
-            before = tl.where(lane % LANES == 0, first, from_lane_before(before + total))
+            behind = tl.fma(factor, total, before)
+            before = tl.where(lane % LANES == 0, first, from_lane_before(behind))
     return before
 
 
@@ -250,7 +253,8 @@ def before_lane(total, lane, tile: tl.constexpr):
 def sum_of_row(total, lane, tile: tl.constexpr):
     """Add up, one after the other, what a row's threads hold, in each of them: (T,) → (T,)."""
     if tile.THREADS_PER_ROW > 1:
-        total = before_lane(total, lane, tile) + total
+        zero = tl.zeros([tile.T], tl.float32)
+        total = before_lane(zero, total, zero + 1.0, lane, tile) + total
     if tile.THREADS_PER_ROW > 32:
         last = tl.sum(tl.where(lane == tile.THREADS_PER_ROW - 1, total, 0.0), 0)
         total = tl.full([tile.T], last, tl.float32)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from pkpo_triton.assembly import load, load_four, times_to_1
+from pkpo_triton.assembly import load, load_four, made_anew, times_to_1
 from pkpo_triton.packed_tile import reward_before
 
 
@@ -149,6 +149,27 @@ def smallest_value(largest, offset, weights, tile: tl.constexpr):
 
 
 @triton.jit
-def value_of(total, smallest, weights, tile: tl.constexpr):
-    """Compute what a sample becomes from what lies below it: twice (T,) → (T,)."""
-    return tl.fma(weights.gap, total, smallest) if tile.MASKED else total + smallest
+def start_of_sums(smallest, weights):
+    """Choose what a row's sums start from, so that values come of them: what its smallest becomes,
+    or 0 if that takes a row offset, which rows that are counted know last: (T,) → (T,)."""
+    return tl.where(weights.has_offset != 0, 0.0, smallest)
+
+
+@triton.jit
+def gap_weight(weights, tile: tl.constexpr):
+    """Tell what sums of weighted gaps are multiplied with: (T,)."""
+    return weights.gap if tile.MASKED else tl.full([tile.T], 1.0, tl.float32)
+
+
+@triton.jit
+def values_of(sums, smallest, weights, tile: tl.constexpr):
+    """Compute what samples become from sums that start where `start_of_sums` says: C × (T,) and
+    (T,) → C × (T,)."""
+    if weights.has_offset != 0:
+        # Known only here: added to all samples in front of the question, it would cost every row.
+        smallest = made_anew(smallest)
+        values = ()
+        for c in tl.static_range(tile.C):
+            values = values + (sums[c] + smallest,)
+        sums = values
+    return sums
