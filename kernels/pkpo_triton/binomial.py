@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from pkpo_triton.layout import from_previous_thread, over_threads
+from pkpo_triton.layout import over_threads
 from pkpo_triton.lookup import look_up, look_up_samples, slot
 from pkpo_triton.plan import MOST_THREADS_PER_ROW
 
@@ -165,24 +165,6 @@ def ratios(sizes, thread, start, tables, traits: tl.constexpr, layout: tl.conste
                 r = chain_next(r, S - 1 - back, sizes, thread, inverse, traits.INDEX_SHIFT, layout)
             out = (r,) + out
         return out
-
-
-@triton.jit
-def weighted_gaps(
-    ordered, sizes, thread, start, tables, traits: tl.constexpr, layout: tl.constexpr
-):
-    """Weigh the gap between each sample of sorted rows and the one before: S × (T,) → r_j · d_j,
-    S × (T,)."""
-    S: tl.constexpr = layout.SAMPLES_PER_THREAD
-    weights = ratios(sizes, thread, start, tables, traits, layout)
-    if layout.THREADS_PER_ROW == 1:
-        terms = (tl.zeros([layout.THREADS], ordered[0].dtype),)
-    else:
-        before = from_previous_thread(ordered[S - 1], ordered[0], thread, layout)
-        terms = (weights[0] * (ordered[0] - before),)
-    for c in tl.static_range(1, S):
-        terms = terms + (weights[c] * (ordered[c] - ordered[c - 1]),)
-    return terms
 
 
 @triton.jit

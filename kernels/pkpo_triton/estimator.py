@@ -98,25 +98,41 @@ def range_scale(low, high, RANGE_SCALED: tl.constexpr):
 
 
 @triton.jit
-def offset_sum(terms, weights, thread, layout: tl.constexpr):
-    """Add up what gaps take from a row's offset, Σ (offset + slope · |j − origin|) · r_j d_j: terms
+def gaps_in_threads(ordered, thread, layout: tl.constexpr):
+    """Compute the gap between each sample of sorted rows and the one before, 0 in front of a row's
+    first: S × (T,) → S × (T,)."""
+    first = tl.zeros([layout.THREADS], ordered[0].dtype)
+    if layout.THREADS_PER_ROW > 1:
+        last = ordered[layout.SAMPLES_PER_THREAD - 1]
+        first = ordered[0] - from_previous_thread(last, ordered[0], thread, layout)
+    gaps = (first,)
+    for c in tl.static_range(1, layout.SAMPLES_PER_THREAD):
+        gaps = gaps + (ordered[c] - ordered[c - 1],)
+    return gaps
+
+
+@triton.jit
+def offset_sum(gaps, ratio, weights, thread, layout: tl.constexpr):
+    """Add up what gaps take from a row's offset, Σ (offset + slope · |j − origin|) · r_j d_j: twice
     S × (T,) → (T,)."""
-    out = tl.zeros_like(terms[0])
+    out = tl.zeros_like(gaps[0])
     number = (thread % layout.THREADS_PER_ROW * layout.SAMPLES_PER_THREAD).to(tl.float32)
     for c in tl.static_range(layout.SAMPLES_PER_THREAD):
         distance = tl.abs(number + c - weights.origin)
-        out += (weights.offset + weights.slope * distance) * terms[c]
+        out += (weights.offset + weights.slope * distance) * (ratio[c] * gaps[c])
     return over_threads(out, False, layout)
 
 
 @triton.jit
-def prefix_sums(terms, thread, layout: tl.constexpr):
-    """Add up all that is sorted before, Σ_{j<i} r_j d_j: S × (T,) → S × (T,). Equal rewards get
-    equal bits: a gap of 0 adds nothing."""
-    total = terms[0]
+def prefix_sums(gaps, ratio, thread, layout: tl.constexpr):
+    """Add up all that is sorted before, Σ_{j<i} r_j d_j: twice S × (T,) → S × (T,). Equal rewards
+    get equal bits: a gap of 0 adds nothing."""
+    total = gaps[0]
+    if layout.THREADS_PER_ROW > 1:
+        total = ratio[0] * gaps[0]
     sums = (total,)
     for c in tl.static_range(1, layout.SAMPLES_PER_THREAD):
-        total = total + terms[c]
+        total = tl.fma(tl.broadcast_to(ratio[c], total.shape), gaps[c], total)
         sums = sums + (total,)
     if layout.THREADS_PER_ROW > 1:
         through = tl.cumsum(tl.reshape(total, [layout.BLOCK_ROWS, layout.THREADS_PER_ROW]), 1)

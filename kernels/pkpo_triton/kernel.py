@@ -28,13 +28,14 @@ from pkpo_triton.binomial import (
     chain_start,
     narrow_k,
     ratio_at,
+    ratios,
     valid_sizes,
-    weighted_gaps,
 )
 from pkpo_triton.estimator import (
     Weights,
     ends,
     estimator_weights,
+    gaps_in_threads,
     offset_sum,
     prefix_sums,
     range_scale,
@@ -78,10 +79,11 @@ def load_rows(rewards, where, block, layout: tl.constexpr):
         samples = _fill(samples, valid, layout)
     irregular = tl.zeros([layout.THREADS], tl.float32)
     if rewards.ptr.dtype.element_ty.is_floating():
-        # Before a network, which may drop a NaN. What fills a row up is infinite only where one of
-        # its valid samples is.
-        for c in tl.static_range(S):
-            irregular += samples[c] * 0.0
+        # Before a network, which may drop a NaN, and of differences that most networks begin with.
+        # One that overflows makes a NaN of its row, too, as the row's range does. What fills a row
+        # up is infinite only where one of its valid samples is.
+        for c in tl.static_range(0, S, 2):
+            irregular += (samples[c + 1] - samples[c] if c + 1 < S else samples[c]) * 0.0
     return Rows(samples, irregular, n, thread, valid_tile)
 
 
@@ -181,16 +183,17 @@ def transform_by_sorting(
     smallest, largest = ends(
         ordered[0], ordered[layout.SAMPLES_PER_THREAD - 1], rows.irregular, layout
     )
-    terms = weighted_gaps(ordered, sizes, rows.thread, start, tables, traits, layout)
+    gaps = gaps_in_threads(ordered, rows.thread, layout)
+    ratio = ratios(sizes, rows.thread, start, tables, traits, layout)
     scale, unscale = range_scale(smallest, largest, traits.RANGE_SCALED)
     weights = times(weights, scale)
     offset = tl.zeros([layout.THREADS], tl.float32)
     if weights.has_offset != 0:
-        offset = offset_sum(terms, weights, rows.thread, layout)
+        offset = offset_sum(gaps, ratio, weights, rows.thread, layout)
     deviation = largest * 0.0
     if traits.NORMALIZED:
         deviation = std(ordered, largest, sizes, rows.thread, tables, layout)
-    sums = prefix_sums(terms, rows.thread, layout)
+    sums = prefix_sums(gaps, ratio, rows.thread, layout)
     if layout.THREADS_PER_ROW == 1:
         sums = unsort_in_threads(sums, words, layout)
     else:
@@ -367,6 +370,7 @@ def max_at_k_kernel(
     # (T,), (T,)
     _, largest = ends(ordered[0], ordered[SAMPLES_PER_THREAD - 1], rows.irregular, layout)
 
+    gaps = gaps_in_threads(ordered, rows.thread, layout)  # S × (T,)
     zero = tl.zeros([layout.THREADS], tl.float32)  # (T,)
     thread = tl.arange(0, layout.THREADS)  # (T,)
     row = thread // THREADS_PER_ROW  # (T,)
@@ -377,10 +381,8 @@ def max_at_k_kernel(
         start = sizes.k_is_valid * chain_start(sizes, rows.thread, tables, 1, layout)  # () or (T,)
         slope = 1 / sizes.k.to(tl.float32)  # () or (T,)
         weights = Weights(sizes.k_is_valid, zero, zero, slope, zero, 1, zero)  # () or (T,)
-        terms = weighted_gaps(
-            ordered, sizes, rows.thread, start, tables, traits, layout
-        )  # S × (T,)
-        offset = offset_sum(terms, weights, rows.thread, layout)  # (T,)
+        ratio = ratios(sizes, rows.thread, start, tables, traits, layout)  # S × () or (T,)
+        offset = offset_sum(gaps, ratio, weights, rows.thread, layout)  # (T,)
         best = (sizes.k_is_valid * largest - offset) + 0.0  # (T,)
         best = tl.where(sizes.k_is_valid > 0, best, float("nan"))  # (T,)
         out = out_ptr + (block.first_row + row) * n_ks + q  # (T,)
