@@ -172,24 +172,42 @@ def matrices(n: int, rng: np.random.Generator) -> list[Any]:
     a row more, so that every guard holds back most of its lanes."""
     chosen = plan(n, 4, masked=False, uniform=True)
     assert chosen is not None
-    rows = block_rows(Case(n, 1)) + 1
+    # And eight rows at least, one for each four samples that a thread of several reads at a time.
+    block = block_rows(Case(n, 1))
+    rows = -(-8 // block) * block + 1
     normal = rng.standard_normal((rows, n))
     kinds = [normal, np.sort(normal), np.sort(normal)[:, ::-1], np.round(normal), normal + 1e3]
     mixed = np.choose(np.arange(rows)[:, None] % len(kinds), kinds)
     near_ties = 1 + np.argsort(normal) * 2.0**-23
     # What makes a row NaN is known to one thread alone, and so is one of two values.
-    infinite, irregular, wide, anywhere = (mixed.copy() for _ in range(4))
+    infinite, irregular, wide, anywhere, one_large = (mixed.copy() for _ in range(5))
     infinite[::2, 0], infinite[1::2, n - 1] = np.inf, -np.inf
     irregular[:, 0] = np.nan
     wide[:, 0], wide[:, n - 1] = 3e38, -3e38
-    anywhere[np.arange(rows), np.arange(rows) * max(1, n // 32) % n] = np.nan
+    # In all that a row's first thread reads in turn: it may be read again one thread further.
+    at = np.arange(rows) * 4 * chosen.threads_per_row
+    anywhere[np.arange(rows), (at + at // n) % n] = np.nan
+    # Only at one end, so that the threads of the other hear of it.
+    one_large[::2, 0], one_large[1::2, 0] = -1e37, 1e37
+    # In order, all but the first for a thread's last and the next one's first four. Of what comes
+    # from elsewhere, from two threads in front, the row there, the second thread itself, four
+    # samples further or behind a row that is not positive, nothing shows that. Each row has another
+    # range, and so another step of what is sorted in fixed point.
+    each = min(chosen.samples_per_thread, n // 2)
+    border = np.arange(rows * n).reshape(rows, n) + 1.0 - rows // 2 * n
+    border[:, 0] -= np.arange(rows)
+    border[:, each : 2 * each] = border[:, each, None]
+    for i in range(4):
+        border[:, each + i :: each] = border[:, each::each]
+    border[1:, n - each - 1] = border[1:, n - each] + 2.0**-12
     levels = rng.integers(0, 2, (rows, n))
     # Neighbours alike, so that what comes from another row is no help.
     pattern = np.arange(rows) // 4 % 3
     levels[pattern == 0], levels[pattern == 1] = np.arange(n) == n - 1, np.arange(n) != 0
     # Large ones are scaled, and their results scaled back.
     large = 1e37 * normal
-    out = [mixed, near_ties, infinite, irregular, wide, anywhere, large, levels, 1 - levels]
+    out: list[Any] = [mixed, near_ties, infinite, irregular, wide, anywhere, large, one_large]
+    out += [border, levels, 1 - levels]
     # Blocks of two values, but for one thread: the last lane of a warp, and so the last to be heard
     # of, in its first samples or in its last.
     rows_of_warp = max(1, 32 // chosen.threads_per_row)
@@ -201,6 +219,17 @@ def matrices(n: int, rng: np.random.Generator) -> list[Any]:
             almost[row, samples] = [0, 1, 0.5]
             out.append(almost)
     return [torch.from_numpy(x.astype(np.float32)) for x in out]
+
+
+def calls(inputs: list[Any]) -> Iterator[functools.partial[Any]]:
+    """By an estimator for which gaps weigh in the row offset too, and so does the largest reward.
+    Of rows that are not finite, and in several threads, an offset of NaN tells all of these: such
+    rows also by an estimator that has none."""
+    for estimator in ("sloo", "sloo_minus_one"):
+        for x in inputs:
+            if estimator == "sloo" or (x.shape[1] > 32 and not x.isfinite().all()):
+                options: Any = {"estimator": estimator, "implementation": "triton"}
+                yield functools.partial(pk.transform, x, 2, **options)
 
 
 # Kind and function of what may go unnoticed, and how often, because it changes nothing. For a
@@ -215,8 +244,22 @@ HARMLESS = {
     # The keys that are searched for the next bit are stored again, the same as before.
     ("barrier", "find"): 10,
 }
-# And at a length: of 24 samples padded to 32, eight are written, and read, that nobody copies out.
-HARMLESS_AT = {24: {("address", "put_values"): 16, ("address", "read_row"): 2}}
+# And at a length.
+HARMLESS_AT = {
+    # Of 24 samples padded to 32, eight are written, and read, that nobody copies out.
+    24: {("address", "put_values"): 16, ("address", "read_row"): 2},
+    # Of the smallest only is asked whether it is large, by each thread, and of all threads at once.
+    64: {("shuffle", "ends_of_row"): 1},
+    1024: {
+        # A thread reads first what it has copied itself.
+        ("barrier", "copy_in"): 1,
+        # A thread reads what it has written itself; or writes where it alone has read since the
+        # barriers of a sort.
+        ("barrier", "wait_for_row"): 4,
+        # Neighbours in two threads are the last to be put in order: these never fall.
+        ("shuffle", "reward_before"): 1,
+    },
+}
 
 
 @functools.cache
@@ -264,8 +307,8 @@ def test_planted_bugs_are_noticed(
 ) -> None:
     """A barrier dropped, a guard dropped, an address of shared memory moved, a shuffle's lane
     changed: each is seen as a fault or in a result."""
-    inputs = matrices(n, rng)
-    good = [pk.transform(x, 2, implementation="triton") for x in inputs]
+    cases = list(calls(matrices(n, rng)))
+    good = [call() for call in cases]
     ptx = device.kernels[0].assembly
     program = device.launches[0].run.program
     ran = sum(launch.run.counts.executed for launch in device.launches)
@@ -282,8 +325,8 @@ def test_planted_bugs_are_noticed(
     for mutant in chosen:
         changed = "\n".join([*lines[: mutant.line], mutant.text, *lines[mutant.line + 1 :]])
         with Device(change=lambda _, text=changed: text, counting=False) as faulty:
-            for x, want in zip(inputs, good, strict=True):
-                got = pk.transform(x, 2, implementation="triton")
+            for call, want in zip(cases, good, strict=True):
+                got = call()
                 if faulty.launches[-1].run.faults.found or not same(got, want):
                     break
             else:
