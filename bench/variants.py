@@ -69,7 +69,7 @@ def shipped() -> Iterator[Variant]:
     for n in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192):
         yield Variant(n)
     # No powers of two, and no multiples of four.
-    for n in (12, 24, 40, 100, 300, 1000, 5, 10, 26, 102, 1002):
+    for n in (12, 24, 40, 80, 100, 300, 1000, 5, 10, 26, 102, 1002):
         yield Variant(n)
     for dtype in ("bfloat16", "float16"):
         yield Variant(32, dtype)

@@ -85,6 +85,20 @@ def thread_network(n: Any) -> Any:
 
 
 @triton.constexpr_function  # type: ignore[untyped-decorator]
+def bitonic_merge(n: Any) -> Any:
+    """List a network for samples of any n that rise and then fall, wherever one begins in that
+    circle: comparators (a, b). Half of them end below the others, and both halves are bitonic
+    again; what is left of an odd length is sorted."""
+    pairs, run = [], n
+    while run % 2 == 0:
+        run //= 2
+        pairs += [(a, a + run) for a in range(n) if a // run % 2 == 0]
+    return pairs + [
+        (first + a, first + b) for first in range(0, n, run) for a, b in thread_network(run)
+    ]
+
+
+@triton.constexpr_function  # type: ignore[untyped-decorator]
 def thread_steps(n: Any) -> Any:
     """List `thread_network` with what keeps its decisions: a tuple of (a, b, word, mask, closes):
     the word and the bit of the comparator's decision, and whether it is the word's last.

@@ -1,7 +1,7 @@
 """The packed kernel, for what is usual on NVIDIA's GPUs: floats of 32 or 16 bits, whole rows one
 after the other, one k for all. For all else there is `pkpo_triton.kernel`; which of the two it is,
-`pkpo_triton.plan.packed_plan` says. Samples left out: see `pkpo_triton.packed_masked`; rows of no
-power of two: `pkpo_triton.packed_padded`.
+`pkpo_triton.plan.packed_plan` says. Samples left out: see `pkpo_triton.packed_masked`; rows that do
+not fill their threads: `pkpo_triton.packed_padded`.
 
 A row lies in one thread, or in a few neighbours. A key is a reward whose lowest bits are replaced
 by its index in the row, so that minima and maxima sort both, and nothing is searched or led back:
@@ -214,8 +214,8 @@ def _transform_by_sorting(rewards, irregular, row, own, lane, weights, tile: tl.
     else:
         addresses = sort_by_upper_bits(rewards, row, lane, tile.C, tile.THREADS_PER_ROW)
         ordered = get_each(addresses, tile.C)  # C × (T,)
-    smallest, largest = ends_of_row(ordered, tile)
-    unusual = irregular | is_large(smallest, largest)
+    largest = over_lanes(ordered[tile.C - 1], "max", tile)
+    unusual = irregular | is_large(ordered[0], largest)  # one thread has the smallest
     if not tile.EXACT:
         signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
         for c in tl.static_range(1, tile.C):
@@ -314,8 +314,8 @@ def packed_kernel(
     THREADS_PER_ROW: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Transform one block of rows: (n_rows, N_SAMPLES) → the same, both float32, bfloat16 or
-    float16, where (n_rows, N_SAMPLES) bytes or None, all at multiples of 16 bytes. N: rows are
-    padded to it. The regimes: `pkpo_triton.plan.packed_plan`.
+    float16, where (n_rows, N_SAMPLES) bytes or None, all at multiples of 16 bytes. N: words of a
+    row in shared memory. The regimes: `pkpo_triton.plan.packed_plan`.
 
     The weights are those of `tables.gap_weights`, (2, N), with a mask those of
     `tables.row_weights`, whose rows have their own max_coefficient.
@@ -328,7 +328,7 @@ def packed_kernel(
         N=N,
         BITS=N.bit_length() - 1,
         THREADS_PER_ROW=THREADS_PER_ROW,
-        C=N // THREADS_PER_ROW,
+        C=-(-N_SAMPLES // (4 * THREADS_PER_ROW)) * 4,
         T=T,
         PERIOD=PERIOD,
         FREE=4 * THREADS_PER_ROW,
@@ -356,7 +356,7 @@ def packed_kernel(
         rewards = fill_row(own, rewards, mask, tile)  # C × (T,)
         weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
     else:
-        if N_SAMPLES < N:
+        if N_SAMPLES < tile.C * THREADS_PER_ROW:
             rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
         weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
     irregular = is_irregular(rewards, tile)  # (T,)

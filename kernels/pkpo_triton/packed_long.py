@@ -87,7 +87,6 @@ def _transform_by_sorting(
             addresses, smallest, largest, special, row, own, lane, thread, buffer, weights, tile
         )
     else:
-        wait_for_row(tile)
         put_values(addresses, ordered, largest, lane, weights, threads_in_order(tile), tile)
 
 
@@ -117,14 +116,13 @@ def _transform_unusual(
             get_in_order(addresses, largest, lane, tile), addresses, lane, thread, buffer, tile
         )
         ordered, addresses = both[: tile.C], both[tile.C :]
-        before = reward_before(ordered, lane, tile)
-        wrong = any_thread(is_descending((before,) + ordered, tile.C + 1))
+        # Those of two threads have been put in order last.
+        wrong = any_thread(is_descending(ordered, tile.C))
         passes += 1
     if wrong | special:
         _transform_exactly(smallest, largest, row, own, lane, thread, buffer, weights, tile)
     else:
         ordered = get_in_order(addresses, largest, lane, tile)
-        wait_for_row(tile)
         put_values(addresses, ordered, largest, lane, weights, threads_in_order(tile), tile)
 
 
@@ -142,12 +140,10 @@ def _transform_exactly(
         irregular += samples[c] * 0.0
         scaled = scaled + (samples[c] * scale,)
     unscale += over_lanes(irregular, "sum", tile)
-    wait_for_row(tile)
     write_row(own, scaled, tile)
     wait_for_row(tile)
     addresses = _sort_exactly(row, own, lane, thread, buffer, tile)
     ordered = get_each(addresses, tile.C)
-    wait_for_row(tile)
     # Padding may stand in front of samples that equal it.
     put_values(addresses, ordered, largest * scale, lane, weights, tile.THREADS_PER_ROW, tile)
     wait_for_row(tile)

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import floats, integers, test_operands
-from pkpo_triton.networks import thread_network
+from pkpo_triton.networks import bitonic_merge, thread_network
 from pkpo_triton.packed_sort import comparators, shuffled_merges, sign
 
 # Up to so many lanes shuffles move no more through the same pipe than shared memory would.
@@ -59,16 +59,6 @@ def _merge_between_lanes(group, words, vectors):
             if not lane & distance
             for j, e in keys
         ]
-        distance //= 2
-    return pairs
-
-
-@triton.constexpr_function
-def _merge_in_lane(c):
-    """Pairs (a, b) of a lane's own keys."""
-    pairs, distance = [], c // 2
-    while distance:
-        pairs += [(a, a + distance) for a in range(c) if not a & distance]
         distance //= 2
     return pairs
 
@@ -120,7 +110,7 @@ def _exchanged_merge(c, group, thread, buffer, barrier):
         *(_access("st", words, *at) for at in of_group),
         barrier,
         *(_access("ld", words, *at) for at in of_lane),
-        *comparators(_merge_in_lane(c)),
+        *comparators(bitonic_merge(c)),
     ]
 
 

@@ -1,8 +1,10 @@
-"""Rows of a packed kernel that are no power of two long: they are padded.
+"""Rows of a packed kernel whose threads hold more than they have: they are padded.
 
-The padding, in registers and in shared memory, is their largest sample: it sorts to the end, where
-the gaps are 0, and rows of few values stay rows of few values. Nothing of it is copied out. Where
-samples are left out, it counts as left out, too: see `packed_masked`.
+A thread of its own holds a row of any multiple of four; of several, each holds as many, and all
+somewhat more than the row perhaps, in `pkpo_triton.packed_long` up to a power of two. The padding,
+in registers and in shared memory, is the row's largest sample: it sorts to the end, where the gaps
+are 0, and rows of few values stay rows of few values. Nothing of it is copied out. Where samples
+are left out, it counts as left out, too: see `packed_masked`.
 """
 
 # Triton compiles these functions; no type checker can check them.
@@ -51,8 +53,8 @@ def write_unpadded_row(own, values, tile: tl.constexpr):
 
 @triton.jit
 def pad_row(own, rewards, lane, tile: tl.constexpr):
-    """Pad rows to N samples with their largest, also in shared memory: (T,), C × (T,) and (T,) → C
-    × (T,)."""
+    """Pad rows with their largest sample, also in shared memory: (T,), C × (T,) and (T,) → C ×
+    (T,)."""
     largest = rewards[0]
     for c in tl.static_range(1, tile.C):
         if threads_in_turn(c // 4, tile) > 0:

@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import integers
-from pkpo_triton.networks import ACROSS, COMPARE, merge_steps, thread_network
+from pkpo_triton.networks import (
+    ACROSS,
+    COMPARE,
+    bitonic_merge,
+    merge_steps,
+    padded,
+    thread_network,
+)
 
 
 @triton.constexpr_function
@@ -38,18 +45,12 @@ def negated(n, lane, bit, other):
 
 
 @triton.constexpr_function
-def compared(n, distances):
-    """Compare keys that lie so far apart in a lane, for one distance after the other."""
-    return comparators([(i, i + a) for a in distances for i in range(n) if i // a % 2 == 0])
-
-
-@triton.constexpr_function
 def shuffled_merges(n, lanes, lane):
     """Merge sorted lanes, their keys negated as `networks.merge_steps` asks for in its first."""
     lines = []
-    for kind, a, b in merge_steps(n, lanes, 32)[1:]:
+    for kind, a, b in merge_steps(2, lanes, 32)[1:]:
         if kind == COMPARE:
-            lines += compared(n, [a])
+            lines += comparators(bitonic_merge(n))
         elif kind == ACROSS:
             lines += [
                 f"shfl.sync.bfly.b32 lower, key{i}, {1 << a}, 31, -1; neg.f32 lower, lower;"
@@ -76,7 +77,7 @@ def _merged_pairs(n, lane):
                 f"@!is_upper min.f32 key{key}, key{key}, {other};",
                 f"@is_upper max.f32 key{key}, key{key}, {other};",
             ]
-    return lines + compared(n, [n >> bit for bit in range(1, n.bit_length())])
+    return lines + comparators(bitonic_merge(n))
 
 
 @triton.constexpr_function
@@ -102,12 +103,13 @@ def _sorted_operands(n, of_input):
 def _sorted_by_upper_bits(n, lanes):
     # A key's bits are the reward's where both the number and the register have a 1; where one of
     # them has, the index has. So it is made in one instruction, which Triton's operations are not.
-    keys = [_lane_of_key(f"${2 * n + 1}", lanes, -n * lanes)]
+    indices = padded(n * lanes)
+    keys = [_lane_of_key(f"${2 * n + 1}", lanes, -indices)]
     keys += [
-        f"lop3.b32 key{i}, ${n + i}, {-n * lanes | _index_in_lane(i, lanes)}, upper, 0xE6;"
+        f"lop3.b32 key{i}, ${n + i}, {-indices | _index_in_lane(i, lanes)}, upper, 0xE6;"
         for i in range(n)
     ]
-    addresses = [_address(n * lanes, f"key{i}", f"${i}", f"${2 * n}") for i in range(n)]
+    addresses = [_address(indices, f"key{i}", f"${i}", f"${2 * n}") for i in range(n)]
     return _sorted(n, lanes, keys, addresses)
 
 
@@ -123,9 +125,9 @@ def _index_in_lane(i, lanes):
 
 
 @triton.constexpr_function
-def _address(samples, key, address, row):
+def _address(indices, key, address, row):
     # Of Triton's operations three would come.
-    return f"and.b32 {address}, {key}, {samples - 1}; mad.lo.s32 {address}, {address}, 4, {row};"
+    return f"and.b32 {address}, {key}, {indices - 1}; mad.lo.s32 {address}, {address}, 4, {row};"
 
 
 @triton.jit
@@ -184,7 +186,7 @@ def addresses_of(keys, row, N: tl.constexpr, C: tl.constexpr):
 def _sorted_by_keys(n, lanes):
     keys = [f"mov.b32 key{i}, ${n + i};" for i in range(n)]
     addresses = [
-        f"and.b32 key{i}, key{i}, {4 * n * lanes - 1}; add.s32 ${i}, key{i}, ${2 * n};"
+        f"and.b32 key{i}, key{i}, {4 * padded(n * lanes) - 1}; add.s32 ${i}, key{i}, ${2 * n};"
         for i in range(n)
     ]
     return _sorted(n, lanes, keys, addresses)

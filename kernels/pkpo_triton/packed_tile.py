@@ -30,10 +30,10 @@ class Tile(NamedTuple):
     along meets in a bank."""
 
     N_SAMPLES: Any  # of a row in global memory, a multiple of 4
-    N: Any  # samples of a row in threads and in shared memory: the next power of two
+    N: Any  # words of a row in shared memory: the next power of two
     BITS: Any  # of an index in a row
     THREADS_PER_ROW: Any  # threads of a row, neighbours
-    C: Any  # samples in each of them
+    C: Any  # samples in each of them, a multiple of 4
     T: Any  # threads
     PERIOD: Any  # words: a row, or several
     FREE: Any  # words, four for each of a row's threads

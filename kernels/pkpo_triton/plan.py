@@ -93,7 +93,7 @@ def plan(
 class PackedPlan(NamedTuple):
     """Constants of a packed kernel: see `pkpo_triton.packed`."""
 
-    samples: int  # that a row's threads hold, a power of two
+    samples: int  # as many as a row has room for in shared memory, a power of two
     block_rows: int  # so many rows are a program's
     threads_per_row: int
     levels: int  # rows of so many distinct values are counted, which costs less than to sort them
@@ -110,6 +110,7 @@ def _by_samples(*plans: PackedPlan) -> dict[int, PackedPlan]:
     return {plan.samples: plan for plan in plans}
 
 
+_ONE_THREAD = PackedPlan(64, block_rows=32, threads_per_row=1, levels=4)
 _PLAIN = _by_samples(
     PackedPlan(16, block_rows=32, threads_per_row=1, levels=2),
     PackedPlan(32, block_rows=32, threads_per_row=1, levels=3),
@@ -127,7 +128,7 @@ _MASKED = {n: _PLAIN[n] for n in (16, 32, 64, 128)} | _by_samples(
     PackedPlan(256, block_rows=2, threads_per_row=16, levels=4)
 )
 _OF_16_BITS = {n: _PLAIN[n] for n in (16, 32, 128)} | _by_samples(
-    PackedPlan(64, block_rows=32, threads_per_row=1, levels=4),
+    _ONE_THREAD,
     PackedPlan(256, block_rows=4, threads_per_row=8, levels=4),
 )
 
@@ -195,5 +196,7 @@ def packed_plan(
     """
     if not usual or backend != "cuda" or n <= 8 or n % 4:
         return None
+    if 32 < n < 64:
+        return _ONE_THREAD
     plans = _MASKED if masked else _PLAIN if itemsize == 4 else _OF_16_BITS
     return plans.get(1 << (n - 1).bit_length())

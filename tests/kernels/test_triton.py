@@ -28,6 +28,7 @@ from pkpo_triton.networks import (  # noqa: E402
     ACROSS_WARPS,
     COMPARE,
     NEGATE,
+    bitonic_merge,
     merge_steps,
     thread_network,
     thread_steps,
@@ -79,6 +80,17 @@ class TestNetworks:
     def test_longer_threads_are_sorted(self, n: int, rng: np.random.Generator) -> None:
         rows = rng.integers(0, 2, (2000, n))
         for a, b in thread_network(n):
+            low, high = rows[:, [a, b]].min(1), rows[:, [a, b]].max(1)
+            rows[:, a], rows[:, b] = low, high
+        assert (np.diff(rows, axis=1) >= 0).all()
+
+    @pytest.mark.parametrize("n", range(4, 65, 4))
+    def test_a_bitonic_thread_of_zeros_and_ones_is_sorted(self, n: int) -> None:
+        # Ones from any number on, in a circle: what sorts all of these sorts all that is bitonic.
+        first, ones = np.divmod(np.arange(n * (n + 1)), n + 1)
+        rows = ((np.arange(n) - first[:, None]) % n < ones[:, None]).astype(int)
+        for a, b in bitonic_merge(n):
+            assert a < b
             low, high = rows[:, [a, b]].min(1), rows[:, [a, b]].max(1)
             rows[:, a], rows[:, b] = low, high
         assert (np.diff(rows, axis=1) >= 0).all()
