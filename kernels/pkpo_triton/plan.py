@@ -139,7 +139,7 @@ def packed_plan(
     """Plan a packed kernel for rows of n samples, None where there is none: `plan` serves all.
 
     Args:
-        n: samples in a row. Rows of a multiple of four are padded to a power of two.
+        n: samples in a row, a multiple of four.
         usual: rewards and results are float32, bfloat16 or float16, whole rows one after the other
             from a multiple of 16 bytes on, and so is a mask; all rows share a k known to the host,
             and no std is asked for.
@@ -157,17 +157,19 @@ def packed_plan(
     last column is of `plan`'s kernels, of any rewards without a mask and with one.
 
     | n   | threads a row     | sorted, again | with a mask | 2, 4 values | 16 bits | `plan`'s |
-    | 16  | 1                 | 25, 50        | 32          | 18, 25      | 24      | 41, 65   |
-    | 32  | 1                 | 26, 55        | 32          | 16, 34      | 26      | 55, 93   |
-    | 64  | 2; of 16 bits: 1  | 36, 79        | 43          | 17, 31      | 29      | 66, 92   |
-    | 128 | 4                 | 47, 102       | 54          | 17, 31      | 47      | 86, 112  |
-    | 256 | 16; of 16 bits: 8 | –             | 88          | –           | 63      | 108, 135 |
+    | 16  | 1                 | 24, 49        | 31          | 18, 24      | 24      | 41, 65   |
+    | 32  | 1                 | 25, 54        | 31          | 16, 34      | 26      | 55, 93   |
+    | 64  | 2; of 16 bits: 1  | 34, 76        | 41          | 16, 30      | 29      | 66, 92   |
+    | 128 | 4                 | 46, 101       | 53          | 16, 31      | 47      | 86, 112  |
+    | 256 | 16; of 16 bits: 8 | –             | 87          | –           | 62      | 108, 135 |
 
-    Rows that are padded, without a mask and with one; behind them `plan`'s, without:
+    Other lengths, without a mask and with one; behind them `plan`'s, without. To 60 samples a row
+    lies in one thread, which from 40 on takes 128 registers and more, but in several it would have
+    to be padded to 64: at 40 samples that took 62 instructions.
 
-    | n      | 12     | 20 | 24     | 40     | 100    | 300 | 1000 |
-    | packed | 37, 45 | 47 | 40, 47 | 62, 72 | 67, 74 | 127 | 98   |
-    | `plan` | 42     | 65 | 62     | 120    | 121    | 246 | 179  |
+    | n      | 12     | 20 | 24     | 40     | 48 | 80     | 100    | 300 | 1000 |
+    | packed | 28, 35 | 29 | 29, 36 | 32, 39 | 33 | 52, 60 | 62, 68 | 127 | 97   |
+    | `plan` | 42     | 65 | 62     | 120    | 99 | 150    | 121    | 246 | 179  |
 
     Of normal rewards 1, 0, 0.5, 4 and (with a mask) 12 % of the programs sort again, of uniform
     ones 0, 2, 4, 16 and 27 %.
@@ -177,17 +179,18 @@ def packed_plan(
     and wavefronts of shared memory.
 
     | n    | threads a row | sorted   | a pass | the most  | 2, 4 values | `plan`'s: any, 2 values |
-    | 256  | 8             | 61 (17)  | 16 (0) | 200 (146) | 17, 31      | 108 (30), 21            |
-    | 512  | 16            | 73 (22)  | 9 (7)  | 236 (158) | 17, 32      |                         |
-    | 1024 | 32            | 89 (26)  | 9 (7)  | 279 (171) | 17, 33      | 166 (42), 21            |
+    | 256  | 8             | 60 (17)  | 16 (0) | 200 (146) | 17, 31      | 108 (30), 21            |
+    | 512  | 16            | 72 (22)  | 9 (7)  | 236 (158) | 17, 32      |                         |
+    | 1024 | 32            | 88 (26)  | 9 (7)  | 279 (171) | 17, 33      | 166 (42), 21            |
     | 2048 | 32            | 92 (26)  | 9 (7)  | 294 (167) | 15, 28      |                         |
-    | 4096 | 64            | 112 (31) | 10 (7) | 348 (183) | 16, 31      | 244 (79), 21            |
+    | 4096 | 64            | 111 (31) | 10 (7) | 348 (183) | 16, 31      | 244 (79), 21            |
 
     So many of the programs make a pass, of normal rewards 0.5, 6, 23, 85 and 100 %, of uniform ones
     0.5, 2, 10, 61 and 100 %, of lognormal ones (σ = 2) 64 and then 100 %, and of these 0, 0, 2, 43
     and 100 % are sorted twice more; of 1 + 0.001 · normal rewards none.
 
-    What an H200 reached of a copy's speed, with normal rewards; behind it `plan`'s kernels:
+    What an H200 reached of a copy's speed, with normal rewards, before keys took one instruction
+    and sums one addition less; behind it `plan`'s kernels:
 
     | n           | 16  | 32  | 64       | 128      | 256      | 512      | 1024     | 2048     |
     | plain       | .98 | .99 | .89      | .66      | .49, .33 | .40, .25 | .30, .21 | .22, .16 |
