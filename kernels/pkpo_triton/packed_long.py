@@ -140,8 +140,8 @@ def _transform_exactly(
         irregular += samples[c] * 0.0
         scaled = scaled + (samples[c] * scale,)
     unscale += over_lanes(irregular, "sum", tile)
-    write_row(own, scaled, tile)
     wait_for_row(tile)
+    write_row(own, scaled, tile)
     addresses = _sort_exactly(row, own, lane, thread, buffer, tile)
     ordered = get_each(addresses, tile.C)
     # Padding may stand in front of samples that equal it.
