@@ -14,7 +14,7 @@ estimator is data to the kernels: see `coefficients.Estimator`. Most people call
     long_rows     rows that the library sorts           table_cache    where they are kept
     matrices      as kernels read them                  coefficients   an estimator as data
     packed        the entry kernel for the usual rows   packed_tile    how these lie
-    packed_sort   the PTX that sorts them               packed_padded  rows of no power of two
+    packed_sort   the PTX that sorts them               packed_padded  rows with padding
     packed_long   the entry kernel for longer ones      packed_merges  the PTX that sorts these
     packed_masked samples that are left out             packed_weights what gaps weigh in them
     assembly      more PTX: memory, arithmetic          networks       sorting, as data

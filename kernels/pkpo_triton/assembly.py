@@ -151,7 +151,7 @@ def store_four(address, x, OFFSET: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def made_anew(x):
-    """Copy numbers so that no compiler knows that they are the same: (T,) → (T,)."""
+    """Copy numbers of 32 bits so that no compiler knows that they are the same: (T,) → (T,)."""
     return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, False, 1)
 
 

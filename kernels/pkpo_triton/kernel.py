@@ -79,9 +79,9 @@ def load_rows(rewards, where, block, layout: tl.constexpr):
         samples = _fill(samples, valid, layout)
     irregular = tl.zeros([layout.THREADS], tl.float32)
     if rewards.ptr.dtype.element_ty.is_floating():
-        # Before a network, which may drop a NaN, and of differences that most networks begin with.
-        # One that overflows makes a NaN of its row, too, as the row's range does. What fills a row
-        # up is infinite only where one of its valid samples is.
+        # Before a network, which may drop a NaN. Of differences there are half as many, and to 8
+        # samples a network begins with them. One that overflows makes its row NaN, too, as the
+        # row's range does. What fills a row up is infinite only where one of its valid samples is.
         for c in tl.static_range(0, S, 2):
             irregular += (samples[c + 1] - samples[c] if c + 1 < S else samples[c]) * 0.0
     return Rows(samples, irregular, n, thread, valid_tile)

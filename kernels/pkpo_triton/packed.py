@@ -92,13 +92,13 @@ def put_values(
     if weights.has_offset != 0:
         offset = sum_of_row(offset_in_thread(ordered, lane, weights, tile), lane, tile)
     smallest = smallest_value(largest, offset, weights, tile)
-    factor = gap_weight(weights, tile)
+    per_sum = gap_weight(weights, tile)
     in_thread = sums_in_thread(ordered, lane, weights, tile)
     start = start_of_sums(smallest, weights)
-    before = before_lane(start, in_thread[tile.C - 1], factor, lane, tile)
+    before = before_lane(start, in_thread[tile.C - 1], per_sum, lane, tile)
     sums = ()
     for c in tl.static_range(tile.C):
-        sums = sums + (tl.fma(factor, in_thread[c], before),)
+        sums = sums + (tl.fma(per_sum, in_thread[c], before),)
     values = values_of(sums, smallest, weights, tile)
     for c in tl.static_range(tile.C):
         if THREADS < tile.THREADS_PER_ROW:
@@ -143,7 +143,7 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
     smallest = over_lanes(smallest, "min", tile)
     largest = over_lanes(largest, "max", tile)
     zero = tl.zeros([tile.T], tl.float32)
-    factor = gap_weight(weights, tile)
+    per_sum = gap_weight(weights, tile)
     # Where a row lies in several threads, sums begin anew in each: what is added up here too.
     before = start_of_sums(smallest_value(largest, zero, weights, tile), weights)
     sums = (before,) * tile.C
@@ -169,7 +169,7 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
         at = tl.minimum(count.to(tl.int32), tile.N - 1)
         if tile.THREADS_PER_ROW > 1:
             begins = at // tile.C != last
-            before = tl.where(begins, tl.fma(factor, total, before), before)
+            before = tl.where(begins, tl.fma(per_sum, total, before), before)
             total = tl.where(begins, 0.0, total)
             offset_before = tl.where(begins, offset_before + offset, offset_before)
             offset = tl.where(begins, 0.0, offset)
@@ -181,7 +181,7 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
         # The same, but known only with the total: compared before, while the weight is under way,
         # it would take predicates for all samples, which have to be kept in registers.
         reached = tl.fma(total, zero, level)
-        sum_of_level = tl.fma(factor, total, before)
+        sum_of_level = tl.fma(per_sum, total, before)
         higher = ()
         for c in tl.static_range(tile.C):
             higher = higher + (tl.where(rewards[c] >= reached, sum_of_level, sums[c]),)

@@ -1,7 +1,7 @@
 """Rows of a packed kernel whose threads hold more than they have: they are padded.
 
-A thread of its own holds a row of any multiple of four; of several, each holds as many, and all
-somewhat more than the row perhaps, in `pkpo_triton.packed_long` up to a power of two. The padding,
+A row in one thread fills it. Of several each holds the same multiple of four, which together may be
+more than the row; in `pkpo_triton.packed_long` it is the next power of two. The padding,
 in registers and in shared memory, is the row's largest sample: it sorts to the end, where the gaps
 are 0, and rows of few values stay rows of few values. Nothing of it is copied out. Where samples
 are left out, it counts as left out, too: see `packed_masked`.

@@ -48,6 +48,7 @@ def negated(n, lane, bit, other):
 def shuffled_merges(n, lanes, lane):
     """Merge sorted lanes, their keys negated as `networks.merge_steps` asks for in its first."""
     lines = []
+    # Of two samples a lane they compare once a level: there stands the whole merge in a lane.
     for kind, a, b in merge_steps(2, lanes, 32)[1:]:
         if kind == COMPARE:
             lines += comparators(bitonic_merge(n))

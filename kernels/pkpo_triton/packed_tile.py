@@ -54,7 +54,7 @@ class Block(NamedTuple):
 
 @triton.jit
 def address_of(base, sample, tile: tl.constexpr):
-    """Find samples by their number in the block, padding counted: () and (T,) → (T,)."""
+    """Find words by their number in the block, N to a row: () and (T,) → (T,)."""
     return base + 4 * (sample + sample // tile.PERIOD * tile.FREE)
 
 
@@ -139,7 +139,7 @@ def _copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
         else:
             if not _is_whole(step, tile):
                 sample = tl.minimum(sample, tile.T // tile.THREADS_PER_ROW * tile.N_SAMPLES - 4)
-            put_four(_address_of_padded(base, sample, tile), x, 0)
+            put_four(_address_of_sample(base, sample, tile), x, 0)
 
 
 @triton.jit
@@ -156,20 +156,19 @@ def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
             if tile.N_SAMPLES == tile.N:
                 x = get_four(along, offset_of_step(step, tile))  # 4 × (T,)
             else:
-                x = get_four(_address_of_padded(base, sample, tile), 0)  # 4 × (T,)
+                x = get_four(_address_of_sample(base, sample, tile), 0)  # 4 × (T,)
             address = block.out_address + thread.to(tl.int64) * (4 * tile.BYTES)
             store_four(address, x, 4 * tile.BYTES * tile.T * step, tile.DTYPE)
         else:
             sample = tl.minimum(sample, block.left - 4)  # (T,)
-            x = get_four(_address_of_padded(base, sample, tile), 0)  # 4 × (T,)
+            x = get_four(_address_of_sample(base, sample, tile), 0)  # 4 × (T,)
             address = block.out_address + sample.to(tl.int64) * tile.BYTES
             store_four(address, x, 0, tile.DTYPE)
 
 
 @triton.jit
-def _address_of_padded(base, sample, tile: tl.constexpr):
-    """Find samples, by their number in the block without the padding of its rows: () and (T,) →
-    (T,)."""
+def _address_of_sample(base, sample, tile: tl.constexpr):
+    """Find samples by their number in the block, N_SAMPLES to a row: () and (T,) → (T,)."""
     if tile.N_SAMPLES < tile.N:
         sample += sample // tile.N_SAMPLES * (tile.N - tile.N_SAMPLES)
     return address_of(base, sample, tile)

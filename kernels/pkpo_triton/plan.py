@@ -59,12 +59,12 @@ def plan(
         few_rows: there are fewer than FEW_ROWS.
 
     | n       | threads a row | samples a thread | why (instructions a sample, sm_90, float32)
-    | to 8    | 1             | n                | uniform: 8 rows a thread: 28 at 8; 4: 30; 1: 33
+    | to 8    | 1             | n                | uniform: 8 rows a thread: 26 at 8; 4: 27; 1: 33
     |         |               |                  | few rows: 1, for every multiprocessor has some
-    | to 16   | 1             | n                | 1 warp: 42 at 12, 41 at 16; 2: sm_100 spills
-    | to 32   | 1             | n                | 55; 2 threads: 75. 1 warp: 54, but sm_100 spills
+    | to 16   | 1             | n                | 1 warp: 42 at 12, 40 at 16; 2: sm_100 spills
+    | to 32   | 1             | n                | 54; 2 threads: 75. 1 warp: 54, but sm_100 spills
     | masked  | 2             | 16               | 48 on the ALU; 1 thread: 55, and sm_100 spills
-    | to 8192 | 2 … 256       | 32               | 66 at 64, 166 at 1024; 16 a thread: 80, 198
+    | to 8192 | 2 … 256       | 32               | 65 at 64, 166 at 1024; 16 a thread: 80, 198
     | others  |               |                  | the library's sort, then one fused kernel
 
     Rows on several threads are padded to a power of two. They exchange through shared memory,
@@ -157,19 +157,19 @@ def packed_plan(
     last column is of `plan`'s kernels, of any rewards without a mask and with one.
 
     | n   | threads a row     | sorted, again | with a mask | 2, 4 values | 16 bits | `plan`'s |
-    | 16  | 1                 | 24, 49        | 31          | 18, 24      | 24      | 41, 65   |
-    | 32  | 1                 | 25, 54        | 31          | 16, 34      | 26      | 55, 93   |
-    | 64  | 2; of 16 bits: 1  | 34, 76        | 41          | 16, 30      | 29      | 66, 92   |
-    | 128 | 4                 | 46, 101       | 53          | 16, 31      | 47      | 86, 112  |
-    | 256 | 16; of 16 bits: 8 | –             | 87          | –           | 62      | 108, 135 |
+    | 16  | 1                 | 24, 49        | 31          | 18, 24      | 24      | 40, 62   |
+    | 32  | 1                 | 25, 54        | 31          | 16, 34      | 26      | 54, 92   |
+    | 64  | 2; plain 16 bits: 1 | 34, 76        | 41          | 16, 30      | 29      | 65, 91   |
+    | 128 | 4                 | 46, 101       | 53          | 16, 31      | 47      | 85, 110  |
+    | 256 | 16; of 16 bits: 8 | –             | 87          | –           | 62      | 108, 133 |
 
-    Other lengths, without a mask and with one; behind them `plan`'s, without. To 60 samples a row
-    lies in one thread, which from 40 on takes 128 registers and more, but in several it would have
-    to be padded to 64: at 40 samples that took 62 instructions.
+    Other lengths, without a mask and with one; behind them `plan`'s, without. Between 32 and 64 a
+    row lies in one thread as long as that takes no more than 128 registers: to 48 samples, with a
+    mask to 36. In two 40 would take 39 instructions, and 72 registers.
 
-    | n      | 12     | 20 | 24     | 40     | 48 | 80     | 100    | 300 | 1000 |
-    | packed | 28, 35 | 29 | 29, 36 | 32, 39 | 33 | 52, 60 | 62, 68 | 127 | 97   |
-    | `plan` | 42     | 65 | 62     | 120    | 99 | 150    | 121    | 246 | 179  |
+    | n      | 12     | 24     | 36     | 40     | 48     | 56     | 80     | 100    | 300 | 1000 |
+    | packed | 28, 35 | 29, 36 | 32, 39 | 32, 46 | 33, 45 | 40, 47 | 52, 60 | 62, 68 | 127 | 97   |
+    | `plan` | 42     | 61     |        | 119    | 99     |        | 150    | 120    | 245 | 178  |
 
     Of normal rewards 1, 0, 0.5, 4 and (with a mask) 12 % of the programs sort again, of uniform
     ones 0, 2, 4, 16 and 27 %.
@@ -179,9 +179,9 @@ def packed_plan(
     and wavefronts of shared memory.
 
     | n    | threads a row | sorted   | a pass | the most  | 2, 4 values | `plan`'s: any, 2 values |
-    | 256  | 8             | 60 (17)  | 16 (0) | 200 (146) | 17, 31      | 108 (30), 21            |
+    | 256  | 8             | 60 (17)  | 16 (0) | 200 (146) | 16, 31      | 108 (30), 21            |
     | 512  | 16            | 72 (22)  | 9 (7)  | 236 (158) | 17, 32      |                         |
-    | 1024 | 32            | 88 (26)  | 9 (7)  | 279 (171) | 17, 33      | 166 (42), 21            |
+    | 1024 | 32            | 88 (26)  | 9 (7)  | 279 (171) | 17, 32      | 166 (42), 21            |
     | 2048 | 32            | 92 (26)  | 9 (7)  | 294 (167) | 15, 28      |                         |
     | 4096 | 64            | 111 (31) | 10 (7) | 348 (183) | 16, 31      | 244 (79), 21            |
 
@@ -189,8 +189,8 @@ def packed_plan(
     0.5, 2, 10, 61 and 100 %, of lognormal ones (σ = 2) 64 and then 100 %, and of these 0, 0, 2, 43
     and 100 % are sorted twice more; of 1 + 0.001 · normal rewards none.
 
-    What an H200 reached of a copy's speed, with normal rewards, before keys took one instruction
-    and sums one addition less; behind it `plan`'s kernels:
+    What an H200 reached of a copy's speed, with normal rewards, when keys took one instruction more
+    and sums one addition; behind it `plan`'s kernels:
 
     | n           | 16  | 32  | 64       | 128      | 256      | 512      | 1024     | 2048     |
     | plain       | .98 | .99 | .89      | .66      | .49, .33 | .40, .25 | .30, .21 | .22, .16 |
@@ -199,7 +199,7 @@ def packed_plan(
     """
     if not usual or backend != "cuda" or n <= 8 or n % 4:
         return None
-    if 32 < n < 64:
+    if 32 < n <= (36 if masked else 48):
         return _ONE_THREAD
     plans = _MASKED if masked else _PLAIN if itemsize == 4 else _OF_16_BITS
     return plans.get(1 << (n - 1).bit_length())

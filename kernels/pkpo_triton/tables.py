@@ -41,8 +41,8 @@ def packed_weights(
     scale: str,
     undersized: str,
 ) -> PackedWeights:
-    """Choose a packed kernel's weights for rows of n samples, padded to so many; if masked, more
-    of them may be left out."""
+    """Choose a packed kernel's weights for rows of n samples, in tables for so many; if masked,
+    more of them may be left out."""
     if masked:
         rules = as_text(estimator, scale, undersized)
         of_k = None if undersized == "clip" else k
@@ -115,7 +115,7 @@ def gap_weights(
     n: int, k: int, samples: int, index_shift: int, counted_from_top: bool, weights: HostWeights
 ) -> list[list[float]]:
     """List what an estimator weighs the gap below sample j with, in the sums of all above it and in
-    the row offset: (2, samples), 0 for j=0 and from n on, where rows are padded."""
+    the row offset: (2, samples), 0 for j=0 and from n on."""
     origin = n - 1 if counted_from_top else 0
     r = _ratios_in_order(n, k, index_shift)
     in_offset = [(weights.offset + weights.slope * abs(j - origin)) * r[j] for j in range(n)]

@@ -64,8 +64,7 @@ class Primitives(Protocol):
 
 def matrix_width(largest: int) -> int:
     """Choose the width of a matrix that holds groups of many sizes, the largest of so many samples:
-    kernels are compiled for every width, and those of no power of two take as long as of the next.
-    """
+    powers of two, since kernels are compiled for every width, in seconds."""
     return largest if largest <= 8 else 1 << (largest - 1).bit_length()
 
 

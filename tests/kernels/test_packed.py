@@ -30,8 +30,8 @@ from pkpo_triton import kernel, packed, packed_long  # noqa: E402
 from pkpo_triton.plan import packed_plan  # noqa: E402
 
 PLAN: Any = functools.partial(packed_plan, usual=True, backend="cuda")
-# Of no power of two: in one thread, in four, padded there, and by the long kernel.
-OTHER_N = (12, 36, 80, 100, 200)
+# Of no power of two: in one thread, in two, in four, padded there, and by the long kernel.
+OTHER_N = (12, 36, 56, 80, 100, 200)
 PACKED_N = tuple(sorted((16, 32, 64, 128, 256, *OTHER_N)))
 LARGEST = float(np.finfo(np.float32).max)
 TINY = 2.0**-149  # float32's smallest number
@@ -226,7 +226,9 @@ def test_rows_that_mislead(n: int, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("n", [*range(20, 128, 8), 124, 132, 160, 252, 260, 492, 516, 1020, 1028])
+@pytest.mark.parametrize(
+    "n", [*range(20, 128, 8), 56, 72, 88, 132, 160, 252, 260, 492, 516, 1020, 1028]
+)
 def test_padding_of_every_size(n: int, rng: np.random.Generator) -> None:
     for rewards in misleading(n, 3, rng).values():
         assert_right(rewards, 2)
