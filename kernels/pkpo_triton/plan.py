@@ -121,8 +121,8 @@ _PLAIN = _by_samples(
     PackedPlan(1024, block_rows=1, threads_per_row=32, levels=4, is_long=True),
     # As few registers as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes
     # up to 255.
-    PackedPlan(2048, 1, threads_per_row=32, levels=4, max_registers=184, is_long=True),
-    PackedPlan(4096, 1, threads_per_row=64, levels=4, max_registers=184, is_long=True),
+    PackedPlan(2048, 1, threads_per_row=32, levels=4, max_registers=200, is_long=True),
+    PackedPlan(4096, 1, threads_per_row=64, levels=4, max_registers=200, is_long=True),
 )
 _MASKED = {n: _PLAIN[n] for n in (16, 32, 64, 128)} | _by_samples(
     PackedPlan(256, block_rows=2, threads_per_row=16, levels=4)
