@@ -154,12 +154,13 @@ def packed_plan(
     0.55).
 
     Instructions a sample, on sm_90; "again" is what sorting once more by exact keys comes to. The
-    last column is of `plan`'s kernels, of any rewards without a mask and with one.
+    last column is of `plan`'s kernels, of any rewards without a mask and with one. (64 of 16 bits
+    with a mask: 2 threads.)
 
     | n   | threads a row     | sorted, again | with a mask | 2, 4 values | 16 bits | `plan`'s |
     | 16  | 1                 | 24, 49        | 31          | 18, 24      | 24      | 40, 62   |
     | 32  | 1                 | 25, 54        | 31          | 16, 34      | 26      | 54, 92   |
-    | 64  | 2; plain 16 bits: 1 | 34, 76        | 41          | 16, 30      | 29      | 65, 91   |
+    | 64  | 2; of 16 bits: 1  | 34, 76        | 41          | 16, 30      | 29      | 65, 91   |
     | 128 | 4                 | 46, 101       | 53          | 16, 31      | 47      | 85, 110  |
     | 256 | 16; of 16 bits: 8 | –             | 87          | –           | 62      | 108, 133 |
 
