@@ -59,7 +59,6 @@ from pkpo_triton.packed_tile import (
     block_of,
     copy_in,
     copy_out,
-    ends_of_row,
     over_lanes,
     read_row,
     reward_before,
@@ -236,7 +235,8 @@ def _transform_unusual(addresses, row, own, lane, weights, tile: tl.constexpr):
     if not tile.EXACT:
         addresses = _sort_exactly(get_each(addresses, tile.C), addresses, row, lane, tile)
     ordered = get_each(addresses, tile.C)
-    smallest, largest = ends_of_row(ordered, tile)
+    smallest = over_lanes(ordered[0], "min", tile)
+    largest = over_lanes(ordered[tile.C - 1], "max", tile)
     scale, unscale = range_scale(smallest, largest, True)
     # NaN where the range overflows, or where any sample is not finite, which the network may lose.
     irregular = (largest - smallest) * 0.0

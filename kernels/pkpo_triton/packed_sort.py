@@ -100,6 +100,15 @@ def _sorted_operands(n, of_input):
     return ",".join(["=&r"] * n + [of_input] * n + ["r", "r"])
 
 
+@triton.jit
+def _sort(given, row, lane, PTX: tl.constexpr, OPERANDS: tl.constexpr, C: tl.constexpr):
+    """Sort rows by what PTX makes of them: C × (T,), twice (T,) → C × (T,) integers."""
+    # Lanes shuffle, so it is no function of what each is given.
+    return tl.inline_asm_elementwise(
+        PTX, OPERANDS, given + (row, lane), integers(C), is_pure=False, pack=1
+    )
+
+
 @triton.constexpr_function
 def _sorted_by_upper_bits(n, lanes):
     # A key's bits are the reward's where both the number and the register have a 1; where one of
@@ -140,10 +149,8 @@ def sort_by_upper_bits(rewards, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.
     A key is a reward with its index in the lowest bits. A NaN's may be lost, and another be there
     twice.
     """
-    return tl.inline_asm_elementwise(
-        _sorted_by_upper_bits(C, THREADS_PER_ROW), _sorted_operands(C, "f"), rewards + (row, lane),
-        integers(C), is_pure=False, pack=1,
-    )  # fmt: skip
+    PTX: tl.constexpr = _sorted_by_upper_bits(C, THREADS_PER_ROW)
+    return _sort(rewards, row, lane, PTX, _sorted_operands(C, "f"), C)
 
 
 @triton.constexpr_function
@@ -159,10 +166,8 @@ def _sorted_to_keys(n, lanes):
 def sort_to_keys(bits, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr):
     """Sort rows as `sort_by_upper_bits`, of rewards whose lowest bits are 0: C × (T,) integers,
     twice (T,) → keys in ascending order, C × (T,)."""
-    return tl.inline_asm_elementwise(
-        _sorted_to_keys(C, THREADS_PER_ROW), _sorted_operands(C, "r"), bits + (row, lane),
-        integers(C), is_pure=True, pack=1,
-    )  # fmt: skip
+    PTX: tl.constexpr = _sorted_to_keys(C, THREADS_PER_ROW)
+    return _sort(bits, row, lane, PTX, _sorted_operands(C, "r"), C)
 
 
 @triton.constexpr_function
@@ -198,7 +203,5 @@ def sort_by_keys(keys, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr
     """Sort rows of C · THREADS_PER_ROW words in shared memory by keys, positive numbers that hold a
     word's offset in bytes in their lowest bits: C × (T,), twice (T,) → addresses in ascending
     order, C × (T,)."""
-    return tl.inline_asm_elementwise(
-        _sorted_by_keys(C, THREADS_PER_ROW), _sorted_operands(C, "r"), keys + (row, lane),
-        integers(C), is_pure=False, pack=1,
-    )  # fmt: skip
+    PTX: tl.constexpr = _sorted_by_keys(C, THREADS_PER_ROW)
+    return _sort(keys, row, lane, PTX, _sorted_operands(C, "r"), C)

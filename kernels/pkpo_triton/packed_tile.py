@@ -273,13 +273,3 @@ def reward_before(ordered, lane, tile: tl.constexpr):
     if tile.THREADS_PER_ROW > 1:
         previous = tl.where(lane == 0, previous, from_thread_before(ordered[tile.C - 1], tile))
     return previous
-
-
-@triton.jit
-def ends_of_row(ordered, tile: tl.constexpr):
-    """Find the ends of sorted rows: C × (T,) → two (T,)."""
-    smallest, largest = ordered[0], ordered[tile.C - 1]
-    if tile.THREADS_PER_ROW > 1:
-        smallest = over_lanes(smallest, "min", tile)
-        largest = over_lanes(largest, "max", tile)
-    return smallest, largest

@@ -166,7 +166,8 @@ def values_of(sums, smallest, weights, tile: tl.constexpr):
     """Compute what samples become from sums that start where `start_of_sums` says: C × (T,) and
     (T,) → C × (T,)."""
     if weights.has_offset != 0:
-        # Known only here: added to all samples in front of the question, it would cost every row.
+        # Made here, so that LLVM (Triton 3.6) does not add it in every row and choose afterwards,
+        # which costs an instruction a sample.
         smallest = made_anew(smallest)
         values = ()
         for c in tl.static_range(tile.C):

@@ -106,31 +106,37 @@ class PackedPlan(NamedTuple):
         return self.block_rows * self.threads_per_row // 32
 
 
-def _by_samples(*plans: PackedPlan) -> dict[int, PackedPlan]:
-    return {plan.samples: plan for plan in plans}
-
-
+# By the longest rows that they serve.
 _ONE_THREAD = PackedPlan(64, block_rows=32, threads_per_row=1, levels=4)
-_PLAIN = _by_samples(
-    PackedPlan(16, block_rows=32, threads_per_row=1, levels=2),
-    PackedPlan(32, block_rows=32, threads_per_row=1, levels=3),
-    PackedPlan(64, block_rows=16, threads_per_row=2, levels=4),
-    PackedPlan(128, block_rows=8, threads_per_row=4, levels=4),
-    PackedPlan(256, block_rows=4, threads_per_row=8, levels=4, is_long=True),
-    PackedPlan(512, block_rows=2, threads_per_row=16, levels=4, is_long=True),
-    PackedPlan(1024, block_rows=1, threads_per_row=32, levels=4, is_long=True),
+_SHORT = {
+    16: PackedPlan(16, block_rows=32, threads_per_row=1, levels=2),
+    32: PackedPlan(32, block_rows=32, threads_per_row=1, levels=3),
+}
+_TWO_THREADS = PackedPlan(64, block_rows=16, threads_per_row=2, levels=4)
+_FOUR_THREADS = PackedPlan(128, block_rows=8, threads_per_row=4, levels=4)
+_PLAIN = _SHORT | {
+    48: _ONE_THREAD,
+    64: _TWO_THREADS,
+    128: _FOUR_THREADS,
+    256: PackedPlan(256, block_rows=4, threads_per_row=8, levels=4, is_long=True),
+    512: PackedPlan(512, block_rows=2, threads_per_row=16, levels=4, is_long=True),
+    1024: PackedPlan(1024, block_rows=1, threads_per_row=32, levels=4, is_long=True),
     # As few registers as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes
     # up to 255.
-    PackedPlan(2048, 1, threads_per_row=32, levels=4, max_registers=200, is_long=True),
-    PackedPlan(4096, 1, threads_per_row=64, levels=4, max_registers=200, is_long=True),
-)
-_MASKED = {n: _PLAIN[n] for n in (16, 32, 64, 128)} | _by_samples(
-    PackedPlan(256, block_rows=2, threads_per_row=16, levels=4)
-)
-_OF_16_BITS = {n: _PLAIN[n] for n in (16, 32, 128)} | _by_samples(
-    _ONE_THREAD,
-    PackedPlan(256, block_rows=4, threads_per_row=8, levels=4),
-)
+    2048: PackedPlan(2048, 1, threads_per_row=32, levels=4, max_registers=200, is_long=True),
+    4096: PackedPlan(4096, 1, threads_per_row=64, levels=4, max_registers=200, is_long=True),
+}
+_MASKED = _SHORT | {
+    36: _ONE_THREAD,
+    64: _TWO_THREADS,
+    128: _FOUR_THREADS,
+    256: PackedPlan(256, block_rows=2, threads_per_row=16, levels=4),
+}
+_OF_16_BITS = _SHORT | {
+    64: _ONE_THREAD,
+    128: _FOUR_THREADS,
+    256: PackedPlan(256, block_rows=4, threads_per_row=8, levels=4),
+}
 
 
 def packed_plan(
@@ -165,8 +171,8 @@ def packed_plan(
     | 256 | 16; of 16 bits: 8 | –             | 87          | –           | 62      | 108, 133 |
 
     Other lengths, without a mask and with one; behind them `plan`'s, without. Between 32 and 64 a
-    row lies in one thread as long as that takes no more than 128 registers: to 48 samples, with a
-    mask to 36. In two 40 would take 39 instructions, and 72 registers.
+    row of float32 lies in one thread as long as that takes no more than 128 registers: to 48
+    samples, with a mask to 36. In two 40 would take 39 instructions, and 72 registers.
 
     | n      | 12     | 24     | 36     | 40     | 48     | 56     | 80     | 100    | 300 | 1000 |
     | packed | 28, 35 | 29, 36 | 32, 39 | 32, 46 | 33, 45 | 40, 47 | 52, 60 | 62, 68 | 127 | 97   |
@@ -200,7 +206,5 @@ def packed_plan(
     """
     if not usual or backend != "cuda" or n <= 8 or n % 4:
         return None
-    if 32 < n <= (36 if masked else 48):
-        return _ONE_THREAD
     plans = _MASKED if masked else _PLAIN if itemsize == 4 else _OF_16_BITS
-    return plans.get(1 << (n - 1).bit_length())
+    return next((plan for longest, plan in plans.items() if n <= longest), None)

@@ -24,15 +24,6 @@ if not TRITON_RUNS:
     pytest.skip(reason, allow_module_level=True)
 
 from pkpo_triton import plan as plans  # noqa: E402
-from pkpo_triton.networks import (  # noqa: E402
-    ACROSS_WARPS,
-    COMPARE,
-    NEGATE,
-    bitonic_merge,
-    merge_steps,
-    thread_network,
-    thread_steps,
-)
 
 # Every length at which something changes, one less and one more; here first one of every regime.
 REGIMES = (1, 8, 9, 16, 17, 32, 33, 65, 100, 257)
@@ -63,65 +54,6 @@ def expected(rewards: np.ndarray[Any, Any], k: Any, **options: Any) -> Any:
 
 def tensor(values: Any) -> Any:
     return torch.from_numpy(np.array(values)).to(DEVICE)
-
-
-class TestNetworks:
-    @pytest.mark.parametrize("n", range(1, 17))
-    def test_a_thread_of_zeros_and_ones_is_sorted(self, n: int) -> None:
-        # What sorts all zeros and ones sorts everything.
-        rows = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-        for a, b in thread_network(n):
-            assert a < b
-            low, high = rows[:, [a, b]].min(1), rows[:, [a, b]].max(1)
-            rows[:, a], rows[:, b] = low, high
-        assert (np.diff(rows, axis=1) >= 0).all()
-
-    @pytest.mark.parametrize("n", [24, 31, 33, 48, 63, 64])
-    def test_longer_threads_are_sorted(self, n: int, rng: np.random.Generator) -> None:
-        rows = rng.integers(0, 2, (2000, n))
-        for a, b in thread_network(n):
-            low, high = rows[:, [a, b]].min(1), rows[:, [a, b]].max(1)
-            rows[:, a], rows[:, b] = low, high
-        assert (np.diff(rows, axis=1) >= 0).all()
-
-    @pytest.mark.parametrize("n", range(4, 65, 4))
-    def test_a_bitonic_thread_of_zeros_and_ones_is_sorted(self, n: int) -> None:
-        # Ones from any number on, in a circle: what sorts all of these sorts all that is bitonic.
-        first, ones = np.divmod(np.arange(n * (n + 1)), n + 1)
-        rows = ((np.arange(n) - first[:, None]) % n < ones[:, None]).astype(int)
-        for a, b in bitonic_merge(n):
-            assert a < b
-            low, high = rows[:, [a, b]].min(1), rows[:, [a, b]].max(1)
-            rows[:, a], rows[:, b] = low, high
-        assert (np.diff(rows, axis=1) >= 0).all()
-
-    @pytest.mark.parametrize("n", [2, 16, 24, 32])
-    def test_every_decision_has_a_bit_of_its_own(self, n: int) -> None:
-        steps = thread_steps(n)
-        bits = [(word, mask) for _, _, word, mask, _ in steps]
-        assert len(set(bits)) == len(bits)
-        assert max(mask for _, mask in bits) < 2**24
-        assert [word for *_, word, _, closes in steps if closes] == sorted({w for w, _ in bits})
-
-    @pytest.mark.parametrize("warp", [32, 64])
-    @pytest.mark.parametrize("samples, threads", [(8, 2), (8, 64), (32, 4), (32, 256)])
-    def test_merges_sort_a_row_of_sorted_threads(
-        self, samples: int, threads: int, warp: int, rng: np.random.Generator
-    ) -> None:
-        thread = np.arange(threads)
-        x = np.sort(rng.standard_normal((samples, threads)), axis=0)
-        x[:, 1::2] = -x[::-1, 1::2]
-        for kind, a, b in merge_steps(samples, threads, warp):
-            if kind == COMPARE:
-                pairs = x.reshape(-1, 2, a, threads)
-                x = np.stack([pairs.min(1), pairs.max(1)], 1).reshape(samples, threads)
-            elif kind == NEGATE:
-                x = x * (1 - 2 * (((thread >> a) ^ (thread >> b)) & 1))
-            else:
-                partner = thread ^ (1 << a)
-                assert (kind == ACROSS_WARPS) == (thread // warp != partner // warp).all()
-                x = np.minimum(x, -x[:, partner])
-        assert (np.diff(x.T.ravel()) >= 0).all()
 
 
 @pytest.mark.parametrize(
