@@ -116,7 +116,8 @@ class Program:
     # ---- Parsing -------------------------------------------------------------------------------
 
     def _parse(self, body: str, first_line: int) -> None:
-        labels: dict[str, int] = {}
+        labels: dict[str, int] = {}  # with what tells their scopes apart
+        branches: list[tuple[Block, str, list[str]]] = []
         scopes, opened = [_Scope("")], 0
         for line, where, statement in _statements(body, first_line):
             if statement == "{":
@@ -128,9 +129,10 @@ class Program:
                     break
             elif statement.endswith(":"):
                 self._next_block()
-                if statement in labels:
+                label = statement[:-1] + scopes[-1].suffix
+                if label in labels:
                     raise UnknownInstructionError(f"line {line}: {statement} a second time")
-                labels[statement] = self.blocks[-1].number
+                labels[label] = self.blocks[-1].number
             elif statement.startswith(".reg"):
                 scopes[-1].declare(statement)
             elif statement.startswith(".shared"):
@@ -139,10 +141,16 @@ class Program:
                 if not statement.startswith(".pragma"):
                     raise UnknownInstructionError(f"line {line}: {statement}")
             else:
+                block = self.blocks[-1]
                 self._append(line, where, statement, scopes)
-        for block in self.blocks:
-            if block.end is not None and block.end.parts[0] == "bra":
-                block.target = labels[f"{block.end.operands[0]}:"]
+                if block.end is not None and block.end.parts[0] == "bra":
+                    label = block.end.operands[0]
+                    branches.append((block, label, [label + it.suffix for it in scopes]))
+        for block, label, candidates in branches:
+            found = [labels[it] for it in reversed(candidates) if it in labels]
+            if not found:
+                raise UnknownInstructionError(f"no label {label} to branch to")
+            block.target = found[0]
 
     def _append(self, line: int, where: str, statement: str, scopes: list[_Scope]) -> None:
         found = re.match(r"(?:@(!?)(%?[\w$]+)\s+)?([\w.:]+)\s*(.*)$", statement, re.DOTALL)

@@ -188,7 +188,7 @@ def prepared_transform(
         with _device_of(rewards):
             n, masked = rewards.shape[1], where is not None
             rules: Any = {"masked": masked, "scale": scale, "undersized": undersized}
-            weights = packed_weights(estimator, n, k, samples=packed_for.samples, **rules)
+            weights = packed_weights(estimator, n, k, slots=packed_for.slots(n), **rules)
             return _launch_of_packed(rewards, weights, packed_for)
     chosen = plan_transform(rewards, k, where, estimator, dtype)
     if chosen is None or rewards.numel() == 0:

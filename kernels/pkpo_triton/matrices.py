@@ -192,6 +192,7 @@ def constants(matrices: Sequence[torch.Tensor | None], chosen: Plan) -> dict[str
         "WARP": chosen.warp,
         "num_warps": chosen.num_warps,
         "num_stages": 1,
+        **({"maxnreg": chosen.max_registers} if _backend() == "cuda" else {}),
         **OPTIONS,
     }
 

@@ -40,6 +40,8 @@ from pkpo_triton.assembly import (
 from pkpo_triton.estimator import range_scale
 from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
 from pkpo_triton.packed_padded import (
+    load_row,
+    loads_rows,
     pad_row,
     put_where,
     read_unpadded_row,
@@ -317,7 +319,7 @@ def packed_kernel(
     float16, where (n_rows, N_SAMPLES) bytes or None, all at multiples of 16 bytes. N: words of a
     row in shared memory. The regimes: `pkpo_triton.plan.packed_plan`.
 
-    The weights are those of `tables.gap_weights`, (2, N), with a mask those of
+    The weights are those of `tables.gap_weights`, with a mask those of
     `tables.row_weights`, whose rows have their own max_coefficient.
     LEVELS: so many distinct values rows may have to be counted.
     """
@@ -349,16 +351,19 @@ def packed_kernel(
         row_in_block = tl.minimum(thread // THREADS_PER_ROW, block.left // N_SAMPLES - 1)  # (T,)
         row_of_mask = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + row_in_block  # (T,)
         mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N_SAMPLES, lane, tile)  # W × (T,)
-    copy_in(base, block, tile)
-
-    rewards = read_unpadded_row(own, lane, tile)  # C × (T,)
+    if loads_rows(tile):
+        rewards = load_row(own, lane, block, tile)  # C × (T,)
+    else:
+        copy_in(base, block, tile)
+        rewards = read_unpadded_row(own, lane, tile)  # C × (T,)
     if tile.MASKED:
         rewards = fill_row(own, rewards, mask, tile)  # C × (T,)
         weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
     else:
         if N_SAMPLES < tile.C * THREADS_PER_ROW:
             rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
-        weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
+        offset_address = weights_address + 4 * tile.C * THREADS_PER_ROW
+        weights = GapWeights(weights_address, offset_address, max_coefficient, has_offset)
     irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.left < 0  # (), false

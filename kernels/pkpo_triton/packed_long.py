@@ -46,6 +46,8 @@ from pkpo_triton.packed_merges import (
 )
 from pkpo_triton.packed_padded import (
     get_in_order,
+    load_row,
+    loads_rows,
     pad_row,
     read_unpadded_row,
     threads_in_order,
@@ -243,15 +245,18 @@ def packed_long_kernel(
     thread = tl.arange(0, T)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
-    weights = GapWeights(weights_address, weights_address + 4 * N, max_coefficient, has_offset)
+    offset_address = weights_address + 4 * N
+    weights = GapWeights(weights_address, offset_address, max_coefficient, has_offset)
     block = block_of(rewards_ptr, out_ptr, n_rows, thread, tile)
     base = shared_memory(ROWS + (EXCHANGED if EXCHANGED > PLACES else PLACES))  # ()
     buffer = base + 4 * ROWS  # ()
     row = address_of(base, thread // THREADS_PER_ROW * N, tile)  # (T,)
     own = row + lane * 16  # (T,)
-    copy_in(base, block, tile)
-
-    rewards = read_unpadded_row(own, lane, tile)  # C × (T,)
+    if loads_rows(tile):
+        rewards = load_row(own, lane, block, tile)  # C × (T,)
+    else:
+        copy_in(base, block, tile)
+        rewards = read_unpadded_row(own, lane, tile)  # C × (T,)
     if N_SAMPLES < N:
         rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
     irregular = is_irregular(rewards, tile)  # (T,)

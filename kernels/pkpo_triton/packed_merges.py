@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import floats, integers, test_operands
-from pkpo_triton.networks import bitonic_merge, thread_network
-from pkpo_triton.packed_sort import comparators, shuffled_merges, sign
+from pkpo_triton.networks import thread_network
+from pkpo_triton.packed_sort import comparators, merged, shuffled_merges, sign
 
 # Up to so many lanes shuffles move no more through the same pipe than shared memory would.
 SHUFFLED = 4
@@ -80,7 +80,7 @@ def _access(what, words, first, base, offset):
 
 @triton.constexpr_function
 def _exchanged_merge(c, group, thread, buffer, barrier):
-    """Merge the sorted halves of groups of lanes: instructions."""
+    """Merge the sorted halves of groups of lanes, up to the merge in each lane: instructions."""
     words = min(4, c // group)  # V
     vectors = c // (group * words)  # of each lane in a thread
     step = (group + 1) * words * 4  # bytes from r to r + 1
@@ -110,7 +110,6 @@ def _exchanged_merge(c, group, thread, buffer, barrier):
         *(_access("st", words, *at) for at in of_group),
         barrier,
         *(_access("ld", words, *at) for at in of_lane),
-        *comparators(bitonic_merge(c)),
     ]
 
 
@@ -120,14 +119,17 @@ def _sorted(c, lanes, threads, keys, results):
     the c results and the c inputs are lane, thread and buffer."""
     lane, thread, buffer = (f"${2 * c + i}" for i in range(3))
     barrier = _barrier(threads)
-    lines = [*keys, *comparators(thread_network(c))]
-    lines += shuffled_merges(c, min(lanes, SHUFFLED), lane)
+    merges = shuffled_merges(c, min(lanes, SHUFFLED), lane)
     group = 2 * SHUFFLED
     while group <= lanes:
-        lines += _exchanged_merge(c, group, thread, buffer, barrier)
+        merges.append(_exchanged_merge(c, group, thread, buffer, barrier))
         group *= 2
-    declared = f".reg .b32 lower, upper, sign, member, own, below, above, key<{c}>;"
-    return f"{{ {declared} {' '.join([*lines, *results])} }}"
+    declared = (
+        ".reg .pred other; .reg .b32 level, lower, upper, sign, member, own, below, above,"
+        f" key<{c}>;"
+    )
+    lines = [declared, *keys, *comparators(thread_network(c)), *merged(merges, c)]
+    return "\n".join(["{", *lines, *results, "}"])
 
 
 @triton.constexpr_function

@@ -13,7 +13,7 @@ samples are left out, it counts as left out, too: see `packed_masked`.
 import triton
 import triton.language as tl
 
-from pkpo_triton.assembly import floats, get_each, get_four, put_four
+from pkpo_triton.assembly import floats, get_each, get_four, load_four, put_four
 from pkpo_triton.packed_tile import over_lanes, wait_for_row
 
 # ---- Before they are sorted --------------------------------------------------------------------
@@ -49,6 +49,37 @@ def write_unpadded_row(own, values, tile: tl.constexpr):
     for quad in tl.static_range(tile.C // 4):
         if threads_in_turn(quad, tile) > 0:
             put_four(own, values[4 * quad : 4 * quad + 4], 16 * tile.THREADS_PER_ROW * quad)
+
+
+@triton.constexpr_function
+def loads_rows(tile):
+    """Whether threads load their own samples: eight of a row read 128 bytes in one piece. Fewer
+    read more pieces than in a copy, which is less than a row to be filled is read and written."""
+    return tile.THREADS_PER_ROW >= (4 if tile.MASKED else 8)
+
+
+@triton.jit
+def load_row(own, lane, block, tile: tl.constexpr):
+    """Load each thread's samples from global memory, as `read_unpadded_row`, and write them to
+    shared memory, unless they are to be filled: two (T,) and `Block` → C × (T,)."""
+    STEP: tl.constexpr = 4 * tile.BYTES * tile.THREADS_PER_ROW
+    # Behind the last row it is loaded again.
+    row = tl.minimum(block.thread // tile.THREADS_PER_ROW, block.left // tile.N_SAMPLES - 1)  # (T,)
+    in_block = row * (tile.BYTES * tile.N_SAMPLES) + lane * (4 * tile.BYTES)  # (T,)
+    address = block.rewards_address + in_block.to(tl.int64)  # (T,)
+    rewards = ()
+    for quad in tl.static_range(tile.C // 4):
+        if threads_in_turn(quad, tile) == tile.THREADS_PER_ROW:
+            rewards = rewards + load_four(address, STEP * quad, tile.DTYPE)
+        elif threads_in_turn(quad, tile) > 0:
+            turn = tl.where(lane < threads_in_turn(quad, tile), quad, quad - 1)  # (T,)
+            rewards = rewards + load_four(address + (STEP * turn).to(tl.int64), 0, tile.DTYPE)
+        else:
+            rewards = rewards + rewards[4 * quad - 4 :]
+    if not tile.MASKED:
+        write_unpadded_row(own, rewards, tile)
+        wait_for_row(tile)
+    return rewards
 
 
 @triton.jit

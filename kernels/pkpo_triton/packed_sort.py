@@ -46,12 +46,14 @@ def negated(n, lane, bit, other):
 
 @triton.constexpr_function
 def shuffled_merges(n, lanes, lane):
-    """Merge sorted lanes, their keys negated as `networks.merge_steps` asks for in its first."""
-    lines = []
-    # Of two samples a lane they compare once a level: there stands the whole merge in a lane.
+    """List what merges sorted lanes, each time twice as many, up to the merge in each lane: several
+    times instructions. Their keys are negated as `networks.merge_steps` asks for in its first."""
+    merges, lines = [], []
+    # Of two samples a lane they compare once a level: there the merge in a lane would stand.
     for kind, a, b in merge_steps(2, lanes, 32)[1:]:
         if kind == COMPARE:
-            lines += comparators(bitonic_merge(n))
+            merges.append(lines)
+            lines = []
         elif kind == ACROSS:
             lines += [
                 f"shfl.sync.bfly.b32 lower, key{i}, {1 << a}, 31, -1; neg.f32 lower, lower;"
@@ -60,7 +62,19 @@ def shuffled_merges(n, lanes, lane):
             ]
         elif 1 << a < lanes:
             lines += negated(n, lane, a, b)
-    return lines
+    return merges
+
+
+@triton.constexpr_function
+def merged(merges, n):
+    """Merge lanes by merges up to the one in each lane, which ends all of them. That is there once:
+    warps wait for instructions that have to be fetched."""
+    lines = ["mov.u32 level, 0;", "MERGE:"]
+    for level, merge in enumerate(merges[:-1]):
+        lines += [f"setp.ne.u32 other, level, {level}; @other bra NEXT{level};", *merge]
+        lines += ["bra.uni IN_LANES;", f"NEXT{level}:"]
+    lines += [*merges[-1], "IN_LANES:", *comparators(bitonic_merge(n)), "add.u32 level, level, 1;"]
+    return [*lines, f"setp.lt.u32 other, level, {len(merges)}; @other bra MERGE;"]
 
 
 @triton.constexpr_function
@@ -88,9 +102,9 @@ def _sorted(n, lanes, keys, results):
     if lanes == 2:
         steps += _merged_pairs(n, lane)
     elif lanes > 2:
-        steps = negated(n, lane, 0, 1) + steps + shuffled_merges(n, lanes, lane)
-    declared = f".reg .pred is_upper; .reg .b32 lower, upper, sign, key<{n}>;"
-    return f"{{ {declared} {' '.join([*keys, *steps, *results])} }}"
+        steps = negated(n, lane, 0, 1) + steps + merged(shuffled_merges(n, lanes, lane), n)
+    declared = f".reg .pred is_upper, other; .reg .b32 lower, upper, sign, level, key<{n}>;"
+    return "\n".join(["{", declared, *keys, *steps, *results, "}"])
 
 
 # C results, C inputs, the address of the row, the lane. No output may lie where an input does

@@ -25,8 +25,8 @@ from pkpo_triton.packed_tile import reward_before
 class GapWeights(NamedTuple):
     """An estimator's weights for whole rows."""
 
-    sums_address: Any  # in global memory: of each gap in what lies above it, (n,)
-    offset_address: Any  # of each gap in the row offset, (n,)
+    sums_address: Any  # in global memory, in slots: of each gap in what lies above it
+    offset_address: Any  # of each gap in the row offset
     max_coefficient: Any
     has_offset: Any  # 0 where no gap weighs anything in the row offset
 
@@ -34,7 +34,7 @@ class GapWeights(NamedTuple):
 class RowWeights(NamedTuple):
     """An estimator's weights for rows of some valid samples each."""
 
-    sums_address: Any  # (T,) in global memory: r_j for each gap but for the factor, (n,)
+    sums_address: Any  # (T,) in global memory, in slots: r_j for each gap but for the factor
     offset_address: Any  # (T,) of what r_j is multiplied with in the row offset at j=0, and what
     # is added to that from gap to gap
     max_coefficient: Any  # (T,)
@@ -56,9 +56,17 @@ def row_weights(address, n, has_offset):
 
 
 @triton.jit
+def _slot(at, tile: tl.constexpr):
+    """Find where the weight of the gap below a sample is, in slots: its number (T,) → (T,)."""
+    in_thread = at % tile.C
+    quad = in_thread // 4 * tile.THREADS_PER_ROW + at // tile.C
+    return quad * 4 + in_thread % 4
+
+
+@triton.jit
 def weight_at(at, weights, tile: tl.constexpr):
     """Weigh the gap below a sample in the sums: its number (T,) → (T,)."""
-    weight = load(weights.sums_address + at.to(tl.int64) * 4, 0)
+    weight = load(weights.sums_address + _slot(at, tile).to(tl.int64) * 4, 0)
     return times_to_1(weight, weights.factor) if tile.MASKED else weight
 
 
@@ -70,7 +78,7 @@ def offset_weight_at(at, weights, tile: tl.constexpr):
         factor = tl.fma(step, (at % tile.C).to(tl.float32), start)
         return weight_at(at, weights, tile) * factor
     else:
-        return load(weights.offset_address + at.to(tl.int64) * 4, 0)
+        return load(weights.offset_address + _slot(at, tile).to(tl.int64) * 4, 0)
 
 
 @triton.jit
@@ -108,12 +116,12 @@ def _added_up(ordered, lane, address, weights, ON_LINE: tl.constexpr, tile: tl.c
     total = tl.zeros([tile.T], tl.float32)
     previous = reward_before(ordered, lane, tile)
     if tile.THREADS_PER_ROW > 1:
-        address += lane.to(tl.int64) * (4 * tile.C)
+        address += lane.to(tl.int64) * 16
     if ON_LINE:
         start, step = _offset_line(lane, weights, tile)
     sums = ()
     for quad in tl.static_range(tile.C // 4):
-        of_gaps = load_four(address, 16 * quad)  # 4 × () or (T,)
+        of_gaps = load_four(address, 16 * tile.THREADS_PER_ROW * quad)  # 4 × () or (T,)
         for i in tl.static_range(4):
             # In front of a row's first sample there is no gap.
             if 4 * quad + i > 0 or tile.THREADS_PER_ROW > 1:

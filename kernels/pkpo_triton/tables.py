@@ -36,19 +36,19 @@ def packed_weights(
     n: int,
     k: int,
     *,
-    samples: int,
+    slots: tuple[int, int],
     masked: bool,
     scale: str,
     undersized: str,
 ) -> PackedWeights:
-    """Choose a packed kernel's weights for rows of n samples, in tables for so many; if masked,
-    more of them may be left out."""
+    """Choose a packed kernel's weights for rows of n samples, in slots of so many samples a thread
+    and so many threads; if masked, more of them may be left out."""
     if masked:
         rules = as_text(estimator, scale, undersized)
         of_k = None if undersized == "clip" else k
-        return PackedWeights("row_weights", (rules, samples, k), has_offset(estimator, of_k), 0.0)
+        return PackedWeights("row_weights", (rules, *slots, k), has_offset(estimator, of_k), 0.0)
     weights = host_weights(estimator, n, k, scale=scale)
-    arguments = (n, k, samples, estimator.index_shift, estimator.counted_from_top, weights)
+    arguments = (n, k, *slots, estimator.index_shift, estimator.counted_from_top, weights)
     offset = has_offset(estimator, k)
     return PackedWeights("gap_weights", arguments, offset, weights.max_coefficient)
 
@@ -112,30 +112,41 @@ def ratios(
 
 
 def gap_weights(
-    n: int, k: int, samples: int, index_shift: int, counted_from_top: bool, weights: HostWeights
+    n: int,
+    k: int,
+    samples_per_thread: int,
+    threads_per_row: int,
+    index_shift: int,
+    counted_from_top: bool,
+    weights: HostWeights,
 ) -> list[list[float]]:
     """List what an estimator weighs the gap below sample j with, in the sums of all above it and in
-    the row offset: (2, samples), 0 for j=0 and from n on."""
+    the row offset: (2, threads_per_row · samples_per_thread), 0 for j=0 and from n on, in slots."""
     origin = n - 1 if counted_from_top else 0
     r = _ratios_in_order(n, k, index_shift)
     in_offset = [(weights.offset + weights.slope * abs(j - origin)) * r[j] for j in range(n)]
-    filled = [0.0] * (samples - n)
-    return [[*(weights.gap * ratio for ratio in r), *filled], [*in_offset, *filled]]
+    filled = [0.0] * (threads_per_row * samples_per_thread - n)
+    return [
+        in_slots([*numbers, *filled], samples_per_thread, threads_per_row)
+        for numbers in ([weights.gap * ratio for ratio in r], in_offset)
+    ]
 
 
-def row_weights(rules: str, n: int, k: int) -> list[float]:
-    """List what an estimator weighs the gaps of rows of 0 … n valid samples with, n a multiple of
-    4: first NUMBERS_OF_ROW for each number of samples,
+def row_weights(rules: str, samples_per_thread: int, threads_per_row: int, k: int) -> list[float]:
+    """List what an estimator weighs the gaps of rows of 0 … n valid samples with, n as many as the
+    threads hold, each a multiple of 4: first NUMBERS_OF_ROW for each number of samples,
 
         where its ratios are, factor, gap, max_coefficient, start, step, 0, 0
 
-    then what times the factor is r_j for j = 0 … n−1: C(j − index_shift, k−1), scaled, for all rows
-    that admit k. start + step · j is what r_j is multiplied with in the row offset.
+    then, in slots, what times the factor is r_j for j = 0 … n−1: C(j − index_shift, k−1), scaled,
+    for all rows that admit k. start + step · j is what r_j is multiplied with in the row offset.
 
     rules: `coefficients.as_text` of an estimator for which the smaller of two samples weighs
     nothing at the largest k: for "clip" only the gap below a row's largest weighs something.
     """
     estimator, scale, undersized = from_text(rules)
+    n = samples_per_thread * threads_per_row
+    slots = in_slots(list(range(n)), samples_per_thread, threads_per_row)
     # Of two numbers from 1 to C(n, k), one in a row's ratios and one in its factor, each gets half:
     # for rows of 256 the smallest and the largest are still normal numbers of float32.
     scaled = 1 << math.comb(n, k).bit_length() // 2
@@ -151,8 +162,9 @@ def row_weights(rules: str, n: int, k: int) -> list[float]:
         if k_of_row == k:
             at, factor = first, scaled / math.comb(m, k)
         else:
-            # From here on the window of the top gap's number modulo 4 has a 1 at that number.
-            at = first + n + 2 * n * ((m - 1) % 4) + n - (m - 1) // 4 * 4
+            # From here on the window of the top gap's slot modulo 4 has a 1 at that slot.
+            slot = slots.index(m - 1)
+            at = first + n + 2 * n * (slot % 4) + n - slot // 4 * 4
             below = max(m - 1 - estimator.index_shift, 0)
             factor = math.comb(below, k_of_row - 1) / math.comb(m, k_of_row)
         weights = host_weights(estimator, m, k_of_row, scale=scale)
@@ -160,8 +172,8 @@ def row_weights(rules: str, n: int, k: int) -> list[float]:
         if estimator.counted_from_top:
             start, step = start + step * (m - 1), -step
         numbers += [at, factor, weights.gap, weights.max_coefficient, start, step, 0.0, 0.0]
-    numbers += [0.0]
-    numbers += [math.comb(j - estimator.index_shift, k - 1) / scaled for j in range(1, n)]
+    numerators = [math.comb(max(j - estimator.index_shift, 0), k - 1) / scaled for j in range(n)]
+    numbers += [numerators[j] if j else 0.0 for j in slots]
     if undersized == "clip":
         for window in range(4):
             numbers += [float(j == n + window) for j in range(2 * n)]
@@ -181,7 +193,7 @@ def _ratios_in_order(n: int, k: int, index_shift: int) -> list[float]:
     return numbers
 
 
-def in_slots(numbers: list[float], samples_per_thread: int, threads_per_row: int) -> list[float]:
+def in_slots(numbers: list[Any], samples_per_thread: int, threads_per_row: int) -> list[Any]:
     """Sort numbers for the samples j = thread · samples_per_thread + 4 · block + neighbour of a row
     by block, then thread, then neighbour, as kernels read them."""
     return [

@@ -194,7 +194,7 @@ def transform_rows(
     if isinstance(k, int) and rewards.dtype == dtype and has_packed_weights(estimator, **rules):
         packed = _packed_plan(rewards, where)
         if packed is not None:
-            rules |= {"samples": packed.samples, "scale": scale}
+            rules |= {"slots": packed.slots(n), "scale": scale}
             weights_of_k = packed_weights(estimator, n, k, **rules)
             return _packed_rows(rewards, where, weights_of_k, packed)
     static_k, dynamic_k = (k, None) if isinstance(k, int) else (None, k)
@@ -371,6 +371,7 @@ def _constants(
         "WARP": chosen.warp,
         "grid": (-(-rows // chosen.block_rows),),
         "num_warps": chosen.num_warps,
+        "max_registers": chosen.max_registers,
     }
 
 

@@ -38,12 +38,15 @@ class TestTables:
             assert not by_sample[n:].any()
 
     @pytest.mark.parametrize("estimator", ["sloo_minus_one", "s", "sloo", "centered"])
-    @pytest.mark.parametrize("n", [16, 64, 256])
-    def test_weights_of_rows_of_any_number_of_samples(self, n: int, estimator: str) -> None:
+    @pytest.mark.parametrize("samples, threads", [(16, 1), (32, 2), (28, 4), (16, 16)])
+    def test_weights_of_rows_of_any_number_of_samples(
+        self, samples: int, threads: int, estimator: str
+    ) -> None:
+        n = samples * threads
         shift = pk.ESTIMATORS[estimator].index_shift
         rules = coefficients.as_text(pk.ESTIMATORS[estimator], "sum", "clip")
         for k in (1, 2, n // 2, n, n + 1):
-            table = np.array(tables.row_weights(rules, n, k), np.float32)
+            table = np.array(tables.row_weights(rules, samples, threads, k), np.float32)
             exponents = np.frexp(table[np.isfinite(table) & (table != 0)])[1]
             assert (exponents > -126).all() and np.isfinite(table).all()  # and all are normal
             for m in range(n + 1):
@@ -56,7 +59,8 @@ class TestTables:
                 total = math.comb(m, k_of_row)
                 want = [math.comb(j - shift, k_of_row - 1) / total for j in range(1, m)]
                 with np.errstate(over="ignore"):
-                    got = factor * table[int(begin) + 1 : int(begin) + m]
+                    slots = factor * table[int(begin) : int(begin) + n]
+                got = slots.reshape(-1, threads, 4).transpose(1, 0, 2).ravel()[1:m]
                 np.testing.assert_allclose(got, want, rtol=2e-7, atol=2.0**-126)
 
     def test_a_run_through_many_ks_keeps_the_latest_tables(
