@@ -142,7 +142,7 @@ esac
 
 RESERVED=220
 # What verify would compile one after another, for minutes, on all processors.
-if [ "$DEVICE" = cuda ]; then step warm 90 "$PYTHON" -m bench.gpu_warm; fi
+if [ "$DEVICE" = cuda ]; then step warm 90 "$PYTHON" -m bench.gpu_warm verify; fi
 step verify 90 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
   "${implementations[@]/#/--implementation=}"
 

@@ -1,30 +1,56 @@
-"""Compile what `pkpo verify` needs of the Triton kernels ahead of it, on all processors at once.
+"""Compile what `pkpo verify` or `bench.kernels` needs of the Triton kernels ahead of it, on all
+processors at once.
 
-    python -m bench.gpu_warm
+    python -m bench.gpu_warm verify|kernels
 
-Verifying compiles one kernel after another, for minutes on a machine whose cache of Triton is
-empty. Here a first pass notes which are asked for and launches none; worker processes then compile
-them into the cache.
+They compile one kernel after another, for minutes on a machine whose cache of Triton is empty. Here
+a first pass notes which are asked for and launches none; worker processes then compile them into
+the cache.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from typing import Any
 
 import triton
 
+import pkpo_kernels as pk
+from bench.kernels import KINDS, LENGTHS, made
+from bench.libraries import Torch
+from bench.shapes import K
 from pkpo_kernels import selfcheck
 
 # Module and name of a kernel, and what it is compiled for, in Triton's own words.
 Wanted = tuple[str, str, str]
 
 
-def wanted() -> list[Wanted]:
-    """What `verify` asks for, in its order."""
+def verify() -> None:
+    """Ask for what `pkpo verify` does."""
+    for _ in selfcheck.verify(["triton"]):
+        pass  # of results that nobody has computed
+
+
+def kernels() -> None:
+    """Ask for what the large matrices of `bench.kernels` need."""
+    torch = Torch("cuda")
+    normal = torch.xp.randn(1 << 20, device=torch.device)
+    for n in LENGTHS:
+        for kind in KINDS:
+            rewards, where = made(torch, kind, normal[: len(normal) // n * n].reshape(-1, n))
+            pk.transform(rewards, K, where=where, implementation="triton")
+
+
+ASKS: dict[str, Callable[[], None]] = {"verify": verify, "kernels": kernels}
+
+
+def wanted(ask: Callable[[], None]) -> list[Wanted]:
+    """What is asked for, in its order."""
     found: dict[Wanted, None] = {}
 
     def note(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
@@ -33,8 +59,7 @@ def wanted() -> list[Wanted]:
 
     triton.knobs.runtime.jit_cache_hook = note
     try:
-        for _ in selfcheck.verify(["triton"]):
-            pass  # of results that nobody has computed
+        ask()
     finally:
         triton.knobs.runtime.jit_cache_hook = None
     return list(found)
@@ -50,14 +75,14 @@ def compiled(one: Wanted) -> float:
 
 def main() -> None:
     start = time.perf_counter()
-    kernels = wanted()
+    found = wanted(ASKS[sys.argv[1]])
     noted = time.perf_counter() - start
     # A process that has begun to use a GPU cannot be forked.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(mp_context=context) as pool:
-        seconds = list(pool.map(compiled, kernels))
+        seconds = list(pool.map(compiled, found))
     print(
-        f"{len(kernels)} kernels: noted in {noted:.0f} s, compiled in"
+        f"{len(found)} kernels: noted in {noted:.0f} s, compiled in"
         f" {time.perf_counter() - start - noted:.0f} s, {sum(seconds):.0f} s of processors,"
         f" the longest {max(seconds):.0f} s"
     )

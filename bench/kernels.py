@@ -26,7 +26,7 @@ from bench.shapes import K, Shape
 from pkpo_kernels.conversion import to_host
 
 ELEMENTS, QUICK_ELEMENTS = 1 << 28, 1 << 24
-LENGTHS = (8, 16, 24, 32, 40, 64, 100, 128, 256, 512, 1000, 1024, 2048, 4096)
+LENGTHS = (8, 16, 24, 32, 40, 64, 100, 128, 256, 300, 512, 1000, 1024, 2048, 4096)
 QUICK_LENGTHS = (16, 40, 256, 4096)
 STEPS = tuple(
     Shape(*shape)
@@ -60,12 +60,17 @@ def measure(libraries: Sequence[Library], quick: bool) -> Iterator[list[dict[str
             yield [of_kind(torch, kind, normal[: len(normal) // n * n].reshape(-1, n))]
 
 
+def made(torch: Library, kind: str, normal: Array) -> tuple[Array, Array | None]:
+    """Make rewards (rows, n) of one kind of normal ones, and a mask if it has one."""
+    make, share = KINDS[kind]
+    where = None if share is None else torch.xp.rand(normal.shape, device=torch.device) < share
+    return make(normal), where
+
+
 def of_kind(torch: Library, kind: str, normal: Array) -> dict[str, Any]:
     """Time the transform of one kind of rewards, made of normal ones (rows, n)."""
-    make, share = KINDS[kind]
-    rewards, copied, where = make(normal), torch.xp.empty_like(normal), None
-    if share is not None:
-        where = torch.xp.rand(normal.shape, device=torch.device) < share
+    copied = torch.xp.empty_like(normal)
+    rewards, where = made(torch, kind, normal)
 
     def transform(x: Array) -> Array:
         return pk.transform(x, K, where=where, implementation="triton")

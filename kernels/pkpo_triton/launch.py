@@ -278,7 +278,6 @@ def _launch_of_packed(rewards: torch.Tensor, weights: PackedWeights, chosen: Pac
         (of_gaps, rows, int(weights.has_offset), weights.max_coefficient),
         {
             "N_SAMPLES": n,
-            "N": chosen.samples,
             "BLOCK_ROWS": chosen.block_rows,
             "THREADS_PER_ROW": chosen.threads_per_row,
             "LEVELS": chosen.levels,

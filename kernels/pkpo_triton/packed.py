@@ -38,6 +38,7 @@ from pkpo_triton.assembly import (
     shared_memory,
 )
 from pkpo_triton.estimator import range_scale
+from pkpo_triton.networks import padded
 from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
 from pkpo_triton.packed_padded import (
     load_row,
@@ -79,6 +80,7 @@ from pkpo_triton.packed_weights import (
     values_of,
     weight_at,
 )
+from pkpo_triton.plan import samples_per_thread
 
 # ---- Values ------------------------------------------------------------------------------------
 
@@ -312,25 +314,27 @@ def _with_runs_of_row(keys, nearly, last, lane, SHIFT: tl.constexpr, tile: tl.co
 @triton.jit(do_not_specialize=("n_rows", "has_offset"))
 def packed_kernel(
     rewards_ptr, where_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
-    N_SAMPLES: tl.constexpr, N: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    THREADS_PER_ROW: tl.constexpr, LEVELS: tl.constexpr,
+    N_SAMPLES: tl.constexpr, BLOCK_ROWS: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Transform one block of rows: (n_rows, N_SAMPLES) → the same, both float32, bfloat16 or
-    float16, where (n_rows, N_SAMPLES) bytes or None, all at multiples of 16 bytes. N: words of a
-    row in shared memory. The regimes: `pkpo_triton.plan.packed_plan`.
+    float16, where (n_rows, N_SAMPLES) bytes or None, all at multiples of 16 bytes. The regimes:
+    `pkpo_triton.plan.packed_plan`.
 
     The weights are those of `tables.gap_weights`, with a mask those of
     `tables.row_weights`, whose rows have their own max_coefficient.
     LEVELS: so many distinct values rows may have to be counted.
     """
     T: tl.constexpr = BLOCK_ROWS * THREADS_PER_ROW
+    C: tl.constexpr = samples_per_thread(N_SAMPLES, THREADS_PER_ROW, False)
+    N: tl.constexpr = padded(C * THREADS_PER_ROW)
     PERIOD: tl.constexpr = N if N > 32 else 32  # there are 32 banks
     tile: tl.constexpr = Tile(
         N_SAMPLES=N_SAMPLES,
         N=N,
         BITS=N.bit_length() - 1,
         THREADS_PER_ROW=THREADS_PER_ROW,
-        C=-(-N_SAMPLES // (4 * THREADS_PER_ROW)) * 4,
+        C=C,
         T=T,
         PERIOD=PERIOD,
         FREE=4 * THREADS_PER_ROW,
@@ -360,9 +364,9 @@ def packed_kernel(
         rewards = fill_row(own, rewards, mask, tile)  # C × (T,)
         weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
     else:
-        if N_SAMPLES < tile.C * THREADS_PER_ROW:
+        if N_SAMPLES < C * THREADS_PER_ROW:
             rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
-        offset_address = weights_address + 4 * tile.C * THREADS_PER_ROW
+        offset_address = weights_address + 4 * C * THREADS_PER_ROW
         weights = GapWeights(weights_address, offset_address, max_coefficient, has_offset)
     irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)

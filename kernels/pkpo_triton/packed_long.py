@@ -29,6 +29,7 @@ from pkpo_triton.assembly import (
     shared_memory,
 )
 from pkpo_triton.estimator import range_scale
+from pkpo_triton.networks import padded
 from pkpo_triton.packed import (
     is_irregular,
     is_large,
@@ -47,9 +48,7 @@ from pkpo_triton.packed_merges import (
 from pkpo_triton.packed_padded import (
     get_in_order,
     load_row,
-    loads_rows,
     pad_row,
-    read_unpadded_row,
     threads_in_order,
     write_unpadded_row,
 )
@@ -58,7 +57,6 @@ from pkpo_triton.packed_tile import (
     address_of,
     any_thread,
     block_of,
-    copy_in,
     copy_out,
     over_lanes,
     read_row,
@@ -67,6 +65,7 @@ from pkpo_triton.packed_tile import (
     write_row,
 )
 from pkpo_triton.packed_weights import GapWeights
+from pkpo_triton.plan import samples_per_thread
 
 
 @triton.jit
@@ -76,7 +75,7 @@ def _transform_by_sorting(
     """Write the values of any rows: C × (T,), five (T,) and ()."""
     smallest, largest = _ends(rewards, tile)
     # Smaller ranges would need a larger scale than there is; all samples may share a step.
-    scale = fixed_point_steps(tile.N) / tl.maximum(largest - smallest, 2.0**-100)
+    scale = fixed_point_steps(tile.BITS) / tl.maximum(largest - smallest, 2.0**-100)
     # C × (T,)
     addresses = sort_by_fixed_point(rewards, smallest, scale, row, lane, thread, buffer, tile)
     ordered = get_in_order(addresses, largest, lane, tile)  # C × (T,)
@@ -198,8 +197,9 @@ def _sort_exactly(row, own, lane, thread, buffer, tile: tl.constexpr):
 
 @triton.jit
 def _half_word(place, tile: tl.constexpr):
-    """Find the half word of a place, in bytes: (T,) → (T,)."""
-    return 2 * place + 16 * (place // tile.C)
+    """Find the half word of a place, as `sort_by_digits` counts, in bytes: (T,) → (T,)."""
+    PLACES: tl.constexpr = padded(tile.C)
+    return 2 * place + place // PLACES * (2 * (tile.C - PLACES) + 16)
 
 
 @triton.jit
@@ -217,30 +217,29 @@ def _addresses(offsets, row, tile: tl.constexpr):
 @triton.jit(do_not_specialize=("n_rows", "has_offset"))
 def packed_long_kernel(
     rewards_ptr, where_ptr, out_ptr, weights_ptr, n_rows, has_offset, max_coefficient: "fp32",
-    N_SAMPLES: tl.constexpr, N: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    THREADS_PER_ROW: tl.constexpr, LEVELS: tl.constexpr,
+    N_SAMPLES: tl.constexpr, BLOCK_ROWS: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Transform one block of rows, as `packed.packed_kernel` does, whole ones of float32: where_ptr
-    is None."""
+    """Transform one block of rows, as `packed.packed_kernel` does, whole ones of float32, in eight
+    threads or more: where_ptr is None."""
     T: tl.constexpr = BLOCK_ROWS * THREADS_PER_ROW
-    # Eight threads read 32 words at a time: of one row, or of two.
-    FREE: tl.constexpr = 4 * THREADS_PER_ROW if THREADS_PER_ROW < 8 else 0
+    C: tl.constexpr = samples_per_thread(N_SAMPLES, THREADS_PER_ROW, True)
+    N: tl.constexpr = C * THREADS_PER_ROW
     tile: tl.constexpr = Tile(
         N_SAMPLES=N_SAMPLES,
         N=N,
-        BITS=N.bit_length() - 1,
+        BITS=padded(N).bit_length() - 1,
         THREADS_PER_ROW=THREADS_PER_ROW,
-        C=N // THREADS_PER_ROW,
+        C=C,
         T=T,
         PERIOD=N,
-        FREE=FREE,
+        FREE=0,  # eight threads read 32 words at a time
         MASKED=False,
         DTYPE=tl.float32,
         BYTES=4,
         EXACT=False,
     )
-    ROWS: tl.constexpr = BLOCK_ROWS * (N + FREE)
-    EXCHANGED: tl.constexpr = exchange_words(tile.C, tile.T, THREADS_PER_ROW)
+    EXCHANGED: tl.constexpr = exchange_words(C, T, THREADS_PER_ROW)
     PLACES: tl.constexpr = BLOCK_ROWS * (N // 2 + 4 * THREADS_PER_ROW)
     thread = tl.arange(0, T)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
@@ -248,15 +247,13 @@ def packed_long_kernel(
     offset_address = weights_address + 4 * N
     weights = GapWeights(weights_address, offset_address, max_coefficient, has_offset)
     block = block_of(rewards_ptr, out_ptr, n_rows, thread, tile)
-    base = shared_memory(ROWS + (EXCHANGED if EXCHANGED > PLACES else PLACES))  # ()
-    buffer = base + 4 * ROWS  # ()
+    # ()
+    base = shared_memory(BLOCK_ROWS * N + (EXCHANGED if EXCHANGED > PLACES else PLACES))
+    buffer = base + 4 * BLOCK_ROWS * N  # ()
     row = address_of(base, thread // THREADS_PER_ROW * N, tile)  # (T,)
     own = row + lane * 16  # (T,)
-    if loads_rows(tile):
-        rewards = load_row(own, lane, block, tile)  # C × (T,)
-    else:
-        copy_in(base, block, tile)
-        rewards = read_unpadded_row(own, lane, tile)  # C × (T,)
+
+    rewards = load_row(own, lane, block, tile)  # C × (T,)
     if N_SAMPLES < N:
         rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
     irregular = is_irregular(rewards, tile)  # (T,)

@@ -18,11 +18,13 @@ samples ascend, and no comparison depends on the lane.
 # Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
+import math
+
 import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import floats, integers, test_operands
-from pkpo_triton.networks import thread_network
+from pkpo_triton.networks import padded, thread_network
 from pkpo_triton.packed_sort import comparators, merged, shuffled_merges, sign
 
 # Up to so many lanes shuffles move no more through the same pipe than shared memory would.
@@ -81,7 +83,7 @@ def _access(what, words, first, base, offset):
 @triton.constexpr_function
 def _exchanged_merge(c, group, thread, buffer, barrier):
     """Merge the sorted halves of groups of lanes, up to the merge in each lane: instructions."""
-    words = min(4, c // group)  # V
+    words = math.gcd(4, c // group)  # V
     vectors = c // (group * words)  # of each lane in a thread
     step = (group + 1) * words * 4  # bytes from r to r + 1
     place = (
@@ -141,15 +143,15 @@ def _operands(c, of_input, more):
 
 
 @triton.constexpr_function
-def fixed_point_steps(n):
+def fixed_point_steps(bits):
     """How many steps of a key a row's range is divided into. A key is a positive float by its bits:
     what is left of its 31 bits, less 1/128 so that it is finite whatever is rounded."""
-    return 2.0**31 / n * 127 / 128
+    return 2.0 ** (31 - bits) * 127 / 128
 
 
 @triton.constexpr_function
 def _sorted_by_fixed_point(c, lanes, threads):
-    n = c * lanes
+    n = padded(c * lanes)
     lane, smallest, scale, row = (f"${2 * c + i}" for i in (0, 3, 4, 5))
     # From 2^23 on, which these bits are, a float's lowest bit is worth 1.
     keys = [f"{sign(lane, 0, 1)} mad.lo.u32 sign, {lane}, 4, sign; mov.b32 upper, 0x4B000000;"]
@@ -186,8 +188,8 @@ def sort_by_fixed_point(rewards, smallest, scale, row, lane, thread, buffer, til
 
 @triton.constexpr_function
 def _sorted_by_digits(c, lanes, threads):
-    n, lane = c * lanes, f"${2 * c}"
-    keys = [f"{sign(lane, 0, 1)} mad.lo.u32 sign, {lane}, {c}, sign;"]
+    n, lane = padded(c) * lanes, f"${2 * c}"
+    keys = [f"{sign(lane, 0, 1)} mad.lo.u32 sign, {lane}, {padded(c)}, sign;"]
     keys += [
         f"shl.b32 key{i}, ${c + i}, {n.bit_length() - 1}; lop3.b32 key{i}, key{i}, sign, {i}, 0xFE;"
         for i in range(c)
@@ -199,7 +201,8 @@ def _sorted_by_digits(c, lanes, threads):
 @triton.jit
 def sort_by_digits(digits, lane, thread, buffer, tile: tl.constexpr):
     """Sort rows by whole numbers from 0 on, below 2^31 / N, and by where they stand where those are
-    equal: C × (T,), two (T,) and () → where they stood, in ascending order, C × (T,)."""
+    equal: C × (T,), two (T,) and () → where they stood, in ascending order, C × (T,): sample c of
+    a lane at lane · P + c, P the next power of two."""
     return tl.inline_asm_elementwise(
         _sorted_by_digits(tile.C, tile.THREADS_PER_ROW, tile.T), _operands(tile.C, "r", "rrr"),
         digits + (lane, thread, buffer), integers(tile.C), is_pure=False, pack=1,

@@ -55,7 +55,8 @@ def write_unpadded_row(own, values, tile: tl.constexpr):
 def loads_rows(tile):
     """Whether threads load their own samples: eight of a row read 128 bytes in one piece. Fewer
     read more pieces than in a copy, which is less than a row to be filled is read and written."""
-    return tile.THREADS_PER_ROW >= (4 if tile.MASKED else 8)
+    enough = 4 if tile.MASKED else 8
+    return enough <= tile.THREADS_PER_ROW
 
 
 @triton.jit

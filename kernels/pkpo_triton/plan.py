@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import triton
 
 # Rows longer than this are sorted by the library: see `long_rows`. A program of 512 threads has no
 # registers left for 32 samples in each.
@@ -101,11 +103,10 @@ def plan(
 class PackedPlan(NamedTuple):
     """Constants of a packed kernel: see `pkpo_triton.packed`."""
 
-    samples: int  # as many as a row has room for in shared memory, a power of two
     block_rows: int  # so many rows are a program's
     threads_per_row: int
-    levels: int  # rows of so many distinct values are counted, which costs less than to sort them
-    max_registers: int | None = None  # a thread's, where the compiler would take more than it needs
+    max_registers: int | None = None  # a thread's, None where the compiler has its way
+    levels: int = 4  # rows of so many distinct values are counted, which costs less than to sort
     is_long: bool = False  # the kernel is that of `pkpo_triton.packed_long`
 
     @property
@@ -115,42 +116,49 @@ class PackedPlan(NamedTuple):
 
     def slots(self, n: int) -> tuple[int, int]:
         """Give the shape of a row of n samples in threads: samples a thread, threads."""
-        in_turns = -(-n // (4 * self.threads_per_row)) * 4
-        padded = self.samples // self.threads_per_row
-        return padded if self.is_long else in_turns, self.threads_per_row
+        return samples_per_thread(n, self.threads_per_row, self.is_long), self.threads_per_row
+
+
+@triton.constexpr_function  # type: ignore[untyped-decorator]
+def samples_per_thread(n: Any, threads_per_row: Any, is_long: Any) -> Any:
+    """Count what each of a row's threads holds: whole quads, and in `pkpo_triton.packed_long` as
+    many for each of the row's threads."""
+    step = max(4, threads_per_row) if is_long else 4
+    return -(-n // (step * threads_per_row)) * step
 
 
 # By the longest rows that they serve.
-_ONE_THREAD = PackedPlan(64, block_rows=32, threads_per_row=1, levels=4)
+_ONE_THREAD = PackedPlan(32, threads_per_row=1)
 _SHORT = {
-    16: PackedPlan(16, block_rows=32, threads_per_row=1, levels=2),
-    32: PackedPlan(32, block_rows=32, threads_per_row=1, levels=3),
+    16: _ONE_THREAD._replace(levels=2),
+    32: _ONE_THREAD._replace(levels=3),
 }
-_TWO_THREADS = PackedPlan(64, block_rows=16, threads_per_row=2, levels=4)
-_FOUR_THREADS = PackedPlan(128, block_rows=8, threads_per_row=4, levels=4, max_registers=96)
+_TWO_THREADS = PackedPlan(16, threads_per_row=2)
+_FOUR_THREADS = PackedPlan(8, threads_per_row=4, max_registers=96)
 _PLAIN = _SHORT | {
     48: _ONE_THREAD,
     64: _TWO_THREADS,
     128: _FOUR_THREADS,
-    256: PackedPlan(256, 4, threads_per_row=8, levels=4, max_registers=96, is_long=True),
-    512: PackedPlan(512, 2, threads_per_row=16, levels=4, max_registers=96, is_long=True),
-    1024: PackedPlan(1024, 1, threads_per_row=32, levels=4, max_registers=96, is_long=True),
-    # As few registers as nothing is spilled with, whichever the GPU; left alone, ptxas (12.8) takes
-    # up to 255.
-    2048: PackedPlan(2048, 1, threads_per_row=32, levels=4, max_registers=200, is_long=True),
-    4096: PackedPlan(4096, 1, threads_per_row=64, levels=4, max_registers=200, is_long=True),
+    256: PackedPlan(4, threads_per_row=8, max_registers=96, is_long=True),
+    384: PackedPlan(4, threads_per_row=8, max_registers=128, is_long=True),
+    512: PackedPlan(2, threads_per_row=16, max_registers=96, is_long=True),
+    768: PackedPlan(2, threads_per_row=16, max_registers=128, is_long=True),
+    1024: PackedPlan(1, threads_per_row=32, max_registers=96, is_long=True),
+    # As few registers as nothing is spilled with; left alone, ptxas (12.8) takes up to 255.
+    2048: PackedPlan(1, threads_per_row=32, max_registers=200, is_long=True),
+    4096: PackedPlan(1, threads_per_row=64, max_registers=200, is_long=True),
 }
 _MASKED = _SHORT | {
     36: _ONE_THREAD,
     64: _TWO_THREADS._replace(max_registers=96),
     128: _FOUR_THREADS,
-    256: PackedPlan(256, block_rows=2, threads_per_row=16, levels=4),
+    256: PackedPlan(2, threads_per_row=16),
 }
 _OF_16_BITS = _SHORT | {
     32: _SHORT[32]._replace(max_registers=80),
     64: _ONE_THREAD,
     128: _FOUR_THREADS,
-    256: PackedPlan(256, block_rows=4, threads_per_row=8, levels=4),
+    256: PackedPlan(4, threads_per_row=8),
 }
 
 

@@ -155,8 +155,8 @@ def _max_at_k_in_order(
 @triton.jit
 def _packed_in_order(
     rewards_ptr, where_ptr, weights_ptr, rows_plus_1, has_offset_plus_2, max_coefficient, out_ptr,
-    N_SAMPLES: tl.constexpr, N: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    THREADS_PER_ROW: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr, LONG: tl.constexpr,
+    N_SAMPLES: tl.constexpr, BLOCK_ROWS: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
+    LEVELS: tl.constexpr, MASKED: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """Call `packed_kernel` or `packed_long_kernel`."""
     entry: tl.constexpr = packed_long_kernel if LONG else packed_kernel
@@ -169,7 +169,6 @@ def _packed_in_order(
         has_offset=has_offset_plus_2 - 2,
         max_coefficient=max_coefficient,
         N_SAMPLES=N_SAMPLES,
-        N=N,
         BLOCK_ROWS=BLOCK_ROWS,
         THREADS_PER_ROW=THREADS_PER_ROW,
         LEVELS=LEVELS,
@@ -258,7 +257,6 @@ def _packed_rows(
         kernel=_packed_in_order,
         result=jax.ShapeDtypeStruct((rows, n), rewards.dtype),
         N_SAMPLES=n,
-        N=chosen.samples,
         BLOCK_ROWS=chosen.block_rows,
         THREADS_PER_ROW=chosen.threads_per_row,
         LEVELS=chosen.levels,

@@ -335,7 +335,7 @@ def test_kernels_to_warm_are_noted_once_and_launched_never(monkeypatch: pytest.M
             yield
 
     monkeypatch.setattr(gpu_warm.selfcheck, "verify", verify)
-    found = gpu_warm.wanted()
+    found = gpu_warm.wanted(gpu_warm.verify)
     assert found == [(Kernel.module, Kernel.name, data) for data in ("n=8", "n=16")]
     assert launches == [True] * 3  # a true answer means that Triton need not go on
     assert triton.knobs.runtime.jit_cache_hook is None
