@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import floats, integers, test_operands
-from pkpo_triton.networks import padded, thread_network
-from pkpo_triton.packed_sort import comparators, merged, shuffled_merges, sign
+from pkpo_triton.networks import bitonic_merge, padded, thread_network
+from pkpo_triton.packed_sort import comparators, shuffled_merges, sign
 
 # Up to so many lanes shuffles move no more through the same pipe than shared memory would.
 SHUFFLED = 4
@@ -116,6 +116,18 @@ def _exchanged_merge(c, group, thread, buffer, barrier):
 
 
 @triton.constexpr_function
+def _merged(merges, n):
+    """Merge lanes by merges up to the one in each lane, which ends all of them. That is there once:
+    warps wait for instructions that have to be fetched."""
+    lines = ["mov.u32 level, 0;", "MERGE:"]
+    for level, merge in enumerate(merges[:-1]):
+        lines += [f"setp.ne.u32 other, level, {level}; @other bra NEXT{level};", *merge]
+        lines += ["bra.uni IN_LANES;", f"NEXT{level}:"]
+    lines += [*merges[-1], "IN_LANES:", *comparators(bitonic_merge(n)), "add.u32 level, level, 1;"]
+    return [*lines, f"setp.lt.u32 other, level, {len(merges)}; @other bra MERGE;"]
+
+
+@triton.constexpr_function
 def _sorted(c, lanes, threads, keys, results):
     """Sort rows: of lines that make keys, those that make results of them. The operands that follow
     the c results and the c inputs are lane, thread and buffer."""
@@ -130,7 +142,7 @@ def _sorted(c, lanes, threads, keys, results):
         ".reg .pred other; .reg .b32 level, lower, upper, sign, member, own, below, above,"
         f" key<{c}>;"
     )
-    lines = [declared, *keys, *comparators(thread_network(c)), *merged(merges, c)]
+    lines = [declared, *keys, *comparators(thread_network(c)), *_merged(merges, c)]
     return "\n".join(["{", *lines, *results, "}"])
 
 

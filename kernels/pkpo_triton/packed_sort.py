@@ -66,18 +66,6 @@ def shuffled_merges(n, lanes, lane):
 
 
 @triton.constexpr_function
-def merged(merges, n):
-    """Merge lanes by merges up to the one in each lane, which ends all of them. That is there once:
-    warps wait for instructions that have to be fetched."""
-    lines = ["mov.u32 level, 0;", "MERGE:"]
-    for level, merge in enumerate(merges[:-1]):
-        lines += [f"setp.ne.u32 other, level, {level}; @other bra NEXT{level};", *merge]
-        lines += ["bra.uni IN_LANES;", f"NEXT{level}:"]
-    lines += [*merges[-1], "IN_LANES:", *comparators(bitonic_merge(n)), "add.u32 level, level, 1;"]
-    return [*lines, f"setp.lt.u32 other, level, {len(merges)}; @other bra MERGE;"]
-
-
-@triton.constexpr_function
 def _merged_pairs(n, lane):
     """Merge the sorted keys of two lanes. The lower keeps minima, the upper maxima: that takes two
     instructions, of which a lane executes one, where signs would take three."""
@@ -102,8 +90,10 @@ def _sorted(n, lanes, keys, results):
     if lanes == 2:
         steps += _merged_pairs(n, lane)
     elif lanes > 2:
-        steps = negated(n, lane, 0, 1) + steps + merged(shuffled_merges(n, lanes, lane), n)
-    declared = f".reg .pred is_upper, other; .reg .b32 lower, upper, sign, level, key<{n}>;"
+        steps = negated(n, lane, 0, 1) + steps
+        for merge in shuffled_merges(n, lanes, lane):
+            steps += merge + comparators(bitonic_merge(n))
+    declared = f".reg .pred is_upper; .reg .b32 lower, upper, sign, key<{n}>;"
     return "\n".join(["{", declared, *keys, *steps, *results, "}"])
 
 
