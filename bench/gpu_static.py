@@ -52,7 +52,7 @@ COPY_BYTES_PER_SECOND = 4.05e12  # the fastest of bench/results/throughput-nvidi
 SMS, CLOCK = 132, 1.98e9
 SCHEDULERS, LANES = 4, 32  # a scheduler issues one instruction of 32 lanes a cycle
 ALU_LANES = 64  # an SM's: half of what is issued
-EXCHANGE_LANES = 32  # an SM's shuffles, and its shared memory's banks of 4 bytes
+EXCHANGE_LANES = 32  # an SM's: words that come through its L1, shared, global or shuffled
 
 
 class Budget(NamedTuple):
@@ -81,6 +81,7 @@ class Figures(NamedTuple):
     shuffles: float
     wavefronts: float  # of shared memory, times 32
     least_wavefronts: float  # without conflicts
+    global_wavefronts: float  # of global memory, times 32
     loaded: float  # of sectors
     least_loaded: float  # that lanes asked for, the same bytes more than once perhaps
     stored: float
@@ -90,7 +91,8 @@ class Figures(NamedTuple):
     def of_copy(self, bytes_per_element: int) -> float:
         """The most that it can reach of an H200's copy of the same bytes: a model."""
         have = Budget.of(bytes_per_element)
-        needs = (self.instructions, self.alu, self.shuffles + self.wavefronts)
+        exchanged = self.shuffles + self.wavefronts + self.global_wavefronts
+        needs = (self.instructions, self.alu, exchanged)
         return min([1.0, *(has / need for need, has in zip(needs, have, strict=True) if need)])
 
 

@@ -91,6 +91,7 @@ def gpu_static(results: Path) -> str:
             ("the same, rows of four values", "ours", "four_values_instructions", 0),
             ("the same, rows of near ties", "ours", "near_ties_instructions", 0),
             ("lanes that exchange (executed)", "ours", "normal_shuffles normal_wavefronts", 0),
+            ("the same of global memory", "ours", "normal_global_wavefronts", 0),
             ("of an H200's copy, at most (a model)", "ours", "of_copy", 2),
             ("the same, rows of two values", "ours", "two_values_of_copy", 2),
         ],

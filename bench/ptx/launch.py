@@ -207,7 +207,7 @@ class Launch:
         active = self.lanes[lanes]
         address = np.broadcast_to(address, active.shape)
         if self.counting:
-            self.counts.add_access(space, address, active, size * count, number)
+            self._count(space, address, active, size * count, number)
         at = self.program.instructions[number]
         return self.memory.load(space, address, size, count, self, active, at)
 
@@ -224,9 +224,14 @@ class Launch:
         address = np.broadcast_to(address, active.shape)
         values = [np.broadcast_to(value, active.shape) for value in values]
         if self.counting:
-            self.counts.add_access(space, address, active, size * len(values), number)
+            self._count(space, address, active, size * len(values), number)
         at = self.program.instructions[number]
         self.memory.store(space, address, size, values, self, active, at)
+
+    def _count(self, space: str, address: Array, active: Array, total: int, number: int) -> None:
+        if space == "global":
+            address = self.memory.aligned(address)
+        self.counts.add_access(space, address, active, total, number)
 
     # Matrices of 8 rows of 16 bytes: lanes 8m … 8m+7 of a warp give the addresses of matrix m's
     # rows, lane i has the elements 2(i%4) and 2(i%4)+1 of row i//4 of each. Turned, rows are

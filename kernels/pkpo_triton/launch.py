@@ -213,6 +213,7 @@ def _launch_of_transform(
     """Put together what transforms rewards, one at least, that the kernel reads as they lie."""
     rows, n = rewards.shape
     static_k = k if isinstance(k, int) else None
+    rest: Any = {"known_k": static_k is not None, "normalized": estimator.normalized}
     with _device_of(rewards):
         device, factorials = rewards.device, _factorials(rewards)
         weights = HostWeights(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -261,7 +262,7 @@ def _launch_of_transform(
             "INDEX_SHIFT": estimator.index_shift,
             "RANGE_SCALED": needs_range_scale(estimator, scale=scale),
             "NORMALIZED": estimator.normalized,
-            **constants((rewards, where, out), chosen),
+            **constants((rewards, where, out), chosen, chosen.max_registers(**rest)),
         },
         empty,
         dynamic_k=static_k is None,

@@ -177,8 +177,11 @@ def strides(x: torch.Tensor | None) -> tuple[int, int]:
     return (x.stride(0) if x.shape[0] > 1 else x.shape[1]), x.stride(1)
 
 
-def constants(matrices: Sequence[torch.Tensor | None], chosen: Plan) -> dict[str, Any]:
-    """List what a kernel is compiled for: rewards (rows, n) and all other matrices, as they lie."""
+def constants(
+    matrices: Sequence[torch.Tensor | None], chosen: Plan, max_registers: int | None = None
+) -> dict[str, Any]:
+    """List what a kernel is compiled for: rewards (rows, n) and all other matrices, as they lie,
+    and a limit to a thread's registers where there is one."""
     given = [matrix for matrix in matrices if matrix is not None]
     return {
         "IS_BOOL": given[0].dtype == torch.bool,
@@ -192,7 +195,7 @@ def constants(matrices: Sequence[torch.Tensor | None], chosen: Plan) -> dict[str
         "WARP": chosen.warp,
         "num_warps": chosen.num_warps,
         "num_stages": 1,
-        **({"maxnreg": chosen.max_registers} if _backend() == "cuda" else {}),
+        **({"maxnreg": max_registers} if max_registers and _backend() == "cuda" else {}),
         **OPTIONS,
     }
 

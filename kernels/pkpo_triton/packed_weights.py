@@ -58,9 +58,12 @@ def row_weights(address, n, has_offset):
 @triton.jit
 def _slot(at, tile: tl.constexpr):
     """Find where the weight of the gap below a sample is, in slots: its number (T,) → (T,)."""
-    in_thread = at % tile.C
-    quad = in_thread // 4 * tile.THREADS_PER_ROW + at // tile.C
-    return quad * 4 + in_thread % 4
+    if tile.THREADS_PER_ROW == 1:
+        return at
+    else:
+        in_thread = at % tile.C
+        quad = in_thread // 4 * tile.THREADS_PER_ROW + at // tile.C
+        return quad * 4 + in_thread % 4
 
 
 @triton.jit

@@ -34,13 +34,14 @@ class Plan(NamedTuple):
         """How many samples a row's threads hold, n or more."""
         return self.samples_per_thread * self.threads_per_row
 
-    @property
-    def max_registers(self) -> int | None:
-        """Limit a thread's on NVIDIA's GPUs, None where the compiler has its way. With more, of
-        which it takes up to 255, too few threads are at work: an H100 is faster by a tenth at 102
-        samples, a fifth at 1002 and two fifths at 8192, more with a mask, and as fast with a k of
-        each row's own."""
-        return 128 if self.threads_per_row > 1 else None
+    def max_registers(self, *, known_k: bool, normalized: bool) -> int | None:
+        """Limit a thread's on NVIDIA's GPUs, None where the compiler has its way.
+
+        It takes up to 255, with which too few threads are at work. With 128, and some tens of words
+        in memory, an H100 is faster by a tenth at 102 samples and by two fifths at 8192, with a
+        mask by a fifth at 102 and 512. With a k in memory it is not, and an std takes more.
+        """
+        return 128 if self.threads_per_row > 1 and known_k and not normalized else None
 
 
 # Fewer rows than this leave most of a GPU idle where a thread has several of them: an H200 has 132

@@ -237,6 +237,9 @@ def transform_rows(
         INDEX_SHIFT=estimator.index_shift,
         RANGE_SCALED=coefficients.needs_range_scale(estimator, scale=scale),
         NORMALIZED=estimator.normalized,
+        max_registers=chosen.max_registers(
+            known_k=static_k is not None, normalized=estimator.normalized
+        ),
         **_constants(rewards, where, table, chosen),
     )
 
@@ -369,7 +372,6 @@ def _constants(
         "WARP": chosen.warp,
         "grid": (-(-rows // chosen.block_rows),),
         "num_warps": chosen.num_warps,
-        "max_registers": chosen.max_registers,
     }
 
 

@@ -68,6 +68,7 @@ def test_a_copy_counts_as_one(target: str) -> None:
     got = figures_of(launch, 2 * SIZE)
     assert (got.loaded, got.least_loaded, got.stored, got.least_stored) == (4, 4, 4, 4)
     assert got.shuffles == got.wavefronts == got.least_wavefronts == got.barriers == 0
+    assert got.global_wavefronts == 2
     # 4 warps for 1024 elements, and every instruction once for each of them.
     every = [it.opcode for it in sass.instructions_of(launch.kernel.binary)]
     assert got.instructions == len(every) * 128 / 1024
@@ -208,7 +209,7 @@ def test_the_budget_is_that_of_a_copy() -> None:
     assert nothing._replace(instructions=132.2, alu=1).of_copy(8) == pytest.approx(0.5, rel=0.01)
     assert nothing._replace(alu=66.1).of_copy(8) == pytest.approx(0.5, rel=0.01)
     # Conflicts count.
-    exchange = nothing._replace(shuffles=13, wavefronts=20, least_wavefronts=4)
+    exchange = nothing._replace(shuffles=13, wavefronts=18, least_wavefronts=4, global_wavefronts=2)
     assert exchange.of_copy(8) == pytest.approx(0.5, rel=0.01)
 
 

@@ -147,6 +147,19 @@ def test_sectors(stride: int, sectors: int) -> None:
     assert launch.counts.bytes.sum() == 128
 
 
+@pytest.mark.parametrize(
+    ("stride", "vector", "wavefronts"), [(4, 1, 1), (128, 1, 32), (16, 4, 4), (128, 4, 32)]
+)
+def test_lines_of_global_memory(stride: int, vector: int, wavefronts: int) -> None:
+    memory = torch.zeros(2048, dtype=torch.int32)
+    skip = -memory.data_ptr() % 128 // 4
+    loaded = "v4.b32 {%r10, %r11, %r12, %r13}" if vector == 4 else "b32 %r10"
+    text = ["ld.param.u64 %rd0, [out];", "mov.u32 %r1, %tid.x;"]
+    text += [f"mad.wide.u32 %rd1, %r1, {stride}, %rd0;", f"ld.global.{loaded}, [%rd1];"]
+    launch = run(text, {"out": memory[skip : skip + 1024]})
+    assert launch.counts.global_wavefronts.sum() == wavefronts
+
+
 @pytest.mark.parametrize(("kind_", "want"), [("s8", -56), ("u8", 200)])
 def test_a_signed_byte_is_widened(kind_: str, want: int) -> None:
     text = [*OF_THREAD, f"ld.global.{kind_} %r9, [%rd1];", "st.global.b32 [%rd1], %r9;"]
