@@ -12,8 +12,9 @@ it gets.
 
 No input costs more than this: a sort, the passes, and two sorts more.
 
-Between lanes rows are merged through shared memory: see `pkpo_triton.packed_merges`. A row of more
-than 2048 samples lies in two warps; then T is 64, and threads wait for each other at barriers.
+Between lanes rows are merged through shared memory: see `pkpo_triton.packed_merges`, for which C is
+a multiple of a row's threads. A row of more than 2048 samples lies in two warps; then T is 64, and
+threads wait for each other at barriers.
 """
 
 # Triton compiles these functions; no type checker can check them.

@@ -1,10 +1,10 @@
 """Rows of a packed kernel whose threads hold more than they have: they are padded.
 
-A row in one thread fills it. Of several threads each holds the same multiple of four, together
-perhaps more than the row has; in `pkpo_triton.packed_long` they hold the next power of two. The
-padding, in registers and in shared memory, is the row's largest sample: it sorts to the end, where
-the gaps are 0, and rows of few values stay rows of few values. Nothing of it is copied out. Where
-samples are left out, it counts as left out, too: see `packed_masked`.
+A row in one thread fills it. Of several threads each holds the same multiple of four, in
+`pkpo_triton.packed_long` of their number too, together perhaps more than the row has. The padding,
+in registers and in shared memory, is the row's largest sample: it sorts to the end, where the gaps
+are 0, and rows of few values stay rows of few values. Nothing of it is copied out. Where samples
+are left out, it counts as left out, too: see `packed_masked`.
 """
 
 # Triton compiles these functions; no type checker can check them.

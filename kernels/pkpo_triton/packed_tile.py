@@ -30,7 +30,7 @@ class Tile(NamedTuple):
     along meets in a bank."""
 
     N_SAMPLES: Any  # of a row in global memory, a multiple of 4
-    N: Any  # words of a row in shared memory: the next power of two
+    N: Any  # words of a row in shared memory, at least as many as its threads hold
     BITS: Any  # of an index in a row
     THREADS_PER_ROW: Any  # threads of a row, neighbours
     C: Any  # samples in each of them, a multiple of 4
