@@ -352,7 +352,7 @@ def packed_kernel(
     own = row + lane * 16  # (T,)
     if tile.MASKED:
         # Read here it is under way together with the rewards.
-        row_in_block = tl.minimum(thread // THREADS_PER_ROW, block.left // N_SAMPLES - 1)  # (T,)
+        row_in_block = tl.minimum(thread // THREADS_PER_ROW, block.rows - 1)  # (T,)
         row_of_mask = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + row_in_block  # (T,)
         mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N_SAMPLES, lane, tile)  # W × (T,)
     if loads_rows(tile):
@@ -370,7 +370,7 @@ def packed_kernel(
         weights = GapWeights(weights_address, offset_address, max_coefficient, has_offset)
     irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
-    counted = block.left < 0  # (), false
+    counted = block.rows < 0  # (), false
     if not any_thread(irregular | many):
         counted = transform_by_levels(rewards, own, weights, LEVELS, tile)
     if not counted:

@@ -259,7 +259,7 @@ def packed_long_kernel(
         rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
     irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
-    counted = block.left < 0  # (), false
+    counted = block.rows < 0  # (), false
     if not any_thread(irregular | many):
         counted = transform_by_levels(rewards, own, weights, LEVELS, tile)
     if not counted:

@@ -65,7 +65,7 @@ def load_row(own, lane, block, tile: tl.constexpr):
     shared memory, unless they are to be filled: two (T,) and `Block` → C × (T,)."""
     STEP: tl.constexpr = 4 * tile.BYTES * tile.THREADS_PER_ROW
     # Behind the last row it is loaded again.
-    row = tl.minimum(block.thread // tile.THREADS_PER_ROW, block.left // tile.N_SAMPLES - 1)  # (T,)
+    row = tl.minimum(block.thread // tile.THREADS_PER_ROW, block.rows - 1)  # (T,)
     in_block = row * (tile.BYTES * tile.N_SAMPLES) + lane * (4 * tile.BYTES)  # (T,)
     address = block.rewards_address + in_block.to(tl.int64)  # (T,)
     rewards = ()

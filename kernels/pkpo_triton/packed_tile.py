@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
     rewards_address: Any
     out_address: Any
-    left: Any  # samples
+    rows: Any  # how many there are
     thread: Any  # (T,)
 
 
@@ -78,13 +78,15 @@ def any_thread(x):
 @triton.jit
 def block_of(rewards_ptr, out_ptr, n_rows, thread, tile: tl.constexpr):
     """Find a program's rows: pointers, () and (T,) → `Block`."""
-    first = tl.program_id(0).to(tl.int64) * (tile.T // tile.THREADS_PER_ROW)  # ()
-    behind = first * (tile.BYTES * tile.N_SAMPLES)
-    rows = tl.minimum(n_rows - first, tile.T // tile.THREADS_PER_ROW)  # ()
+    BLOCK_ROWS: tl.constexpr = tile.T // tile.THREADS_PER_ROW
+    block = tl.program_id(0)  # ()
+    behind = block.to(tl.int64) * (BLOCK_ROWS * tile.BYTES * tile.N_SAMPLES)
+    # In as few bits as there are: it is computed anew wherever it is asked for.
+    rows = tl.minimum(n_rows - block.to(n_rows.dtype) * BLOCK_ROWS, BLOCK_ROWS)  # ()
     return Block(
         rewards_address=rewards_ptr.to(tl.int64) + behind,
         out_address=out_ptr.to(tl.int64) + behind,
-        left=rows.to(tl.int32) * tile.N_SAMPLES,
+        rows=rows.to(tl.int32),
         thread=thread,
     )
 
@@ -92,7 +94,7 @@ def block_of(rewards_ptr, out_ptr, n_rows, thread, tile: tl.constexpr):
 @triton.jit
 def copy_in(base, block, tile: tl.constexpr):
     """Copy a block into shared memory, and wait for all of it."""
-    if block.left == tile.T // tile.THREADS_PER_ROW * tile.N_SAMPLES:
+    if block.rows == tile.T // tile.THREADS_PER_ROW:
         _copy_in(base, block, True, tile)
     else:
         _copy_in(base, block, False, tile)
@@ -103,7 +105,7 @@ def copy_in(base, block, tile: tl.constexpr):
 def copy_out(base, block, tile: tl.constexpr):
     """Copy a block out of shared memory, once all of it is there."""
     tl.debug_barrier()
-    if block.left == tile.T // tile.THREADS_PER_ROW * tile.N_SAMPLES:
+    if block.rows == tile.T // tile.THREADS_PER_ROW:
         _copy_out(base, block, True, tile)
     else:
         _copy_out(base, block, False, tile)
@@ -131,7 +133,7 @@ def _copy_in(base, block, FULL: tl.constexpr, tile: tl.constexpr):
             address = block.rewards_address + block.thread.to(tl.int64) * (4 * tile.BYTES)
             x = load_four(address, 4 * tile.BYTES * tile.T * step, tile.DTYPE)  # 4 × (T,)
         else:
-            of_block = tl.minimum(sample, block.left - 4)  # (T,)
+            of_block = tl.minimum(sample, block.rows * tile.N_SAMPLES - 4)  # (T,)
             address = block.rewards_address + of_block.to(tl.int64) * tile.BYTES
             x = load_four(address, 0, tile.DTYPE)  # 4 × (T,)
         if tile.N_SAMPLES == tile.N:
@@ -160,7 +162,7 @@ def _copy_out(base, block, FULL: tl.constexpr, tile: tl.constexpr):
             address = block.out_address + thread.to(tl.int64) * (4 * tile.BYTES)
             store_four(address, x, 4 * tile.BYTES * tile.T * step, tile.DTYPE)
         else:
-            sample = tl.minimum(sample, block.left - 4)  # (T,)
+            sample = tl.minimum(sample, block.rows * tile.N_SAMPLES - 4)  # (T,)
             x = get_four(_address_of_sample(base, sample, tile), 0)  # 4 × (T,)
             address = block.out_address + sample.to(tl.int64) * tile.BYTES
             store_four(address, x, 0, tile.DTYPE)
