@@ -169,7 +169,7 @@ def transform_by_levels(rewards, own, weights, LEVELS: tl.constexpr, tile: tl.co
         goes_on = level < largest
         gap = tl.where(goes_on, above - level, 0.0)
         # Where a row is done, any weight will do.
-        at = tl.minimum(count.to(tl.int32), tile.N - 1)
+        at = tl.minimum(count.to(tl.int32), tile.C * tile.THREADS_PER_ROW - 1)
         if tile.THREADS_PER_ROW > 1:
             begins = at // tile.C != last
             before = tl.where(begins, tl.fma(per_sum, total, before), before)
