@@ -179,9 +179,14 @@ def packed_plan(
 
     32 samples a thread: 64 take fewer instructions, but so many registers that half as many threads
     are at work, and so much code that they wait for it. An H200 (at 128 samples, of a copy's speed)
-    is at 0.66 with 32, at 0.41 with 64, at 0.62 with 16; at 0.59 and 0.56 where two and four warps
-    share a program. 16 bits need no second sort: at 64 samples they are the faster with 64 (0.61,
+    was at 0.66 with 32, at 0.41 with 64, at 0.62 with 16; at 0.59 and 0.56 where two and four warps
+    shared a program. 16 bits need no second sort: at 64 samples they are the faster with 64 (0.61,
     0.55).
+
+    96 registers: left alone ptxas (12.8) takes up to 139, and fewer threads are at work. An H100
+    gains a twentieth (128 samples: 0.93, 0.89; 1024: 0.49, 0.46), and loses it again with 88. Up to
+    2 words of a thread, on sm_100 18, lie in memory then. It gains nothing at 16, 32 and 64, nor
+    where 64 samples of 16 bits lie in a thread, whose words do not fit (0.76, 0.39).
 
     Instructions a sample, on sm_90; "again" is what sorting once more by exact keys comes to. The
     last column is of `plan`'s kernels, of any rewards without a mask and with one. (64 of 16 bits
@@ -190,43 +195,44 @@ def packed_plan(
     | n   | threads a row     | sorted, again | with a mask | 2, 4 values | 16 bits | `plan`'s |
     | 16  | 1                 | 24, 49        | 31          | 18, 24      | 24      | 40, 62   |
     | 32  | 1                 | 25, 54        | 31          | 16, 34      | 26      | 54, 92   |
-    | 64  | 2; of 16 bits: 1  | 34, 76        | 41          | 16, 30      | 29      | 65, 91   |
-    | 128 | 4                 | 46, 101       | 53          | 16, 31      | 47      | 85, 110  |
-    | 256 | 16; of 16 bits: 8 | –             | 87          | –           | 62      | 108, 133 |
+    | 64  | 2; of 16 bits: 1  | 34, 76        | 41          | 17, 32      | 29      | 65, 91   |
+    | 128 | 4                 | 46, 102       | 53          | 17, 33      | 47      | 85, 110  |
+    | 256 | 16; of 16 bits: 8 | –             | 85          | –           | 61      | 108, 133 |
 
     Other lengths, without a mask and with one; behind them `plan`'s, without. Between 32 and 64 a
     row of float32 lies in one thread as long as that takes no more than 128 registers: to 48
-    samples, with a mask to 36. In two 40 would take 39 instructions, and 72 registers.
+    samples, with a mask to 36. In two 40 would take 39 instructions, and 72 registers; an H100 is
+    as fast either way. From 132 on a row has as many threads as divide what each holds.
 
     | n      | 12     | 24     | 36     | 40     | 48     | 56     | 80     | 100    | 300 | 1000 |
-    | packed | 28, 35 | 29, 36 | 32, 39 | 32, 46 | 33, 45 | 40, 47 | 52, 60 | 62, 68 | 127 | 97   |
-    | `plan` | 42     | 61     |        | 119    | 99     |        | 150    | 120    | 245 | 178  |
+    | packed | 28, 35 | 29, 36 | 32, 39 | 32, 46 | 33, 45 | 40, 47 | 52, 60 | 62, 66 | 78  | 100  |
+    | `plan` | 42     | 61     |        | 119    | 99     |        | 150    | 120    | 245 | 184  |
 
     Of normal rewards 1, 0, 0.5, 4 and (with a mask) 12 % of the programs sort again, of uniform
     ones 0, 2, 4, 16 and 27 %.
 
-    The long ones, for plain rows from 256 samples on: sorted, and with that one pass over
+    The long ones, for plain rows from 132 samples on: sorted, and with that one pass over
     neighbours, at most three; the most of any rows; in brackets exchanges between lanes, shuffles
     and wavefronts of shared memory.
 
     | n    | threads a row | sorted   | a pass | the most  | 2, 4 values | `plan`'s: any, 2 values |
-    | 256  | 8             | 60 (17)  | 16 (0) | 200 (146) | 16, 31      | 108 (30), 21            |
-    | 512  | 16            | 72 (22)  | 9 (7)  | 236 (158) | 17, 32      |                         |
-    | 1024 | 32            | 88 (26)  | 9 (7)  | 279 (171) | 17, 32      | 166 (42), 21            |
-    | 2048 | 32            | 92 (26)  | 9 (7)  | 294 (167) | 15, 28      |                         |
-    | 4096 | 64            | 111 (31) | 10 (7) | 348 (183) | 16, 31      | 244 (79), 21            |
+    | 256  | 8             | 61 (16)  | 16 (0) | 204 (144) | 18, 34      | 108 (30), 21            |
+    | 512  | 16            | 74 (21)  | 9 (7)  | 242 (157) | 18, 34      |                         |
+    | 1024 | 32            | 90 (25)  | 9 (7)  | 286 (169) | 19, 35      | 172 (42), 21            |
+    | 2048 | 32            | 92 (25)  | 9 (7)  | 298 (168) | 15, 29      |                         |
+    | 4096 | 64            | 112 (30) | 10 (7) | 353 (181) | 17, 32      | 250 (79), 21            |
 
     So many of the programs make a pass, of normal rewards 0.5, 6, 23, 85 and 100 %, of uniform ones
     0.5, 2, 10, 61 and 100 %, of lognormal ones (σ = 2) 64 and then 100 %, and of these 0, 0, 2, 43
     and 100 % are sorted twice more; of 1 + 0.001 · normal rewards none.
 
-    What an H200 reached of a copy's speed, with normal rewards, when keys took one instruction more
-    and sums one addition; behind it `plan`'s kernels:
+    What an H100 reaches of a copy's speed, with normal rewards; behind it what an H200 did, whose
+    copy is faster by two fifths, when weights took eight words of each reward's way through L1:
 
-    | n           | 16  | 32  | 64       | 128      | 256      | 512      | 1024     | 2048     |
-    | plain       | .98 | .99 | .89      | .66      | .49, .33 | .40, .25 | .30, .21 | .22, .16 |
-    | with a mask | .94 | .86 | .73      | .58, .28 | .45, .25 |          |          |          |
-    | of 16 bits  | .77 | .73 | .61, .29 | .44, .22 | .31, .17 |          |          |          |
+    | n    | 16       | 32       | 64       | 128      | 256      | 512      | 1024     | 2048     |
+    | all  | .99, .98 | .98, .99 | .98, .89 | .93, .66 | .84, .49 | .67, .40 | .49, .30 | .36, .22 |
+    | mask |      .94 | .95, .86 | .95, .73 | .87, .58 | .69, .45 |          |          |          |
+    | 16 b | .91, .77 | .88, .73 | .74, .61 | .59, .44 | .45, .31 |          |          |          |
     """
     if not usual or backend != "cuda" or n <= 8 or n % 4:
         return None
