@@ -159,11 +159,13 @@ def tables(rows: Sequence[Row]) -> dict[str, Lines]:
     small = [row for row in rows if row["kind"] == "a step"]
     n_of, shape_of = "n={n}".format_map, "{rows} x {n}".format_map
     found: dict[str, Lines] = {}
+    if small:
+        title = "µs of the GPU, and of the host"
+        found["small matrices"] = pivot(small, "{candidate}".format_map, shape_of, cost, title)
     if large:
         lines = pivot(large, "{kind}".format_map, n_of, rate, f"k={K}")
         found["GB/s, and as a ratio to torch's copy of float32"] = lines
-    lines = pivot(small, "{candidate}".format_map, shape_of, cost, "µs of the GPU, and of the host")
-    return {"small matrices": lines} | found
+    return found
 
 
 BENCH = command.Bench("kernels", measure, tables)
