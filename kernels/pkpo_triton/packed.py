@@ -366,6 +366,8 @@ def packed_kernel(
     else:
         if N_SAMPLES < C * THREADS_PER_ROW:
             rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
+        elif loads_rows(tile):
+            wait_for_row(tile)
         offset_address = weights_address + 4 * C * THREADS_PER_ROW
         weights = GapWeights(weights_address, offset_address, max_coefficient, has_offset)
     irregular = is_irregular(rewards, tile)  # (T,)

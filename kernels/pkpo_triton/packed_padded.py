@@ -62,7 +62,8 @@ def loads_rows(tile):
 @triton.jit
 def load_row(own, lane, block, tile: tl.constexpr):
     """Load each thread's samples from global memory, as `read_unpadded_row`, and write them to
-    shared memory, unless they are to be filled: two (T,) and `Block` → C × (T,)."""
+    shared memory, unless they are to be filled; threads have to wait for each other before they
+    read others': two (T,) and `Block` → C × (T,)."""
     STEP: tl.constexpr = 4 * tile.BYTES * tile.THREADS_PER_ROW
     # Behind the last row it is loaded again.
     row = tl.minimum(block.thread // tile.THREADS_PER_ROW, block.rows - 1)  # (T,)
@@ -79,7 +80,6 @@ def load_row(own, lane, block, tile: tl.constexpr):
             rewards = rewards + rewards[4 * quad - 4 :]
     if not tile.MASKED:
         write_unpadded_row(own, rewards, tile)
-        wait_for_row(tile)
     return rewards
 
 
