@@ -81,8 +81,9 @@ def _access(what, words, first, base, offset):
 
 
 @triton.constexpr_function
-def _exchanged_merge(c, group, thread, buffer, barrier):
-    """Merge the sorted halves of groups of lanes, up to the merge in each lane: instructions."""
+def _exchanged_merge(c, group, thread, buffer, barrier, is_read):
+    """Merge the sorted halves of groups of lanes, up to the merge in each lane: instructions.
+    is_read: others may still be reading the buffer."""
     words = math.gcd(4, c // group)  # V
     vectors = c // (group * words)  # of each lane in a thread
     step = (group + 1) * words * 4  # bytes from r to r + 1
@@ -104,7 +105,7 @@ def _exchanged_merge(c, group, thread, buffer, barrier):
             of_group.append((first, base, r * step + lane * 4 * words))
     return [
         place,
-        barrier,  # others may still be reading
+        *([barrier] if is_read else []),
         *(_access("st", words, *at) for at in of_lane),
         barrier,
         *(_access("ld", words, *at) for at in of_group),
@@ -128,15 +129,17 @@ def _merged(merges, n):
 
 
 @triton.constexpr_function
-def _sorted(c, lanes, threads, keys, results):
+def _sorted(c, lanes, threads, keys, results, is_read):
     """Sort rows: of lines that make keys, those that make results of them. The operands that follow
-    the c results and the c inputs are lane, thread and buffer."""
+    the c results and the c inputs are lane, thread and buffer, which others may still be reading if
+    is_read."""
     lane, thread, buffer = (f"${2 * c + i}" for i in range(3))
     barrier = _barrier(threads)
     merges = shuffled_merges(c, min(lanes, SHUFFLED), lane)
     group = 2 * SHUFFLED
     while group <= lanes:
-        merges.append(_exchanged_merge(c, group, thread, buffer, barrier))
+        merges.append(_exchanged_merge(c, group, thread, buffer, barrier, is_read))
+        is_read = True
         group *= 2
     declared = (
         ".reg .pred other; .reg .b32 level, lower, upper, sign, member, own, below, above,"
@@ -176,7 +179,7 @@ def _sorted_by_fixed_point(c, lanes, threads):
     addresses = [
         f"and.b32 key{i}, key{i}, {n - 1}; mad.lo.s32 ${i}, key{i}, 4, {row};" for i in range(c)
     ]
-    return _sorted(c, lanes, threads, keys, addresses)
+    return _sorted(c, lanes, threads, keys, addresses, is_read=False)
 
 
 @triton.jit
@@ -207,7 +210,7 @@ def _sorted_by_digits(c, lanes, threads):
         for i in range(c)
     ]
     numbers = [f"and.b32 ${i}, key{i}, {n - 1};" for i in range(c)]
-    return _sorted(c, lanes, threads, keys, numbers)
+    return _sorted(c, lanes, threads, keys, numbers, is_read=True)
 
 
 @triton.jit
