@@ -74,6 +74,8 @@ def compiled(one: Wanted) -> float:
 
 
 def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1] not in ASKS:
+        sys.exit(f"one argument must say what to compile for: {' or '.join(ASKS)}")
     start = time.perf_counter()
     found = wanted(ASKS[sys.argv[1]])
     noted = time.perf_counter() - start

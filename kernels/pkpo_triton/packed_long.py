@@ -1,4 +1,4 @@
-"""The packed kernel for rows of 256 samples and more: that of `pkpo_triton.packed`, whose words and
+"""The packed kernel for rows of 132 samples and more: that of `pkpo_triton.packed`, whose words and
 ways it shares, with another sort.
 
 The upper bits of a float would be too few for a key: the index takes eight and more, and most of

@@ -33,7 +33,7 @@ SHUFFLED = 4
 
 @triton.constexpr_function
 def exchange_words(c, threads, lanes):
-    """How many words of shared memory `sort_by_fixed_point` exchanges through."""
+    """How many words of shared memory a sort exchanges keys through."""
     groups = [2 * SHUFFLED << level for level in range((lanes // SHUFFLED).bit_length() - 1)]
     return max([threads // group * c * (group + 1) for group in groups], default=0)
 

@@ -1,10 +1,10 @@
 """Rows of a packed kernel whose threads hold more than they have: they are padded.
 
 A row in one thread fills it. Of several threads each holds the same multiple of four, in
-`pkpo_triton.packed_long` of their number too, together perhaps more than the row has. The padding,
-in registers and in shared memory, is the row's largest sample: it sorts to the end, where the gaps
-are 0, and rows of few values stay rows of few values. Nothing of it is copied out. Where samples
-are left out, it counts as left out, too: see `packed_masked`.
+`pkpo_triton.packed_long` also one of how many they are, together perhaps more than the row has. The
+padding, in registers and in shared memory, is the row's largest sample: it sorts to the end, where
+the gaps are 0, and rows of few values stay rows of few values. Nothing of it is copied out. Where
+samples are left out, it counts as left out, too: see `packed_masked`.
 """
 
 # Triton compiles these functions; no type checker can check them.
@@ -53,8 +53,9 @@ def write_unpadded_row(own, values, tile: tl.constexpr):
 
 @triton.constexpr_function
 def loads_rows(tile):
-    """Whether threads load their own samples: eight of a row read 128 bytes in one piece. Fewer
-    read more pieces than in a copy, which is less than a row to be filled is read and written."""
+    """Whether threads load their own samples, which eight of a row read 128 bytes at a time (of 16
+    bits 64), as fast as a copy into shared memory, from which they would be read again. Four take
+    longer, but where a mask has a row written anew, they save more."""
     enough = 4 if tile.MASKED else 8
     return enough <= tile.THREADS_PER_ROW
 

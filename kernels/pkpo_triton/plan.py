@@ -39,7 +39,8 @@ class Plan(NamedTuple):
 
         It takes up to 255, with which too few threads are at work. With 128, and some tens of words
         in memory, an H100 is faster by a tenth at 102 samples and by two fifths at 8192, with a
-        mask by a fifth at 102 and 512. With a k in memory it is not, and an std takes more.
+        mask by a fifth at 102 and 512 (at 4096 by less than with 144). With a k in memory it is
+        not, and an std takes more.
         """
         return 128 if self.threads_per_row > 1 and known_k and not normalized else None
 
@@ -75,7 +76,7 @@ def plan(
     | to 16   | 1             | n                | 1 warp: 42 at 12, 40 at 16; 2: sm_100 spills
     | to 32   | 1             | n                | 54; 2 threads: 75. 1 warp: 54, but sm_100 spills
     | masked  | 2             | 16               | 48 on the ALU; 1 thread: 55, and sm_100 spills
-    | to 8192 | 2 … 256       | 32               | 65 at 64, 166 at 1024; 16 a thread: 80, 198
+    | to 8192 | 2 … 256       | 32               | 65 at 64, 172 at 1024; 16 a thread: 80, 198
     | others  |               |                  | the library's sort, then one fused kernel
 
     Rows on several threads are padded to a power of two. They exchange through shared memory,
@@ -145,7 +146,7 @@ _PLAIN = _SHORT | {
     512: PackedPlan(2, threads_per_row=16, max_registers=96, is_long=True),
     768: PackedPlan(2, threads_per_row=16, max_registers=128, is_long=True),
     1024: PackedPlan(1, threads_per_row=32, max_registers=96, is_long=True),
-    # As few registers as nothing is spilled with; left alone, ptxas (12.8) takes up to 255.
+    # As few registers as next to nothing is spilled with; left alone, ptxas (12.8) takes up to 255.
     2048: PackedPlan(1, threads_per_row=32, max_registers=200, is_long=True),
     4096: PackedPlan(1, threads_per_row=64, max_registers=200, is_long=True),
 }
@@ -184,9 +185,10 @@ def packed_plan(
     0.55).
 
     96 registers: left alone ptxas (12.8) takes up to 139, and fewer threads are at work. An H100
-    gains a twentieth (128 samples: 0.93, 0.89; 1024: 0.49, 0.46), and loses it again with 88. Up to
-    2 words of a thread, on sm_100 18, lie in memory then. It gains nothing at 16, 32 and 64, nor
-    where 64 samples of 16 bits lie in a thread, whose words do not fit (0.76, 0.39).
+    gains a twentieth (128 samples: 0.93, 0.89; 1024: 0.49, 0.46; at 512 a hundredth), and but for
+    512 loses it again with 88. Up to 2 words of a thread, on sm_100 18, lie in memory then. It
+    gains nothing where whole rows of float32 have 16, 32 and 64 samples, and loses where 64 samples
+    of 16 bits lie in a thread, which do not fit (0.76, 0.39).
 
     Instructions a sample, on sm_90; "again" is what sorting once more by exact keys comes to. The
     last column is of `plan`'s kernels, of any rewards without a mask and with one. (64 of 16 bits
@@ -226,8 +228,9 @@ def packed_plan(
     0.5, 2, 10, 61 and 100 %, of lognormal ones (σ = 2) 64 and then 100 %, and of these 0, 0, 2, 43
     and 100 % are sorted twice more; of 1 + 0.001 · normal rewards none.
 
-    What an H100 reaches of a copy's speed, with normal rewards; behind it what an H200 did, whose
-    copy is faster by two fifths, when weights took eight words of each reward's way through L1:
+    What an H100 reaches of a copy's speed, with normal rewards in float32, with a mask, and in
+    bfloat16; behind it what an H200 did, whose copy is faster by two fifths, when weights took
+    eight words of each reward's way through L1:
 
     | n    | 16       | 32       | 64       | 128      | 256      | 512      | 1024     | 2048     |
     | all  | .99, .98 | .98, .99 | .98, .89 | .93, .66 | .84, .49 | .67, .40 | .49, .30 | .36, .22 |

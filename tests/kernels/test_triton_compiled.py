@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,6 @@ RECORD = RESULTS / "gpu-static-sm_90.csv"
 # These may grow by so much before somebody has to look.
 BUDGETED = ("instructions", "alu", "shuffles", "wavefronts", "loaded", "stored")
 GROWTH = 1.05
-MOST_SPILLED = 2  # words, on sm_90, with as few registers as a plan asks for
 TARGET_INSTRUCTIONS = {8: 30, 16: 26, 32: 27, 64: 37, 128: 49, 256: 64, 512: 82, 1024: 98}
 TARGET_INSTRUCTIONS |= {2048: 105, 4096: 126}
 TWO_VALUE_INSTRUCTIONS = 28
@@ -123,7 +123,8 @@ def test_what_ships_compiles(target: str, variant: Variant) -> None:
     kernel = gpu_static.compile_alone(variant, target)[0]
     usage = usage_of(kernel)
     # With as few registers as a plan asks for, some words are kept in memory; else none.
-    assert usage.spilled_words <= (48 if ".maxnreg" in kernel.assembly else 0)
+    most = 18 if re.search(r"\.entry packed_", kernel.assembly) else 48
+    assert usage.spilled_words <= (most if ".maxnreg" in kernel.assembly else 0)
     assert usage.shared_bytes <= TARGETS[target][1]
 
 
@@ -146,7 +147,7 @@ def test_kernels_of_long_rows_compile(target: str, variant: Variant) -> None:
 )
 def test_packed_rows_of_other_kinds(n: int, dtype: str, masked: bool, most: int) -> None:
     row = gpu_static.measure(Variant(n, dtype, masked), "sm_90")
-    assert row.spilled_words <= MOST_SPILLED
+    assert row.spilled_words <= 2
     assert row.normal is not None and row.normal.instructions <= most
 
 
@@ -161,7 +162,7 @@ def test_packed_rows_of_other_kinds(n: int, dtype: str, masked: bool, most: int)
 def test_figures_stay_within_their_budget(n: int) -> None:
     row = gpu_static.measure(Variant(n), "sm_90")
     recorded = {row["kernel"]: row for row in read_table(RECORD)}
-    assert row.spilled_words <= MOST_SPILLED
+    assert row.spilled_words <= int(recorded[row.kernel]["spilled_words"])
     for kind in KINDS:
         for name in BUDGETED:
             limit = GROWTH * float(recorded[row.kernel][f"{kind}_{name}"] or "inf")

@@ -151,8 +151,9 @@ def test_sectors(stride: int, sectors: int) -> None:
     ("stride", "vector", "wavefronts"), [(4, 1, 1), (128, 1, 32), (16, 4, 4), (128, 4, 32)]
 )
 def test_lines_of_global_memory(stride: int, vector: int, wavefronts: int) -> None:
+    # On a GPU it would begin with a line.
     memory = torch.zeros(2048, dtype=torch.int32)
-    skip = -memory.data_ptr() % 128 // 4
+    skip = (64 - memory.data_ptr()) % 128 // 4
     loaded = "v4.b32 {%r10, %r11, %r12, %r13}" if vector == 4 else "b32 %r10"
     text = ["ld.param.u64 %rd0, [out];", "mov.u32 %r1, %tid.x;"]
     text += [f"mad.wide.u32 %rd1, %r1, {stride}, %rd0;", f"ld.global.{loaded}, [%rd1];"]
