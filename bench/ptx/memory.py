@@ -179,17 +179,16 @@ class Memory:
     """
 
     def __init__(self, pointers: Sequence[Pointer], *, strict: bool, faults: Faults) -> None:
-        self._pointers = pointers
+        self._begins = np.array([0, *(pointer.address for pointer in pointers)], np.int64)
         self.tensors = [Tensor(pointer) for pointer in pointers]
         _lay_out([tensor for tensor in self.tensors if len(tensor.is_element)])
         self.strict, self.faults = strict, faults
 
     def aligned(self, address: Array) -> Array:
         """Give addresses of global memory as if every tensor began where a GPU's allocations do."""
-        begins = np.array([0, *(pointer.address for pointer in self._pointers)], np.int64)
         number = address >> _TAG
-        known = (number > 0) & (number < len(begins))
-        return np.where(known, address - begins[np.where(known, number, 0)], address)
+        known = (number > 0) & (number < len(self._begins))
+        return np.where(known, address - self._begins[np.where(known, number, 0)], address)
 
     def share(self, size: int, ctas: int, piece: int, rng: np.random.Generator) -> None:
         """Shared memory for CTAs, one after the other: garbage until it is written."""

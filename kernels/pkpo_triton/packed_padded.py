@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import floats, get_each, get_four, load_four, put_four
-from pkpo_triton.packed_tile import over_lanes, wait_for_row
+from pkpo_triton.packed_tile import over_lanes, row_of_block, wait_for_row
 
 # ---- Before they are sorted --------------------------------------------------------------------
 
@@ -28,19 +28,30 @@ def threads_in_turn(quad, tile):
 
 
 @triton.jit
-def read_unpadded_row(own, lane, tile: tl.constexpr):
-    """Read each thread's samples, behind the end of its row others of its own: twice (T,) → C ×
-    (T,)."""
+def _read_quads(address, lane, STEP: tl.constexpr, LOADS: tl.constexpr, tile: tl.constexpr):
+    """Read each thread's samples, STEP bytes from one quad to the next, from global memory if
+    LOADS, else from shared; behind the end of its row others of its own: twice (T,) → C × (T,)."""
     rewards = ()
     for quad in tl.static_range(tile.C // 4):
         if threads_in_turn(quad, tile) == tile.THREADS_PER_ROW:
-            rewards = rewards + get_four(own, 16 * tile.THREADS_PER_ROW * quad)
+            if LOADS:
+                rewards = rewards + load_four(address, STEP * quad, tile.DTYPE)
+            else:
+                rewards = rewards + get_four(address, STEP * quad)
         elif threads_in_turn(quad, tile) > 0:
             turn = tl.where(lane < threads_in_turn(quad, tile), quad, quad - 1)  # (T,)
-            rewards = rewards + get_four(own + 16 * tile.THREADS_PER_ROW * turn, 0)
+            at = address + (STEP * turn).to(address.dtype)  # (T,)
+            rewards = rewards + (load_four(at, 0, tile.DTYPE) if LOADS else get_four(at, 0))
         else:
             rewards = rewards + rewards[4 * quad - 4 :]
     return rewards
+
+
+@triton.jit
+def read_unpadded_row(own, lane, tile: tl.constexpr):
+    """Read each thread's samples, behind the end of its row others of its own: twice (T,) → C ×
+    (T,)."""
+    return _read_quads(own, lane, 16 * tile.THREADS_PER_ROW, False, tile)
 
 
 @triton.jit
@@ -65,20 +76,10 @@ def load_row(own, lane, block, tile: tl.constexpr):
     """Load each thread's samples from global memory, as `read_unpadded_row`, and write them to
     shared memory, unless they are to be filled; threads have to wait for each other before they
     read others': two (T,) and `Block` → C × (T,)."""
-    STEP: tl.constexpr = 4 * tile.BYTES * tile.THREADS_PER_ROW
-    # Behind the last row it is loaded again.
-    row = tl.minimum(block.thread // tile.THREADS_PER_ROW, block.rows - 1)  # (T,)
-    in_block = row * (tile.BYTES * tile.N_SAMPLES) + lane * (4 * tile.BYTES)  # (T,)
+    in_block = row_of_block(block, tile) * (tile.BYTES * tile.N_SAMPLES)  # (T,)
+    in_block += lane * (4 * tile.BYTES)  # (T,)
     address = block.rewards_address + in_block.to(tl.int64)  # (T,)
-    rewards = ()
-    for quad in tl.static_range(tile.C // 4):
-        if threads_in_turn(quad, tile) == tile.THREADS_PER_ROW:
-            rewards = rewards + load_four(address, STEP * quad, tile.DTYPE)
-        elif threads_in_turn(quad, tile) > 0:
-            turn = tl.where(lane < threads_in_turn(quad, tile), quad, quad - 1)  # (T,)
-            rewards = rewards + load_four(address + (STEP * turn).to(tl.int64), 0, tile.DTYPE)
-        else:
-            rewards = rewards + rewards[4 * quad - 4 :]
+    rewards = _read_quads(address, lane, 4 * tile.BYTES * tile.THREADS_PER_ROW, True, tile)
     if not tile.MASKED:
         write_unpadded_row(own, rewards, tile)
     return rewards

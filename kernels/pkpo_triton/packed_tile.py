@@ -92,6 +92,12 @@ def block_of(rewards_ptr, out_ptr, n_rows, thread, tile: tl.constexpr):
 
 
 @triton.jit
+def row_of_block(block, tile: tl.constexpr):
+    """Find which row of a block a thread's is, behind the last the last again: `Block` → (T,)."""
+    return tl.minimum(block.thread // tile.THREADS_PER_ROW, block.rows - 1)
+
+
+@triton.jit
 def copy_in(base, block, tile: tl.constexpr):
     """Copy a block into shared memory, and wait for all of it."""
     if block.rows == tile.T // tile.THREADS_PER_ROW:

@@ -184,7 +184,7 @@ def packed_plan(
     shared a program. 16 bits need no second sort: at 64 samples they are the faster with 64 (0.61,
     0.55).
 
-    96 registers: left alone ptxas (12.8) takes up to 139, and fewer threads are at work. An H100
+    96 registers: left alone ptxas (12.8) takes up to 138, and fewer threads are at work. An H100
     gains a twentieth (128 samples: 0.93, 0.89; 1024: 0.49, 0.46; at 512 a hundredth), and but for
     512 loses it again with 88. Up to 2 words of a thread, on sm_100 18, lie in memory then. It
     gains nothing where whole rows of float32 have 16, 32 and 64 samples, and loses where 64 samples
