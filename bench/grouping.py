@@ -3,8 +3,10 @@
     python -m bench.grouping [--device auto|cpu|cuda|tpu] [--quick] [--out FOLDER]
 
 Groups of one size: as contiguous blocks, by integer ids in any order, on the device and as NumPy's,
-and by ids of text, looked up in every call; JAX's also under jax.jit. All are checked and timed by
-bench/harness.py, and every figure is a ratio to the matrix of the same library.
+and by ids of text, looked up in every call: a group's entries have one string, as where a trainer
+repeats its prompts, or each has its own, as where a file was read. JAX's also under jax.jit. All
+are checked and timed by bench/harness.py, and every figure is a ratio to the matrix of the same
+library.
 """
 
 from __future__ import annotations
@@ -68,11 +70,12 @@ def measure_one(library: Library, shape: Shape) -> list[dict[str, Any]]:
 def calls_by_id(library: Library, ids: np.ndarray[Any, Any]) -> dict[str, Call]:
     """Bind transform_groups to ids (N,) in all the forms that a library takes: name → a call."""
     on_device = library.array(ids)
-    text = [f"a-task-of-some-name-{one:08x}" for one in ids]
+    names = [f"a-task-of-some-name-{one:08x}" for one in range(ids.max() + 1)]
     found: dict[str, Call] = {"integers": partial(_transform, ids=on_device)}
     if library.name != "numpy":
         found["integers of the host"] = partial(_transform, ids=ids)
-    found["text"] = partial(_transform, ids=text)
+    found["text"] = partial(_transform, ids=[names[one] for one in ids])
+    found["text, read"] = partial(_transform, ids=["".join(list(names[one])) for one in ids])
     if library.name == "jax":
         # A program has what it is bound to as constants: ids are given to it like rewards.
         program = library.jitted(_transform)

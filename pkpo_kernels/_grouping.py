@@ -48,8 +48,8 @@ def transform(entries: Entries, groups: Any, samples: Any, k: Any, rules: Rules)
     if rules.implementation in (None, "numpy") and entries.on_cpu and host_knows_k:
         if rules.implementation is None and is_watched(entries.rewards):
             return of_library(entries, groups, samples, k, rules)
-        rules = rules._replace(implementation="numpy")
-        return entries.from_host(transform(entries.on_host(), groups, samples, k_on_host(k), rules))
+        rules, host = rules._replace(implementation="numpy"), entries.on_host()
+        return entries.from_host(of_library(host, groups, samples, k_on_host(k), rules))
     return of_library(entries, groups, samples, k, rules)
 
 

@@ -137,9 +137,10 @@ def _numbered(argument: str, ids: Sequence[Any]) -> NDArray[np.int64]:
     numbers.default_factory = numbers.__len__
     try:
         # One call that looks all up, and one that packs what it found, take three quarters of the
-        # time of np.fromiter. A single one would come bare: the first is asked for again.
-        found = itemgetter(*ids, *ids[:1])(numbers) if ids else ()
-        codes = np.frombuffer(struct.pack(f"{len(found)}q", *found), np.int64, len(ids))
+        # time of np.fromiter.
+        found = itemgetter(*ids)(numbers) if ids else ()
+        found = found if len(ids) != 1 else (found,)  # a single one comes bare
+        codes = np.frombuffer(struct.pack(f"{len(ids)}q", *found), np.int64)
     except TypeError:
         at, one = next(((i, one) for i, one in enumerate(ids) if not _is_hashable(one)), (0, None))
         if one is None:  # what is wrong is how they compare

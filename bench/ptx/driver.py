@@ -175,6 +175,9 @@ class Device:
         # module, function, registers, spilled words, threads of a CTA at most
         return name, (assembly.read_text(), binary), 0, 0, 1024
 
+    def unload_module(self, module: str) -> None:
+        """Forget a kernel, as Triton asks for from 3.9 on: there is nothing to be freed."""
+
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
         kinds = list(source.signature.items())
         constants = {kinds[path[0]][0]: value for path, value in source.constants.items()}

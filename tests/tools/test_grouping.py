@@ -27,7 +27,7 @@ def one_small_shape(monkeypatch: pytest.MonkeyPatch, few_rounds: None) -> None:
 def test_the_matrix_comes_first_and_is_what_all_are_compared_with() -> None:
     first, *others = grouping.measure_one(Library("cpu"), Shape(8, 16))
     assert first["candidate"] == grouping.MATRIX and first["of_matrix"] == 1
-    assert [row["candidate"] for row in others] == ["blocks", "integers", "text"]
+    assert [row["candidate"] for row in others] == ["blocks", "integers", "text", "text, read"]
     for row in others:
         assert row["of_matrix"] == pytest.approx(row["ms"] / first["ms"])
 
@@ -39,10 +39,10 @@ def test_a_wrong_result_gets_no_figure(tmp_path: Path, monkeypatch: pytest.Monke
     done = CliRunner().invoke(grouping.app, ["--device", "cpu", "--out", str(tmp_path)])
     assert done.exit_code == 1 and "blocks has no figure: wrong: off by" in done.output
     rows = read_table(next(tmp_path.iterdir()))
-    assert [row["reason"].partition(":")[0] for row in rows] == ["", *["wrong"] * 3]
-    assert [row["of_matrix"] for row in rows] == ["1.0", "", "", ""]
+    assert [row["reason"].partition(":")[0] for row in rows] == ["", *["wrong"] * 4]
+    assert [row["of_matrix"] for row in rows] == ["1.0", *[""] * 4]
     ((_, *lines),) = grouping.tables(rows).values()
-    assert [line[1] for line in lines[1:]] == ["wrong"] * 3
+    assert [line[1] for line in lines[1:]] == ["wrong"] * 4
 
 
 @pytest.mark.slow
