@@ -8,7 +8,7 @@ Results are checked. A figure is
 
     executed  by that machine: shuffles, wavefronts and sectors of memory, barriers
     counted   in the machine code, which nothing executes: an instruction counts as often as the
-              line of PTX that it was made for was executed (`bench.sass`)
+              line of PTX that it was made for was executed (`bench.ptx.sass`)
     a model   of it all: the most that instructions, ALU and exchange between lanes allow of an
               H200's copy of the same bytes
 
@@ -36,10 +36,10 @@ from rich.progress import track
 
 from bench import commit_id
 from bench.command import CommitOption, OutOption, new_app
-from bench.gpu_usage import usage_of
 from bench.ptx.driver import TARGETS, Compiled, Device, Launched
+from bench.ptx.sass import counted
+from bench.ptx.usage import usage_of
 from bench.records import RESULTS, beside_others, listed, report, versions, write_table
-from bench.sass import counted
 from bench.variants import KINDS, Variant, shipped
 
 H200 = "sm_90"

@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 import torch
 
 from bench import gpu_static
-from bench.gpu_usage import usage_of
 from bench.ptx.driver import TARGETS
+from bench.ptx.usage import usage_of
 from bench.records import RESULTS, read_table
 from bench.shapes import MEASURED_N
 from bench.variants import KINDS, Variant, long_rows, shipped

@@ -14,10 +14,11 @@ import triton.language as tl  # noqa: E402
 from pkpo_triton.plan import OPTIONS  # noqa: E402
 from typer import BadParameter  # noqa: E402
 
-from bench import gpu_static, sass  # noqa: E402
+from bench import gpu_static  # noqa: E402
 from bench.gpu_static import Budget, Figures, figures_of  # noqa: E402
-from bench.gpu_usage import usage_of  # noqa: E402
+from bench.ptx import sass  # noqa: E402
 from bench.ptx.driver import Device  # noqa: E402
+from bench.ptx.usage import usage_of  # noqa: E402
 from bench.records import beside_others, listed, read_table, write_table  # noqa: E402
 from bench.variants import KINDS, Variant  # noqa: E402
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import triton
 
 from bench.ptx.driver import Compiled
-from bench.sass import nvidia_tool
+from bench.ptx.sass import nvidia_tool
 
 
 class Usage(NamedTuple):
