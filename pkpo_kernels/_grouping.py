@@ -274,6 +274,9 @@ def _rows(
         # With a mask no k is an error: each row has its own way out.
         most = k if isinstance(k, int) else np.max(k, initial=1)
         where = xp.ones_like(rows) == 1 if most > estimator.largest_k(rows.shape[1]) else None
+    if scale == "batch_mean" and where is None and n_groups is None:
+        scale = "sum" if estimator.normalized else "mean"  # N / G is every group's own size
+        rules = rules._replace(scale=scale)
     if scale not in ("sum", "mean") and dtype_name(rows.dtype) in ("float16", "bfloat16"):
         rows = as_dtype(rows, xp.float32)  # so that the result is rounded to it once
     of_rows: Scale = "mean" if scale == "mean" else "sum"
