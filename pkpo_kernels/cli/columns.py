@@ -20,6 +20,7 @@ from pkpo_kernels.validation import listed
 
 __all__ = [
     "LIST_NAMES",
+    "NEW_KEY",
     "REWARD_NAMES",
     "Columns",
     "choose_columns",
@@ -38,6 +39,8 @@ REWARD_NAMES = (
 )
 # In formats that have lists, a list a task.
 LIST_NAMES = ("rewards", "scores")
+# What `transform` adds, which is no reward unless the user says so.
+NEW_KEY = "transformed"
 
 # What pandas makes of an index without a name, in a file and when it reads that file again.
 _INDEX = re.compile(r"|index|level_\d+|unnamed: \d+|__index_level_\d+__", re.IGNORECASE)
@@ -116,7 +119,7 @@ def choose_columns(
         if task in rewards:
             raise ValueError(f"{option} must not name {names[task]!r}, the {word} of task ids")
         return Columns(names, task, tuple(rewards), len(rewards) > 1, apart, name)
-    others = [i for i in range(len(names)) if i != task]
+    others = [i for i in range(len(names)) if i != task and names[i] != NEW_KEY]
     if not others:
         raise ValueError(f"there are no rewards beside the {word} {names[task]!r}")
     if layout is not None:

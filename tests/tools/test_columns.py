@@ -43,6 +43,13 @@ class TestColumns:
         got = read_rollouts(path, Options(task="problem", rewards=["verdict"]))
         assert plain(got) == {"a": [1, 0], "b": [1]}
 
+    def test_what_transform_adds_is_no_reward_unless_it_is_named(self) -> None:
+        names = ["task_id", "s0", "transformed", "s1"]
+        assert choose_columns(names).rewards == (1, 3)
+        assert choose_columns(names, reward_columns=["transformed"]).rewards == (2,)
+        with pytest.raises(ValueError, match="there are no rewards beside the column 'task_id'"):
+            choose_columns(["task_id", "transformed"])
+
     @pytest.mark.parametrize(
         "header",
         [
