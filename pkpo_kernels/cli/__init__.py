@@ -11,6 +11,7 @@ rollouts        the graded samples of a set of tasks
 rollout_files   read and write them, whatever the format; formats/ has a module for each
 sources         where they come from: files, compressed or not, standard input
 columns, lines  what a file's columns and lines mean; layouts: those that other programs write
+rewriting       lines that are written again, with what their rewards were transformed to
 collected       what lines say, piece by piece
 runs            what `passk` evaluates: which metric, and how the tasks of two runs pair
 whole_files     files that are written whole or not at all

@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -24,14 +25,16 @@ from pkpo_kernels.cli.arguments import (
     parsed_only,
 )
 from pkpo_kernels.cli.collected import Null
-from pkpo_kernels.cli.columns import LIST_NAMES, REWARD_NAMES, TASK_NAMES
+from pkpo_kernels.cli.columns import LIST_NAMES, NEW_KEY, REWARD_NAMES, TASK_NAMES
 from pkpo_kernels.cli.plot import check_plot, drawn
 from pkpo_kernels.cli.rollout_files import (
     FileRun,
     Options,
     check_output,
+    gives_lines_back,
     read_rollouts,
     read_run,
+    write_lines,
     write_transformed,
 )
 from pkpo_kernels.cli.rollouts import Floats, Rollouts, name_of
@@ -161,11 +164,33 @@ def transform(
     only: Only = None,
     null: NullOption = "error",
     format: Format = None,
+    new_key: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What lines get, a number or a list; else {NEW_KEY}.", show_default=False
+        ),
+    ] = None,
+    bare: Annotated[
+        bool,
+        typer.Option(
+            "--bare",
+            help="Write ids, rewards and transformed rewards alone: in .jsonl and .parquet a task a"
+            " line, in .csv a sample. So it is always where one of the files is .npy or .parquet.",
+        ),
+    ] = False,
 ) -> None:
-    """Transform the rewards of every task, and write them beside the rewards."""
+    """Transform the rewards of every task. Lines come out as they were, each with a key more."""
     check_output(output)
     check_different({"the file": file, "--output": output})
+    in_lines = not bare and gives_lines_back(file, output, format)
     reading = _options(task_key, reward_key, only, null)
+    if in_lines:
+        reading = replace(reading, new_key=new_key or NEW_KEY)
+    elif new_key is not None:
+        raise ValueError(
+            "--new-key must be given only where lines come out, from and to JSON or CSV and without"
+            f" --bare; got {new_key!r}"
+        )
     with progress(f"reading {name_of(file)}", _size(file)) as read:
         rollouts = read_rollouts(file, reading, format=format, progress=read)
     check_output(output, rollouts)
@@ -176,8 +201,11 @@ def transform(
         "implementation": implementation,
     }
     values = _transformed(rollouts, k, options)
-    with progress(f"writing {output}", len(values)) as written:
-        write_transformed(output, rollouts, values, written)
+    with progress(f"writing {output}", _size(file) if in_lines else len(values)) as written:
+        if in_lines:
+            write_lines(output, file, rollouts, values, reading, format=format, progress=written)
+        else:
+            write_transformed(output, rollouts, values, written)
 
     _tell_columns(file, rollouts.columns)
     too_few = np.sum(k > ESTIMATORS[estimator].largest_k(rollouts.lengths))
@@ -185,6 +213,7 @@ def transform(
         "tasks": f"{len(rollouts.lengths)}",
         "samples": f"{rollouts.lengths.sum()}",
         f"tasks with too few samples ({undersized})": f"{too_few}",
+        "written": f"lines with {reading.new_key}" if in_lines else "rewards alone",
         "written to": f"{output}",
     }
     show_facts(f"{estimator}, k={k}", facts)

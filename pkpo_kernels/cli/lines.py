@@ -20,12 +20,14 @@ from pkpo_kernels.cli.layouts import Layout
 from pkpo_kernels.cli.rollouts import Floats, PathLike, RolloutFileError, TaskId
 from pkpo_kernels.validation import LARGEST_EXACT, listed, not_exact, shown
 
-__all__ = ["Lines", "Options", "shown_json"]
+__all__ = ["ABSENT", "Lines", "Options", "shown_json"]
 
 # Ids of more characters are held by a digest: prompts, which are as long as people write.
 _LONGEST_ID = 256
 # Lines and samples that are checked together.
 _LINES, _SAMPLES = 1 << 13, 1 << 16
+# Stands for a reward in a cell without a sample, of a line that holds a task.
+ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Options:
         threshold: samples pass, with 1, whose reward is at least this, others get 0; None leaves
             rewards as they are.
         ordered: the order of a task's samples is wanted; without it less memory is needed.
+        new_key: what lines are to get, which none of them may have; None for nothing.
     """
 
     task: str | None = None
@@ -50,6 +53,7 @@ class Options:
     null: Null = "error"
     threshold: float | None = None
     ordered: bool = True
+    new_key: str | None = None
 
 
 class Lines:
@@ -75,6 +79,8 @@ class Lines:
         self.one_sample_a_line: bool | None = None
         # Most files have one set of keys, in one order.
         self._columns: dict[tuple[str, ...], Columns] = {}
+        # The same of all that lines hold, where they are to get a key.
+        self._keys: dict[tuple[str, ...], None] = {}
         self._apart: tuple[str, Any] | None = None
         self._left_out = 0
         self._task_ids: list[TaskId] = []
@@ -155,17 +161,34 @@ class Lines:
         elif self.one_sample_a_line != one_sample_a_line:
             self.fail("the file mixes lines of one task and lines of one sample", line)
 
-    def add(self, task_id: Any, rewards: list[Any], line: int) -> None:
-        """Check and keep what a line says: the id of a task, and rewards of it."""
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys of lines that are to get one more, in the order in which they came."""
+        return tuple(dict.fromkeys(name for names in self._keys for name in names))
+
+    @property
+    def in_lists(self) -> bool:
+        """Whether a line holds the rewards of a task in a list."""
+        return self.one_sample_a_line is False and not all(c.wide for c in self._columns.values())
+
+    def add(
+        self,
+        task_id: Any,
+        rewards: list[Any],
+        line: int,
+        names: tuple[str, ...],
+        values: Iterable[Any],
+    ) -> None:
+        """Check and keep what a line says: the id of a task, and rewards of it, None for null.
+        names, values: all that it holds."""
         task_id = self.checked_id(task_id, line)
+        if self.options.new_key is not None and names not in self._keys:
+            self._check_keys(names, self.options.new_key, line)
+            self._keys[names] = None
         try:
             self._flat.fromlist(rewards)
         except (TypeError, OverflowError):
-            rewards = [math.nan if reward is None else reward for reward in rewards]
-            bad = [r for r in rewards if not _is_number(r)]
-            if bad or self.options.null == "error":
-                told = shown_json(bad[0]) if bad else "null; --null drop or zero takes it"
-                self.fail(f"a reward must be a number; got {told}", line)
+            rewards = self._there(rewards, line)
             self._flat.fromlist(rewards)
         if not rewards:
             self.fail(f"task {shown(task_id)} has no rewards", line)
@@ -178,6 +201,29 @@ class Lines:
         self._numbers.append(line)
         if len(self._numbers) >= _LINES or len(self._flat) >= _SAMPLES:
             self._flush()
+
+    def _check_keys(self, names: tuple[str, ...], new_key: str, line: int) -> None:
+        """Refuse a line that cannot get a key more."""
+        if new_key in names:
+            self.fail(
+                f"--new-key must be a name that no line has; got {new_key!r}; choose another, or"
+                " take --bare",
+                line,
+            )
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            reason = f"column {twice!r} is there {names.count(twice)} times, and lines come out"
+            self.fail(f"{reason} with each once; rename one, or take --bare", line)
+
+    def _there(self, rewards: list[Any], line: int) -> list[Any]:
+        """Give the rewards of samples that are there, NaN for null; refuse what is no number."""
+        there = [math.nan if r is None else r for r in rewards if r is not ABSENT]
+        self.absent += len(rewards) - len(there)
+        bad = [r for r in there if type(r) is not float and not _is_number(r)]
+        if bad or (None in rewards and self.options.null == "error"):
+            told = shown_json(bad[0]) if bad else "null; --null drop or zero takes it"
+            self.fail(f"a reward must be a number; got {told}", line)
+        return there
 
     def add_all(
         self,
@@ -236,8 +282,8 @@ class Lines:
             shown = json.dumps(task_id)
             self.fail(f"task_id must be Unicode text; got the lone surrogate of {shown}", line)
 
-    def finish(self) -> tuple[Collected, str]:
-        """Check the lines together: → what they said, and what was taken of them, in words."""
+    def finish(self) -> str:
+        """Check the lines together: → what was taken of them, in words."""
         self._flush()
         collected = self.collected
         if not collected.index:
@@ -257,7 +303,7 @@ class Lines:
         if collected.nulls:
             done = {"drop": "left out", "zero": "made 0"}[self.options.null]
             told.append(f"null rewards {done}: {collected.nulls}")
-        return collected, "; ".join(told)
+        return "; ".join(told)
 
 
 def _digest(text: str) -> str:

@@ -18,7 +18,8 @@ finite numbers or bools, and integers of at most 2^53 in magnitude: float64 does
 ones from their neighbours.
 
 Files are read in pieces. Of what they hold, ids stay in memory, and of a sample 8 bytes; or nothing
-where rewards are 0 or 1 and all that is wanted is how many pass (`read_run`).
+where rewards are 0 or 1 and all that is wanted is how many pass (`read_run`). The lines themselves
+are read once more where they are to be written (`write_lines`).
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from pkpo_kernels.cli.collected import Collected
+from pkpo_kernels.cli.columns import NEW_KEY
 from pkpo_kernels.cli.formats import csv, json, jsonl, npy, parquet
 from pkpo_kernels.cli.lines import Lines, Options
+from pkpo_kernels.cli.rewriting import LineWriter, Rewriting
 from pkpo_kernels.cli.rollouts import Floats, InARow, PathLike, RolloutFileError, Rollouts
-from pkpo_kernels.cli.sources import STDIN, Progress, Source, format_of, opened
+from pkpo_kernels.cli.sources import STDIN, TEXT, Progress, Source, format_of, opened
 from pkpo_kernels.cli.whole_files import check_folder, written_whole
 from pkpo_kernels.evaluation.runs import Run
 
@@ -42,8 +44,10 @@ __all__ = [
     "FileRun",
     "Options",
     "check_output",
+    "gives_lines_back",
     "read_rollouts",
     "read_run",
+    "write_lines",
     "write_transformed",
 ]
 
@@ -65,6 +69,11 @@ class _Writer(Protocol):
 
 
 _WRITERS: dict[str, _Writer] = {".jsonl": jsonl, ".csv": csv, ".npy": npy, ".parquet": parquet}
+# Formats in which lines are given back: what writes them, to a file, whose lines have these keys.
+_LINE_WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], LineWriter]] = {
+    ".jsonl": jsonl.line_writer,
+    ".csv": csv.line_writer,
+}
 
 
 def _nothing(done: float) -> None:
@@ -91,9 +100,10 @@ def read_rollouts(
         OSError: it cannot be opened.
         ModuleNotFoundError: what reads it is not installed.
     """
-    collected, columns = _read(path, options, format, progress)
-    rewards = InARow() if collected.rewards is None else collected.rewards
-    return Rollouts(tuple(collected.index), rewards, columns)
+    lines, columns = _read(path, options, format, progress)
+    found = lines.collected
+    rewards = InARow() if found.rewards is None else found.rewards
+    return Rollouts(tuple(found.index), rewards, columns, lines.keys, lines.in_lists)
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,8 @@ def read_run(
 ) -> FileRun:
     """Read a file as `read_rollouts` does, for `evaluation.evaluate_runs`, to which the order of a
     task's samples is nothing."""
-    collected, columns = _read(path, replace(options, ordered=False), format, progress)
+    lines, columns = _read(path, replace(options, ordered=False), format, progress)
+    collected = lines.collected
     rewards = collected.rewards
     run = Run(
         name="rewards",
@@ -139,7 +150,7 @@ def read_run(
 
 def _read(
     path: PathLike, options: Options, format: str | None, progress: Progress
-) -> tuple[Collected, str]:
+) -> tuple[Lines, str]:
     chosen = format_of(path, format)
     if chosen == "parquet":
         _check_pyarrow(path)
@@ -147,8 +158,8 @@ def _read(
         lines = Lines(source.path, options)
         _READERS[chosen](source, lines)
         source.tell(1.0)
-    collected, columns = lines.finish()
-    return collected, "" if chosen == "npy" else columns
+    columns = lines.finish()
+    return lines, "" if chosen == "npy" else columns
 
 
 def check_output(path: PathLike, rollouts: Rollouts | None = None) -> None:
@@ -173,6 +184,10 @@ def check_output(path: PathLike, rollouts: Rollouts | None = None) -> None:
                 f"{extension} does not tell the tasks {both} and {both!r} apart, a number and text:"
                 " write .jsonl",
             )
+    if extension == ".csv" and rollouts.keys and rollouts.in_lists:
+        raise RolloutFileError(
+            path, "a cell holds no list of rewards: write .jsonl, or a line for each with --bare"
+        )
 
 
 def write_transformed(
@@ -210,6 +225,61 @@ def write_transformed(
     with written_whole(path) as file:
         told = _Told(values, progress)
         _WRITERS[_checked_extension(path)].write(file, rollouts, told)
+
+
+def gives_lines_back(path: PathLike, output: PathLike, format: str | None = None) -> bool:
+    """Tell whether the lines of a file can be written, each with a key more, by `write_lines`.
+
+    Raises:
+        RolloutFileError: as `format_of`; or they could be, if the file could be read twice.
+    """
+    if format_of(path, format) not in TEXT or _checked_extension(output) not in _LINE_WRITERS:
+        return False
+    if os.fspath(path) == STDIN or Path(path).is_fifo():
+        raise RolloutFileError(
+            path,
+            "it cannot be read twice, as it must be to write its lines with a key more: save it in"
+            " a file, or write rewards alone with --bare",
+        )
+    return True
+
+
+def write_lines(
+    path: PathLike,
+    source: PathLike,
+    rollouts: Rollouts,
+    values: Sequence[Floats],
+    options: Options,
+    *,
+    format: str | None = None,
+    progress: Progress = _nothing,
+) -> None:
+    """Write the lines of a file that was read, as they come, each with `options.new_key`: what its
+    reward was transformed to, or the list of what its rewards were; whole or not at all.
+
+    What --only leaves out is not written. A sample that is left out as null gets null, and so does
+    what is not finite. From CSV all but rewards is text in JSON; from JSON what is no text is JSON
+    in CSV, and null is an empty cell.
+
+    Args:
+        path: where to, `.jsonl` or `.csv`.
+        source, options, format: what was read, and how; it is read once more.
+        rollouts: what was found there.
+        values: for each task as many numbers as it has rewards.
+        progress: is told how many bytes of the source are read.
+
+    Raises:
+        RolloutFileError: the source has changed.
+        OSError: a file cannot be opened or written.
+    """
+    extension, chosen = _checked_extension(path), format_of(source, format)
+    parsed = extension == ".jsonl" and chosen in ("csv", "tsv")
+    with written_whole(path) as file, opened(source, progress) as again:
+        keys = (*rollouts.keys, options.new_key or NEW_KEY)
+        write_line = _LINE_WRITERS[extension](file, keys)
+        lines = Rewriting(again.path, options, rollouts, values, write_line, parsed=parsed)
+        _READERS[chosen](again, lines)
+        lines.check_all_read()
 
 
 class _Told(Sequence[Floats]):

@@ -54,11 +54,15 @@ class Rollouts:
         rewards: for each task its rewards, (samples,) float64.
         columns: which columns of the file were taken and which ignored, in words; "" where a file
           has none.
+        keys: of its lines, where each is to get one more; else none.
+        in_lists: whether a line holds the rewards of a task in a list.
     """
 
     task_ids: Sequence[TaskId]
     rewards: Sequence[Floats]
     columns: str = ""
+    keys: Sequence[str] = ()
+    in_lists: bool = False
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:

@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 
 from pkpo_kernels.cli.rollouts import PathLike, RolloutFileError
 
-__all__ = ["FORMATS", "STDIN", "Progress", "Source", "format_of", "opened"]
+__all__ = ["FORMATS", "STDIN", "TEXT", "Progress", "Source", "format_of", "opened"]
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "npy", "parquet")
 # Those that are read from their beginning to their end.
-_TEXT = FORMATS[:4]
+TEXT = FORMATS[:4]
 STDIN = "-"
 # Tells how many bytes are read.
 Progress = Callable[[float], None]
@@ -104,9 +104,9 @@ def format_of(path: PathLike, format: str | None = None) -> str:
             "extension must be .jsonl, .json, .csv or .tsv, each with .gz or .zst after it or not,"
             f" .npy or .parquet; got {Path(name).suffix.lower() or 'none'!r}; or say --format",
         )
-    if (compression or name == STDIN) and chosen not in _TEXT:
+    if (compression or name == STDIN) and chosen not in TEXT:
         kind = "standard input" if name == STDIN else f"a {compression} file"
-        raise RolloutFileError(path, f"{kind} must be one of {', '.join(_TEXT)}; got {chosen}")
+        raise RolloutFileError(path, f"{kind} must be one of {', '.join(TEXT)}; got {chosen}")
     return chosen
 
 

@@ -29,12 +29,13 @@ class TestTransform:
         if extension == "parquet":
             pytest.importorskip("pyarrow")
         output = tmp_path / f"o.{extension}"
-        code, out, err = pkpo("transform", ragged, "-k", "2", "-o", output)
+        code, out, err = pkpo("transform", ragged, "-k", "2", "-o", output, "--bare")
         assert (code, err) == (0, f"{ragged}: {TASKS_A_LINE}")
         assert dict(rows_of(out)) == {
             "tasks": "3",
             "samples": "8",
             "tasks with too few samples (zero)": "1",
+            "written": "rewards alone",
             "written to": str(output),
         }
         rewards = read_rollouts(output)
@@ -119,7 +120,7 @@ class TestTransform:
 
         monkeypatch.setattr(jsonl, "write", failing)
         before = sorted(os.listdir(tmp_path))
-        code, out, err = pkpo("transform", ragged, "-k", "2", "-o", tmp_path / "o.jsonl")
+        code, out, err = pkpo("transform", ragged, "-k", "2", "-o", tmp_path / "o.jsonl", "--bare")
         assert (code, out, err) == (2, "", "pkpo: No space left on device\n")
         assert sorted(os.listdir(tmp_path)) == before
 

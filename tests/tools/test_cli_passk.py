@@ -17,7 +17,7 @@ pytest.importorskip("rich")
 from command_line import TASKS_A_LINE, pkpo, rows_of, write_jsonl
 
 from pkpo_kernels.cli import commands, plot
-from pkpo_kernels.cli.rollout_files import read_rollouts
+from pkpo_kernels.cli.rollout_files import Options, read_rollouts
 from pkpo_kernels.evaluation import evaluate
 
 
@@ -210,7 +210,8 @@ class TestColumns:
         code, _, err = pkpo("transform", path, "-k", "1", "-o", tmp_path / "o.jsonl", *chosen)
         assert code == 0
         assert err.endswith("rewards from s0, s1; ignored: level\n")
-        assert [task.tolist() for task in read_rollouts(tmp_path / "o.jsonl").rewards] == [
+        options = Options(rewards=["s0", "s1"])
+        assert [task.tolist() for task in read_rollouts(tmp_path / "o.jsonl", options).rewards] == [
             [0, 1],
             [1, 1],
         ]

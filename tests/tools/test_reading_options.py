@@ -118,7 +118,7 @@ class TestNull:
 
     def test_transform_takes_them_too(self, tmp_path: Path) -> None:
         path, output = put(tmp_path / "r.jsonl", NULLS["lists.jsonl"]), tmp_path / "o.jsonl"
-        assert pkpo("transform", path, "-k", "1", "-o", output, "--null", "drop")[0] == 0
+        assert pkpo("transform", path, "-k", "1", "-o", output, "--null", "drop", "--bare")[0] == 0
         assert [json.loads(line)["rewards"] for line in output.read_text().splitlines()] == [
             [0.5],
             [],

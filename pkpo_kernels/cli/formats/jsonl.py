@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from pkpo_kernels.cli.layouts import OPENAI_EVALS, Layout, OpenAIEvals
-from pkpo_kernels.cli.lines import Lines, shown_json
+from pkpo_kernels.cli.layouts import OPENAI_EVALS, OpenAIEvals
+from pkpo_kernels.cli.lines import ABSENT, Lines, shown_json
+from pkpo_kernels.cli.rewriting import LineWriter
 from pkpo_kernels.cli.rollouts import Floats, Rollouts
 from pkpo_kernels.cli.sources import Source
 from pkpo_kernels.validation import listed
@@ -46,12 +47,9 @@ class Records:
         if not self._any:
             self._any = True
             self._events = OpenAIEvals() if OpenAIEvals.begins(record) else None
-        if self._events is not None:
-            sample = self._events.sample(record)
-            if sample is not None:
-                self._take(sample, number, OPENAI_EVALS)
-        else:
-            self._take(record, number, None)
+        sample = record if self._events is None else self._events.sample(record)
+        if sample is not None:
+            self._take(record, sample, number)
 
     def finish(self) -> None:
         """Say what was left out."""
@@ -61,23 +59,23 @@ class Records:
                 f"events taken: {self._events.type or 'none'}; left out: {left}"
             )
 
-    def _take(self, record: dict[str, Any], number: int, layout: Layout | None) -> None:
-        lines = self._lines
-        columns = lines.choose(tuple(record), number, word="key", layout=layout)
-        values = list(record.values())
+    def _take(self, record: dict[str, Any], sample: dict[str, Any], number: int) -> None:
+        """Take what a record says, by the part of it that is of a sample."""
+        lines, layout = self._lines, OPENAI_EVALS if self._events else None
+        columns = lines.choose(tuple(sample), number, word="key", layout=layout)
+        values = list(sample.values())
         if not lines.takes(columns, values.__getitem__, number):
             return
         rewards = [values[i] for i in columns.rewards]
         is_list = not columns.wide and columns.holds_lists(isinstance(rewards[0], list))
         lines.expect(not (columns.wide or is_list), number)
         if columns.wide and lines.options.null != "zero":
-            lines.absent += rewards.count(None)
-            rewards = [reward for reward in rewards if reward is not None]
+            rewards = [ABSENT if reward is None else reward for reward in rewards]
         elif is_list:
             (rewards,) = rewards
             if not isinstance(rewards, list):
                 lines.fail(f"{columns.reward} must be a list; got {shown_json(rewards)}", number)
-        lines.add(values[columns.task], rewards, number)
+        lines.add(values[columns.task], rewards, number, tuple(record), record.values())
 
 
 class DuplicateKey(ValueError):
@@ -108,3 +106,17 @@ def write(file: BinaryIO, rollouts: Rollouts, values: Sequence[Floats]) -> None:
             "transformed": [x if math.isfinite(x) else None for x in transformed.tolist()],
         }
         file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def line_writer(file: BinaryIO, keys: Sequence[str]) -> LineWriter:
+    """Make what writes a line, an object, given by its keys."""
+
+    def write_line(record: dict[str, Any]) -> None:
+        try:
+            line = json.dumps(record, ensure_ascii=False).encode()
+        # Half of a surrogate pair, as text that was cut off has it, can only be spelled.
+        except UnicodeEncodeError:
+            line = json.dumps(record).encode()
+        file.write(line + b"\n")
+
+    return write_line
