@@ -1,7 +1,7 @@
 """Schedules of k: from the training step to the k of the next update.
 
 The paper anneals k: large early on, to reward exploration, then 1, to sharpen (arXiv 2505.15201,
-section 5.2.2):
+section 5.2.2 in v1, 5.2.3 since v3):
 
 >>> k_at = piecewise_constant([8, 1], [1000])
 >>> k_at(0), k_at(999), k_at(1000)

@@ -5,21 +5,8 @@ own offset, in one launch: see `pkpo_triton.kernel`; for rows too long for that,
 estimator is data to the kernels: see `coefficients.Estimator`. Most people call them through
 `pkpo_kernels.transform`.
 
-    operators     the launches as torch operators       plan           the table of regimes
-    launch        a kernel, its grid, its arguments     layout         rows in threads
-    kernel        the entry kernels                     sort           networks, put to use
-    memory        tiles, loaded and stored              binomial       the ratios r_j
-    lookup        what is found by a reward's value     few_levels     rows that are counted
-    estimator     weights, sums, values                 tables         numbers that kernels read
-    long_rows     rows that the library sorts           table_cache    where they are kept
-    matrices      as kernels read them                  coefficients   an estimator as data
-    packed        the entry kernel for the usual rows   packed_tile    how these lie
-    packed_sort   the PTX that sorts them               packed_padded  rows with padding
-    packed_long   the entry kernel for longer ones      packed_merges  the PTX that sorts these
-    packed_masked samples that are left out             packed_weights what gaps weigh in them
-    assembly      more PTX: memory, arithmetic          networks       sorting, as data
-
-Of the modules, `operators`, `launch`, `matrices`, `long_rows` and `table_cache` alone need torch.
+What is in which module: README.md beside this package. Of the modules, `operators`, `launch`,
+`matrices`, `long_rows` and `table_cache` alone need torch.
 """
 
 from __future__ import annotations

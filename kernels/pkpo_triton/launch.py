@@ -142,9 +142,9 @@ def transform(
     rewards = rewards.detach()
     rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
     launch = prepared_transform(rewards, k, where, estimator, **rest)
-    packed_for = plan_packed(rewards, k, where, estimator, undersized, dtype)
-    if launch is None and packed_for is not None:
-        assert where is not None
+    usual = plan_packed(rewards, k, where, estimator, undersized, dtype)
+    if launch is None and usual is not None:
+        assert where is not None  # all that it asks of a mask alone is how that lies
         where = where.clone(memory_format=torch.contiguous_format)
         launch = prepared_transform(rewards, k, where, estimator, **rest)
     if launch is None:
@@ -180,16 +180,16 @@ def prepared_transform(
 ) -> Launch | None:
     """Prepare `transform` for matrices of the form of these, on their device and its current
     stream; None where a call takes more than a launch."""
-    packed_for = plan_packed(rewards, k, where, estimator, undersized, dtype)
-    if packed_for is not None:
+    usual = plan_packed(rewards, k, where, estimator, undersized, dtype)
+    if usual is not None:
         if not packed_reads_mask(where):
             return None
         assert isinstance(k, int)
         with _device_of(rewards):
             n, masked = rewards.shape[1], where is not None
             rules: Any = {"masked": masked, "scale": scale, "undersized": undersized}
-            weights = packed_weights(estimator, n, k, slots=packed_for.slots(n), **rules)
-            return _launch_of_packed(rewards, weights, packed_for)
+            weights = packed_weights(estimator, n, k, slots=usual.slots(n), **rules)
+            return _launch_of_packed(rewards, weights, usual)
     chosen = plan_transform(rewards, k, where, estimator, dtype)
     if chosen is None or rewards.numel() == 0:
         return None

@@ -18,9 +18,10 @@ almost as large as it gets. Programs whose rows all have few distinct values do 
 All ways add a row's weighted gaps in the same order: what a row becomes does not depend on the rows
 beside it. Formulas and names: `pkpo_triton.coefficients`; weights: `pkpo_triton.packed_weights`.
 
-T is the threads of a program: a warp, so that what they decide together takes no barrier. C is
-the samples in each: of a row's the quads of neighbours by turns, and C in a row once it is sorted.
-W is the words of a thread's mask. An address is one of shared memory unless it is called otherwise.
+T: the threads of a program, a warp, so that what they decide together takes no barrier. C: the
+samples in each. Of a row in P threads, thread t has the quads (four neighbours) t, t + P, t + 2P, …
+before it is sorted, and samples t·C … t·C + C − 1 of the sorted row after. W: the words of a
+thread's mask. An address is one of shared memory unless it is called otherwise.
 """
 
 # Triton compiles these functions; no type checker can check them.

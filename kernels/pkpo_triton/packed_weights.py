@@ -3,11 +3,11 @@
 Whole rows share their weights, which come ready for every gap, r_j · gap and
 r_j · (offset + slope · |j − origin|): see `pkpo_triton.tables.gap_weights`.
 
-Where samples are left out, rows of m valid ones have in common what does not know m: of
-r_j = C(j − shift, k−1) / C(m, k) the numerator. The rest is a factor, which waits for each m beside
-the other numbers that depend on it: see `pkpo_triton.tables.row_weights`. Both are scaled by a
-power of two, so that neither leaves float32; above a row's samples their product may, where
-gaps are 0. No r_j is above 1, so that is where it ends, at no cost.
+Where samples are left out, rows of any number m of valid ones share the numerator of
+r_j = C(j − shift, k−1) / C(m, k), which does not depend on m. The rest is a factor, which waits for
+each m beside the other numbers that depend on it: see `pkpo_triton.tables.row_weights`. Both are
+scaled by a power of two, so that neither leaves float32; above a row's samples their product may,
+where gaps are 0. No r_j is above 1, so that is where it ends, at no cost.
 """
 
 # Triton compiles these functions; no type checker can check them.

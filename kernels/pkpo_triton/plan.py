@@ -1,4 +1,5 @@
-"""How rows of n samples are spread over threads: the one table of regimes."""
+"""How rows of n samples are spread over threads, all regimes: `packed_plan`, which is asked first,
+for usual rows on NVIDIA's GPUs; `plan` for all else."""
 
 from __future__ import annotations
 
@@ -103,7 +104,12 @@ def plan(
 
 
 class PackedPlan(NamedTuple):
-    """Constants of a packed kernel: see `pkpo_triton.packed`."""
+    """Constants of a packed kernel: see `pkpo_triton.packed`.
+
+    A program is one warp, block_rows · threads_per_row = 32, or one row of `packed_long` in 64
+    threads. A row's threads are a power of two, in `packed_long` 8 or more. There rows are padded
+    to a multiple of their square: 512 samples fill 8 or 16 threads, and 32 would hold 1024.
+    """
 
     block_rows: int  # so many rows are a program's
     threads_per_row: int
@@ -170,7 +176,7 @@ def packed_plan(
     """Plan a packed kernel for rows of n samples, None where there is none: `plan` serves all.
 
     Args:
-        n: samples in a row, a multiple of four.
+        n: samples in a row; None for all but multiples of four.
         usual: rewards and results are float32, bfloat16 or float16, whole rows one after the other
             from a multiple of 16 bytes on, and so is a mask; all rows share a k known to the host,
             and no std is asked for.
@@ -198,7 +204,7 @@ def packed_plan(
     | 16  | 1                 | 24, 49        | 31          | 18, 24      | 24      | 40, 62   |
     | 32  | 1                 | 25, 54        | 31          | 16, 34      | 26      | 54, 92   |
     | 64  | 2; of 16 bits: 1  | 34, 76        | 41          | 17, 32      | 29      | 65, 91   |
-    | 128 | 4                 | 46, 102       | 53          | 17, 33      | 47      | 85, 110  |
+    | 128 | 4                 | 46, 101       | 53          | 17, 33      | 47      | 85, 110  |
     | 256 | 16; of 16 bits: 8 | –             | 85          | –           | 61      | 108, 133 |
 
     Other lengths, without a mask and with one; behind them `plan`'s, without. Between 32 and 64 a
@@ -207,7 +213,7 @@ def packed_plan(
     as fast either way. From 132 on a row has as many threads as divide what each holds.
 
     | n      | 12     | 24     | 36     | 40     | 48     | 56     | 80     | 100    | 300 | 1000 |
-    | packed | 28, 35 | 29, 36 | 32, 39 | 32, 46 | 33, 45 | 40, 47 | 52, 60 | 62, 66 | 78  | 100  |
+    | packed | 27, 35 | 29, 36 | 32, 39 | 32, 46 | 33, 45 | 40, 47 | 52, 60 | 62, 66 | 78  | 100  |
     | `plan` | 42     | 61     |        | 119    | 99     |        | 150    | 120    | 245 | 184  |
 
     Of normal rewards 1, 0, 0.5, 4 and (with a mask) 12 % of the programs sort again, of uniform
@@ -218,9 +224,9 @@ def packed_plan(
     and wavefronts of shared memory.
 
     | n    | threads a row | sorted   | a pass | the most  | 2, 4 values | `plan`'s: any, 2 values |
-    | 256  | 8             | 61 (16)  | 16 (0) | 204 (144) | 18, 34      | 108 (30), 21            |
+    | 256  | 8             | 61 (16)  | 16 (0) | 204 (144) | 17, 33      | 108 (30), 21            |
     | 512  | 16            | 74 (21)  | 9 (7)  | 242 (157) | 18, 34      |                         |
-    | 1024 | 32            | 90 (25)  | 9 (7)  | 286 (169) | 19, 35      | 172 (42), 21            |
+    | 1024 | 32            | 90 (25)  | 9 (7)  | 286 (169) | 18, 34      | 172 (42), 21            |
     | 2048 | 32            | 92 (25)  | 9 (7)  | 298 (168) | 15, 29      |                         |
     | 4096 | 64            | 112 (30) | 10 (7) | 353 (181) | 17, 32      | 250 (79), 21            |
 

@@ -1,8 +1,6 @@
 """The estimators, a row of the table for each: its equation, its limits on k, its coefficients.
 
-What the numbers mean: `pkpo_kernels.maths.weights.Coefficients`. To add an estimator, add it here
-and its name to `pkpo_kernels.typing.EstimatorName`, and its definition to the oracle,
-`pkpo_kernels.maths.reference`; no kernel changes.
+What the numbers mean: `pkpo_kernels.maths.weights.Coefficients`. How to add one: CONTRIBUTING.md.
 
 Equation numbers are those of Walder & Karkhanis, "Pass@K Policy Optimization" (2025), arXiv
 2505.15201.
@@ -26,7 +24,7 @@ _ALL = (
         source=PKPO,
         summary="the paper's PKPO: leave-one-out baseline on subsets of k−1",
         coefficients=Coefficients(gap_1=1),
-        # There "centered", with b for a: at k=1 they are the same.
+        # There the same as "centered", whose ratios are one, too: C(j, 0) = C(j − 1, 0).
         coefficients_at_k_1=Coefficients(over_n_minus_1=1, gap_n=1, offset_1=1, slope_1=1),
         counted_from_top=True,
     ),

@@ -1,4 +1,4 @@
-"""The packed kernel of rows of 512 samples and more, which lie in many threads, on rows that take
+"""The packed kernel of rows of 132 samples and more, which lie in many threads, on rows that take
 every way through it. Run as test_packed.py is.
 """
 

@@ -23,6 +23,21 @@ from pkpo_triton import plan as plans  # noqa: E402
 pytestmark = [pytest.mark.costly("interpreted"), pytest.mark.any_length]
 
 
+@pytest.mark.parametrize("masked, itemsize", [(False, 4), (True, 4), (False, 2)])
+def test_packed_plans_fill_warps_and_pad_little(masked: bool, itemsize: int) -> None:
+    usual: Any = {"usual": True, "backend": "cuda", "masked": masked, "itemsize": itemsize}
+    served = 0
+    for n in range(12, 4100, 4):
+        plan = plans.packed_plan(n, **usual)
+        if plan is None:
+            continue
+        served, (samples, threads) = n, plan.slots(n)
+        assert plan.block_rows * threads == 32 or (plan.block_rows, threads) == (1, 64)
+        assert threads.bit_count() == 1 and (threads >= 8 or not plan.is_long)
+        assert n <= samples * threads < n + threads * max(4, threads if plan.is_long else 4)
+    assert served == (256 if masked or itemsize == 2 else 4096)
+
+
 class TestTables:
     @pytest.mark.parametrize("index_shift", [0, 1])
     @pytest.mark.parametrize("n, threads", [(34, 2), (100, 4), (1024, 32)])
