@@ -12,6 +12,7 @@ import torch
 from trl import GRPOTrainer
 
 from pkpo_kernels.integrations import Options
+from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.validation import shown
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class PKPOMixin(_Base):  # type: ignore[misc]
 
     Raises:
         TypeError: `pkpo` is of another type; the class has no GRPOTrainer after the mixin.
-        ValueError: as `Options.of` does; the rewards are normalized before they are summed.
+        ValueError: as `Options.of` does; the k of step 0 is more than `num_generations` admit,
+          unless it is clipped; the rewards are normalized before they are summed.
     """
 
     def __init__(self, *args: Any, pkpo: Options | None = None, **kwargs: Any) -> None:
@@ -51,6 +53,13 @@ class PKPOMixin(_Base):  # type: ignore[misc]
             raise ValueError(
                 "multi_objective_aggregation must be 'sum_then_normalize': PKPO transforms the sum"
                 f" of the rewards; got {self.multi_objective_aggregation!r}"
+            )
+        k, n = self.pkpo.k_at(0), self.num_generations
+        largest = int(ESTIMATORS[self.pkpo.estimator].largest_k(n))
+        if k > largest and self.pkpo.undersized != "clip":
+            raise ValueError(
+                f"pkpo's k must be at most {largest} where num_generations is {n}, or no group has"
+                f" a signal (undersized='clip' cuts it); got k={k}"
             )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,16 @@ def test_evaluation_with_fewer_generations_than_k(tmp_path: Path) -> None:
     clipped.evaluate()
     (_, _, rewards, advantages), *_ = clipped.scored
     assert_close(advantages, rewards, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "largest"), [(Options("9@0,2@2"), 8), (Options(8, estimator="sloo"), 7)]
+)
+def test_a_k_that_no_group_admits(tmp_path: Path, options: Options, largest: int) -> None:
+    told = f"pkpo's k must be at most {largest} where num_generations is 8.*got k={options.k_at(0)}"
+    with pytest.raises(ValueError, match=told):
+        trainer(tmp_path, options)
+    trainer(tmp_path, replace(options, undersized="clip"))
 
 
 @pytest.mark.parametrize(("loss_type", "scale"), [("dr_grpo", 1 / LENGTH), ("dapo", None)])
