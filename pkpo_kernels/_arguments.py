@@ -18,6 +18,7 @@ from pkpo_kernels.validation import (
     checked_axis,
     checked_mask,
     dtype_name,
+    first_inexact,
     host_integers,
     inexact_integers,
     is_integer,
@@ -44,7 +45,7 @@ class Groups(NamedTuple):
         if inexact is not None and where is not None:
             inexact &= where
         if inexact is not None and inexact.any():
-            raise ValueError(not_exact("rewards", array[inexact][0]))
+            raise ValueError(not_exact("rewards", first_inexact(rewards, array, inexact)))
         dtype = _result_dtype(array, library)
         return cls(library, array, where, dtype, checked_axis(axis, array.shape))
 

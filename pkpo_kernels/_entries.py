@@ -90,12 +90,12 @@ class Entries(NamedTuple):
                 valid = scored if kept is None else scored & kept
         if library == "numpy" and valid is not None and valid.all():
             valid = None
-        # A list as it was written, where NumPy may have rounded its integers. What is left out may
-        # hold anything: in torch nobody reads it, and two operations are spared.
-        exact = rewards
+        # A list as it was written, where NumPy may have rounded its integers: of those that count.
+        dtype = Groups.of(rewards, valid if library == "numpy" else None, 0).dtype
+        # What is left out may hold anything: in torch nobody reads it, and two operations are
+        # spared.
         if valid is not None and library != "torch":
-            exact = array = xp.where(valid, array, xp.zeros_like(array))
-        dtype = Groups.of(exact, None, 0).dtype
+            array = xp.where(valid, array, xp.zeros_like(array))
         if library == "torch":
             traced = traced or array.is_meta  # values are unknown there, too
             if dtype_name(array.dtype) in ("uint16", "uint32"):  # which torch can hardly index

@@ -7,6 +7,7 @@ import reprlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from itertools import compress
 from operator import index
 from typing import Any, TypeVar
 
@@ -230,6 +231,8 @@ def _check_dense(argument: str, value: Any) -> None:
 
 # What a nested list may hold without a closer look.
 _PLAIN = {int, float, bool}
+# Real numbers among objects, which NumPy makes of integers beyond 64 bits and what is beside them.
+_REAL = (int, float, np.integer, np.floating)
 
 
 def _check_entries(argument: str, path: str, rows: Sequence[Any]) -> None:
@@ -274,16 +277,30 @@ def inexact_integers(value: Any, array: NDArray[Any]) -> NDArray[np.bool_] | Non
         return None
     if kind == "f" and not isinstance(value, (list, tuple)):
         return None
-    if kind == "O" and not all(map(is_integer, array.flat)):
-        return None
+    if kind == "O":
+        if not all(isinstance(entry, _REAL) for entry in array.flat):
+            return None
+        array = _integers_among(array.flat, array.shape)
     # Not beyond it alone: 2^53 + 1 may have been rounded.
     if not ((array >= LARGEST_EXACT) | (array <= -LARGEST_EXACT)).any():
         return None
     if kind == "f":
-        entries = [entry if is_integer(entry) else 0 for entry in _leaves(value)]
-        array = np.array(entries, object).reshape(array.shape)
+        array = _integers_among(_leaves(value), array.shape)
     beyond = ((array > LARGEST_EXACT) | (array < -LARGEST_EXACT)).astype(bool)
     return beyond if beyond.any() else None
+
+
+def _integers_among(entries: Iterable[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Take integers as objects, 0 in the place of other numbers: → of a shape."""
+    integers = [entry if is_integer(entry) else 0 for entry in entries]
+    return np.array(integers, object).reshape(shape)
+
+
+def first_inexact(value: Any, array: NDArray[Any], inexact: NDArray[np.bool_]) -> Any:
+    """Find the first of such integers as it was given: value, array and inexact (...) as for, and
+    from, `inexact_integers`."""
+    entries = _leaves(value) if isinstance(value, (list, tuple)) else array.flat
+    return next(compress(entries, inexact.flat))
 
 
 def not_exact(argument: str, value: Any) -> str:

@@ -236,6 +236,23 @@ def test_ids_inside_a_program_that_int64_lacks() -> None:
     close(jax.jit(lambda x: pk.transform_groups(x, ids, 3))(jnp.asarray(REWARDS)))
 
 
+def test_integers_that_a_list_with_floats_would_round() -> None:
+    large, ids = 2**53, [0, 0, 0]
+    for call in (
+        lambda rewards, where=None: pk.transform_groups(rewards, ids, 2, where=where),
+        lambda rewards, where=None: pk.group_metrics(rewards, [2], groups=ids, where=where),
+    ):
+        for rewards in ([large + 1, large, np.nan], [-large - 3, np.nan, 1.5], [2**70, 1, np.nan]):
+            written = f"2\\*\\*53 in magnitude.* got {rewards[0]}:"
+            with pytest.raises(ValueError, match=written):
+                call(rewards)
+            with pytest.raises(ValueError, match=written):
+                call(rewards, [True, True, False])
+    # What does not count may be anything.
+    kept = pk.transform_groups([large, large + 1, large - 1.0], ids, 2, where=[True, False, True])
+    np.testing.assert_array_equal(kept, [3, 0, 0])
+
+
 def test_a_length_that_is_a_symbol() -> None:
     (n,) = jax.export.symbolic_shape("N")
     of_any = jax.export.export(jax.jit(lambda x: pk.transform_groups(x, 6, 2)))

@@ -99,7 +99,8 @@ class Run:
             raise ValueError(f"{name} must be finite numbers; got {reward} in task {task}")
         if inexact.any():
             reward, task = task_of(inexact)
-            raise ValueError(not_exact(name, f"{reward:.0f} in task {task}"))
+            rounded = f"one that float64 rounds to {reward:.0f}, in task {task}"
+            raise ValueError(not_exact(name, rounded))
         correct = None
         if ((flat == 0) | (flat == 1)).all():
             counts = np.bincount(_task_indices(lengths), flat, len(lengths))
