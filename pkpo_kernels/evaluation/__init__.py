@@ -9,19 +9,23 @@ choice of tasks: how far the mean would move had other tasks of the same kind be
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from functools import wraps
+from typing import Any, ParamSpec, get_args
 
 import numpy as np
 
 from pkpo_kernels.evaluation import intervals
 from pkpo_kernels.evaluation.intervals import AtK, Difference
-from pkpo_kernels.evaluation.runs import Run, check_same_tasks, from_pandas
+from pkpo_kernels.evaluation.runs import Run, check_same_tasks, from_pandas, unreadable
 from pkpo_kernels.typing import FlatHostIntegers, Metric
 from pkpo_kernels.validation import checked_integer, checked_integers, checked_name, shown
 
 __all__ = ["AtK", "Difference", "Evaluation", "Metric", "evaluate"]
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,24 @@ class Evaluation:
         return plain
 
 
+def _outside_of_programs(function: Callable[P, Evaluation]) -> Callable[P, Evaluation]:
+    """Keep torch.compile out of a function, of whose NumPy it makes torch's operations, less exact
+    ones: with fullgraph=True an error, else the function runs beside the program."""
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> Evaluation:
+        torch = sys.modules.get("torch")
+        if torch is None or "torch._dynamo" not in sys.modules:
+            return function(*arguments, **options)
+        if torch.compiler.is_compiling():
+            raise TypeError(unreadable("rewards"))
+        found: Evaluation = torch.compiler.disable(function)(*arguments, **options)
+        return found
+
+    return call
+
+
+@_outside_of_programs
 def evaluate(
     rewards: Any,
     k: FlatHostIntegers,
@@ -123,7 +145,7 @@ def evaluate(
 
     Raises:
         TypeError: an argument is of the wrong type: rewards that are no numbers, k not integral,
-            and so on.
+            and so on. Rewards inside jax.jit, torch.compile or vmap: `group_metrics` goes there.
         ValueError: k < 1; no tasks or no valid samples; a valid reward that is NaN or infinite (the
             task is named); "pass@k" or "pass^k" forced on other rewards than 0 and 1; `where` of
             another shape; runs of different tasks.

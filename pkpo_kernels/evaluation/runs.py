@@ -18,6 +18,7 @@ from pkpo_kernels.typing import Metric
 from pkpo_kernels.validation import (
     checked_array,
     inexact_integers,
+    is_traced,
     listed,
     not_exact,
     shown,
@@ -223,6 +224,14 @@ def check_same_tasks(rewards: Any, against: Any) -> None:
         raise ValueError(f"against must have the tasks of rewards, but it {' and '.join(faults)}")
 
 
+def unreadable(name: str) -> str:
+    """Say that an argument is inside a program, and what to take there."""
+    return (
+        f"{name} must have values that the host can read; got an array inside jax.jit,"
+        " torch.compile or vmap: take pk.group_metrics there, or pk.max_at_k of each task"
+    )
+
+
 def _flatten(
     name: str, rewards: Any, task_ids: tuple[Any, ...] | None, kinds: str
 ) -> tuple[Floats, NDArray[np.int64], NDArray[np.bool_]]:
@@ -265,6 +274,8 @@ def _flatten(
 def _on_host(name: str, value: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Check an array or a nested list: (...) → (...) NumPy's, and (...) which of its entries are
     integers that float64 does not hold."""
+    if is_traced(value):
+        raise TypeError(unreadable(name))
     array = to_host(checked_array(name, value)[0])
     inexact = inexact_integers(value, array)
     # Integers beyond 64 bits are objects to NumPy.
