@@ -113,7 +113,8 @@ def evaluate(
         rewards: numbers or bools, as a (tasks, samples) array of NumPy, torch or JAX; or a sequence
             of 1-D sequences, one a task, of any lengths; or a mapping from task id to such a
             sequence, or a pandas Series of lists, whose index has the ids (of a DataFrame with a
-            sample a row, `df.groupby("task_id")["reward"].agg(list)`). Computed in float64.
+            sample a row, `df.groupby("task_id")["reward"].agg(list)`). Computed in float64; a
+            result beyond that is ±inf.
         k: at least 1, or a sequence of such.
         where: bool, given as `rewards` are and of their shape: True where a sample is valid.
         metric: "pass@k" (one of k passes; rewards are 0 or 1), "pass^k" (all k pass; 0 or 1 too)
@@ -204,6 +205,10 @@ def evaluate_runs(
 
     values = [run.values(ks, metric, advance) for run in runs]
     proportions = metric != "max@k"
+    # Sums and squares of large numbers leave float64, and so do squares of small ones. Units that
+    # are powers of two change no digit.
+    units = np.ones(len(ks)) if proportions else intervals.units_of(np.concatenate(values), axis=0)
+    values = [of_run / units for of_run in values]
     limits = [intervals.PROPORTION if proportions else intervals.ANY] * len(ks)
     if len(runs) > 1:
         values[1] = values[0] - values[1]
@@ -211,6 +216,7 @@ def evaluate_runs(
     # In one table, so that both runs share the draws.
     table = np.concatenate(values, axis=1)
     rows, methods = intervals.summarize(table, ks * len(runs), confidence, resamples, seed, limits)
+    rows = list(map(intervals.in_units, rows, units.tolist() * len(runs)))
     differences = tuple(Difference(**vars(row)) for row in rows[len(ks) :])
     return Evaluation(
         metric=metric,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -137,6 +137,25 @@ def summarize(
             " alike, not that others would be"
         )
     return rows, tuple(sentences)
+
+
+def units_of(values: Floats, axis: int) -> Floats:
+    """Find units for numbers (tasks, columns) along an axis → (columns,) or (tasks,): powers of two
+    that make the largest magnitude 1 to 2. NaN counts for nothing."""
+    largest = np.fmax.reduce(np.abs(values), axis=axis, initial=0.0)
+    units: Floats = np.ldexp(0.5, np.frexp(largest)[1])
+    return units
+
+
+def in_units(row: AtK, unit: float) -> AtK:
+    """Multiply an estimate and the ends of its intervals by a unit."""
+    (low, high), (least, most) = row.bootstrap, row.normal
+    return replace(
+        row,
+        estimate=row.estimate * unit,
+        bootstrap=(low * unit, high * unit),
+        normal=(least * unit, most * unit),
+    )
 
 
 def _wilson(estimate: float, tasks: int, z: float) -> tuple[float, float]:

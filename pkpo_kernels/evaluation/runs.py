@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pkpo_kernels._pass_at_k import pass_at_k
 from pkpo_kernels.api import max_at_k
 from pkpo_kernels.conversion import to_host
+from pkpo_kernels.evaluation.intervals import units_of
 from pkpo_kernels.typing import Metric
 from pkpo_kernels.validation import (
     checked_array,
@@ -150,8 +151,11 @@ class Run:
             for start in range(0, len(tasks), size):
                 some = tasks[start : start + size]
                 if possible:
-                    best = max_at_k(self.rows(some), [ks[i] for i in possible])
-                    values[some[:, None], possible] = best
+                    rewards = self.rows(some)
+                    # In units of their own no range overflows.
+                    units = units_of(rewards, axis=-1)[:, None]
+                    best = max_at_k(rewards / units, [ks[i] for i in possible])
+                    values[some[:, None], possible] = best * units
                 advance(len(some))
         return values
 
