@@ -28,6 +28,9 @@ from pkpo_kernels.validation import (
     shown,
 )
 
+# At this scale no sum of as many numbers as a device can hold overflows.
+SUM_SCALE = 2.0**-40
+
 
 def group_metrics(
     rewards: Array,
@@ -154,11 +157,20 @@ def _group_metrics(
         """Find the largest of values (N,), none below 0; NaN where there is no valid sample."""
         return xp.where(number > 0, xp.amax(values) if entries.n else xp.sum(values), xp.nan)
 
+    def scale_of(values: Array) -> Array:
+        """Choose a power of two at which values (N,) add up without overflow: 1 for all but large
+        ones."""
+        most = xp.amax(xp.abs(values)) if entries.n else xp.sum(values)
+        limit = float(xp.finfo(values.dtype).max) * SUM_SCALE
+        return xp.where(most > limit, SUM_SCALE, xp.ones_like(most))
+
+    of_rewards = scale_of(xp.where(is_valid, rewards, 0))
     found: dict[str, Array] = {}
     for one in ks:
         most_k = min(one, entries.n + 1)  # too large for any group
         found[f"pass@{one}"] = mean(sums(rewards > 0, most_k) / most_k, sizes >= most_k)
-        found[f"max@{one}"] = mean(sums(rewards, most_k) / most_k, sizes >= most_k)
+        best = sums(rewards, most_k) / most_k * of_rewards
+        found[f"max@{one}"] = mean(best, sizes >= most_k) / of_rewards
     most = largest(sizes)
     found["groups"] = xp.round(xp.sum(share))
     found["group_size_min"] = most - largest(xp.where(is_valid, most - sizes, 0))
@@ -173,7 +185,9 @@ def _group_metrics(
         of_sizes = k if isinstance(k, int) else as_dtype(k, sizes.dtype)  # one k or one an entry
         is_undersized = (k < 1) | (chosen.largest_k(sizes) < of_sizes)
         found["undersized"] = share_of(is_undersized)
-        found["advantage_abs_mean"] = xp.sum(magnitude) / xp.where(number > 0, number, xp.nan)
+        at = scale_of(magnitude)
+        total = xp.sum(magnitude * at)
+        found["advantage_abs_mean"] = total / xp.where(number > 0, number, xp.nan) / at
         found["advantage_abs_max"] = largest(magnitude)
     return {key: float(x) if entries.library == "numpy" else x for key, x in found.items()}
 

@@ -130,6 +130,28 @@ class TestMetrics:
             got = pk.group_metrics(array([1.0, 2.0]), [10**30], groups=2)
             assert np.isnan(float(got[f"pass@{10**30}"]))
 
+    @pytest.mark.filterwarnings("error")
+    def test_means_of_numbers_whose_sum_overflows(self) -> None:
+        rewards = np.zeros((12, 4), np.float32)
+        rewards[:, 1], rewards[::3] = 3e38, -3e38
+        options: dict[str, Any] = {"k": 2, "estimator": "s"}
+        exact = rewards.astype(np.float64)
+        want = {
+            "max@1": exact.mean(),
+            "max@4": exact.max(-1).mean(),
+            "advantage_abs_mean": np.abs(pk.transform(exact, **options)).mean(),
+        }
+        metrics = partial(pk.group_metrics, ks=[1, 4], **options)
+        tensor, array = torch.from_numpy(rewards), jnp.asarray(rewards)
+        compiled = torch.compile(metrics, backend="eager", fullgraph=True)
+        for got in (
+            *(metrics(rewards), metrics(tensor), metrics(array)),
+            *(compiled(tensor), jax.jit(metrics)(array)),
+        ):
+            assert {name: float(got[name]) for name in want} == pytest.approx(want, rel=2e-6)
+        large = metrics(np.where(rewards > 0, 1.7e308, exact))
+        assert large["max@4"] == pytest.approx(1.7e308 / 12 * 8)
+
     def test_torch_compiles_them_whole(self) -> None:
         call = torch.compile(
             lambda x: pk.group_metrics(x, [2], groups=4, k=2), backend="eager", fullgraph=True
