@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from pkpo_kernels._entries import Entries, Rules, k_on_host
+from pkpo_kernels._entries import Entries, Rules, as_bool, k_on_host
 from pkpo_kernels._ids import (
     Ids,
     Slots,
@@ -123,7 +123,9 @@ def _by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, rules: Rule
         for index in by_size(numbered_columns(groups)):
             _k_of_rows(entries, k[index], None if entries.valid is None else entries.valid[index])
     last = standing(entries, groups, samples)
-    out = _by_ids(entries._replace(valid=last == _index(entries)), groups, None, k, rules)
+    out = _by_ids(
+        entries._replace(valid=last == _index(entries, last.dtype)), groups, None, k, rules
+    )
     kept = last >= 0 if entries.kept is None else (last >= 0) & entries.kept
     return xp.where(kept, out[xp.clip(last, 0, None)], xp.zeros_like(out))
 
@@ -273,7 +275,7 @@ def _rows(
     if where is None and undersized != "clip" and host_knows_k:
         # With a mask no k is an error: each row has its own way out.
         most = k if isinstance(k, int) else np.max(k, initial=1)
-        where = xp.ones_like(rows) == 1 if most > estimator.largest_k(rows.shape[1]) else None
+        where = as_bool(xp.ones_like(rows)) if most > estimator.largest_k(rows.shape[1]) else None
     if scale == "batch_mean" and where is None and n_groups is None:
         scale = "sum" if estimator.normalized else "mean"  # N / G is every group's own size
         rules = rules._replace(scale=scale)
@@ -359,13 +361,13 @@ def _segments(library: str) -> Any:
     return jax_segments
 
 
-def _index(entries: Entries) -> Array:
+def _index(entries: Entries, dtype: Any = None) -> Array:
     """Number the entries: (N,) 0..N−1."""
     xp = registry.namespace(entries.library)
-    return xp.arange(entries.n, **entries.there)
+    return xp.arange(entries.n, dtype=dtype, **entries.there)
 
 
 def _all(entries: Entries) -> Array:
     """Say that all entries are valid: (N,) bool."""
     xp = registry.namespace(entries.library)
-    return xp.ones_like(entries.rewards) == 1
+    return as_bool(xp.ones_like(entries.rewards))

@@ -126,7 +126,8 @@ def _group_metrics(
             _grouping.ids_of("groups", groups, entries),
             _grouping.ids_of("samples", samples, entries),
         ]
-        is_valid = _grouping.standing(entries, *ids) == xp.arange(entries.n, **entries.there)
+        last = _grouping.standing(entries, *ids)
+        is_valid = last == xp.arange(entries.n, dtype=last.dtype, **entries.there)
 
     def sums(values: Array, k: Any) -> Array:
         """Give every sample its s (Eq 19), which over a group adds up to k times its max@k."""
@@ -139,16 +140,23 @@ def _group_metrics(
     share = sums(is_valid, 1)
     sizes = xp.where(is_valid, xp.round(1 / xp.where(is_valid, share, 1)), 0)
 
-    def mean(of_groups: Array, among: Array) -> Array:
-        """Average over groups what adds up to it, over those that `among` names."""
+    def ratio(total: Array, number: Array, at: Array | None = None) -> Array:
+        """Divide a sum at a scale by a number, () each, NaN by 0, in the wider of their dtypes."""
+        # JAX may have been told to promote nothing.
+        dtype = max(total.dtype, number.dtype, key=lambda dtype: int(dtype.itemsize))
+        total, number = as_dtype(total, dtype), as_dtype(number, dtype)
+        number = number if at is None else number * as_dtype(at, dtype)
+        return total / xp.where(number > 0, number, xp.nan)
+
+    def mean(of_groups: Array, among: Array, at: Array | None = None) -> Array:
+        """Average over groups what adds up to it at a scale, over those that `among` names."""
         groups = xp.round(xp.sum(xp.where(among, share, 0)))
-        return xp.sum(xp.where(among, of_groups, 0)) / xp.where(groups > 0, groups, xp.nan)
+        return ratio(xp.sum(xp.where(among, of_groups, 0)), groups, at)
 
     def share_of(flags: Array) -> Array:
         """Find the share of groups all of whose samples have a flag: of whole numbers of them."""
-        groups = xp.round(xp.sum(share))
         named = xp.round(xp.sum(xp.where(is_valid & flags, share, 0)))
-        return named / xp.where(groups > 0, groups, xp.nan)
+        return ratio(named, xp.round(xp.sum(share)))
 
     ones = xp.where(is_valid, xp.ones_like(share), 0)
     number = xp.sum(ones)
@@ -170,7 +178,7 @@ def _group_metrics(
         most_k = min(one, entries.n + 1)  # too large for any group
         found[f"pass@{one}"] = mean(sums(rewards > 0, most_k) / most_k, sizes >= most_k)
         best = sums(rewards, most_k) / most_k * of_rewards
-        found[f"max@{one}"] = mean(best, sizes >= most_k) / of_rewards
+        found[f"max@{one}"] = mean(best, sizes >= most_k, of_rewards)
     most = largest(sizes)
     found["groups"] = xp.round(xp.sum(share))
     found["group_size_min"] = most - largest(xp.where(is_valid, most - sizes, 0))
@@ -186,8 +194,7 @@ def _group_metrics(
         is_undersized = (k < 1) | (chosen.largest_k(sizes) < of_sizes)
         found["undersized"] = share_of(is_undersized)
         at = scale_of(magnitude)
-        total = xp.sum(magnitude * at)
-        found["advantage_abs_mean"] = total / xp.where(number > 0, number, xp.nan) / at
+        found["advantage_abs_mean"] = ratio(xp.sum(magnitude * at), number, at)
         found["advantage_abs_max"] = largest(magnitude)
     return {key: float(x) if entries.library == "numpy" else x for key, x in found.items()}
 

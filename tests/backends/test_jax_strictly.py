@@ -80,3 +80,33 @@ def test_nothing_is_promoted(implementation: str | None, estimator: str) -> None
         shapes = ((4, n), dtype), ((4, n), "bool"), ((), of_k), ((4,), of_k)
         arrays = (jax.ShapeDtypeStruct(shape, jnp.dtype(of)) for shape, of in shapes)
         jax.eval_shape(lambda *arrays: tuple(every(*arrays)), *arrays)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_nothing_is_promoted_of_groups_and_metrics(x64: bool) -> None:
+    def every(x: jax.Array, ids: jax.Array, samples: jax.Array, w: jax.Array, k: jax.Array) -> Any:
+        options: dict[str, Any] = {"undersized": "clip", "implementation": "xla"}
+        yield pk.transform_groups(x, ids, 2, implementation="xla", scale=0.5)
+        yield pk.transform_groups(x, ids, k, where=w, **options)
+        yield pk.transform_groups(x, 3, 5, implementation="xla")
+        yield pk.transform_groups(x, ids, 2, samples=samples, nan="propagate", **options)
+        yield pk.group_metrics(x, [1, 2], groups=ids, k=2, where=w, samples=samples)
+        yield pk.group_metrics(x.reshape(4, 3), [1], k=k[0], estimator="passk_training")
+
+    with jax.enable_x64(x64):
+        floats = ("float32", "bfloat16", *(["float64"] if x64 else []))
+        for dtype, of_ids in zip((*floats, "bool", "int32"), ("int32", "uint8") * 3, strict=False):
+            kinds = dtype, of_ids, of_ids, "bool", "int8"
+            arrays = (jax.ShapeDtypeStruct((12,), jnp.dtype(kind)) for kind in kinds)
+            jax.eval_shape(lambda *arrays: list(every(*arrays)), *arrays)
+
+
+def test_metrics_are_the_same_where_counts_are_in_float64() -> None:
+    rewards = np.random.default_rng(0).standard_normal(12).astype(np.float32)
+    ids, samples = np.arange(12) % 3, np.arange(12) // 2
+    options: dict[str, Any] = {"ks": [1, 2], "k": 2}
+    want = pk.group_metrics(rewards, groups=ids, samples=samples, **options)
+    with jax.enable_x64(True):
+        given = map(jnp.asarray, (rewards, ids, samples))
+        got = jax.jit(lambda x, i, s: pk.group_metrics(x, groups=i, samples=s, **options))(*given)
+        assert {name: float(x) for name, x in got.items()} == pytest.approx(want, rel=2e-6)
