@@ -164,7 +164,7 @@ def checked_where(where: Any, library: str) -> Array:
 
 def as_bool(x: Array) -> Array:
     """Tell what is not 0: (...) of any dtype → (...) bool."""
-    return as_dtype(x, registry.namespace(library_of(x) or "numpy").bool)
+    return as_dtype(x, registry.namespace("torch").bool if library_of(x) == "torch" else bool)
 
 
 def checked_scale(scale: Any, estimator: Estimator) -> GroupScale | float:

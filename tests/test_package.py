@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -32,6 +33,22 @@ from pkpo_triton import tables
 pk.transform([[0.0, 1.0]], k=1)
 size: int = tables.factorials_size(plan.words(4, plan.plan(4, 1)))
 wrong: int = pk.__version__
+"""
+
+# Of the modules that NumPy is enough for, all examples are run.
+EXAMPLES = """\
+import doctest, importlib, pkgutil, sys
+import numpy, pkpo_kernels
+
+failed = 0
+for module in pkgutil.walk_packages(pkpo_kernels.__path__, "pkpo_kernels."):
+    if not module.name.endswith("__main__"):
+        try:
+            failed += doctest.testmod(importlib.import_module(module.name)).failed
+        except ImportError:
+            pass
+print(numpy.__version__)
+sys.exit(failed)
 """
 
 
@@ -151,6 +168,23 @@ def test_what_is_released_is_checked(
     changelog = given.get("changelog", "## 1.3\n## 1.2\n")
     found = list(released.faults(tmp_path, given["version"], TREE, changelog))
     assert not found if fault is None else any(fault in one for one in found), found
+
+
+@pytest.mark.release
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="the oldest NumPy is older")
+def test_the_oldest_numpy_runs_all_examples(tmp_path: Path) -> None:
+    (requirement,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    oldest = requirement.removeprefix("numpy>=")
+    venv.create(tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv/bin/python"
+    installed = run(
+        *(sys.executable, "-m", "pip", "--python", python, "install", f"numpy=={oldest}.*"),
+        cwd=tmp_path,
+    )
+    assert installed.returncode == 0, installed.stderr
+    done = run(python, "-c", EXAMPLES, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(oldest)
 
 
 @pytest.mark.release
