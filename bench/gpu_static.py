@@ -48,7 +48,7 @@ WORKERS = 2
 
 # ---- What an H200 has while it copies ----------------------------------------------------------
 
-COPY_BYTES_PER_SECOND = 4.05e12  # the fastest of bench/results/throughput-nvidia-h200.csv
+COPY_BYTES_PER_SECOND = 4.05e12  # 3.8 to 4.2 were measured: bench/results/*-nvidia-h200.csv
 SMS, CLOCK = 132, 1.98e9
 SCHEDULERS, LANES = 4, 32  # a scheduler issues one instruction of 32 lanes a cycle
 ALU_LANES = 64  # an SM's: half of what is issued

@@ -26,7 +26,7 @@ from bench.shapes import K, Shape
 from pkpo_kernels.conversion import to_host
 
 ELEMENTS, QUICK_ELEMENTS = 1 << 28, 1 << 24
-LENGTHS = (8, 16, 24, 32, 40, 64, 100, 128, 256, 300, 512, 1000, 1024, 2048, 4096)
+LENGTHS = (8, 16, 32, 40, 64, 100, 128, 256, 300, 512, 1000, 1024, 2048, 4096)
 QUICK_LENGTHS = (16, 40, 256, 4096)
 STEPS = tuple(
     Shape(*shape)
