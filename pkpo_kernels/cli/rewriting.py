@@ -36,12 +36,14 @@ class Rewriting(Lines):
         *,
         parsed: bool,
     ) -> None:
-        """Args:
-        path, options: those of the first reading.
-        rollouts: what it has found.
-        values: for each task as many numbers as it has rewards.
-        write_line: is given every line.
-        parsed: rewards are handed on as numbers, where lines hold text alone.
+        """Take up what the first reading of a file has found.
+
+        Args:
+            path, options: those of that reading.
+            rollouts: what it has found.
+            values: for each task as many numbers as it has rewards.
+            write_line: is given every line.
+            parsed: rewards are handed on as numbers, where lines hold text alone.
         """
         super().__init__(path, options)
         self._rewards = np.concatenate(rollouts.rewards)
@@ -49,8 +51,8 @@ class Rewriting(Lines):
         # Of each task: which sample comes next, and where they end.
         ends = np.cumsum(rollouts.lengths)
         self._next, self._ends = (
-            dict(zip(rollouts.task_ids, places.tolist(), strict=True))
-            for places in (ends - rollouts.lengths, ends)
+            dict(zip(rollouts.task_ids, indices.tolist(), strict=True))
+            for indices in (ends - rollouts.lengths, ends)
         )
         self._write_line = write_line
         self._new_key = options.new_key or NEW_KEY
