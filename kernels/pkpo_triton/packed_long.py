@@ -12,8 +12,7 @@ it gets.
 
 No input costs more than this: a sort, the passes, and two sorts more.
 
-Between lanes rows are merged through shared memory: see `pkpo_triton.packed_merges`, for which C is
-a multiple of a row's threads. A row of more than 2048 samples lies in two warps; then T is 64, and
+C is a multiple of eight. A row of more than 2048 samples lies in two warps; then T is 64, and
 threads wait for each other at barriers.
 """
 
@@ -37,15 +36,7 @@ from pkpo_triton.packed import (
     put_values,
     transform_by_levels,
 )
-from pkpo_triton.packed_merges import (
-    exchange_words,
-    fixed_point_steps,
-    get_half,
-    is_descending,
-    put_neighbours_in_order,
-    sort_by_digits,
-    sort_by_fixed_point,
-)
+from pkpo_triton.packed_neighbours import get_half, is_descending, put_neighbours_in_order
 from pkpo_triton.packed_padded import (
     get_in_order,
     load_row,
@@ -53,6 +44,7 @@ from pkpo_triton.packed_padded import (
     threads_in_order,
     write_unpadded_row,
 )
+from pkpo_triton.packed_sort import fixed_point_steps, sort_by_digits, sort_by_fixed_point
 from pkpo_triton.packed_tile import (
     Tile,
     address_of,
@@ -78,7 +70,7 @@ def _transform_by_sorting(
     # Smaller ranges would need a larger scale than there is; all samples may share a step.
     scale = fixed_point_steps(tile.BITS) / tl.maximum(largest - smallest, 2.0**-100)
     # C × (T,)
-    addresses = sort_by_fixed_point(rewards, smallest, scale, row, lane, thread, buffer, tile)
+    addresses = sort_by_fixed_point(rewards, smallest, scale, row, lane, buffer, tile)
     ordered = get_in_order(addresses, largest, lane, tile)  # C × (T,)
     signs = (ordered[0] - reward_before(ordered, lane, tile)).to(tl.int32, bitcast=True)
     for c in tl.static_range(1, tile.C):
@@ -89,6 +81,7 @@ def _transform_by_sorting(
             addresses, smallest, largest, special, row, own, lane, thread, buffer, weights, tile
         )
     else:
+        wait_for_row(tile)
         put_values(addresses, ordered, largest, lane, weights, threads_in_order(tile), tile)
 
 
@@ -181,7 +174,7 @@ def _sort_exactly(row, own, lane, thread, buffer, tile: tl.constexpr):
             # In the order of whole numbers without a sign.
             bits = bits ^ ((bits >> 31) | -(2**31))
             digits = digits + ((bits >> (digit * DIGIT)) & ((1 << DIGIT) - 1),)
-        before = sort_by_digits(digits, lane, thread, buffer, tile)  # C × (T,)
+        before = sort_by_digits(digits, lane, buffer, tile)  # C × (T,)
         wait_for_row(tile)
         for i in tl.static_range(0, tile.C // 2, 4):
             words = ()
@@ -240,7 +233,6 @@ def packed_long_kernel(
         BYTES=4,
         EXACT=False,
     )
-    EXCHANGED: tl.constexpr = exchange_words(C, T, THREADS_PER_ROW)
     PLACES: tl.constexpr = BLOCK_ROWS * (N // 2 + 4 * THREADS_PER_ROW)
     thread = tl.arange(0, T)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
@@ -249,7 +241,7 @@ def packed_long_kernel(
     weights = GapWeights(weights_address, offset_address, max_coefficient, has_offset)
     block = block_of(rewards_ptr, out_ptr, n_rows, thread, tile)
     # ()
-    base = shared_memory(BLOCK_ROWS * N + (EXCHANGED if EXCHANGED > PLACES else PLACES))
+    base = shared_memory(BLOCK_ROWS * N + PLACES)
     buffer = base + 4 * BLOCK_ROWS * N  # ()
     row = address_of(base, thread // THREADS_PER_ROW * N, tile)  # (T,)
     own = row + lane * 16  # (T,)
@@ -257,6 +249,8 @@ def packed_long_kernel(
     rewards = load_row(own, lane, block, tile)  # C × (T,)
     if N_SAMPLES < N:
         rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
+    else:
+        wait_for_row(tile)
     irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.rows < 0  # (), false

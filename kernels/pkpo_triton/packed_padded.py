@@ -1,7 +1,7 @@
 """Rows of a packed kernel whose threads hold more than they have: they are padded.
 
 A row in one thread fills it. Of several threads each holds the same multiple of four, in
-`pkpo_triton.packed_long` also one of how many they are, together perhaps more than the row has. The
+`pkpo_triton.packed_long` of eight, together perhaps more than the row has. The
 padding, in registers and in shared memory, is the row's largest sample: it sorts to the end, where
 the gaps are 0, and rows of few values stay rows of few values. Nothing of it is copied out. Where
 samples are left out, it counts as left out, too: see `packed_masked`.

@@ -1,28 +1,54 @@
 """PTX that sorts a packed kernel's rows: a whole network in one piece, from keys to addresses.
 
-Every thread sorts its own keys; neighbours merge theirs by shuffles. Rows in many threads: see
-`pkpo_triton.packed_merges`. The networks: `pkpo_triton.networks`.
+Every thread sorts its own C keys by a short list of comparators: see `pkpo_triton.networks`. Then a
+row's threads, its lanes, merge what they have: two at a time, then four, and so on, by bitonic
+merges. Such a merge compares keys whose numbers in the row differ in one bit, from its topmost bit
+to the lowest. Upper bits are the lane's number, of a key's number in its lane the two lowest bits
+are A and B, and those above say which quad:
+
+    row     lane bits …  quad …  B  A
+
+Lanes do not compare, they exchange. A bit of the lane's number changes places with A or B: every
+lane gives half of its keys, those with a 1 there, to the lane whose number differs in the bit, and
+then has both keys of every pair. That is half a shuffle for a key, and the same registers in all
+lanes. But which half a lane is to give depends on the lane. So what a bit was compared by last
+before it leaves is a *falling* comparison: it puts the larger key first in the lanes that have the
+bit which comes. It takes three instructions for a pair, others two.
+
+A merge of 2^g lanes exchanges g + 1 times:
+
+    the topmost bit for A: keys meet those at the other end, as if the upper half of the lanes fell
+    the other lane bits for B, one after the other
+    (quads: nothing leaves the lane, each of its four sequences is bitonic)
+    the bit that B was for B, and the one that A was for B; in the last merge for A, so that all
+    bits are where they were
+
+After a merge what is in A is in B, and the other way around: registers change places. Bits leave
+for other lanes than they came from; that the last merge leaves lanes in order decides in which
+order their bits take part: the last first, then the others from the top.
+
+Up to eight lanes the merges stand there one after the other, which saves an instruction or two a
+key; of more they are a loop, for warps wait for instructions that have to be fetched. What 64
+lanes, two warps, exchange in their last merge goes through shared memory.
 """
 
 # Triton compiles these functions; no type checker can check them.
 # mypy: ignore-errors
 
+import math
+
 import triton
 import triton.language as tl
 
 from pkpo_triton.assembly import integers
-from pkpo_triton.networks import (
-    ACROSS,
-    COMPARE,
-    bitonic_merge,
-    merge_steps,
-    padded,
-    thread_network,
-)
+from pkpo_triton.networks import bitonic_merge, padded, thread_network
+
+# ---- What all sorts share ----------------------------------------------------------------------
 
 
 @triton.constexpr_function
-def comparators(pairs):
+def _comparators(pairs):
+    """Put the smaller key of each pair into the first: instructions."""
     return [
         f"min.f32 lower, key{a}, key{b}; max.f32 key{b}, key{a}, key{b}; mov.b32 key{a}, lower;"
         for a, b in pairs
@@ -30,78 +56,143 @@ def comparators(pairs):
 
 
 @triton.constexpr_function
-def sign(lane, bit, other):
-    """The sign bit of lanes whose numbers differ in two bits."""
-    return (
-        f"shr.b32 sign, {lane}, {bit}; shr.b32 upper, {lane}, {other};"
-        " xor.b32 sign, sign, upper; shl.b32 sign, sign, 31;"
-    )
+def _falling_comparators(pairs, lane, bit):
+    """Put the smaller key of each pair into the first, in lanes whose number has a bit into the
+    second: instructions, three a pair."""
+    return [
+        f"and.b32 lower, {lane}, {bit}; setp.ne.u32 falls, lower, 0;",
+        *(
+            f"setp.lt.xor.f32 stays, key{a}, key{b}, falls; selp.f32 lower, key{a}, key{b}, stays;"
+            f" selp.f32 key{b}, key{b}, key{a}, stays; mov.b32 key{a}, lower;"
+            for a, b in pairs
+        ),
+    ]
 
 
 @triton.constexpr_function
-def negated(n, lane, bit, other):
-    factor = f"{sign(lane, bit, other)} or.b32 sign, sign, 0x3F800000;"
-    return [factor, *(f"mul.f32 key{i}, key{i}, sign;" for i in range(n))]
+def _exchange(keys, across):
+    """Exchange keys with the lane whose number differs in the bits `across`: instructions."""
+    return [f"shfl.sync.bfly.b32 key{i}, key{i}, {across}, 31, -1;" for i in keys]
 
 
 @triton.constexpr_function
-def shuffled_merges(n, lanes, lane):
-    """List what merges sorted lanes, each time twice as many, up to the merge in each lane: several
-    times instructions. Their keys are negated as `networks.merge_steps` asks for in its first."""
-    merges, lines = [], []
-    # Of two samples a lane they compare once a level: there the merge in a lane would stand.
-    for kind, a, b in merge_steps(2, lanes, 32)[1:]:
-        if kind == COMPARE:
-            merges.append(lines)
-            lines = []
-        elif kind == ACROSS:
-            lines += [
-                f"shfl.sync.bfly.b32 lower, key{i}, {1 << a}, 31, -1; neg.f32 lower, lower;"
-                f" min.f32 key{i}, key{i}, lower;"
-                for i in range(n)
-            ]
-        elif 1 << a < lanes:
-            lines += negated(n, lane, a, b)
-    return merges
+def _exchange_through_memory(keys, across, lane, buffer):
+    """Exchange keys between 64 lanes, which lie in two warps: instructions. Others may still be
+    reading the buffer."""
+    words = math.gcd(4, len(keys))
+    vectors = [
+        (f"+{256 * at}]", ", ".join(f"key{i}" for i in keys[at : at + words]))
+        for at in range(0, len(keys), words)
+    ]
+    return [
+        f"mad.lo.u32 upper, {lane}, {4 * words}, {buffer}; xor.b32 lower, {lane}, {across};"
+        f" mad.lo.u32 lower, lower, {4 * words}, {buffer};",
+        "bar.sync 0;",
+        *(f"st.shared.v{words}.b32 [upper{at}, {{{vector}}};" for at, vector in vectors),
+        "bar.sync 0;",
+        *(f"ld.shared.v{words}.b32 {{{vector}}}, [lower{at};" for at, vector in vectors),
+    ]
 
 
 @triton.constexpr_function
-def _merged_pairs(n, lane):
-    """Merge the sorted keys of two lanes. The lower keeps minima, the upper maxima: that takes two
-    instructions, of which a lane executes one, where signs would take three."""
-    lines = [f"setp.ne.b32 is_upper, {lane}, 0;"]
-    for a in range(n // 2):
-        pairs = (a, "upper"), (n - 1 - a, "lower")
-        lines += [
-            f"shfl.sync.bfly.b32 {other}, key{n - 1 - key}, 1, 31, -1;" for key, other in pairs
+def _swapped_comparators(c):
+    """Compare what differs in B, and let A and B change places: instructions."""
+    return [
+        f"min.f32 lower, key{i}, key{i + 2}; max.f32 upper, key{i}, key{i + 2};"
+        f" min.f32 key{i + 2}, key{i + 1}, key{i + 3}; max.f32 key{i + 3}, key{i + 1}, key{i + 3};"
+        f" mov.b32 key{i}, lower; mov.b32 key{i + 1}, upper;"
+        for i in range(0, c, 4)
+    ]
+
+
+@triton.constexpr_function
+def _merged(c, lanes, lane, buffer):
+    """Merge a row's sorted lanes: instructions. Of a key's number bit 0 is A, bit 1 is B."""
+    odd = range(1, c, 2)
+    mirrored = [(i, c - 1 - i) for i in range(0, c, 2)]
+    pairs = [(i, i + 2) for i in range(c) if not i & 2]
+    within = [(4 * a + i, 4 * b + i) for a, b in bitonic_merge(c // 4) for i in range(4)]
+    last = lanes // 2  # the last merge's topmost bit
+    bits = [last >> i for i in range(1, lanes.bit_length() - 1)]  # those of the others
+
+    def chained(bit):
+        return [
+            *_falling_comparators(pairs, lane, bit),
+            *_exchange([b for _, b in pairs], bit),
         ]
-        for key, other in pairs:
-            lines += [
-                f"@!is_upper min.f32 key{key}, key{key}, {other};",
-                f"@is_upper max.f32 key{key}, key{key}, {other};",
-            ]
-    return lines + comparators(bitonic_merge(n))
+
+    def merge(topmost, across, chain):
+        return [
+            *_exchange(odd, across),
+            *_comparators(mirrored),
+            *chain,
+            *_comparators(within),
+            *chained(topmost),
+            *_swapped_comparators(c),
+        ]
+
+    lines = []
+    if lanes <= 8:
+        for i, topmost in enumerate(bits):
+            chain = [line for bit in bits[:i] for line in chained(bit)]
+            lines += merge(topmost, sum(bits[: i + 1]), chain)
+    else:
+        chain = [
+            f"mov.u32 bit, {bits[0]}; setp.eq.u32 done, bit, topmost; @done bra WITHIN;",
+            '.pragma "nounroll";',
+            "CHAIN:",
+            *chained("bit"),
+            "shr.u32 bit, bit, 1; setp.ne.u32 done, bit, topmost; @done bra CHAIN;",
+            "WITHIN:",
+        ]
+        lines += [
+            f"mov.u32 topmost, {bits[0]}; mov.u32 across, topmost;",
+            '.pragma "nounroll";',
+            "MERGE:",
+            *merge("topmost", "across", chain),
+            "shr.u32 topmost, topmost, 1; or.b32 across, across, topmost;"
+            " setp.ne.u32 done, topmost, 0; @done bra MERGE;",
+        ]
+
+    def exchange(across):
+        if lanes <= 32:
+            return _exchange(odd, across)
+        return _exchange_through_memory(odd, across, lane, buffer)
+
+    lines += [*exchange(lanes - 1), *_falling_comparators(mirrored, lane, last)]
+    lines += [line for bit in bits for line in chained(bit)]
+    lines += [*_comparators(within), *_comparators(pairs), *exchange(last)]
+    return lines + _comparators([(i, i + 1) for i in range(0, c, 2)])
 
 
 @triton.constexpr_function
-def _sorted(n, lanes, keys, results):
-    lane = f"${2 * n + 1}"
-    steps = comparators(thread_network(n))
-    if lanes == 2:
-        steps += _merged_pairs(n, lane)
-    elif lanes > 2:
-        steps = negated(n, lane, 0, 1) + steps
-        for merge in shuffled_merges(n, lanes, lane):
-            steps += merge + comparators(bitonic_merge(n))
-    declared = f".reg .pred is_upper; .reg .b32 lower, upper, sign, key<{n}>;"
-    return "\n".join(["{", declared, *keys, *steps, *results, "}"])
+def _sorted(c, lanes, keys, result, lane, buffer=None):
+    """Sort rows: instructions. Of lines that make the keys and of a function that makes result i of
+    the name of a key."""
+    lines = [*keys, *_comparators(thread_network(c))]
+    if lanes > 1:
+        lines += _merged(c, lanes, lane, buffer)
+    results = [result(i, f"key{i}") for i in range(c)]
+    declared = (
+        f".reg .pred falls, stays, done; .reg .b32 lower, upper, bit, topmost, across, key<{c}>;"
+    )
+    return "\n".join(["{", declared, *lines, *results, "}"])
 
 
-# C results, C inputs, the address of the row, the lane. No output may lie where an input does
-# that is still to be read.
+# C results, C inputs, and what else there is. No output may lie where an input does that
+# is still to be read.
 @triton.constexpr_function
-def _sorted_operands(n, of_input):
-    return ",".join(["=&r"] * n + [of_input] * n + ["r", "r"])
+def _operands(c, of_input, more):
+    return ",".join(["=&r"] * c + [of_input] * c + list(more))
+
+
+@triton.constexpr_function
+def _address(indices, key, address, row):
+    # Of Triton's operations three would come.
+    return f"and.b32 {address}, {key}, {indices - 1}; mad.lo.s32 {address}, {address}, 4, {row};"
+
+
+# ---- Rows of a warp's lanes --------------------------------------------------------------------
 
 
 @triton.jit
@@ -114,17 +205,16 @@ def _sort(given, row, lane, PTX: tl.constexpr, OPERANDS: tl.constexpr, C: tl.con
 
 
 @triton.constexpr_function
-def _sorted_by_upper_bits(n, lanes):
+def _sorted_by_upper_bits(c, lanes):
     # A key's bits are the reward's where both the number and the register have a 1; where one of
     # them has, the index has. So it is made in one instruction, which Triton's operations are not.
-    indices = padded(n * lanes)
-    keys = [_lane_of_key(f"${2 * n + 1}", lanes, -indices)]
+    indices, row, lane = padded(c * lanes), f"${2 * c}", f"${2 * c + 1}"
+    keys = [_lane_of_key(lane, lanes, -indices)]
     keys += [
-        f"lop3.b32 key{i}, ${n + i}, {-indices | _index_in_lane(i, lanes)}, upper, 0xE6;"
-        for i in range(n)
+        f"lop3.b32 key{i}, ${c + i}, {-indices | _index_in_lane(i, lanes)}, upper, 0xE6;"
+        for i in range(c)
     ]
-    addresses = [_address(indices, f"key{i}", f"${i}", f"${2 * n}") for i in range(n)]
-    return _sorted(n, lanes, keys, addresses)
+    return _sorted(c, lanes, keys, lambda i, key: _address(indices, key, f"${i}", row), lane)
 
 
 @triton.constexpr_function
@@ -138,12 +228,6 @@ def _index_in_lane(i, lanes):
     return i // 4 * 4 * lanes + i % 4
 
 
-@triton.constexpr_function
-def _address(indices, key, address, row):
-    # Of Triton's operations three would come.
-    return f"and.b32 {address}, {key}, {indices - 1}; mad.lo.s32 {address}, {address}, 4, {row};"
-
-
 @triton.jit
 def sort_by_upper_bits(rewards, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr):
     """Sort rows of C · THREADS_PER_ROW words in shared memory by all but their lowest bits, as many
@@ -154,16 +238,17 @@ def sort_by_upper_bits(rewards, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.
     twice.
     """
     PTX: tl.constexpr = _sorted_by_upper_bits(C, THREADS_PER_ROW)
-    return _sort(rewards, row, lane, PTX, _sorted_operands(C, "f"), C)
+    return _sort(rewards, row, lane, PTX, _operands(C, "f", "rr"), C)
 
 
 @triton.constexpr_function
-def _sorted_to_keys(n, lanes):
-    keys = [_lane_of_key(f"${2 * n + 1}", lanes, 0)]
+def _sorted_to_keys(c, lanes):
+    lane = f"${2 * c + 1}"
+    keys = [_lane_of_key(lane, lanes, 0)]
     keys += [
-        f"lop3.b32 key{i}, ${n + i}, {_index_in_lane(i, lanes)}, upper, 0xFE;" for i in range(n)
+        f"lop3.b32 key{i}, ${c + i}, {_index_in_lane(i, lanes)}, upper, 0xFE;" for i in range(c)
     ]
-    return _sorted(n, lanes, keys, [f"mov.b32 ${i}, key{i};" for i in range(n)])
+    return _sorted(c, lanes, keys, lambda i, key: f"mov.b32 ${i}, {key};", lane)
 
 
 @triton.jit
@@ -171,7 +256,7 @@ def sort_to_keys(bits, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr
     """Sort rows as `sort_by_upper_bits`, of rewards whose lowest bits are 0: C × (T,) integers,
     twice (T,) → keys in ascending order, C × (T,)."""
     PTX: tl.constexpr = _sorted_to_keys(C, THREADS_PER_ROW)
-    return _sort(bits, row, lane, PTX, _sorted_operands(C, "r"), C)
+    return _sort(bits, row, lane, PTX, _operands(C, "r", "rr"), C)
 
 
 @triton.constexpr_function
@@ -179,27 +264,25 @@ def _addresses(samples, n):
     return " ".join(_address(samples, f"${n + i}", f"${i}", f"${2 * n}") for i in range(n))
 
 
-@triton.constexpr_function
-def _addresses_operands(n):
-    return ",".join(["=&r"] * n + ["r"] * (n + 1))
-
-
 @triton.jit
 def addresses_of(keys, row, N: tl.constexpr, C: tl.constexpr):
     """Find what keys belong to in rows of N words of shared memory: C × (T,), (T,) → C × (T,)."""
     return tl.inline_asm_elementwise(
-        _addresses(N, C), _addresses_operands(C), keys + (row,), integers(C), is_pure=True, pack=1
+        _addresses(N, C), _operands(C, "r", "r"), keys + (row,), integers(C), is_pure=True, pack=1
     )
 
 
 @triton.constexpr_function
-def _sorted_by_keys(n, lanes):
-    keys = [f"mov.b32 key{i}, ${n + i};" for i in range(n)]
-    addresses = [
-        f"and.b32 key{i}, key{i}, {4 * padded(n * lanes) - 1}; add.s32 ${i}, key{i}, ${2 * n};"
-        for i in range(n)
-    ]
-    return _sorted(n, lanes, keys, addresses)
+def _sorted_by_keys(c, lanes):
+    offsets, row, lane = 4 * padded(c * lanes), f"${2 * c}", f"${2 * c + 1}"
+    keys = [f"mov.b32 key{i}, ${c + i};" for i in range(c)]
+    return _sorted(
+        c,
+        lanes,
+        keys,
+        lambda i, key: f"and.b32 ${i}, {key}, {offsets - 1}; add.s32 ${i}, ${i}, {row};",
+        lane,
+    )
 
 
 @triton.jit
@@ -208,4 +291,75 @@ def sort_by_keys(keys, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr
     word's offset in bytes in their lowest bits: C × (T,), twice (T,) → addresses in ascending
     order, C × (T,)."""
     PTX: tl.constexpr = _sorted_by_keys(C, THREADS_PER_ROW)
-    return _sort(keys, row, lane, PTX, _sorted_operands(C, "r"), C)
+    return _sort(keys, row, lane, PTX, _operands(C, "r", "rr"), C)
+
+
+# ---- Long rows: by fixed-point numbers ---------------------------------------------------------
+
+
+@triton.constexpr_function
+def fixed_point_steps(bits):
+    """How many steps of a key a row's range is divided into. A key is a positive float by its bits:
+    what is left of its 31 bits, less 1/128 so that it is finite whatever is rounded."""
+    return 2.0 ** (31 - bits) * 127 / 128
+
+
+@triton.constexpr_function
+def _sorted_by_fixed_point(c, lanes):
+    lane, buffer, smallest, scale, row, one = (f"${2 * c + i}" for i in range(6))
+    indices = padded(c * lanes)
+    # From 2^23 on, which these bits are, a float's lowest bit is worth 1. Indices are added on the
+    # FMA pipe, which has less to do than the ALU, where sums without a product go.
+    keys = [f"shl.b32 lower, {lane}, 2; mov.b32 upper, 0x4B000000;"]
+    keys += [
+        f"sub.f32 key{i}, ${c + i}, {smallest}; fma.rn.f32 key{i}, key{i}, {scale}, upper;"
+        f" mad.lo.u32 key{i}, key{i}, {indices}, lower;"
+        f" mad.lo.u32 key{i}, key{i}, {one}, {_index_in_lane(i, lanes)};"
+        for i in range(c)
+    ]
+    return _sorted(
+        c, lanes, keys, lambda i, key: _address(indices, key, f"${i}", row), lane, buffer
+    )
+
+
+@triton.jit
+def sort_by_fixed_point(rewards, smallest, scale, row, lane, buffer, tile: tl.constexpr):
+    """Sort rows in shared memory by (reward − smallest) · scale, rounded to whole numbers from 0 to
+    `fixed_point_steps`, and by their indices where those are equal: C × (T,), four (T,) and () →
+    addresses in ascending order, C × (T,).
+
+    A NaN's may be lost, and another be there twice.
+    """
+    # 1, which no compiler knows: see there.
+    one = (row >= 0).to(tl.int32)
+    return tl.inline_asm_elementwise(
+        _sorted_by_fixed_point(tile.C, tile.THREADS_PER_ROW), _operands(tile.C, "f", "rrffrr"),
+        rewards + (lane, buffer, smallest, scale, row, one), integers(tile.C), is_pure=False,
+        pack=1,
+    )  # fmt: skip
+
+
+# ---- Long rows: by digits ----------------------------------------------------------------------
+
+
+@triton.constexpr_function
+def _sorted_by_digits(c, lanes):
+    n, lane, buffer = padded(c) * lanes, f"${2 * c}", f"${2 * c + 1}"
+    keys = [f"mul.lo.u32 upper, {lane}, {padded(c)};"]
+    keys += [
+        f"shl.b32 key{i}, ${c + i}, {n.bit_length() - 1};"
+        f" lop3.b32 key{i}, key{i}, upper, {i}, 0xFE;"
+        for i in range(c)
+    ]
+    return _sorted(c, lanes, keys, lambda i, key: f"and.b32 ${i}, {key}, {n - 1};", lane, buffer)
+
+
+@triton.jit
+def sort_by_digits(digits, lane, buffer, tile: tl.constexpr):
+    """Sort rows by whole numbers from 0 on, below 2^31 / N, and by where they stand where those are
+    equal: C × (T,), (T,) and () → where they stood, in ascending order, C × (T,): sample c of a
+    lane at lane · P + c, P the next power of two."""
+    return tl.inline_asm_elementwise(
+        _sorted_by_digits(tile.C, tile.THREADS_PER_ROW), _operands(tile.C, "r", "rr"),
+        digits + (lane, buffer), integers(tile.C), is_pure=False, pack=1,
+    )  # fmt: skip

@@ -107,8 +107,7 @@ class PackedPlan(NamedTuple):
     """Constants of a packed kernel: see `pkpo_triton.packed`.
 
     A program is one warp, block_rows · threads_per_row = 32, or one row of `packed_long` in 64
-    threads. A row's threads are a power of two, in `packed_long` 8 or more. There rows are padded
-    to a multiple of their square: 512 samples fill 8 or 16 threads, and 32 would hold 1024.
+    threads. A row's threads are a power of two, in `packed_long` 8 or more.
     """
 
     block_rows: int  # so many rows are a program's
@@ -129,9 +128,9 @@ class PackedPlan(NamedTuple):
 
 @triton.constexpr_function  # type: ignore[untyped-decorator]
 def samples_per_thread(n: Any, threads_per_row: Any, is_long: Any) -> Any:
-    """Count what each of a row's threads holds: whole quads, and in `pkpo_triton.packed_long` as
-    many for each of the row's threads."""
-    step = max(4, threads_per_row) if is_long else 4
+    """Count what each of a row's threads holds: whole quads, in `pkpo_triton.packed_long` pairs of
+    them."""
+    step = 8 if is_long else 4
     return -(-n // (step * threads_per_row)) * step
 
 
@@ -143,30 +142,37 @@ _SHORT = {
 }
 _TWO_THREADS = PackedPlan(16, threads_per_row=2)
 _FOUR_THREADS = PackedPlan(8, threads_per_row=4, max_registers=96)
+_EIGHT_AND_MORE = {
+    256: PackedPlan(4, threads_per_row=8, max_registers=96),
+    384: PackedPlan(4, threads_per_row=8, max_registers=128),
+    512: PackedPlan(2, threads_per_row=16, max_registers=96),
+    768: PackedPlan(2, threads_per_row=16, max_registers=128),
+    1024: PackedPlan(1, threads_per_row=32, max_registers=96),
+    1536: PackedPlan(1, threads_per_row=32, max_registers=128),
+    # As few registers as next to nothing is spilled with; left alone, ptxas (12.8) takes up to 255.
+    2048: PackedPlan(1, threads_per_row=32, max_registers=200),
+}
+_TWO_WARPS = {
+    3072: PackedPlan(1, threads_per_row=64, max_registers=128),
+    4096: PackedPlan(1, threads_per_row=64, max_registers=200),
+}
 _PLAIN = _SHORT | {
     48: _ONE_THREAD,
     64: _TWO_THREADS,
     128: _FOUR_THREADS,
-    256: PackedPlan(4, threads_per_row=8, max_registers=96, is_long=True),
-    384: PackedPlan(4, threads_per_row=8, max_registers=128, is_long=True),
-    512: PackedPlan(2, threads_per_row=16, max_registers=96, is_long=True),
-    768: PackedPlan(2, threads_per_row=16, max_registers=128, is_long=True),
-    1024: PackedPlan(1, threads_per_row=32, max_registers=96, is_long=True),
-    # As few registers as next to nothing is spilled with; left alone, ptxas (12.8) takes up to 255.
-    2048: PackedPlan(1, threads_per_row=32, max_registers=200, is_long=True),
-    4096: PackedPlan(1, threads_per_row=64, max_registers=200, is_long=True),
+    **{n: plan._replace(is_long=True) for n, plan in (_EIGHT_AND_MORE | _TWO_WARPS).items()},
 }
 _MASKED = _SHORT | {
     36: _ONE_THREAD,
     64: _TWO_THREADS._replace(max_registers=96),
     128: _FOUR_THREADS,
-    256: PackedPlan(2, threads_per_row=16),
+    256: _EIGHT_AND_MORE[256],
 }
 _OF_16_BITS = _SHORT | {
     32: _SHORT[32]._replace(max_registers=80),
     64: _ONE_THREAD,
     128: _FOUR_THREADS,
-    256: PackedPlan(4, threads_per_row=8),
+    **_EIGHT_AND_MORE,
 }
 
 

@@ -34,8 +34,8 @@ def test_packed_plans_fill_warps_and_pad_little(masked: bool, itemsize: int) -> 
         served, (samples, threads) = n, plan.slots(n)
         assert plan.block_rows * threads == 32 or (plan.block_rows, threads) == (1, 64)
         assert threads.bit_count() == 1 and (threads >= 8 or not plan.is_long)
-        assert n <= samples * threads < n + threads * max(4, threads if plan.is_long else 4)
-    assert served == (256 if masked or itemsize == 2 else 4096)
+        assert n <= samples * threads < n + threads * (8 if plan.is_long else 4)
+    assert served == (256 if masked else 2048 if itemsize == 2 else 4096)
 
 
 class TestTables:
