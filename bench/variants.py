@@ -74,6 +74,7 @@ def shipped() -> Iterator[Variant]:
     for dtype in ("bfloat16", "float16"):
         yield Variant(32, dtype)
         yield Variant(128, dtype)
+        yield Variant(512, dtype)
         yield Variant(64, dtype, masked=True)
         yield Variant(26, dtype, masked=True)
         yield Variant(102, dtype)
