@@ -53,7 +53,7 @@ def plan_packed(
         and _is_aligned(rewards)
     )
     backend = _backend() if usual else ""
-    rest: Any = {"itemsize": dtype.itemsize, "masked": where is not None}
+    rest: Any = {"itemsize": dtype.itemsize, "masked": where is not None, "k": k}
     return packed_plan(rewards.shape[1], usual=usual, backend=backend, **rest)
 
 

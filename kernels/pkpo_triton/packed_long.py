@@ -36,6 +36,7 @@ from pkpo_triton.packed import (
     put_values,
     transform_by_levels,
 )
+from pkpo_triton.packed_masked import clear_row, count_valid, fill_row, read_mask
 from pkpo_triton.packed_neighbours import get_half, is_descending, put_neighbours_in_order
 from pkpo_triton.packed_padded import (
     get_in_order,
@@ -54,10 +55,11 @@ from pkpo_triton.packed_tile import (
     over_lanes,
     read_row,
     reward_before,
+    row_of_block,
     wait_for_row,
     write_row,
 )
-from pkpo_triton.packed_weights import GapWeights
+from pkpo_triton.packed_weights import GapWeights, row_weights
 from pkpo_triton.plan import samples_per_thread
 
 
@@ -214,8 +216,8 @@ def packed_long_kernel(
     N_SAMPLES: tl.constexpr, BLOCK_ROWS: tl.constexpr, THREADS_PER_ROW: tl.constexpr,
     LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Transform one block of rows, as `packed.packed_kernel` does, whole ones of float32, in eight
-    threads or more: where_ptr is None."""
+    """Transform one block of rows, as `packed.packed_kernel` does, of float32 in eight threads or
+    more."""
     T: tl.constexpr = BLOCK_ROWS * THREADS_PER_ROW
     C: tl.constexpr = samples_per_thread(N_SAMPLES, THREADS_PER_ROW, True)
     N: tl.constexpr = C * THREADS_PER_ROW
@@ -228,7 +230,7 @@ def packed_long_kernel(
         T=T,
         PERIOD=N,
         FREE=0,  # eight threads read 32 words at a time
-        MASKED=False,
+        MASKED=where_ptr is not None,
         DTYPE=tl.float32,
         BYTES=4,
         EXACT=False,
@@ -237,8 +239,6 @@ def packed_long_kernel(
     thread = tl.arange(0, T)  # (T,)
     lane = thread % THREADS_PER_ROW  # (T,) of its row
     weights_address = weights_ptr.to(tl.int64)
-    offset_address = weights_address + 4 * N
-    weights = GapWeights(weights_address, offset_address, max_coefficient, has_offset)
     block = block_of(rewards_ptr, out_ptr, n_rows, thread, tile)
     # ()
     base = shared_memory(BLOCK_ROWS * N + PLACES)
@@ -246,11 +246,22 @@ def packed_long_kernel(
     row = address_of(base, thread // THREADS_PER_ROW * N, tile)  # (T,)
     own = row + lane * 16  # (T,)
 
+    if tile.MASKED:
+        # Read here it is under way together with the rewards.
+        # (T,)
+        row_of_mask = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + row_of_block(block, tile)
+        mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N_SAMPLES, lane, tile)  # W × (T,)
     rewards = load_row(own, lane, block, tile)  # C × (T,)
-    if N_SAMPLES < N:
-        rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
+    if tile.MASKED:
+        rewards = fill_row(own, rewards, mask, tile)  # C × (T,)
+        weights = row_weights(weights_address, count_valid(mask, tile), has_offset)
     else:
-        wait_for_row(tile)
+        if N_SAMPLES < N:
+            rewards = pad_row(own, rewards, lane, tile)  # C × (T,)
+        else:
+            wait_for_row(tile)
+        offset_address = weights_address + 4 * N
+        weights = GapWeights(weights_address, offset_address, max_coefficient, has_offset)
     irregular = is_irregular(rewards, tile)  # (T,)
     many = all_differ(rewards[: LEVELS + 1], LEVELS + 1) != 0  # (T,)
     counted = block.rows < 0  # (), false
@@ -258,5 +269,8 @@ def packed_long_kernel(
         counted = transform_by_levels(rewards, own, weights, LEVELS, tile)
     if not counted:
         _transform_by_sorting(rewards, irregular, row, own, lane, thread, buffer, weights, tile)
+
+    if tile.MASKED:
+        clear_row(own, mask, tile)
 
     copy_out(base, block, tile)

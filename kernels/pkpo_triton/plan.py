@@ -3,6 +3,7 @@ for usual rows on NVIDIA's GPUs; `plan` for all else."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import triton
@@ -156,18 +157,16 @@ _TWO_WARPS = {
     3072: PackedPlan(1, threads_per_row=64, max_registers=128),
     4096: PackedPlan(1, threads_per_row=64, max_registers=200),
 }
-_PLAIN = _SHORT | {
-    48: _ONE_THREAD,
-    64: _TWO_THREADS,
-    128: _FOUR_THREADS,
-    **{n: plan._replace(is_long=True) for n, plan in (_EIGHT_AND_MORE | _TWO_WARPS).items()},
-}
-_MASKED = _SHORT | {
+_LONG = {n: plan._replace(is_long=True) for n, plan in (_EIGHT_AND_MORE | _TWO_WARPS).items()}
+_PLAIN = _SHORT | {48: _ONE_THREAD, 64: _TWO_THREADS, 128: _FOUR_THREADS} | _LONG
+_MASKED_OF_16_BITS = _SHORT | {
     36: _ONE_THREAD,
     64: _TWO_THREADS._replace(max_registers=96),
     128: _FOUR_THREADS,
-    256: _EIGHT_AND_MORE[256],
+    **_EIGHT_AND_MORE,
 }
+# At 256 few programs sort again.
+_MASKED = _MASKED_OF_16_BITS | {n: plan for n, plan in _LONG.items() if n > 256}
 _OF_16_BITS = _SHORT | {
     32: _SHORT[32]._replace(max_registers=80),
     64: _ONE_THREAD,
@@ -176,8 +175,13 @@ _OF_16_BITS = _SHORT | {
 }
 
 
+# Of C(n, k) with a mask, whose weights are kept in two factors of float32: all k of 256 samples, of
+# 512 to 56, of 1024 to 42, of 4096 to 30.
+MOST_BITS_MASKED = 253
+
+
 def packed_plan(
-    n: int, *, usual: bool, backend: str, itemsize: int = 4, masked: bool = False
+    n: int, *, usual: bool, backend: str, itemsize: int = 4, masked: bool = False, k: int = 1
 ) -> PackedPlan | None:
     """Plan a packed kernel for rows of n samples, None where there is none: `plan` serves all.
 
@@ -189,6 +193,7 @@ def packed_plan(
         backend: Triton's name for what it compiles for: "cuda", "hip"; "" where it interprets.
         itemsize: bytes of a reward.
         masked: samples may be left out.
+        k: of max@k, which matters with a mask.
 
     32 samples a thread: 64 take fewer instructions, but so many registers that half as many threads
     are at work, and so much code that they wait for it. An H200 (at 128 samples, of a copy's speed)
@@ -250,5 +255,13 @@ def packed_plan(
     """
     if not usual or backend != "cuda" or n <= 8 or n % 4:
         return None
-    plans = _MASKED if masked else _PLAIN if itemsize == 4 else _OF_16_BITS
-    return next((plan for longest, plan in plans.items() if n <= longest), None)
+    if itemsize == 4:
+        plans = _MASKED if masked else _PLAIN
+    else:
+        plans = _MASKED_OF_16_BITS if masked else _OF_16_BITS
+    chosen = next((plan for longest, plan in plans.items() if n <= longest), None)
+    if chosen is not None and masked:
+        samples, threads = chosen.slots(n)
+        if math.comb(samples * threads, k).bit_length() > MOST_BITS_MASKED:
+            return None
+    return chosen

@@ -147,8 +147,8 @@ def row_weights(rules: str, samples_per_thread: int, threads_per_row: int, k: in
     estimator, scale, undersized = from_text(rules)
     n = samples_per_thread * threads_per_row
     slots = in_slots(list(range(n)), samples_per_thread, threads_per_row)
-    # Of two numbers from 1 to C(n, k), one in a row's ratios and one in its factor, each gets half:
-    # for rows of 256 the smallest and the largest are still normal numbers of float32.
+    # Of two numbers from 1 to C(n, k), one in a row's ratios and one in its factor, each gets half.
+    # As far as `plan.MOST_BITS_MASKED` the smallest and the largest are normal numbers of float32.
     scaled = 1 << math.comb(n, k).bit_length() // 2
     numbers: list[float] = []
     first = NUMBERS_OF_ROW * (n + 1)

@@ -191,7 +191,7 @@ def transform_rows(
     rows, n = rewards.shape
     rules: dict[str, Any] = {"masked": where is not None, "undersized": undersized}
     if isinstance(k, int) and rewards.dtype == dtype and has_packed_weights(estimator, **rules):
-        packed = _packed_plan(rewards, where)
+        packed = _packed_plan(rewards, where, k)
         if packed is not None:
             rules |= {"slots": packed.slots(n), "scale": scale}
             weights_of_k = packed_weights(estimator, n, k, **rules)
@@ -314,11 +314,11 @@ def _plan(rewards: jax.Array, where: jax.Array | None, dtype: Any, *, uniform: b
     return plan(rewards.shape[1], itemsize, masked=where is not None, uniform=uniform)
 
 
-def _packed_plan(rewards: jax.Array, where: jax.Array | None) -> PackedPlan | None:
+def _packed_plan(rewards: jax.Array, where: jax.Array | None, k: int) -> PackedPlan | None:
     # JAX's arrays are whole and aligned, and jax-triton is asked for NVIDIA's GPUs alone.
     usual = rewards.dtype in (np.float32, jnp.bfloat16, np.float16)
     backend = "" if triton.knobs.runtime.interpret else "cuda"
-    rest: Any = {"itemsize": rewards.dtype.itemsize, "masked": where is not None}
+    rest: Any = {"itemsize": rewards.dtype.itemsize, "masked": where is not None, "k": k}
     return packed_plan(rewards.shape[1], usual=usual, backend=backend, **rest)
 
 

@@ -22,6 +22,7 @@ if not TRITON_RUNS or INTERPRETED:
 from pkpo_triton import packed  # noqa: E402
 from test_packed import (  # noqa: E402
     LENGTHS,
+    PLAN,
     SEARCHED,
     TINY,
     Rows,
@@ -31,6 +32,8 @@ from test_packed import (  # noqa: E402
     tensor,
 )
 
+LONG = [300, 512, 1500, 4096]
+ALL_LENGTHS = [*LENGTHS, *(pytest.param(n, marks=pytest.mark.release) for n in LONG)]
 ESTIMATORS = [
     "sloo_minus_one",
     "s",
@@ -81,6 +84,10 @@ def assert_right(rewards: Rows, where: Mask, k: int, **options: Any) -> None:
         np.testing.assert_array_equal(of_row.view(np.int32), first[of_value].view(np.int32))
 
 
+def kernel_of(n: int) -> str:
+    return "packed_kernel" if n <= 256 else "packed_long_kernel"
+
+
 def some(counts: Any, n: int, rng: np.random.Generator) -> Mask:
     """So many valid samples in each row, anywhere."""
     return rng.permuted(np.arange(n) < np.asarray(counts)[:, None], axis=1)
@@ -92,7 +99,7 @@ def left_out_hold_anything(rewards: Rows, where: Mask, rng: np.random.Generator)
     return np.where(where, rewards, rng.choice(anything, rewards.shape))
 
 
-@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("n", ALL_LENGTHS)
 def test_rows_that_mislead(n: int, rng: np.random.Generator) -> None:
     rows = 37
     with launched() as kernels:
@@ -103,7 +110,21 @@ def test_rows_that_mislead(n: int, rng: np.random.Generator) -> None:
             where = some(counts, n, rng)
             rewards = left_out_hold_anything(rewards, where, rng)
             assert_right(rewards, where, 2)
-    assert set(kernels) == {"packed_kernel"}
+    assert set(kernels) == {kernel_of(n)}
+
+
+@pytest.mark.any_length
+def test_long_rows(rng: np.random.Generator) -> None:
+    """Padded, with as few samples as leaves threads idle, and every number that a row may have."""
+    n = 300
+    normal = rng.standard_normal((n + 1, n)).astype(np.float32)
+    with launched() as kernels:
+        assert_right(normal, some(np.arange(n + 1), n, rng), 4)
+        for name in ("3 levels", "constant", "not finite", "quarters"):
+            rewards = misleading(n, 5, rng)[name]
+            where = some([0, 1, 5, n - 1, n], n, rng)
+            assert_right(left_out_hold_anything(rewards, where, rng), where, 2)
+    assert set(kernels) == {kernel_of(n)}
 
 
 @pytest.mark.parametrize("n", LENGTHS)
@@ -118,7 +139,7 @@ def test_every_number_of_samples(n: int, rng: np.random.Generator) -> None:
                 assert_right(rewards, where, k, undersized=undersized)
 
 
-@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("n", ALL_LENGTHS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_estimators(n: int, estimator: str, rng: np.random.Generator) -> None:
     large = ("large", "overflow", "mixed")
@@ -130,14 +151,14 @@ def test_estimators(n: int, estimator: str, rng: np.random.Generator) -> None:
     rewards = np.concatenate([*kinds.values(), *kinds.values()])
     counts = rng.integers(0, n + 1, len(rewards))
     with launched() as kernels:
-        for k in (1, 2, n // 2, n):
+        for k in (1, 2, n // 2, n) if n <= 256 else (1, 2, 25):
             for undersized, scale in (("nan", "sum"), ("clip", "mean")):
                 rules: dict[str, Any] = {"undersized": undersized, "scale": scale}
                 assert_right(rewards, some(counts, n, rng), k, estimator=estimator, **rules)
-    assert set(kernels) == {"packed_kernel"}
+    assert set(kernels) == {kernel_of(n)}
 
 
-@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("n", ALL_LENGTHS)
 def test_no_row_sees_what_is_beside_it(n: int, rng: np.random.Generator) -> None:
     """To the bit: alone in a program of its kind a row goes another way than among others."""
     mixed = np.stack([rewards[0] for rewards in misleading(n, 1, rng).values()])
@@ -152,6 +173,12 @@ def test_no_row_sees_what_is_beside_it(n: int, rng: np.random.Generator) -> None
 def test_any_number_of_rows(rows: int, rng: np.random.Generator) -> None:
     rewards = rng.standard_normal((rows, 16)).astype(np.float32)
     assert_right(rewards, some(rng.integers(0, 17, rows), 16, rng), 2)
+
+
+def test_some_ks_of_long_rows_are_of_another_kernel() -> None:
+    """Float32 holds no weights of theirs."""
+    assert PLAN(512, masked=True, k=56) and not PLAN(512, masked=True, k=57)
+    assert all(PLAN(256, masked=True, k=k) for k in range(1, 257))
 
 
 @pytest.mark.parametrize("n", LENGTHS)

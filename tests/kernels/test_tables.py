@@ -23,7 +23,7 @@ from pkpo_triton import plan as plans  # noqa: E402
 pytestmark = [pytest.mark.costly("interpreted"), pytest.mark.any_length]
 
 
-@pytest.mark.parametrize("masked, itemsize", [(False, 4), (True, 4), (False, 2)])
+@pytest.mark.parametrize("masked, itemsize", [(False, 4), (True, 4), (False, 2), (True, 2)])
 def test_packed_plans_fill_warps_and_pad_little(masked: bool, itemsize: int) -> None:
     usual: Any = {"usual": True, "backend": "cuda", "masked": masked, "itemsize": itemsize}
     served = 0
@@ -35,7 +35,7 @@ def test_packed_plans_fill_warps_and_pad_little(masked: bool, itemsize: int) -> 
         assert plan.block_rows * threads == 32 or (plan.block_rows, threads) == (1, 64)
         assert threads.bit_count() == 1 and (threads >= 8 or not plan.is_long)
         assert n <= samples * threads < n + threads * (8 if plan.is_long else 4)
-    assert served == (256 if masked else 2048 if itemsize == 2 else 4096)
+    assert served == (4096 if itemsize == 4 else 2048)
 
 
 class TestTables:
