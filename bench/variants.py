@@ -80,7 +80,7 @@ def shipped() -> Iterator[Variant]:
         yield Variant(102, dtype)
     yield Variant(32, "bool", masked=True)
     yield Variant(128, "bool")
-    for n in (16, 32, 64, 100, 128, 256):
+    for n in (16, 32, 64, 100, 128, 256, 512):
         yield Variant(n, masked=True)
     for n in (8, 4096):
         yield Variant(n, masked=True, estimator="sloo")

@@ -11,17 +11,16 @@ are A and B, and those above say which quad:
 Lanes do not compare, they exchange. A bit of the lane's number changes places with A or B: every
 lane gives half of its keys, those with a 1 there, to the lane whose number differs in the bit, and
 then has both keys of every pair. That is half a shuffle for a key, and the same registers in all
-lanes. But which half a lane is to give depends on the lane. So what a bit was compared by last
-before it leaves is a *falling* comparison: it puts the larger key first in the lanes that have the
+lanes. But which half a lane is to give depends on the lane. So the comparison that a bit decided
+last before it leaves is a *falling* one: it puts the larger key first in the lanes that have the
 bit which comes. It takes three instructions for a pair, others two.
 
 A merge of 2^g lanes exchanges g + 1 times:
 
-    the topmost bit for A: keys meet those at the other end, as if the upper half of the lanes fell
-    the other lane bits for B, one after the other
-    (quads: nothing leaves the lane, each of its four sequences is bitonic)
-    the bit that B was for B, and the one that A was for B; in the last merge for A, so that all
-    bits are where they were
+    the topmost bit takes A's place: every key meets its mirror image, so nothing has to fall
+    the other lane bits take B's, one after the other
+    (the quads: nothing leaves the lane, each of its four sequences is bitonic)
+    what was B takes B's, and what was A as well; in the last merge A's, where it was at first
 
 After a merge what is in A is in B, and the other way around: registers change places. Bits leave
 for other lanes than they came from; that the last merge leaves lanes in order decides in which

