@@ -27,6 +27,7 @@ def warm_up(
     rows: int = 64,
     dtype: str = "float32",
     dynamic_k: bool = False,
+    k: int | Sequence[int] = 1,
     estimator: EstimatorName = "sloo_minus_one",
     scale: Scale = "sum",
     undersized: Undersized = "zero",
@@ -36,8 +37,9 @@ def warm_up(
     seconds for each call.
 
     Triton compiles a kernel for an n, a dtype, an estimator, with `where` or without, with k an
-    integer or a tensor; the value of k, row strides and masks at any address are no part of it, the
-    number of rows only as few or many (65,536 and more). Its cache on disk outlives the process.
+    integer or a tensor; row strides and masks at any address are no part of it, the number of rows
+    only as few or many (65,536 and more), and a k only with `where` beyond 256 samples, as small or
+    large (from 57 on at 512, from 43 at 1024). Its cache on disk outlives the process.
     JAX compiles a program for a shape besides, and its own cache is to be switched on
     (`jax_compilation_cache_dir`); a call inside your own `jax.jit` is compiled with it, and not
     here. NumPy has nothing to compile.
@@ -50,6 +52,7 @@ def warm_up(
         rows: how many.
         dtype: of the rewards, by name, or "bool".
         dynamic_k: k is a tensor or an array, one for all groups.
+        k: of the calls, or several, each call for all of them; of rows of fewer samples, n.
         estimator, scale, undersized, implementation: as for `transform`.
 
     Returns:
@@ -63,6 +66,8 @@ def warm_up(
     """
     check: Any = checked_integers if _is_several(n) else checked_integer
     sizes = np.atleast_1d(check("n", n, least=1)).tolist()
+    check = checked_integers if _is_several(k) else checked_integer
+    ks = np.atleast_1d(check("k", k, least=1)).tolist()
     calls: Any = what if _is_several(what) else [what]
     calls = [checked_name("what", call, WHAT) for call in calls]
     checked_name("library", library, ("torch", "jax"))
@@ -73,20 +78,22 @@ def warm_up(
         values = np.random.default_rng(size).standard_normal((rows, size)).astype(np.float32)
         rewards = from_host(values > 0 if dtype == "bool" else values, library, dtype)
         mask = from_host(values > -1, library)
-        k: Any = 1
+        of_size: Any = {min(one, size) for one in ks}
         if dynamic_k:
-            k = _integer_there(library, rewards)
+            of_size = [_integer_there(library, one, rewards) for one in of_size]
         for call in calls:
             options: dict[str, Any] = {"implementation": implementation}
             if call.endswith("where"):
                 options["where"] = mask
             if call.startswith("transform"):
                 rules = {"estimator": estimator, "scale": scale, "undersized": undersized}
-                run = _bound(transform, rewards, k, options | rules)
+                function: Callable[..., Array] = transform
+                options |= rules
             else:
-                run = _bound(max_at_k, rewards, k, options)
+                function = max_at_k
             start = time.perf_counter()
-            _wait_for(run(), library)
+            for one in of_size:
+                _wait_for(function(rewards, one, **options), library)
             seconds[f"{call}, n={size}"] = time.perf_counter() - start
     return seconds
 
@@ -95,18 +102,12 @@ def _is_several(x: Any) -> bool:
     return (isinstance(x, Sequence) and not isinstance(x, str)) or getattr(x, "ndim", 0) > 0
 
 
-def _bound(
-    function: Callable[..., Array], rewards: Array, k: Any, options: dict[str, Any]
-) -> Callable[[], Array]:
-    return lambda: function(rewards, k, **options)
-
-
-def _integer_there(library: str, rewards: Array) -> Array:
+def _integer_there(library: str, k: int, rewards: Array) -> Array:
     """Make a k where the rewards are: ()."""
     xp = registry.namespace(library)
     if library == "torch":
-        return xp.full((), 1, dtype=xp.int64, device=rewards.device)
-    return xp.asarray(1)
+        return xp.full((), k, dtype=xp.int64, device=rewards.device)
+    return xp.asarray(k)
 
 
 def _wait_for(result: Array, library: str) -> None:

@@ -265,6 +265,8 @@ def test_what_is_odd_is_refused_by_name() -> None:
         pk.warm_up(4.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="what must be one of"):
         pk.warm_up(8, what=5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"k\[1\] must be"):
+        pk.warm_up(8, k=[4, 0])
     with pytest.raises(ValueError, match="scale must be one of"):
         pk.group_metrics(np.eye(3), [1], scale="x")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="where must be bool or numbers"):

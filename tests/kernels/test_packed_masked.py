@@ -169,6 +169,14 @@ def test_no_row_sees_what_is_beside_it(n: int, rng: np.random.Generator) -> None
         np.testing.assert_array_equal(alone[0], beside_others)
 
 
+@pytest.mark.slow
+@pytest.mark.any_length
+def test_large_ks_of_long_rows_are_warmed_up_too() -> None:
+    with launched() as kernels:
+        pk.warm_up([300, 8], "transform, where", k=[8, 150], implementation="triton")
+    assert kernels == ["packed_long_kernel", "transform_kernel", "transform_kernel"]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 31, 32, 33, 100])
 def test_any_number_of_rows(rows: int, rng: np.random.Generator) -> None:
     rewards = rng.standard_normal((rows, 16)).astype(np.float32)
