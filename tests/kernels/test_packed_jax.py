@@ -65,6 +65,8 @@ def jax_triton(monkeypatch: pytest.MonkeyPatch) -> Any:
         pytest.param("bfloat16", 16, marks=pytest.mark.costly("ptx")),
         ("float32", 12),
         ("float32", 256),
+        ("float32", 300),
+        ("bfloat16", 512),
     ],
 )
 def test_as_torch(jax_triton: Any, dtype: str, n: int, rng: np.random.Generator) -> None:
@@ -92,5 +94,8 @@ def test_as_torch(jax_triton: Any, dtype: str, n: int, rng: np.random.Generator)
                     **rules,
                 )
                 np.testing.assert_array_equal(np.array(got, np.float32), want.float().numpy())
-    of_whole_rows = "packed_long_kernel" if n > 128 and dtype == "float32" else "packed_kernel"
-    assert set(of_torch) == {"packed_kernel", of_whole_rows}
+    of_whole_rows, of_some = (
+        "packed_long_kernel" if n > most and dtype == "float32" else "packed_kernel"
+        for most in (128, 256)
+    )
+    assert set(of_torch) == {of_whole_rows, of_some}
