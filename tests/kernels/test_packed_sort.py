@@ -20,6 +20,7 @@ from pkpo_triton.assembly import shared_memory  # noqa: E402
 from pkpo_triton.networks import padded  # noqa: E402
 from pkpo_triton.packed_sort import sort_by_digits, sort_by_keys  # noqa: E402
 from pkpo_triton.packed_tile import Tile  # noqa: E402
+from pkpo_triton.plan import OPTIONS  # noqa: E402
 
 
 @triton.jit
@@ -82,7 +83,9 @@ def test_lanes_of_a_warp_sort(samples: int, lanes: int, rng: np.random.Generator
     bits = padded(n).bit_length() + 1
     keys = rows << bits | 4 * np.arange(n, dtype=np.int32)
     got = torch.empty(keys.shape, dtype=torch.int32, device=DEVICE)
-    sort_kernel[(30,)](torch.from_numpy(keys).to(DEVICE), got, samples, lanes, num_warps=1)
+    sort_kernel[(30,)](
+        torch.from_numpy(keys).to(DEVICE), got, samples, lanes, num_warps=1, **OPTIONS
+    )
     np.testing.assert_array_equal(got.cpu(), np.sort(keys, 1) & (1 << bits) - 1)
 
 
@@ -91,7 +94,9 @@ def test_lanes_of_a_warp_sort(samples: int, lanes: int, rng: np.random.Generator
 def test_lanes_of_two_warps_sort(samples: int, rng: np.random.Generator) -> None:
     rows = rows_of(64 * samples, 30, rng)
     got = torch.empty(rows.shape, dtype=torch.int32, device=DEVICE)
-    sort_in_two_warps_kernel[(30,)](torch.from_numpy(rows).to(DEVICE), got, samples, num_warps=2)
+    sort_in_two_warps_kernel[(30,)](
+        torch.from_numpy(rows).to(DEVICE), got, samples, num_warps=2, **OPTIONS
+    )
     order = np.argsort(rows, 1, kind="stable")
     want = order // samples * padded(samples) + order % samples
     np.testing.assert_array_equal(got.cpu(), want)
