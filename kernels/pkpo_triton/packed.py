@@ -3,8 +3,9 @@ after the other, one k for all. For all else there is `pkpo_triton.kernel`; whic
 `pkpo_triton.plan.packed_plan` says. Samples left out: see `pkpo_triton.packed_masked`; rows that do
 not fill their threads: `pkpo_triton.packed_padded`.
 
-A row lies in one thread, or in a few neighbours. A key is a reward whose lowest bits are replaced
-by its index in the row, so that minima and maxima sort both, and nothing is searched or led back:
+A row lies in one thread, or in up to 32 neighbours. A key is a reward whose lowest bits are
+replaced by its index in the row, so that minima and maxima sort both, and nothing is searched or
+led back:
 
     rewards → shared memory → keys → networks → rewards by their indices → gaps · weights
             → prefix sums → shared memory, over the rewards → results

@@ -1,5 +1,5 @@
-"""The packed kernel for rows of 132 samples and more: that of `pkpo_triton.packed`, whose words and
-ways it shares, with another sort.
+"""The packed kernel for long rows of float32: that of `pkpo_triton.packed`, whose words and ways it
+shares, with another sort.
 
 The upper bits of a float would be too few for a key: the index takes eight and more, and most of
 what is left tells magnitudes apart that are as good as equal in a row. So a key is a number in
@@ -12,8 +12,8 @@ it gets.
 
 No input costs more than this: a sort, the passes, and two sorts more.
 
-C is a multiple of eight. A row of more than 2048 samples lies in two warps; then T is 64, and
-threads wait for each other at barriers.
+C is a multiple of eight, of which `_sort_exactly` keeps four words. A row of more than 2048 samples
+lies in two warps; then T is 64, and threads wait for each other at barriers.
 """
 
 # Triton compiles these functions; no type checker can check them.

@@ -191,7 +191,7 @@ def _address(indices, key, address, row):
     return f"and.b32 {address}, {key}, {indices - 1}; mad.lo.s32 {address}, {address}, 4, {row};"
 
 
-# ---- Rows of a warp's lanes --------------------------------------------------------------------
+# ---- By bits of rewards ------------------------------------------------------------------------
 
 
 @triton.jit
@@ -293,7 +293,7 @@ def sort_by_keys(keys, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.constexpr
     return _sort(keys, row, lane, PTX, _operands(C, "r", "rr"), C)
 
 
-# ---- Long rows: by fixed-point numbers ---------------------------------------------------------
+# ---- By fixed-point numbers --------------------------------------------------------------------
 
 
 @triton.constexpr_function
@@ -338,7 +338,7 @@ def sort_by_fixed_point(rewards, smallest, scale, row, lane, buffer, tile: tl.co
     )  # fmt: skip
 
 
-# ---- Long rows: by digits ----------------------------------------------------------------------
+# ---- By digits ---------------------------------------------------------------------------------
 
 
 @triton.constexpr_function

@@ -158,15 +158,21 @@ _TWO_WARPS = {
     4096: PackedPlan(1, threads_per_row=64, max_registers=200),
 }
 _LONG = {n: plan._replace(is_long=True) for n, plan in (_EIGHT_AND_MORE | _TWO_WARPS).items()}
-_PLAIN = _SHORT | {48: _ONE_THREAD, 64: _TWO_THREADS, 128: _FOUR_THREADS} | _LONG
-_MASKED_OF_16_BITS = _SHORT | {
+# In rows as short as these keys of upper bits sort again seldom enough.
+_PLAIN = _SHORT | {
+    48: _ONE_THREAD,
+    64: _TWO_THREADS,
+    128: _FOUR_THREADS,
+    160: _EIGHT_AND_MORE[256],
+    **_LONG,
+}
+_SHORT_MASKED = _SHORT | {
     36: _ONE_THREAD,
     64: _TWO_THREADS._replace(max_registers=96),
     128: _FOUR_THREADS,
-    **_EIGHT_AND_MORE,
 }
-# At 256 few programs sort again.
-_MASKED = _MASKED_OF_16_BITS | {n: plan for n, plan in _LONG.items() if n > 256}
+_MASKED = _SHORT_MASKED | {224: _EIGHT_AND_MORE[256], **_LONG}
+_MASKED_OF_16_BITS = _SHORT_MASKED | _EIGHT_AND_MORE
 _OF_16_BITS = _SHORT | {
     32: _SHORT[32]._replace(max_registers=80),
     64: _ONE_THREAD,
@@ -175,9 +181,9 @@ _OF_16_BITS = _SHORT | {
 }
 
 
-# Of C(n, k) with a mask, whose weights are kept in two factors of float32: all k of 256 samples, of
-# 512 to 56, of 1024 to 42, of 4096 to 30.
-MOST_BITS_MASKED = 253
+# Of C(n, k) with a mask, whose weights are kept in two factors of float32, n what a row's threads
+# hold: all k of 256, of 512 those to 56 and from 456 on, of 1024 to 42, of 4096 to 29.
+MOST_BITS_MASKED = 252
 
 
 def packed_plan(
@@ -193,7 +199,7 @@ def packed_plan(
         backend: Triton's name for what it compiles for: "cuda", "hip"; "" where it interprets.
         itemsize: bytes of a reward.
         masked: samples may be left out.
-        k: of max@k, which matters with a mask.
+        k: with a mask, whether float32 holds the weights.
 
     32 samples a thread: 64 take fewer instructions, but so many registers that half as many threads
     are at work, and so much code that they wait for it. An H200 (at 128 samples, of a copy's speed)
@@ -216,7 +222,7 @@ def packed_plan(
     | 32  | 1                 | 25, 54        | 31          | 16, 34      | 26      | 54, 92   |
     | 64  | 2; of 16 bits: 1  | 33, 75        | 40          | 17, 32      | 29      | 65, 91   |
     | 128 | 4                 | 43, 95        | 50          | 17, 33      | 44      | 85, 110  |
-    | 256 | 8                 | –             | 62          | –           | 56      | 108, 133 |
+    | 256 | 8                 | –             | 68          | –           | 56      | 108, 133 |
     | 512 | 16                | –             | –           | –           | 72      | 141, 168 |
 
     Other lengths, without a mask and with one; behind them `plan`'s, without. Between 32 and 64 a
@@ -228,10 +234,12 @@ def packed_plan(
     | packed | 27, 35 | 29, 36 | 32, 39 | 32, 45 | 33, 44 | 39, 46 | 49, 53 | 58, 62 | 74  | 101  |
     | `plan` | 42     | 61     |        | 119    | 99     |        | 150    | 120    | 245 | 184  |
 
-    Of normal rewards 1, 0, 0.5, 4 and (with a mask) 12 % of the programs sort again, of uniform
-    ones 0, 2, 4, 16 and 27 %.
+    Of normal rewards 1, 0, 0.5 and 4 % of the programs of 16, 32, 64 and 128 samples sort again, of
+    uniform ones 0, 2, 4 and 16 %; so the long kernel serves 256 with a mask (68; 72 with what sorts
+    again), and of whole rows those from 164 on: 132 take 76 (93), 160 take 63 (76), 200 take 74 to
+    98 (82).
 
-    The long ones, of float32, from 132 samples on without a mask and from 260 on with one: sorted,
+    The long ones, of float32, from 164 samples on without a mask and from 228 on with one: sorted,
     and with that one pass over neighbours, at most three; the most of any rows; in brackets
     exchanges between lanes, shuffles and wavefronts of shared memory. With a mask 80 at 300, 85 at
     512 and 103 at 1024 (`plan`'s: 168 and 199 at the last two).

@@ -22,10 +22,10 @@ from test_packed import (
     transformed,
 )
 
-LONG_N = (132, 300, 384, 512, 640, 1000, 1024, 2048, 3000, 4096)
+LONG_N = (164, 300, 384, 512, 640, 1000, 1024, 2048, 3000, 4096)
 # A kernel for every length has to be compiled; each has the same ways, but that rows of 4096 lie in
 # two warps, and those of no power of two are padded, of 300 far enough for idle threads.
-WHEN = {132: pytest.mark.slow, 300: pytest.mark.slow, 512: (), 4096: pytest.mark.slow}
+WHEN = {164: pytest.mark.slow, 300: pytest.mark.slow, 512: (), 4096: pytest.mark.slow}
 LENGTHS = [pytest.param(n, marks=WHEN.get(n, pytest.mark.release)) for n in LONG_N]
 
 

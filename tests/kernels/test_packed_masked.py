@@ -85,7 +85,7 @@ def assert_right(rewards: Rows, where: Mask, k: int, **options: Any) -> None:
 
 
 def kernel_of(n: int) -> str:
-    return "packed_kernel" if n <= 256 else "packed_long_kernel"
+    return "packed_kernel" if n <= 224 else "packed_long_kernel"
 
 
 def some(counts: Any, n: int, rng: np.random.Generator) -> Mask:

@@ -1,5 +1,5 @@
-"""The PTX that sorts rows in threads: rows of zeros and ones, for what sorts all of these sorts
-everything, and of any numbers. Run as test_packed.py is.
+"""The PTX that sorts rows in threads, alone: rows of zeros and ones, of few numbers and of many.
+Run as test_packed.py is.
 """
 
 from __future__ import annotations
