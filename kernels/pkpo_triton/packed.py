@@ -67,7 +67,6 @@ from pkpo_triton.packed_tile import (
     over_lanes,
     read_row,
     reward_before,
-    row_of_block,
     sum_of_row,
     wait_for_row,
 )
@@ -355,9 +354,7 @@ def packed_kernel(
     own = row + lane * 16  # (T,)
     if tile.MASKED:
         # Read here it is under way together with the rewards.
-        # (T,)
-        row_of_mask = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + row_of_block(block, tile)
-        mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N_SAMPLES, lane, tile)  # W × (T,)
+        mask = read_mask(where_ptr, block, lane, tile)  # W × (T,)
     if loads_rows(tile):
         rewards = load_row(own, lane, block, tile)  # C × (T,)
     else:

@@ -55,7 +55,6 @@ from pkpo_triton.packed_tile import (
     over_lanes,
     read_row,
     reward_before,
-    row_of_block,
     wait_for_row,
     write_row,
 )
@@ -248,9 +247,7 @@ def packed_long_kernel(
 
     if tile.MASKED:
         # Read here it is under way together with the rewards.
-        # (T,)
-        row_of_mask = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + row_of_block(block, tile)
-        mask = read_mask(where_ptr.to(tl.int64) + row_of_mask * N_SAMPLES, lane, tile)  # W × (T,)
+        mask = read_mask(where_ptr, block, lane, tile)  # W × (T,)
     rewards = load_row(own, lane, block, tile)  # C × (T,)
     if tile.MASKED:
         rewards = fill_row(own, rewards, mask, tile)  # C × (T,)

@@ -16,7 +16,13 @@ import triton.language as tl
 
 from pkpo_triton.assembly import floats, load, load_four
 from pkpo_triton.packed_padded import threads_in_turn, write_unpadded_row
-from pkpo_triton.packed_tile import over_lanes, read_row, wait_for_row, write_row
+from pkpo_triton.packed_tile import (
+    over_lanes,
+    read_row,
+    row_of_block,
+    wait_for_row,
+    write_row,
+)
 
 # ---- PTX ---------------------------------------------------------------------------------------
 
@@ -94,11 +100,13 @@ def count_bits(word):
 
 
 @triton.jit
-def read_mask(address, lane, tile: tl.constexpr):
-    """Read each thread's part of the mask of its row, whose bytes, 0 or 1, lie at a global address:
-    twice (T,) → W words, each (T,)."""
+def read_mask(where_ptr, block, lane, tile: tl.constexpr):
+    """Read each thread's part of the mask of its row, bytes that are 0 or 1: a pointer to the mask
+    of all rows, `Block` and (T,) → W words, each (T,)."""
     QUADS: tl.constexpr = tile.C // 4
-    address += lane.to(tl.int64) * 4
+    BLOCK_ROWS: tl.constexpr = tile.T // tile.THREADS_PER_ROW
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + row_of_block(block, tile)  # (T,)
+    address = where_ptr.to(tl.int64) + row * tile.N_SAMPLES + lane.to(tl.int64) * 4  # (T,)
     bytes_of_quads = ()
     if tile.THREADS_PER_ROW == 1 and tile.N_SAMPLES % 16 == 0:
         for four in tl.static_range(tile.N_SAMPLES // 16):

@@ -24,7 +24,7 @@ def _exchange_neighbours(a, b):
 
 
 @triton.constexpr_function
-def _neighbours_in_order(c, lanes, threads):
+def _neighbours_in_order(c, threads_per_row, threads):
     lane, thread, buffer = (f"${4 * c + i}" for i in range(3))
     last, barrier = c - 1, _barrier(threads)
     lines = [f"mov.b32 x{i}, ${2 * c + i}; mov.b32 at{i}, ${3 * c + i};" for i in range(c)]
@@ -44,7 +44,7 @@ def _neighbours_in_order(c, lanes, threads):
     lines += [
         f"setp.ne.b32 swaps, {lane}, 0; setp.lt.and.f32 swaps, x0, x_before, swaps;"
         " selp.b32 x0, x_before, x0, swaps; selp.b32 at0, at_before, at0, swaps;"
-        f" setp.ne.b32 swaps, {lane}, {lanes - 1};"
+        f" setp.ne.b32 swaps, {lane}, {threads_per_row - 1};"
         f" setp.lt.and.f32 swaps, x_after, x{last}, swaps;"
         f" selp.b32 x{last}, x_after, x{last}, swaps; selp.b32 at{last}, at_after, at{last}, swaps;"
     ]

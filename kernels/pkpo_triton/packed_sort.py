@@ -79,6 +79,7 @@ def _exchange_through_memory(keys, across, lane, buffer):
     """Exchange keys between 64 lanes, which lie in two warps: instructions. Others may still be
     reading the buffer."""
     words = math.gcd(4, len(keys))
+    # The same key of all lanes takes 256 bytes.
     vectors = [
         (f"+{256 * at}]", ", ".join(f"key{i}" for i in keys[at : at + words]))
         for at in range(0, len(keys), words)
@@ -105,14 +106,14 @@ def _swapped_comparators(c):
 
 
 @triton.constexpr_function
-def _merged(c, lanes, lane, buffer):
+def _merged(c, threads_per_row, lane, buffer):
     """Merge a row's sorted lanes: instructions. Of a key's number bit 0 is A, bit 1 is B."""
     odd = range(1, c, 2)
     mirrored = [(i, c - 1 - i) for i in range(0, c, 2)]
     pairs = [(i, i + 2) for i in range(c) if not i & 2]
     within = [(4 * a + i, 4 * b + i) for a, b in bitonic_merge(c // 4) for i in range(4)]
-    last = lanes // 2  # the last merge's topmost bit
-    bits = [last >> i for i in range(1, lanes.bit_length() - 1)]  # those of the others
+    last = threads_per_row // 2  # the last merge's topmost bit
+    bits = [last >> i for i in range(1, threads_per_row.bit_length() - 1)]  # those of the others
 
     def chained(bit):
         return [
@@ -131,7 +132,7 @@ def _merged(c, lanes, lane, buffer):
         ]
 
     lines = []
-    if lanes <= 8:
+    if threads_per_row <= 8:
         for i, topmost in enumerate(bits):
             chain = [line for bit in bits[:i] for line in chained(bit)]
             lines += merge(topmost, sum(bits[: i + 1]), chain)
@@ -154,23 +155,23 @@ def _merged(c, lanes, lane, buffer):
         ]
 
     def exchange(across):
-        if lanes <= 32:
+        if threads_per_row <= 32:
             return _exchange(odd, across)
         return _exchange_through_memory(odd, across, lane, buffer)
 
-    lines += [*exchange(lanes - 1), *_falling_comparators(mirrored, lane, last)]
+    lines += [*exchange(threads_per_row - 1), *_falling_comparators(mirrored, lane, last)]
     lines += [line for bit in bits for line in chained(bit)]
     lines += [*_comparators(within), *_comparators(pairs), *exchange(last)]
     return lines + _comparators([(i, i + 1) for i in range(0, c, 2)])
 
 
 @triton.constexpr_function
-def _sorted(c, lanes, keys, result, lane, buffer=None):
+def _sorted(c, threads_per_row, keys, result, lane, buffer=None):
     """Sort rows: instructions. Of lines that make the keys and of a function that makes result i of
     the name of a key."""
     lines = [*keys, *_comparators(thread_network(c))]
-    if lanes > 1:
-        lines += _merged(c, lanes, lane, buffer)
+    if threads_per_row > 1:
+        lines += _merged(c, threads_per_row, lane, buffer)
     results = [result(i, f"key{i}") for i in range(c)]
     declared = (
         f".reg .pred falls, stays, done; .reg .b32 lower, upper, bit, topmost, across, key<{c}>;"
@@ -204,27 +205,33 @@ def _sort(given, row, lane, PTX: tl.constexpr, OPERANDS: tl.constexpr, C: tl.con
 
 
 @triton.constexpr_function
-def _sorted_by_upper_bits(c, lanes):
+def _sorted_by_upper_bits(c, threads_per_row):
     # A key's bits are the reward's where both the number and the register have a 1; where one of
     # them has, the index has. So it is made in one instruction, which Triton's operations are not.
-    indices, row, lane = padded(c * lanes), f"${2 * c}", f"${2 * c + 1}"
-    keys = [_lane_of_key(lane, lanes, -indices)]
+    indices, row, lane = padded(c * threads_per_row), f"${2 * c}", f"${2 * c + 1}"
+    keys = [_lane_of_key(lane, threads_per_row, -indices)]
     keys += [
-        f"lop3.b32 key{i}, ${c + i}, {-indices | _index_in_lane(i, lanes)}, upper, 0xE6;"
+        f"lop3.b32 key{i}, ${c + i}, {-indices | _index_in_lane(i, threads_per_row)}, upper, 0xE6;"
         for i in range(c)
     ]
-    return _sorted(c, lanes, keys, lambda i, key: _address(indices, key, f"${i}", row), lane)
+    return _sorted(
+        c, threads_per_row, keys, lambda i, key: _address(indices, key, f"${i}", row), lane
+    )
 
 
 @triton.constexpr_function
-def _lane_of_key(lane, lanes, more):
+def _lane_of_key(lane, threads_per_row, more):
     """The lane's part of the index, and more bits."""
-    return f"mad.lo.s32 upper, {lane}, 4, {more};" if lanes > 1 else f"mov.b32 upper, {more};"
+    return (
+        f"mad.lo.s32 upper, {lane}, 4, {more};"
+        if threads_per_row > 1
+        else f"mov.b32 upper, {more};"
+    )
 
 
 @triton.constexpr_function
-def _index_in_lane(i, lanes):
-    return i // 4 * 4 * lanes + i % 4
+def _index_in_lane(i, threads_per_row):
+    return i // 4 * 4 * threads_per_row + i % 4
 
 
 @triton.jit
@@ -241,13 +248,14 @@ def sort_by_upper_bits(rewards, row, lane, C: tl.constexpr, THREADS_PER_ROW: tl.
 
 
 @triton.constexpr_function
-def _sorted_to_keys(c, lanes):
+def _sorted_to_keys(c, threads_per_row):
     lane = f"${2 * c + 1}"
-    keys = [_lane_of_key(lane, lanes, 0)]
+    keys = [_lane_of_key(lane, threads_per_row, 0)]
     keys += [
-        f"lop3.b32 key{i}, ${c + i}, {_index_in_lane(i, lanes)}, upper, 0xFE;" for i in range(c)
+        f"lop3.b32 key{i}, ${c + i}, {_index_in_lane(i, threads_per_row)}, upper, 0xFE;"
+        for i in range(c)
     ]
-    return _sorted(c, lanes, keys, lambda i, key: f"mov.b32 ${i}, {key};", lane)
+    return _sorted(c, threads_per_row, keys, lambda i, key: f"mov.b32 ${i}, {key};", lane)
 
 
 @triton.jit
@@ -272,12 +280,12 @@ def addresses_of(keys, row, N: tl.constexpr, C: tl.constexpr):
 
 
 @triton.constexpr_function
-def _sorted_by_keys(c, lanes):
-    offsets, row, lane = 4 * padded(c * lanes), f"${2 * c}", f"${2 * c + 1}"
+def _sorted_by_keys(c, threads_per_row):
+    offsets, row, lane = 4 * padded(c * threads_per_row), f"${2 * c}", f"${2 * c + 1}"
     keys = [f"mov.b32 key{i}, ${c + i};" for i in range(c)]
     return _sorted(
         c,
-        lanes,
+        threads_per_row,
         keys,
         lambda i, key: f"and.b32 ${i}, {key}, {offsets - 1}; add.s32 ${i}, ${i}, {row};",
         lane,
@@ -304,20 +312,20 @@ def fixed_point_steps(bits):
 
 
 @triton.constexpr_function
-def _sorted_by_fixed_point(c, lanes):
+def _sorted_by_fixed_point(c, threads_per_row):
     lane, buffer, smallest, scale, row, one = (f"${2 * c + i}" for i in range(6))
-    indices = padded(c * lanes)
+    indices = padded(c * threads_per_row)
     # From 2^23 on, which these bits are, a float's lowest bit is worth 1. Indices are added on the
     # FMA pipe, which has less to do than the ALU, where sums without a product go.
     keys = [f"shl.b32 lower, {lane}, 2; mov.b32 upper, 0x4B000000;"]
     keys += [
         f"sub.f32 key{i}, ${c + i}, {smallest}; fma.rn.f32 key{i}, key{i}, {scale}, upper;"
         f" mad.lo.u32 key{i}, key{i}, {indices}, lower;"
-        f" mad.lo.u32 key{i}, key{i}, {one}, {_index_in_lane(i, lanes)};"
+        f" mad.lo.u32 key{i}, key{i}, {one}, {_index_in_lane(i, threads_per_row)};"
         for i in range(c)
     ]
     return _sorted(
-        c, lanes, keys, lambda i, key: _address(indices, key, f"${i}", row), lane, buffer
+        c, threads_per_row, keys, lambda i, key: _address(indices, key, f"${i}", row), lane, buffer
     )
 
 
@@ -329,7 +337,7 @@ def sort_by_fixed_point(rewards, smallest, scale, row, lane, buffer, tile: tl.co
 
     A NaN's may be lost, and another be there twice.
     """
-    # 1, which no compiler knows: see there.
+    # 1, which no compiler knows: `_sorted_by_fixed_point` multiplies with it.
     one = (row >= 0).to(tl.int32)
     return tl.inline_asm_elementwise(
         _sorted_by_fixed_point(tile.C, tile.THREADS_PER_ROW), _operands(tile.C, "f", "rrffrr"),
@@ -342,15 +350,17 @@ def sort_by_fixed_point(rewards, smallest, scale, row, lane, buffer, tile: tl.co
 
 
 @triton.constexpr_function
-def _sorted_by_digits(c, lanes):
-    n, lane, buffer = padded(c) * lanes, f"${2 * c}", f"${2 * c + 1}"
+def _sorted_by_digits(c, threads_per_row):
+    n, lane, buffer = padded(c) * threads_per_row, f"${2 * c}", f"${2 * c + 1}"
     keys = [f"mul.lo.u32 upper, {lane}, {padded(c)};"]
     keys += [
         f"shl.b32 key{i}, ${c + i}, {n.bit_length() - 1};"
         f" lop3.b32 key{i}, key{i}, upper, {i}, 0xFE;"
         for i in range(c)
     ]
-    return _sorted(c, lanes, keys, lambda i, key: f"and.b32 ${i}, {key}, {n - 1};", lane, buffer)
+    return _sorted(
+        c, threads_per_row, keys, lambda i, key: f"and.b32 ${i}, {key}, {n - 1};", lane, buffer
+    )
 
 
 @triton.jit

@@ -1,5 +1,5 @@
-"""The packed kernel of rows of 132 samples and more, which lie in many threads, on rows that take
-every way through it. Run as test_packed.py is.
+"""The packed kernel of long rows of float32, which lie in many threads, on rows that take every way
+through it. Run as test_packed.py is.
 """
 
 from __future__ import annotations
