@@ -115,7 +115,7 @@ def gpu_calls() -> Calls:
         "max_at_k": lambda _: pk.max_at_k(x, KS),
         "groups, blocks": lambda _: pk.transform_groups(flat, 2, 2),
         "groups, blocks, no mask": lambda _: pk.transform_groups(flat, 2, 2, nan="propagate"),
-        "compiled": lambda _: compiled(x, K, None, None, rules, torch.float32),
+        "compiled": lambda _: compiled(x, K, None, None, rules),
     }
 
 
@@ -143,7 +143,7 @@ def over_stub() -> ExitStack:
     it costs there."""
     import torch
     import triton
-    from pkpo_triton import launch
+    from pkpo_triton import operators
     from triton.backends.nvidia.driver import CudaDriver
 
     from pkpo_kernels import _calls, _entries
@@ -156,6 +156,8 @@ def over_stub() -> ExitStack:
         patches.enter_context(mock.patch.object(owner, name, value, create=True))
 
     patch(torch._C, "_cuda_getCurrentRawStream", lambda index: 0)
+    patch(torch._C, "_cuda_getDevice", lambda: 0)
+    patch(torch._C, "_cuda_isCurrentStreamCapturing", lambda: False)
     patch(torch.cuda, "current_device", lambda: 0)
     patch(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     patch(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -164,7 +166,7 @@ def over_stub() -> ExitStack:
     patch(_devices, "interprets_triton", lambda: True)  # lets tensors on a CPU through
     patch(_devices, "no_triton_interpreter", lambda: None)
     patch(_calls, "_stream", lambda torch, rewards: _calls._stream_of_gpu(torch, 0))
-    patch(launch, "stream_to_keep", lambda device: launch.stream_of_gpu(0))
+    patch(operators, "_stream_to_keep", lambda x: operators._stream_of_gpu(0))
     triton.runtime.driver.set_active(CudaDriver())
     patches.callback(_calls.forget)  # what was prepared for that driver
     return patches

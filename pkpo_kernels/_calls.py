@@ -20,57 +20,61 @@ MOST_FORMS = 512
 
 _known: dict[Hashable, Again] = {}
 
+_NEW = None, None  # found of a call that goes the long way
 
-def form_of(function: str, rewards: Any, k: Any, where: Any, *options: Any) -> Hashable | None:
-    """Describe an eager call; None for one that goes the long way.
+
+def find(
+    function: str, rewards: Any, k: Any, where: Any, number: Any, *names: str | None
+) -> tuple[Hashable | None, Again | None]:
+    """Find an eager call's form, and what serves it if one of the form was made before: (form,
+    again), both None for a call that goes the long way.
 
     Args:
         function: that is called.
         rewards, k, where: its arrays, and an integer or several as k.
-        options: its other arguments.
+        number: an integer among its other arguments.
+        names: the rest of them. What else is given for a name is equal to none.
     """
     torch = sys.modules.get("torch")
-    if torch is None or torch.compiler.is_compiling() or type(rewards) is not torch.Tensor:
-        return None
+    if torch is None or type(rewards) is not torch.Tensor or torch.compiler.is_dynamo_compiling():
+        return _NEW
     inside = torch._C
     if (
         inside._len_torch_dispatch_stack()  # fake tensors, make_fx, profilers
-        or torch._ops._len_torch_dispatch_stack_pre_dispatch()
+        or inside._dispatch_tls_is_dispatch_key_included(inside.DispatchKey.PreDispatch)
         or inside._functorch.peek_interpreter_stack() is not None  # vmap, grad
         or inside._get_tracing_state() is not None  # jit.trace
     ):
-        return None
+        return _NEW
     of_k: Hashable = k
-    if type(k) is torch.Tensor:
-        of_k = _lies(k, torch)
-    elif type(k) is list or type(k) is tuple:
-        of_k = tuple(k) if set(map(type, k)) == {int} else None
-    elif type(k) is not int:
-        return None
+    if type(k) is not int:
+        if type(k) is torch.Tensor:
+            of_k = _lies(k, torch)
+        elif type(k) is list or type(k) is tuple:
+            of_k = tuple(k) if set(map(type, k)) == {int} else None
+        else:
+            return _NEW
+    if type(number) is not int:  # True equals 1, and is no axis
+        return _NEW
     of_where: Hashable = False
     if where is not None:
         of_where = _lies(where, torch) if type(where) is torch.Tensor else None
-    for option in options:
-        # Equal to what is right is not right: True is no axis.
-        if option is not None and type(option) is not str and type(option) is not int:
-            return None
     lies, stream = _lies(rewards, torch), _stream(torch, rewards)
     if lies is None or of_k is None or of_where is None or stream is None:
-        return None
-    return (function, lies, of_k, of_where, stream, torch.get_default_dtype(), options)
+        return _NEW
+    form = function, lies, of_k, of_where, stream, torch.get_default_dtype(), number, names
+    try:
+        return form, _known.get(form)
+    except TypeError:  # a list for a name, of which the checks will say so
+        return _NEW
 
 
 def _lies(x: Any, torch: Any) -> Hashable | None:
     """Describe a plain tensor as memory; None for one that is more, or less."""
-    if x.layout is not torch.strided or x.is_nested or x.is_neg():
+    if x.layout is not torch.strided or x.is_neg() or x.is_nested:
         return None
     # What Triton compiles for depends on whether 16 divides an address.
     return x.dtype, x.shape, x.stride(), x.device, x.data_ptr() % 16 == 0
-
-
-def find(form: Hashable | None) -> Again | None:
-    """Find what serves calls of a form, where there was one."""
-    return _known.get(form) if form is not None else None
 
 
 def remember(form: Hashable | None, again: Again) -> None:
@@ -96,7 +100,8 @@ def _stream(torch: Any, rewards: Any) -> Hashable | None:
 def _stream_of_gpu(torch: Any, index: int) -> Hashable | None:
     """Find the current stream of a GPU; None if it is not the current one, and while a graph is
     captured, which needs tables of its own."""
-    if torch.cuda.current_device() != index or torch.cuda.is_current_stream_capturing():
+    inside = torch._C  # which who has a tensor there need not have started
+    if inside._cuda_getDevice() != index or inside._cuda_isCurrentStreamCapturing():
         return None
-    stream: int = torch._C._cuda_getCurrentRawStream(index)
+    stream: int = inside._cuda_getCurrentRawStream(index)
     return stream

@@ -140,10 +140,8 @@ def transform(
     array([[0.66666667, 0.33333333, 0.33333333],
            [0.66666667, 0.66666667, 0.66666667]])
     """
-    form = _calls.form_of(
-        *("transform", rewards, k, where), estimator, axis, scale, undersized, implementation
-    )
-    again = _calls.find(form)
+    names = estimator, scale, undersized, implementation
+    form, again = _calls.find("transform", rewards, k, where, axis, *names)
     if again is not None:
         return again(rewards, where, k)
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
@@ -246,8 +244,7 @@ def max_at_k(
     array([[0.33333333, 0.66666667, 1.        ],
            [0.66666667, 1.        , 1.        ]])
     """
-    form = _calls.form_of("max_at_k", rewards, k, where, axis, implementation)
-    again = _calls.find(form)
+    form, again = _calls.find("max_at_k", rewards, k, where, axis, implementation)
     if again is not None:
         return again(rewards, where, k)
     if is_dtensor(rewards):

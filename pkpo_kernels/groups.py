@@ -160,12 +160,12 @@ def transform_groups(
     >>> transform_groups([0.0, 1.0, 0.0, 3.0], 2, k=2)
     array([0., 2., 0., 6.])
     """
-    form, ids, block = None, None, 0
-    if type(k) is int and samples is None and where is None:
+    form = again = ids = None
+    block = 0
+    if type(k) is int and samples is None and where is None and type(scale) is str:
         block, ids = (groups, None) if type(groups) is int else (0, groups)
-        options = block, estimator, scale, undersized, nan, implementation
-        form = _calls.form_of("transform_groups", rewards, k, ids, *options)
-    again = _calls.find(form)
+        names = estimator, scale, undersized, nan, implementation
+        form, again = _calls.find("transform_groups", rewards, k, ids, block, *names)
     if again is not None:
         return again(rewards, ids, k)
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]

@@ -166,6 +166,7 @@ def test_errors_come_again() -> None:
             {"k": 2, "axis": True},
             {"k": 2, "axis": 1.0},
             {"k": 2, "estimator": None},
+            {"k": 2, "estimator": ["s"]},
             {"k": 2, "scale": "Sum"},
             {"k": 2, "where": REWARDS},
             {"k": 2, "where": np.ones((6, 8), bool)},
@@ -195,7 +196,8 @@ def test_what_is_watched_goes_the_long_way() -> None:
     others = REWARDS.flip(-1)
     right = want(others, 2)
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    for again in (make_fx(step)(REWARDS), compiled, torch.func.vmap(step)):
+    traced = [make_fx(step, pre_dispatch=early)(REWARDS) for early in (False, True)]
+    for again in (*traced, compiled, torch.func.vmap(step)):
         np.testing.assert_allclose(again(others), right, rtol=1e-5, atol=1e-6)
     with FakeTensorMode() as mode:
         assert type(pk.transform(mode.from_tensor(REWARDS), 2)) is not torch.Tensor
@@ -243,10 +245,13 @@ def test_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_that_is_not_the_current_one_and_a_graph_are_no_forms(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 77, raising=False)
+    def driver_says(**answers: Any) -> None:
+        for name, answer in answers.items():
+            monkeypatch.setattr(torch._C, name, lambda *_, it=answer: it, raising=False)
+
+    driver_says(_cuda_getDevice=1, _cuda_isCurrentStreamCapturing=False)
+    driver_says(_cuda_getCurrentRawStream=77)
     assert _calls._stream_of_gpu(torch, 0) is None
     assert _calls._stream_of_gpu(torch, 1) == 77
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    driver_says(_cuda_isCurrentStreamCapturing=True)
     assert _calls._stream_of_gpu(torch, 1) is None

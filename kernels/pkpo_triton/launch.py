@@ -39,6 +39,8 @@ from pkpo_triton.matrices import (
 from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS, PackedPlan, Plan
 from pkpo_triton.tables import PackedWeights, packed_weights
 
+_RUNTIME = triton.knobs.runtime
+
 
 class Launch:
     """A kernel, its grid and all its arguments but the tensors of a call.
@@ -55,8 +57,8 @@ class Launch:
     """
 
     __slots__ = (
-        *("_all_arguments", "_arguments", "_compiled", "_constants", "_dynamic_k", "_empty"),
-        *("_entry", "_grid", "_k", "_stream", "_takes_k"),
+        *("_arguments", "_compiled", "_constants", "_dynamic_k", "_empty", "_entry", "_first"),
+        *("_grid", "_k", "_last", "_run", "_stream", "_takes_k"),
     )
 
     def __init__(
@@ -74,27 +76,37 @@ class Launch:
         self._dynamic_k, self._k = dynamic_k, k
         self._takes_k = entry.arg_names[2] != "out_ptr"
         self._arguments, self._constants = tuple(arguments), constants
-        # By the first call, the constants among the arguments:
+        # By the first call: what goes to Triton's launcher before a call's tensors and after them.
         self._compiled: Any = None
-        self._all_arguments: tuple[Any, ...] = ()
+        self._run: Any = None
+        self._first: tuple[Any, ...] = ()
+        self._last: tuple[Any, ...] = ()
         self._stream = 0
 
     def __call__(self, rewards: torch.Tensor, where: torch.Tensor | None, k: Any) -> torch.Tensor:
         """Launch it for matrices of the form, on the device and the stream that it was prepared on:
         rewards, where and k as the kernel reads them → the result. A k of the host is known."""
         out = self._empty(rewards)
-        compiled, k = self._compiled, k if self._dynamic_k else self._k
-        tensors = (rewards, where, k, out) if self._takes_k else (rewards, where, out)
-        if compiled is None:
+        if self._takes_k and not self._dynamic_k:
+            k = self._k
+        if self._compiled is None:
+            tensors = (rewards, where, k, out) if self._takes_k else (rewards, where, out)
             # Of bools the kernel reads the bytes.
             self._compile([as_bytes(x) for x in tensors])
             return out
-        runtime = triton.knobs.runtime
-        if _calls_of(runtime.launch_enter_hook) or _calls_of(runtime.launch_exit_hook):
-            compiled[self._grid](*tensors, *self._all_arguments, stream=self._stream)
+        # Addresses: of a tensor the launcher would ask the driver whether a GPU can read it.
+        of_where = None if where is None else where.data_ptr()
+        if self._takes_k:
+            of_k = None if k is None else k.data_ptr()
+            arguments = rewards.data_ptr(), of_where, of_k, out.data_ptr(), *self._last
+        else:
+            arguments = rewards.data_ptr(), of_where, out.data_ptr(), *self._last
+        # A chain's functions, or a hook itself.
+        enter, leave = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+            self._compiled[self._grid](*arguments, stream=self._stream)
         else:  # the same without what hooks are told
-            launched = (self._stream, compiled.function, compiled.packed_metadata, None, None, None)
-            compiled.run(*self._grid, *launched, *tensors, *self._all_arguments)
+            self._run(*self._first, *arguments)
         return out
 
     def _compile(self, tensors: Sequence[torch.Tensor | None]) -> None:
@@ -103,17 +115,16 @@ class Launch:
         if compiled is None:
             return
         names = self._entry.arg_names[len(tensors) + len(self._arguments) :]
-        self._all_arguments = (*self._arguments, *(self._constants[name] for name in names))
+        arguments = *self._arguments, *(self._constants[name] for name in names)
+        # These tensors stay where they are.
+        self._last = tuple(x.data_ptr() if isinstance(x, torch.Tensor) else x for x in arguments)
         driver = triton.runtime.driver.active
         self._stream = driver.get_current_stream(driver.get_current_device())
         compiled[self._grid]  # loads it
+        loaded = self._stream, compiled.function, compiled.packed_metadata, None, None, None
+        self._run, self._first = compiled.run, (*self._grid, *loaded)
         # The last: from here on other threads, which may have done all this too, use it.
         self._compiled = compiled
-
-
-def _calls_of(hook: Any) -> Any:
-    """List what a hook of Triton's calls: a chain's functions, or one itself."""
-    return getattr(hook, "calls", hook)
 
 
 def transform(
@@ -379,20 +390,6 @@ def _launch_of_max_at_k(
 
 def _factorials(rewards: torch.Tensor) -> torch.Tensor:
     return table_cache.factorials(max(rewards.shape[1], LONGEST_ON_CHIP) + 1, rewards.device)
-
-
-def stream_to_keep(device: torch.device) -> int | None:
-    """Find a device's current stream, on which a launch may be kept that is prepared now; None
-    where none may."""
-    return stream_of_gpu(device.index) if device.type == "cuda" else 0
-
-
-def stream_of_gpu(index: int) -> int | None:
-    """Find the current stream of a GPU; None if it is not the current one, and while a graph is
-    captured, which needs tables of its own."""
-    if torch.cuda.current_device() != index or torch.cuda.is_current_stream_capturing():
-        return None
-    return int(torch._C._cuda_getCurrentRawStream(index))
 
 
 def _device_of(x: torch.Tensor) -> AbstractContextManager[Any]:

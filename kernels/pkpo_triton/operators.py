@@ -1,6 +1,8 @@
 """The launches as torch operators, opaque to torch.compile, which calls them at once.
 
-Defined by hand: `torch.library.custom_op` takes 50 µs a call, ten times what a launch does.
+Defined by hand: `torch.library.custom_op` takes 50 µs a call, ten times what a launch does. Every
+argument that is not None costs, a string or a dtype most: only a dtype that is not the rewards' own
+is given.
 """
 
 # torch.library has few types.
@@ -39,8 +41,9 @@ def transform(
         return launch.transform(rewards, k, where, estimator, **rest)
     static_k, dynamic_k = (k, None) if isinstance(k, int) else (0, k)
     rules = as_text(estimator, scale, undersized)
+    other_dtype = None if dtype == rewards.dtype else dtype
     out: torch.Tensor = torch.ops.pkpo_triton.transform(
-        rewards.detach(), static_k, dynamic_k, where, rules, dtype
+        rewards.detach(), static_k, dynamic_k, where, rules, other_dtype
     )
     return out
 
@@ -86,7 +89,7 @@ def forget() -> None:
 _LIBRARY = torch.library.Library("pkpo_triton", "DEF")
 _LIBRARY.define(
     "transform(Tensor rewards, int k, Tensor? dynamic_k, Tensor? where, str rules,"
-    " ScalarType dtype) -> Tensor"
+    " ScalarType? dtype=None) -> Tensor"
 )
 _LIBRARY.define(
     "max_at_k(Tensor rewards, int[] ks, Tensor? dynamic_ks, Tensor? where, ScalarType dtype)"
@@ -101,13 +104,13 @@ def _transform(
     dynamic_k: torch.Tensor | None,
     where: torch.Tensor | None,
     rules: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     form = _form(rewards, where, dynamic_k, k, rules, dtype)
     known = _launches.get(form)
     if known is None:
         estimator, scale, undersized = from_text(rules)
-        rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
+        rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype or rewards.dtype}
         arguments = (rewards, k if dynamic_k is None else dynamic_k, where, estimator)
         known = launch.prepared_transform(*arguments, **rest)
         if known is None:
@@ -139,14 +142,30 @@ def _form(
     rewards: torch.Tensor, where: torch.Tensor | None, k: torch.Tensor | None, *rest: Hashable
 ) -> Hashable | None:
     """Describe a call by all that its launch depends on; None where that may be kept by nobody."""
-    stream = launch.stream_to_keep(rewards.device)
+    stream = _stream_to_keep(rewards)
     if stream is None:
         return None
-    return (stream, *(_lies(x) for x in (rewards, where, k)), *rest)
+    of_where = None if where is None else _lies(where)
+    return stream, _lies(rewards), of_where, None if k is None else _lies(k), rest
 
 
-def _lies(x: torch.Tensor | None) -> Hashable:
-    return x if x is None else (x.dtype, x.shape, x.stride(), x.device, x.data_ptr() % 16 == 0)
+def _stream_to_keep(x: torch.Tensor) -> int | None:
+    """Find the current stream of a tensor's device, on which a launch may be kept that is prepared
+    now; None where none may."""
+    return _stream_of_gpu(x.get_device()) if x.is_cuda else 0
+
+
+def _stream_of_gpu(index: int) -> int | None:
+    """Find the current stream of a GPU; None if it is not the current one, and while a graph is
+    captured, which needs tables of its own."""
+    inside: Any = torch._C
+    if inside._cuda_getDevice() != index or inside._cuda_isCurrentStreamCapturing():
+        return None
+    return int(inside._cuda_getCurrentRawStream(index))
+
+
+def _lies(x: torch.Tensor) -> Hashable:
+    return x.dtype, x.shape, x.stride(), x.device, x.data_ptr() % 16 == 0
 
 
 def _keep(form: Hashable | None, made: Launch) -> None:
@@ -164,10 +183,11 @@ def _(
     dynamic_k: torch.Tensor | None,
     where: torch.Tensor | None,
     rules: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     either_k = k if dynamic_k is None else dynamic_k
     estimator, _, _ = from_text(rules)
+    dtype = dtype or rewards.dtype
     chosen = matrices.plan_transform(rewards, either_k, where, estimator, dtype, any_rows=True)
     return matrices.empty_result(rewards, dtype, chosen)
 
@@ -196,7 +216,7 @@ def _(
     dynamic_k: torch.Tensor | None,
     where: torch.Tensor | None,
     rules: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, int]:
     batch = info.batch_size
     rewards = _batched(rewards, in_dims[0], batch)  # (batch, rows, n)
