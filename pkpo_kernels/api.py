@@ -140,8 +140,9 @@ def transform(
     array([[0.66666667, 0.33333333, 0.33333333],
            [0.66666667, 0.66666667, 0.66666667]])
     """
-    names = estimator, scale, undersized, implementation
-    form, again = _calls.find("transform", rewards, k, where, axis, *names)
+    form, again = _calls.find(
+        "transform", rewards, k, where, axis, estimator, scale, undersized, implementation
+    )
     if again is not None:
         return again(rewards, where, k)
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
