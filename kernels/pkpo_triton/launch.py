@@ -25,7 +25,6 @@ from pkpo_triton.coefficients import (
     needs_range_scale,
 )
 from pkpo_triton.matrices import (
-    as_bytes,
     constants,
     empty_result,
     packed_reads_mask,
@@ -37,29 +36,23 @@ from pkpo_triton.matrices import (
     strides,
 )
 from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS, PackedPlan, Plan
+from pkpo_triton.prepared import PreparedKernel
 from pkpo_triton.tables import PackedWeights, packed_weights
 
-_RUNTIME = triton.knobs.runtime
 
-
-class Launch:
-    """A kernel, its grid and all its arguments but the tensors of a call.
+class Launch(PreparedKernel):
+    """A kernel that takes a matrix, prepared: all its arguments but the tensors of a call.
 
     Args:
         entry: the entry kernel, whose first arguments are rewards, where, k if it takes one, and
           the result.
-        grid: how many programs.
-        arguments: the others, in the kernel's order.
-        constants: its constants, and how it is compiled.
+        grid, arguments, constants: as for any kernel.
         empty: rewards → a tensor for the result.
         dynamic_k: the kernel gets a call's k, a tensor.
         k: what it gets else.
     """
 
-    __slots__ = (
-        *("_arguments", "_compiled", "_constants", "_dynamic_k", "_empty", "_entry", "_first"),
-        *("_grid", "_k", "_last", "_run", "_stream", "_takes_k"),
-    )
+    __slots__ = ("_dynamic_k", "_empty", "_k", "_takes_k")
 
     def __init__(
         self,
@@ -72,16 +65,9 @@ class Launch:
         dynamic_k: bool,
         k: torch.Tensor | None = None,
     ) -> None:
-        self._entry, self._grid, self._empty = entry, (grid, 1, 1), empty
-        self._dynamic_k, self._k = dynamic_k, k
+        super().__init__(entry, grid, arguments, constants)
+        self._empty, self._dynamic_k, self._k = empty, dynamic_k, k
         self._takes_k = entry.arg_names[2] != "out_ptr"
-        self._arguments, self._constants = tuple(arguments), constants
-        # By the first call: what goes to Triton's launcher before a call's tensors and after them.
-        self._compiled: Any = None
-        self._run: Any = None
-        self._first: tuple[Any, ...] = ()
-        self._last: tuple[Any, ...] = ()
-        self._stream = 0
 
     def __call__(self, rewards: torch.Tensor, where: torch.Tensor | None, k: Any) -> torch.Tensor:
         """Launch it for matrices of the form, on the device and the stream that it was prepared on:
@@ -89,42 +75,16 @@ class Launch:
         out = self._empty(rewards)
         if self._takes_k and not self._dynamic_k:
             k = self._k
-        if self._compiled is None:
-            tensors = (rewards, where, k, out) if self._takes_k else (rewards, where, out)
-            # Of bools the kernel reads the bytes.
-            self._compile([as_bytes(x) for x in tensors])
+        if not self.is_compiled:
+            self.compile((rewards, where, k, out) if self._takes_k else (rewards, where, out))
             return out
-        # Addresses: of a tensor the launcher would ask the driver whether a GPU can read it.
         of_where = None if where is None else where.data_ptr()
         if self._takes_k:
             of_k = None if k is None else k.data_ptr()
-            arguments = rewards.data_ptr(), of_where, of_k, out.data_ptr(), *self._last
+            self.launch((rewards.data_ptr(), of_where, of_k, out.data_ptr()))
         else:
-            arguments = rewards.data_ptr(), of_where, out.data_ptr(), *self._last
-        # A chain's functions, or a hook itself.
-        enter, leave = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook
-        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
-            self._compiled[self._grid](*arguments, stream=self._stream)
-        else:  # the same without what hooks are told
-            self._run(*self._first, *arguments)
+            self.launch((rewards.data_ptr(), of_where, out.data_ptr()))
         return out
-
-    def _compile(self, tensors: Sequence[torch.Tensor | None]) -> None:
-        """Compile it, if it is not interpreted, and launch it."""
-        compiled = self._entry[self._grid](*tensors, *self._arguments, **self._constants)
-        if compiled is None:
-            return
-        names = self._entry.arg_names[len(tensors) + len(self._arguments) :]
-        arguments = *self._arguments, *(self._constants[name] for name in names)
-        # These tensors stay where they are.
-        self._last = tuple(x.data_ptr() if isinstance(x, torch.Tensor) else x for x in arguments)
-        driver = triton.runtime.driver.active
-        self._stream = driver.get_current_stream(driver.get_current_device())
-        compiled[self._grid]  # loads it
-        loaded = self._stream, compiled.function, compiled.packed_metadata, None, None, None
-        self._run, self._first = compiled.run, (*self._grid, *loaded)
-        # The last: from here on other threads, which may have done all this too, use it.
-        self._compiled = compiled
 
 
 def transform(

@@ -116,44 +116,54 @@ def _gaps(row, i):
     return _rewards(row, i) - _rewards(row, i - 1)
 
 
-@triton.jit(do_not_specialize=["factorials_size", "n_samples", "k"])
-def row_kernel(
-    ordered_ptr, offsets_ptr, where_ptr, n_ptr, k_ptr, out_ptr, coefficients_ptr, factorials_ptr,
-    factorials_size, n_samples, k, requires_k_lt_n, undersized, by_mean, counted_from_top,
-    where_stride_row, where_stride_sample, out_stride_row,
-    K: tl.constexpr, MASKED: tl.constexpr, MAX_AT_K: tl.constexpr, INDEX_SHIFT: tl.constexpr,
-    NORMALIZED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Finish one sorted row (n_samples,), BLOCK samples at a time.
+class Rules(NamedTuple):
+    """How a row is transformed, as numbers."""
 
-    K says where k is: "int", the argument; "scalar", in memory for all rows; "row", one for each.
-    undersized: an index into `coefficients.UNDERSIZED`. MAX_AT_K: a single number for the row, and
-    no coefficients are read.
-    """
-    row_number = tl.program_id(0).to(tl.int64)  # ()
-    ordered_ptr += row_number * n_samples
-    every = tl.arange(0, BLOCK)  # (BLOCK,)
+    requires_k_lt_n: Any
+    undersized: Any  # an index into `coefficients.UNDERSIZED`
+    by_mean: Any
+    counted_from_top: Any
+
+
+class Kind(NamedTuple):
+    """What a kernel is compiled for; constants, to be bound as a `layout.Layout` is."""
+
+    MASKED: Any
+    MAX_AT_K: Any  # a single number for the row, and no coefficients are read
+    INDEX_SHIFT: Any
+    NORMALIZED: Any
+    BLOCK: Any
+
+
+@triton.jit
+def load_k(k, k_ptr, K: tl.constexpr):
+    """Load k from where K says that it is: "int", the argument; else in memory → ()."""
+    if K == "int":
+        return tl.full([], k, tl.int32)
+    else:
+        return narrow_k(tl.load(k_ptr))
+
+
+@triton.jit
+def finish_row(
+    ordered_ptr, offsets_ptr, out_ptr, where_ptr, where_stride, n_samples, n_valid, k, factor,
+    rules, coefficients_ptr, factorials_ptr, factorials_size, kind: tl.constexpr,
+):  # fmt: skip
+    """Store the values of one sorted row (n_samples,), times a factor, at its samples' offsets,
+    BLOCK at a time."""
+    every = tl.arange(0, kind.BLOCK)  # (BLOCK,)
     zero = tl.full([], 0.0, tl.float32)  # ()
     # What is summed up over blocks: rounding there would add up along a row of a million.
     nothing = tl.full([], 0.0, tl.float64)  # ()
 
     # The estimator for the row's n and k.
-    n_valid = tl.full([], n_samples, tl.int32)  # ()
-    if MASKED:
-        n_valid = tl.load(n_ptr + row_number).to(tl.int32)  # ()
-    if K == "int":
-        k = tl.full([], k, tl.int32)  # ()
-    else:
-        if K == "row":
-            k_ptr += row_number
-        k = narrow_k(tl.load(k_ptr))  # ()
-    if undersized == 2:
-        k = tl.minimum(k, n_valid - requires_k_lt_n)  # ()
-    sizes = valid_sizes(n_valid, k, requires_k_lt_n)  # ()
-    is_zero = (sizes.k_is_valid > 0) | (undersized != 1)  # ()
+    if rules.undersized == 2:
+        k = tl.minimum(k, n_valid - rules.requires_k_lt_n)  # ()
+    sizes = valid_sizes(n_valid, k, rules.requires_k_lt_n)  # ()
+    is_zero = (sizes.k_is_valid > 0) | (rules.undersized != 1)  # ()
     if_invalid = tl.where(is_zero, 0.0, float("nan")).to(tl.float32)  # ()
-    origin = (counted_from_top * (sizes.n - 1)).to(tl.float32)  # ()
-    if MAX_AT_K:
+    origin = (rules.counted_from_top * (sizes.n - 1)).to(tl.float32)  # ()
+    if kind.MAX_AT_K:
         slope = 1 / sizes.k.to(tl.float32)  # ()
         weights = Weights(zero + 1, zero, zero, slope, origin, 1, if_invalid)  # ()
         weights = times(weights, sizes.k_is_valid)  # ()
@@ -162,8 +172,8 @@ def row_kernel(
             coefficients_ptr, sizes.n, sizes.k
         )  # ()
         weights = Weights(max_coefficient, gap, offset, slope, origin, 1, if_invalid)  # ()
-        factor = sizes.k_is_valid * tl.where(by_mean != 0, n_valid, 1).to(tl.float32)  # ()
-        weights = times(weights, factor)  # ()
+        by_size = tl.where(rules.by_mean != 0, n_valid, 1).to(tl.float32)  # ()
+        weights = times(weights, sizes.k_is_valid * by_size)  # ()
     common = _common_ratio(sizes, factorials_ptr, factorials_size)  # ()
 
     low = tl.load(ordered_ptr).to(tl.float32)  # ()
@@ -178,14 +188,14 @@ def row_kernel(
     # The row's offset; the mean of the best of k, measured down from the largest so that a common
     # offset drops out; how far down it can lie.
     offset_sum, mean, reach = nothing, nothing, zero  # ()
-    if NORMALIZED or ((weights.offset != 0) | (weights.slope != 0)):
-        for start in tl.range(0, n_samples, BLOCK):
+    if kind.NORMALIZED or ((weights.offset != 0) | (weights.slope != 0)):
+        for start in tl.range(0, n_samples, kind.BLOCK):
             i = start + every  # (BLOCK,)
-            ratios = _ratios(i - INDEX_SHIFT, common)  # (BLOCK,)
+            ratios = _ratios(i - kind.INDEX_SHIFT, common)  # (BLOCK,)
             distance = tl.abs(i.to(tl.float32) - weights.origin)  # (BLOCK,)
             terms = ratios * (weights.offset + weights.slope * distance) * _gaps(row, i)  # (BLOCK,)
             offset_sum += tl.sum(terms, 0).to(tl.float64)  # ()
-            if NORMALIZED:
+            if kind.NORMALIZED:
                 chance = _ratios(i, common)  # (BLOCK,)
                 below = largest - _rewards(row, i)  # (BLOCK,)
                 mean += tl.sum(chance * below, 0).to(tl.float64)  # ()
@@ -195,13 +205,13 @@ def row_kernel(
     smallest = smallest + 0.0 + weights.if_invalid  # ()
 
     divisor = zero + 1  # ()
-    if NORMALIZED:
+    if kind.NORMALIZED:
         mean_below = mean.to(tl.float32)  # ()
         # The largest deviation: relative to it, squares neither overflow nor vanish.
         unit = tl.maximum(mean_below, reach - mean_below)  # ()
         inverse = tl.where(unit > 0, 1 / tl.where(unit > 0, unit, 1.0), zero)  # ()
         variance = nothing  # ()
-        for start in tl.range(0, n_samples, BLOCK):
+        for start in tl.range(0, n_samples, kind.BLOCK):
             i = start + every  # (BLOCK,)
             chance = _ratios(i, common)  # (BLOCK,)
             below = largest - _rewards(row, i)  # (BLOCK,)
@@ -210,18 +220,16 @@ def row_kernel(
         std = unit * tl.sqrt(variance).to(tl.float32)  # ()
         divisor = tl.where(std > 0, std, float("inf"))  # ()
 
-    if MAX_AT_K:
-        tl.store(out_ptr + row_number * out_stride_row, smallest * unscale)
+    if kind.MAX_AT_K:
+        tl.store(out_ptr, smallest * unscale)
     else:
-        offsets_ptr += row_number * n_samples
-        out_ptr += row_number * out_stride_row
         before = nothing  # () the sum over all blocks before
         level = zero  # () the prefix sum of the sample before
-        for start in tl.range(0, n_samples, BLOCK):
+        for start in tl.range(0, n_samples, kind.BLOCK):
             i = start + every  # (BLOCK,)
             inside = i < n_samples  # (BLOCK,)
             gaps = _gaps(row, i)  # (BLOCK,)
-            terms = _ratios(i - INDEX_SHIFT, common) * gaps  # (BLOCK,)
+            terms = _ratios(i - kind.INDEX_SHIFT, common) * gaps  # (BLOCK,)
             sums = before.to(tl.float32) + tl.cumsum(terms, 0)  # (BLOCK,)
             before += tl.sum(terms, 0).to(tl.float64)  # ()
             # A parallel scan may add in another order from sample to sample. Where there is no gap,
@@ -230,15 +238,50 @@ def row_kernel(
             sums = tl.associative_scan(sums, 0, _larger)  # (BLOCK,)
             level = tl.max(sums, 0)  # ()
             value = weights.gap * sums + smallest  # (BLOCK,)
-            if NORMALIZED:
+            if kind.NORMALIZED:
                 value = value / divisor  # (BLOCK,)
-            value = value * unscale  # (BLOCK,)
+            value = value * unscale * factor  # (BLOCK,)
             offsets = tl.load(offsets_ptr + i, mask=inside, other=0)  # (BLOCK,)
-            if MASKED:
-                where_row_ptr = where_ptr + row_number * where_stride_row
-                valid = tl.load(where_row_ptr + offsets * where_stride_sample, mask=inside)
+            if kind.MASKED:
+                valid = tl.load(where_ptr + offsets * where_stride, mask=inside)
                 value = tl.where(valid != 0, value, 0.0)  # (BLOCK,)
             tl.store(out_ptr + offsets, value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["factorials_size", "n_samples", "k"])
+def row_kernel(
+    ordered_ptr, offsets_ptr, where_ptr, n_ptr, k_ptr, out_ptr, coefficients_ptr, factorials_ptr,
+    factorials_size, n_samples, k, requires_k_lt_n, undersized, by_mean, counted_from_top,
+    where_stride_row, where_stride_sample, out_stride_row,
+    K: tl.constexpr, MASKED: tl.constexpr, MAX_AT_K: tl.constexpr, INDEX_SHIFT: tl.constexpr,
+    NORMALIZED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Finish one sorted row (n_samples,). K says where k is: "int", the argument; "scalar", in
+    memory for all rows; "row", one for each."""
+    kind: tl.constexpr = Kind(MASKED, MAX_AT_K, INDEX_SHIFT, NORMALIZED, BLOCK)
+    row_number = tl.program_id(0).to(tl.int64)  # ()
+    n_valid = tl.full([], n_samples, tl.int32)  # ()
+    if MASKED:
+        n_valid = tl.load(n_ptr + row_number).to(tl.int32)  # ()
+        where_ptr += row_number * where_stride_row
+    if K == "row":
+        k_ptr += row_number
+    finish_row(
+        ordered_ptr + row_number * n_samples,
+        offsets_ptr + row_number * n_samples,
+        out_ptr + row_number * out_stride_row,
+        where_ptr,
+        where_stride_sample,
+        n_samples,
+        n_valid,
+        load_k(k, k_ptr, K),
+        1.0,
+        Rules(requires_k_lt_n, undersized, by_mean, counted_from_top),
+        coefficients_ptr,
+        factorials_ptr,
+        factorials_size,
+        kind,
+    )
 
 
 def transform_long(
