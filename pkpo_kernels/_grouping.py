@@ -2,14 +2,16 @@
 segments of the array.
 
 What lies on a CPU outside a program NumPy computes, which is several times as fast there and
-compiles nothing. Contiguous blocks are a matrix as they lie. NumPy takes the groups of each size as
-a matrix, torch all groups as one, with a mask. JAX, whose programs are made for shapes, and all
-that is traced, for which nobody knows the sizes, sort and scan the array as it is.
+compiles nothing. Contiguous blocks are a matrix as they lie. Kernels on a GPU group by one integer
+an entry themselves. NumPy takes the groups of each size as a matrix, torch all groups as one, with
+a mask. JAX, whose programs are made for shapes, and all that is traced, for which nobody knows the
+sizes, sort and scan the array as it is.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -108,11 +110,35 @@ def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: R
             f"implementation={named!r} cannot serve group ids inside a program, where nobody knows"
             " the groups' sizes; take None, or contiguous blocks, groups=n"
         )
+    launch = prepared_by_id(entries, groups, k, rules)
+    if launch is not None:
+        of_call = None if isinstance(k, int) else k
+        return cast(Array, launch(entries.rewards, groups[0], entries.valid, of_call))
     if entries.n and not entries.traced and (of_kernels or library == "torch"):
         found = _slots(entries, groups)
         if of_kernels or math.prod(found.shape) <= max(MOST_PADDING * entries.n, SMALL):
             return _in_one_matrix(entries, found, k, rules)
     return _as_segments(entries, groups, k, rules)
+
+
+def prepared_by_id(
+    entries: Entries, ids: Ids, k: Any, rules: Rules, *, drops_nan: bool = False
+) -> Callable[..., Array] | None:
+    """Prepare what groups entries of this form by itself: `registry.GroupsByItself`; None where
+    nothing does."""
+    if entries.library != "torch" or entries.traced or len(ids) != 1:
+        return None
+    backend = registry.choose(rules.implementation, "torch", entries.rewards).backend
+    if not isinstance(backend, registry.GroupsByItself):
+        return None
+    return backend.prepared_by_id(
+        *(entries.rewards, ids[0], entries.valid, k),
+        estimator=rules.estimator,
+        scale=rules.scale,
+        undersized=rules.undersized,
+        drops_nan=drops_nan,
+        dtype=entries.dtype,
+    )
 
 
 def _by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, rules: Rules) -> Array:

@@ -182,8 +182,20 @@ def transform_groups(
     is_plain = form is not None and not entries.traced and entries.rewards.dtype == rewards.dtype
     if is_plain and (implementation not in (None, "numpy") or not entries.on_cpu):
         drops = nan == "drop" and dtype_name(entries.rewards.dtype) in FLOATS
-        _calls.remember(form, _again(block, rules, drops, entries.dtype))
+        again = None
+        if ids is not None and ids.ndim == 1:
+            again = _by_id_again(entries._replace(valid=None), ids, k, rules, drops)
+        _calls.remember(form, again or _again(block, rules, drops, entries.dtype))
     return out
+
+
+def _by_id_again(
+    entries: Entries, ids: Array, k: int, rules: Rules, drops: bool
+) -> _calls.Again | None:
+    """Serve calls with ids in a tensor, of a form that was checked before, by kernels that group by
+    themselves; None where none do."""
+    launch = _grouping.prepared_by_id(entries, (ids,), k, rules, drops_nan=drops)
+    return None if launch is None else lambda rewards, ids, k: launch(rewards, ids, None, None)
 
 
 def _again(block: int, rules: Rules, drops: bool, dtype: Any) -> _calls.Again:

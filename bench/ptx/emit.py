@@ -40,6 +40,8 @@ class Emitter:
         it, first = self.it, self.it.parts[0]
         if first in ("ld", "st"):
             yield from self._memory(load=first == "ld")
+        elif first == "atom":
+            yield from self._atomic()
         elif first in ("ldmatrix", "stmatrix"):
             yield from self._matrices(load=first == "ldmatrix")
         elif first in ("shfl", "redux"):
@@ -138,6 +140,20 @@ class Emitter:
         else:
             values = "".join(f"{self._read(name, f'u{bits}')}, " for name in names)
             yield f"M.store({access}, ({values}), {it.number}, L)"
+
+    def _atomic(self) -> Iterator[str]:
+        it, type_ = self.it, self.it.parts[-1]
+        order, scope = r"(\.(relaxed|acquire|release|acq_rel))?", r"(\.(cta|gpu|sys))?"
+        what = r"\.(add\.[us](32|64)|(exch|cas)\.b(32|64))"
+        if not re.fullmatch(rf"atom\.global({order}{scope}|{scope}{order}){what}", it.opcode):
+            raise UnknownInstructionError(it.opcode)
+        result, address, *values = it.operands
+        bits = kind(type_).bits
+        given = "".join(f"{self._read(value, f'u{bits}')}, " for value in values)
+        access = f"{it.parts[-2]!r}, {self._address(address)}, {bits // 8}, ({given})"
+        yield f"t = M.atomic({access}, {it.number}, L)"
+        if result != "_":
+            yield self._write(result, f"u{bits}", "t")
 
     def _matrices(self, *, load: bool) -> Iterator[str]:
         it = self.it

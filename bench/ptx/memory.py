@@ -2,7 +2,8 @@
 
 Of every piece of memory is kept which threads, from the lowest to the highest number, have read and
 written it: ever; since its CTA's last barrier; and since its warp's last. Where such a range holds
-another CTA, warp or lane than the one that comes now, and one of them writes, they race.
+another CTA, warp or lane than the one that comes now, and one of them writes, they race. Of atomic
+accesses the same is kept: they race with all others, and not among themselves.
 
 A pointer carries the number of the argument that it was passed as in its upper bits, which no
 address uses: an access belongs to that tensor, whichever other lies where it reaches.
@@ -128,7 +129,9 @@ class _Bytes:
         self.memory, self.piece = memory, piece
         pieces = -(-len(memory) // piece) + 16 // piece
         self.written = np.zeros(pieces, bool)
-        self.writers, self.readers = ([_Range(pieces) for _ in range(3)] for _ in range(2))
+        self.writers, self.readers, self.atomics = (
+            [_Range(pieces) for _ in range(3)] for _ in range(3)
+        )
 
 
 class Tensor:
@@ -230,6 +233,30 @@ class Memory:
             if lost.any():
                 self._add("race", at, byte[lost], threads, active[chosen][lost], "lanes at once")
 
+    def atomic(
+        self, what: str, address: Array, size: int, values: Sequence[Array], threads: Threads,
+        active: Array, at: Instruction,
+    ) -> Array:  # fmt: skip
+        """Exchange, add to, or compare and swap a word for every active thread, in their order →
+        what was there; 0 where it fails."""
+        out = np.zeros(len(active), f"u{size}")
+        reached = self._reached("global", address, size, threads, active, at, writes=True)
+        for chosen, where, byte in reached:
+            piece, every_byte, every = _pieces(where, byte, size, active[chosen])
+            moments = self._moments(where, threads, every)
+            for ranges, done in ((where.writers, "written"), (where.readers, "read")):
+                self._race(ranges, moments, piece, every_byte, threads, every, at, done)
+            self._record(where.atomics, moments, piece, threads, every)
+            words = where.memory.view(f"u{size}")
+            *compared, new = (value[chosen] for value in values)
+            for turn, (thread, word) in enumerate(zip(chosen, byte // size, strict=True)):
+                old = out[thread] = words[word]
+                if what == "add":
+                    words[word] = old + new[turn]
+                elif what == "exch" or old == compared[0][turn]:
+                    words[word] = new[turn]
+        return out
+
     def _reached(
         self, space: str, address: Array, total: int, threads: Threads, active: Array,
         at: Instruction, *, writes: bool = False,
@@ -296,6 +323,7 @@ class Memory:
             self._add("uninitialised", at, byte[bad], threads, active[bad], "never written")
         moments = self._moments(where, threads, active)
         self._race(where.writers, moments, piece, byte, threads, active, at, "written")
+        self._race(where.atomics, moments, piece, byte, threads, active, at, "changed")
         self._record(where.readers, moments, piece, threads, active)
 
     def _write(
@@ -309,6 +337,7 @@ class Memory:
         if differs.any():
             self._race(where.writers, moments, piece, byte, threads, active, at, "written", differs)
             self._race(where.readers, moments, piece, byte, threads, active, at, "read", differs)
+        self._race(where.atomics, moments, piece, byte, threads, active, at, "changed")
         self._record(where.writers, moments, piece, threads, active)
         where.written[piece] = True
 

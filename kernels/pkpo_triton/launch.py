@@ -6,10 +6,8 @@ library a call's (`pkpo_kernels._calls`), `operators` a program's. Nothing here 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -36,7 +34,7 @@ from pkpo_triton.matrices import (
     strides,
 )
 from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS, PackedPlan, Plan
-from pkpo_triton.prepared import PreparedKernel
+from pkpo_triton.prepared import PreparedKernel, device_of
 from pkpo_triton.tables import PackedWeights, packed_weights
 
 
@@ -78,12 +76,12 @@ class Launch(PreparedKernel):
         if not self.is_compiled:
             self.compile((rewards, where, k, out) if self._takes_k else (rewards, where, out))
             return out
-        of_where = None if where is None else where.data_ptr()
+        at = self.address_of
+        of_where = None if where is None else at(where)
         if self._takes_k:
-            of_k = None if k is None else k.data_ptr()
-            self.launch((rewards.data_ptr(), of_where, of_k, out.data_ptr()))
+            self.launch((at(rewards), of_where, None if k is None else at(k), at(out)))
         else:
-            self.launch((rewards.data_ptr(), of_where, out.data_ptr()))
+            self.launch((at(rewards), of_where, at(out)))
         return out
 
 
@@ -123,7 +121,7 @@ def transform(
         if rewards.numel() == 0:
             return empty_result(rewards, dtype, chosen)
         if chosen is None:
-            with _device_of(rewards):
+            with device_of(rewards):
                 return long_rows.transform_long(
                     rewards,
                     k,
@@ -135,7 +133,7 @@ def transform(
                 )
         rewards, where, k = readable(rewards, where, k, chosen)
         launch = _launch_of_transform(rewards, k, where, estimator, chosen, **rest)
-    with _device_of(rewards):
+    with device_of(rewards):
         return launch(rewards, where, k)
 
 
@@ -156,7 +154,7 @@ def prepared_transform(
         if not packed_reads_mask(where):
             return None
         assert isinstance(k, int)
-        with _device_of(rewards):
+        with device_of(rewards):
             n, masked = rewards.shape[1], where is not None
             rules: Any = {"masked": masked, "scale": scale, "undersized": undersized}
             weights = packed_weights(estimator, n, k, slots=usual.slots(n), **rules)
@@ -185,7 +183,7 @@ def _launch_of_transform(
     rows, n = rewards.shape
     static_k = k if isinstance(k, int) else None
     rest: Any = {"known_k": static_k is not None, "normalized": estimator.normalized}
-    with _device_of(rewards):
+    with device_of(rewards):
         device, factorials = rewards.device, _factorials(rewards)
         weights = HostWeights(0.0, 0.0, 0.0, 0.0, 0.0)
         coefficients = factorials  # a placeholder, never read
@@ -278,7 +276,7 @@ def max_at_k(
     if rewards.numel() == 0:
         return torch.empty((rewards.shape[0], len(ks)), dtype=dtype, device=rewards.device)
     if chosen is None:
-        with _device_of(rewards):
+        with device_of(rewards):
             if not isinstance(ks, torch.Tensor):
                 ks = table_cache.whole_numbers(tuple(ks), rewards.device)
             return long_rows.max_at_k_long(
@@ -286,7 +284,7 @@ def max_at_k(
             )
     rewards, where, ks = readable(rewards, where, ks, chosen)
     launch = _launch_of_max_at_k(rewards, ks, where, chosen, dtype=dtype)
-    with _device_of(rewards):
+    with device_of(rewards):
         return launch(rewards, where, ks)
 
 
@@ -322,7 +320,7 @@ def _launch_of_max_at_k(
     rows, n = rewards.shape
     shape = (rows, len(ks)) if shape is None else shape
     device = rewards.device
-    with _device_of(rewards):
+    with device_of(rewards):
         factorials = _factorials(rewards)
         samples = table_cache.chain(chosen, factorials)
         static_ks = None
@@ -350,8 +348,3 @@ def _launch_of_max_at_k(
 
 def _factorials(rewards: torch.Tensor) -> torch.Tensor:
     return table_cache.factorials(max(rewards.shape[1], LONGEST_ON_CHIP) + 1, rewards.device)
-
-
-def _device_of(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """Have kernels run on the tensor's own device, whichever is the current one."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()

@@ -52,7 +52,7 @@ def plan_packed(
         and rewards.numel() > 0
         and _is_aligned(rewards)
     )
-    backend = _backend() if usual else ""
+    backend = runs_on() if usual else ""
     rest: Any = {"itemsize": dtype.itemsize, "masked": where is not None, "k": k}
     return packed_plan(rewards.shape[1], usual=usual, backend=backend, **rest)
 
@@ -86,7 +86,7 @@ def _plan(
 
 
 @functools.cache
-def _backend() -> str:
+def runs_on() -> str:
     """Ask Triton what it compiles for here; "" where it interprets."""
     if triton.knobs.runtime.interpret:
         return ""
@@ -103,7 +103,7 @@ def _warp() -> int:
 
 def forget() -> None:
     """Forget what Triton said: for another driver."""
-    _backend.cache_clear()
+    runs_on.cache_clear()
     _warp.cache_clear()
 
 
@@ -195,7 +195,7 @@ def constants(
         "WARP": chosen.warp,
         "num_warps": chosen.num_warps,
         "num_stages": 1,
-        **({"maxnreg": max_registers} if max_registers and _backend() == "cuda" else {}),
+        **({"maxnreg": max_registers} if max_registers and runs_on() == "cuda" else {}),
         **OPTIONS,
     }
 

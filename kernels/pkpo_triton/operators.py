@@ -36,7 +36,7 @@ def transform(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """Transform every row, as `launch.transform`: at once, or as a part of a program."""
-    if not _is_watched(rewards):
+    if not is_watched(rewards):
         rest: Any = {"scale": scale, "undersized": undersized, "dtype": dtype}
         return launch.transform(rewards, k, where, estimator, **rest)
     static_k, dynamic_k = (k, None) if isinstance(k, int) else (0, k)
@@ -57,7 +57,7 @@ def max_at_k(
 ) -> torch.Tensor:
     """Compute the mean of the best of k, as `launch.max_at_k`: at once, or as a part of a
     program."""
-    if not _is_watched(rewards):
+    if not is_watched(rewards):
         return launch.max_at_k(rewards, ks, where, dtype=dtype)
     static_ks, dynamic_ks = ([], ks) if isinstance(ks, torch.Tensor) else (list(ks), None)
     out: torch.Tensor = torch.ops.pkpo_triton.max_at_k(
@@ -66,7 +66,7 @@ def max_at_k(
     return out
 
 
-def _is_watched(rewards: torch.Tensor) -> bool:
+def is_watched(rewards: torch.Tensor) -> bool:
     """Tell whether torch must see an operator: it compiles, traces, transforms functions, or has
     tensors without memory."""
     return (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ class PreparedKernel:
 
     __slots__ = (
         *("_arguments", "_compiled", "_constants", "_entry", "_first", "_grid", "_last", "_run"),
-        *("_stream", "is_compiled"),
+        *("_stream", "address_of", "is_compiled"),
     )
 
     def __init__(
@@ -34,6 +36,8 @@ class PreparedKernel:
         self._entry, self._grid = entry, (grid, 1, 1)
         self._arguments, self._constants = tuple(arguments), constants
         self.is_compiled = False
+        # Of a tensor the launcher would ask the driver whether a GPU can read it.
+        self.address_of: Callable[[torch.Tensor], Any] = torch.Tensor.data_ptr
         # By the first call: what goes to Triton's launcher before a call's tensors and after them.
         self._compiled: Any = None
         self._run: Any = None
@@ -41,10 +45,9 @@ class PreparedKernel:
         self._last: tuple[Any, ...] = ()
         self._stream = 0
 
-    def launch(self, addresses: tuple[int | None, ...]) -> None:
-        """Launch it, once it is compiled, for a call's tensors on the device and the stream that it
-        was compiled on: their addresses, since of a tensor the launcher would ask the driver
-        whether a GPU can read it."""
+    def launch(self, addresses: tuple[Any, ...]) -> None:
+        """Launch it, once it is compiled, for `address_of` each of a call's tensors, on the device
+        and the stream that it was compiled on."""
         # A chain's functions, or a hook itself.
         enter, leave = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook
         if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
@@ -61,9 +64,11 @@ class PreparedKernel:
             return
         names = self._entry.arg_names[len(tensors) + len(self._arguments) :]
         arguments = *self._arguments, *(self._constants[name] for name in names)
-        # These tensors stay where they are.
-        self._last = tuple(x.data_ptr() if isinstance(x, torch.Tensor) else x for x in arguments)
         driver = triton.runtime.driver.active
+        # A driver that is no GPU's may want to see tensors.
+        at = self.address_of = getattr(driver, "address_of", self.address_of)
+        # These stay where they are.
+        self._last = tuple(at(x) if isinstance(x, torch.Tensor) else x for x in arguments)
         self._stream = driver.get_current_stream(driver.get_current_device())
         compiled[self._grid]  # loads it
         loaded = self._stream, compiled.function, compiled.packed_metadata, None, None, None
@@ -71,3 +76,8 @@ class PreparedKernel:
         self._compiled = compiled
         # The last: from here on other threads, which may have done all this too, use it.
         self.is_compiled = True
+
+
+def device_of(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Have kernels run on the tensor's own device, whichever is the current one."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()

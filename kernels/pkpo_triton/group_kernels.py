@@ -1,0 +1,250 @@
+"""Groups of a flat array by their ids: a hash table in memory, and every group's samples side by
+side, sorted, for `long_rows.finish_row` to finish. In four launches, and without the host:
+
+    insert   each entry finds the slot of its id, and its place among those of its group
+    place    each group gets a stretch of memory, and each entry puts itself there
+    rank     each entry counts how many of its group are less, and goes where that says
+    finish   each group becomes its values, at the entries' own offsets
+
+Places come as threads happen to run, and so does what stands where before a group is sorted. Values
+do not depend on it: they are functions of a group's sorted rewards.
+"""
+
+# Triton compiles these functions; no type checker can check them.
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from pkpo_triton.long_rows import Kind, Rules, finish_row, load_k
+
+# Entries of a program, one a thread; and how many others an entry looks at together.
+BLOCK = 128
+STEP = 8
+WARPS = 4
+# A group is finished by one warp, so many samples at a time.
+BLOCK_OF_GROUP = 64
+MOST_PROGRAMS = 4096
+
+_TAKEN = tl.constexpr(1)
+_FIRST = tl.constexpr(2)
+
+
+class Scratch(NamedTuple):
+    """What the launches share, of 32 bits each; all is 0 in the beginning."""
+
+    counters_ptr: Any  # (1,) int64: groups that have a stretch << 32 | entries in them
+    table_ptr: Any  # (table_size,) 1 + the number of an entry with the slot's id
+    size_ptr: Any  # (table_size,) entries of the group
+    start_ptr: Any  # (table_size,) where its stretch begins, + _FIRST; _TAKEN: in a moment
+    slot_ptr: Any  # (n_entries,) of an entry's id; −1 where it is left out
+    place_ptr: Any  # (n_entries,) among the entries of its group
+    key_ptr: Any  # (n_entries,) rewards as integers that compare alike, a group side by side
+    entry_ptr: Any  # (n_entries,) whose they are
+    ordered_ptr: Any  # (n_entries,) rewards, each group sorted
+    offset_ptr: Any  # (n_entries,) whose they are
+    group_start_ptr: Any  # (n_entries,) where a group begins, by its number
+    group_size_ptr: Any  # (n_entries,)
+
+
+N_OF_TABLE, N_OF_ENTRIES = 3, 8
+
+
+def scratch_size(n_entries: int, size: int) -> int:
+    """Count the words of `Scratch`."""
+    return 4 + N_OF_TABLE * size + N_OF_ENTRIES * n_entries
+
+
+def table_size(n_entries: int) -> int:
+    """Choose how many slots a hash table has: twice as many as there can be ids, or more."""
+    return 1 << (2 * n_entries - 1).bit_length()
+
+
+@triton.jit
+def _scratch(ptr, n_entries, table_size):
+    """Lay `Scratch` out: pointers into memory of `scratch_size` words of int32."""
+    table = ptr + 4
+    entries = table + 3 * table_size
+    return Scratch(
+        ptr.to(tl.pointer_type(tl.int64)),
+        table,
+        table + table_size,
+        table + 2 * table_size,
+        entries,
+        entries + n_entries,
+        entries + 2 * n_entries,
+        entries + 3 * n_entries,
+        (entries + 4 * n_entries).to(tl.pointer_type(tl.float32)),
+        entries + 5 * n_entries,
+        entries + 6 * n_entries,
+        entries + 7 * n_entries,
+    )
+
+
+@triton.jit
+def _any(x):
+    """Tell whether any of (BLOCK,) bools is true: ()."""
+    return tl.max(x.to(tl.int32), 0) > 0
+
+
+@triton.jit
+def _order_key(x):
+    """Reinterpret floats as integers in the same order, NaN last: (BLOCK,) → (BLOCK,)."""
+    bits = x.to(tl.int32, bitcast=True)
+    # Of negative numbers all bits but the sign run the other way.
+    key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return tl.where(x == x, key, 0x7FFFFFFF)
+
+
+@triton.jit
+def _of_order_key(key):
+    """Undo `_order_key`: (BLOCK,) → (BLOCK,)."""
+    return tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["n_entries", "table_size"])
+def insert_kernel(
+    rewards_ptr, ids_ptr, where_ptr, scratch_ptr, results_ptr, n_entries, table_size,
+    MASKED: tl.constexpr, DROPS_NAN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Find the slot of each entry's id, and count it there; what is left out gets its result, 0."""
+    scratch = _scratch(scratch_ptr, n_entries, table_size)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    inside = i < n_entries  # (BLOCK,)
+    valid = inside  # (BLOCK,)
+    if MASKED:
+        valid = valid & (tl.load(where_ptr + i, mask=inside, other=0) != 0)
+    if DROPS_NAN:
+        x = tl.load(rewards_ptr + i, mask=inside, other=0).to(tl.float32)  # (BLOCK,)
+        valid = valid & (x == x)
+    tl.store(results_ptr + i, tl.zeros([BLOCK], tl.float32), mask=inside & ~valid)
+
+    id = tl.load(ids_ptr + i, mask=inside, other=0).to(tl.int64)  # (BLOCK,)
+    # By the golden ratio: the upper bits of a product depend on all of a factor's.
+    hashed = (id.to(tl.uint64) * 0x9E3779B97F4A7C15) >> 33  # (BLOCK,)
+    slot = hashed.to(tl.int32) & (table_size - 1)  # (BLOCK,)
+    searches = valid  # (BLOCK,)
+    while _any(searches):
+        # Who has found its slot compares with what is in none.
+        expected = tl.where(searches, 0, -1)  # (BLOCK,)
+        seen = tl.atomic_cas(scratch.table_ptr + slot, expected, i + 1, sem="relaxed")  # (BLOCK,)
+        is_taken = searches & (seen > 0)  # (BLOCK,)
+        other = tl.load(ids_ptr + (seen - 1), mask=is_taken, other=0).to(tl.int64)  # (BLOCK,)
+        searches = is_taken & (other != id)
+        slot = tl.where(searches, (slot + 1) & (table_size - 1), slot)
+    place = tl.atomic_add(scratch.size_ptr + slot, 1, mask=valid, sem="relaxed")  # (BLOCK,)
+    tl.store(scratch.slot_ptr + i, tl.where(valid, slot, -1), mask=inside)
+    tl.store(scratch.place_ptr + i, place, mask=valid)
+
+
+@triton.jit(do_not_specialize=["n_entries", "table_size"])
+def place_kernel(
+    rewards_ptr, scratch_ptr, n_entries, table_size, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Give each group a stretch of memory, and put its entries there."""
+    scratch = _scratch(scratch_ptr, n_entries, table_size)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    slot = tl.load(scratch.slot_ptr + i, mask=i < n_entries, other=-1)  # (BLOCK,)
+    valid = slot >= 0  # (BLOCK,)
+    slot = tl.maximum(slot, 0)  # (BLOCK,)
+    n = tl.load(scratch.size_ptr + slot, mask=valid, other=0)  # (BLOCK,)
+
+    # The first that comes takes a stretch for its group, and says so before any waits for it: who
+    # waits has met it on a processor.
+    expected = tl.where(valid, 0, -1)  # (BLOCK,)
+    taken = tl.full([BLOCK], _TAKEN, tl.int32)  # (BLOCK,)
+    seen = tl.atomic_cas(scratch.start_ptr + slot, expected, taken, sem="relaxed")  # (BLOCK,)
+    takes = valid & (seen == 0)  # (BLOCK,)
+    both = tl.where(takes, (tl.full([], 1, tl.int64) << 32) + n, 0)  # (BLOCK,)
+    before = tl.cumsum(both, 0) - both  # (BLOCK,)
+    base = tl.atomic_add(scratch.counters_ptr, tl.sum(both, 0), sem="relaxed")  # ()
+    number, start = ((base + before) >> 32).to(tl.int32), (base + before).to(tl.int32)  # (BLOCK,)
+    tl.store(scratch.group_start_ptr + number, start, mask=takes)
+    tl.store(scratch.group_size_ptr + number, n, mask=takes)
+    tl.atomic_xchg(scratch.start_ptr + slot, start + _FIRST, mask=takes, sem="relaxed")
+
+    known = tl.where(takes, start + _FIRST, tl.where(valid, seen, _FIRST))  # (BLOCK,)
+    while _any(known < _FIRST):
+        waits = known < _FIRST  # (BLOCK,)
+        now = tl.atomic_add(scratch.start_ptr + slot, 0, mask=waits, sem="relaxed")  # (BLOCK,)
+        known = tl.where(waits, now, known)
+    place = tl.load(scratch.place_ptr + i, mask=valid, other=0)  # (BLOCK,)
+    at = known - _FIRST + place  # (BLOCK,)
+    x = tl.load(rewards_ptr + i, mask=valid, other=0).to(tl.float32)  # (BLOCK,)
+    tl.store(scratch.key_ptr + at, _order_key(x), mask=valid)
+    tl.store(scratch.entry_ptr + at, i, mask=valid)
+
+
+@triton.jit(do_not_specialize=["n_entries", "table_size"])
+def rank_kernel(
+    scratch_ptr, n_entries, table_size, BLOCK: tl.constexpr, STEP: tl.constexpr
+):  # fmt: skip
+    """Sort each group: an entry goes behind all that are less, and of its equals behind those that
+    stand before it."""
+    scratch = _scratch(scratch_ptr, n_entries, table_size)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    valid = at < tl.load(scratch.counters_ptr).to(tl.int32)  # (BLOCK,)
+    key = tl.load(scratch.key_ptr + at, mask=valid, other=0)  # (BLOCK,)
+    entry = tl.load(scratch.entry_ptr + at, mask=valid, other=0)  # (BLOCK,)
+    slot = tl.load(scratch.slot_ptr + entry, mask=valid, other=0)  # (BLOCK,)
+    start = tl.load(scratch.start_ptr + slot, mask=valid, other=_FIRST) - _FIRST  # (BLOCK,)
+    n = tl.load(scratch.size_ptr + slot, mask=valid, other=0)  # (BLOCK,)
+
+    rank = tl.zeros([BLOCK], tl.int32)  # (BLOCK,)
+    for first in tl.range(0, tl.max(n, 0), STEP):
+        j = first + tl.arange(0, STEP)[None, :]  # (1, STEP)
+        other_at = start[:, None] + j  # (BLOCK, STEP)
+        inside = j < n[:, None]  # (BLOCK, STEP)
+        other = tl.load(scratch.key_ptr + other_at, mask=inside, other=0)  # (BLOCK, STEP)
+        is_equal_before = (other == key[:, None]) & (other_at < at[:, None])  # (BLOCK, STEP)
+        is_less = inside & ((other < key[:, None]) | is_equal_before)  # (BLOCK, STEP)
+        rank += tl.sum(is_less.to(tl.int32), 1)
+    tl.store(scratch.ordered_ptr + (start + rank), _of_order_key(key), mask=valid)
+    tl.store(scratch.offset_ptr + (start + rank), entry, mask=valid)
+
+
+@triton.jit(do_not_specialize=["n_entries", "table_size", "factorials_size", "k"])
+def finish_kernel(
+    scratch_ptr, k_ptr, results_ptr, coefficients_ptr, factorials_ptr, n_entries, table_size,
+    factorials_size, k, requires_k_lt_n, undersized, by_mean, counted_from_top, by_group, by_size,
+    factor: "fp32",
+    K: tl.constexpr, INDEX_SHIFT: tl.constexpr, NORMALIZED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Finish the sorted groups. K says where k is: "int", the argument; else in memory.
+
+    Values are multiplied with the factor; by_group: over the number of groups, by_size: and over
+    the group's size.
+    """
+    kind: tl.constexpr = Kind(False, False, INDEX_SHIFT, NORMALIZED, BLOCK)
+    scratch = _scratch(scratch_ptr, n_entries, table_size)
+    n_groups = (tl.load(scratch.counters_ptr) >> 32).to(tl.int32)  # ()
+    k = load_k(k, k_ptr, K)  # ()
+    if by_group != 0:
+        factor = factor / n_groups.to(tl.float32)  # ()
+    rules = Rules(requires_k_lt_n, undersized, by_mean, counted_from_top)
+    for group in tl.range(tl.program_id(0), n_groups, tl.num_programs(0)):
+        start = tl.load(scratch.group_start_ptr + group)  # ()
+        n = tl.load(scratch.group_size_ptr + group)  # ()
+        of_group = factor  # ()
+        if by_size != 0:
+            of_group = factor / n.to(tl.float32)  # ()
+        finish_row(
+            scratch.ordered_ptr + start,
+            scratch.offset_ptr + start,
+            results_ptr,
+            scratch_ptr,  # no mask is read
+            0,
+            n,
+            n,
+            k,
+            of_group,
+            rules,
+            coefficients_ptr,
+            factorials_ptr,
+            factorials_size,
+            kind,
+        )
