@@ -101,7 +101,7 @@ def gpu_calls() -> Calls:
     where, k_of_rows = x > -1, torch.full((ROWS,), K)
     dynamic_k = torch.tensor(K)
     small, sort_form = torch.randn(2, 2), torch_sort_form(torch.randn(1))
-    flat = small.flatten()
+    flat, ids = small.flatten(), torch.tensor([7, 3, 3, 7])
     rules = as_text(pk.ESTIMATORS["sloo_minus_one"], "sum", "zero")
     compiled = torch.ops.pkpo_triton.transform.default
 
@@ -115,6 +115,7 @@ def gpu_calls() -> Calls:
         "max_at_k": lambda _: pk.max_at_k(x, KS),
         "groups, blocks": lambda _: pk.transform_groups(flat, 2, 2),
         "groups, blocks, no mask": lambda _: pk.transform_groups(flat, 2, 2, nan="propagate"),
+        "groups, integers": lambda _: pk.transform_groups(flat, ids, 2),
         "compiled": lambda _: compiled(x, K, None, None, rules),
     }
 

@@ -49,6 +49,7 @@ class Compiled(NamedTuple):
     constants: dict[str, Any]
     num_warps: int
     shared_bytes: int  # that a launch asks for
+    cooperative: bool  # all programs run at once
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,8 @@ class Device:
                 for (name, kind), value in zip(kinds, rest[4:], strict=True)
                 if kind != "constexpr"
             }
-            kernel = Compiled(*function, constants, metadata.num_warps, metadata.shared)
+            how = metadata.num_warps, metadata.shared, metadata.launch_cooperative_grid
+            kernel = Compiled(*function, constants, *how)
             # Triton keeps launchers, perhaps of a device that was entered before.
             triton.runtime.driver.active.run(kernel, x, arguments)
 
@@ -209,7 +211,8 @@ class Device:
         if not self.executes:
             return
         ptx = kernel.assembly if self.change is None else self.change(kernel.assembly)
-        run = run_ptx(ptx, grid, arguments, kernel.shared_bytes, **self.options)
+        options = self.options | {"cooperative": kernel.cooperative}
+        run = run_ptx(ptx, grid, arguments, kernel.shared_bytes, **options)
         Device.launched += 1
         if self.keep:
             self.launches.append(Launched(run, kernel, arguments))

@@ -121,6 +121,13 @@ class Emitter:
         it, type_ = self.it, self.it.parts[-1]
         known = {"ld", "st", "global", "shared", "shared::cta", "param", "v2", "v4", type_}
         hints = r"(L1|L2)::.*|evict_\w+"
+        if re.fullmatch(r"ld\.global\.(gpu\.acquire|acquire\.gpu)\.b(32|64)", it.opcode):
+            # As if 0 were added.
+            address, bits = self._address(it.operands[1]), kind(type_).bits
+            access = f"'add', {address}, {bits // 8}, (np.uint{bits}(0),)"
+            yield f"t = M.atomic({access}, {it.number}, L)"
+            yield self._write(it.operands[0], f"u{bits}", "t")
+            return
         if any(part not in known and not re.fullmatch(hints, part) for part in it.parts):
             raise UnknownInstructionError(it.opcode)
         address, data = it.operands if not load else reversed(it.operands)

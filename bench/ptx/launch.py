@@ -62,6 +62,7 @@ class Launch:
         strict: lanes of one warp race too.
         counting: wavefronts and sectors too, which takes a third of the time.
         first_cta: the number of the first: `grid` of them run.
+        cooperative: all CTAs run at once, and may wait for each other.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Launch:
         strict: bool = True,
         counting: bool = True,
         first_cta: int = 0,
+        cooperative: bool = False,
     ) -> None:
         if order not in ("lockstep", "random"):
             raise ValueError(f"order must be 'lockstep' or 'random'; got {order!r}")
@@ -102,7 +104,7 @@ class Launch:
             if it.space == "shared" and it.parts[0] in ("ld", "st")
         ]
         self._shared_piece = min([4, *sizes])
-        at_a_time = max(1, _THREADS_AT_A_TIME // program.threads)
+        at_a_time = grid if cooperative else max(1, _THREADS_AT_A_TIME // program.threads)
         with np.errstate(all="ignore"):
             for start in range(first_cta, first_cta + grid, at_a_time):
                 self._run(np.arange(start, min(start + at_a_time, first_cta + grid)))
@@ -128,6 +130,7 @@ class Launch:
         self.warp_barriers = np.zeros(threads // 32, np.int32)
         self.special = _special_registers(in_cta, ctas[self.cta], program.threads, self.grid)
         self.views = self._registers(threads)
+        self.memory.begin(count)
         self.memory.share(self.shared_bytes, count, self._shared_piece, self.rng)
 
         counter = np.zeros(threads, np.int32)

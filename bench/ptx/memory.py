@@ -110,7 +110,7 @@ class _Range:
         np.maximum.at(self.high, piece, me)
 
 
-_SINCE_BARRIER, _EVER, _SINCE_WARP_BARRIER = range(3)
+_SINCE_BARRIER, _SINCE_ALL, _SINCE_WARP_BARRIER = range(3)
 
 
 class _Moment(NamedTuple):
@@ -186,6 +186,25 @@ class Memory:
         self.tensors = [Tensor(pointer) for pointer in pointers]
         _lay_out([tensor for tensor in self.tensors if len(tensor.is_element)])
         self.strict, self.faults = strict, faults
+        self.begin(1)
+
+    def begin(self, ctas: int) -> None:
+        """Some CTAs begin to run: none knows of another.
+
+        How many releases of each CTA each one knows, who acquires what others have released learns.
+        What all are known to have come to is a moment: before it and after it nobody races.
+        """
+        self._clocks = np.zeros((ctas, ctas), np.int64)
+        self._released: dict[int, Array] = {}  # address → what who acquires there learns
+
+    def _order(self, at: Instruction, address: int, cta: int) -> None:
+        """Have a CTA learn, and say, what an atomic access at an address is for."""
+        known = self._clocks[cta]
+        if {"acquire", "acq_rel"} & set(at.parts) and address in self._released:
+            np.maximum(known, self._released[address], out=known)
+        if {"release", "acq_rel"} & set(at.parts):
+            known[cta] += 1
+            self._released[address] = np.maximum(known, self._released.get(address, 0))
 
     def aligned(self, address: Array) -> Array:
         """Give addresses of global memory as if every tensor began where a GPU's allocations do."""
@@ -251,6 +270,7 @@ class Memory:
             *compared, new = (value[chosen] for value in values)
             for turn, (thread, word) in enumerate(zip(chosen, byte // size, strict=True)):
                 old = out[thread] = words[word]
+                self._order(at, int(address[thread]), int(threads.cta[active[thread]]))
                 if what == "add":
                     words[word] = old + new[turn]
                 elif what == "exch" or old == compared[0][turn]:
@@ -349,7 +369,8 @@ class Memory:
         moment = (me // threads.per_cta << _MOST_BARRIERS) + barriers
         moments = [_Moment(_SINCE_BARRIER, moment, 32)]
         if where is not self._shared:
-            moments.append(_Moment(_EVER, np.zeros(len(me), np.int64), threads.per_cta))
+            since = self._clocks.min(1)[threads.cta[active]]
+            moments.append(_Moment(_SINCE_ALL, since, threads.per_cta))
         if self.strict:
             barriers = threads.warp_barriers[active >> 5].astype(np.int64)
             moment = (me >> 5 << _MOST_BARRIERS) + barriers

@@ -1,10 +1,13 @@
 """Groups of a flat array by their ids: a hash table in memory, and every group's samples side by
-side, sorted, for `long_rows.finish_row` to finish. In four launches, and without the host:
+side, sorted, for `long_rows.finish_row` to finish. Four phases, with all programs in each:
 
     insert   each entry finds the slot of its id, and its place among those of its group
     place    each group gets a stretch of memory, and each entry puts itself there
     rank     each entry counts how many of its group are less, and goes where that says
     finish   each group becomes its values, at the entries' own offsets
+
+In one launch, where all programs run at once and wait for each other between phases; or a launch
+for each phase. The host waits for nothing.
 
 Places come as threads happen to run, and so does what stands where before a group is sorted. Values
 do not depend on it: they are functions of a group's sorted rewards.
@@ -22,22 +25,27 @@ import triton.language as tl
 
 from pkpo_triton.long_rows import Kind, Rules, finish_row, load_k
 
-# Entries of a program, one a thread; and how many others an entry looks at together.
-BLOCK = 128
+# A program is a warp: of a group few have more samples than lanes, and to add or to compare what
+# lanes hold takes no barrier. It has so many entries at a time …
+BLOCK = 32
+# … looks at so many others of their groups together …
 STEP = 8
-WARPS = 4
-# A group is finished by one warp, so many samples at a time.
+# … and finishes a group so many samples at a time.
 BLOCK_OF_GROUP = 64
-MOST_PROGRAMS = 4096
+
+# All phases in one launch, or one of these.
+PHASES = ("insert", "place", "rank", "finish")
+ALL = "all"
 
 _TAKEN = tl.constexpr(1)
 _FIRST = tl.constexpr(2)
 
 
 class Scratch(NamedTuple):
-    """What the launches share, of 32 bits each; all is 0 in the beginning."""
+    """What the phases share, of 32 bits each; all is 0 in the beginning."""
 
     counters_ptr: Any  # (1,) int64: groups that have a stretch << 32 | entries in them
+    arrived_ptr: Any  # (3,) programs that are done with a phase
     table_ptr: Any  # (table_size,) 1 + the number of an entry with the slot's id
     size_ptr: Any  # (table_size,) entries of the group
     start_ptr: Any  # (table_size,) where its stretch begins, + _FIRST; _TAKEN: in a moment
@@ -51,12 +59,9 @@ class Scratch(NamedTuple):
     group_size_ptr: Any  # (n_entries,)
 
 
-N_OF_TABLE, N_OF_ENTRIES = 3, 8
-
-
 def scratch_size(n_entries: int, size: int) -> int:
     """Count the words of `Scratch`."""
-    return 4 + N_OF_TABLE * size + N_OF_ENTRIES * n_entries
+    return 8 + 3 * size + 8 * n_entries
 
 
 def table_size(n_entries: int) -> int:
@@ -67,10 +72,11 @@ def table_size(n_entries: int) -> int:
 @triton.jit
 def _scratch(ptr, n_entries, table_size):
     """Lay `Scratch` out: pointers into memory of `scratch_size` words of int32."""
-    table = ptr + 4
+    table = ptr + 8
     entries = table + 3 * table_size
     return Scratch(
         ptr.to(tl.pointer_type(tl.int64)),
+        ptr + 2,
         table,
         table + table_size,
         table + 2 * table_size,
@@ -106,14 +112,13 @@ def _of_order_key(key):
     return tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["n_entries", "table_size"])
-def insert_kernel(
-    rewards_ptr, ids_ptr, where_ptr, scratch_ptr, results_ptr, n_entries, table_size,
+@triton.jit
+def _insert(
+    i, rewards_ptr, ids_ptr, where_ptr, results_ptr, scratch, n_entries, table_size,
     MASKED: tl.constexpr, DROPS_NAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Find the slot of each entry's id, and count it there; what is left out gets its result, 0."""
-    scratch = _scratch(scratch_ptr, n_entries, table_size)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    """Find the slots of entries' ids, and count them there: their numbers i (BLOCK,). What is left
+    out gets its result, 0."""
     inside = i < n_entries  # (BLOCK,)
     valid = inside  # (BLOCK,)
     if MASKED:
@@ -141,20 +146,17 @@ def insert_kernel(
     tl.store(scratch.place_ptr + i, place, mask=valid)
 
 
-@triton.jit(do_not_specialize=["n_entries", "table_size"])
-def place_kernel(
-    rewards_ptr, scratch_ptr, n_entries, table_size, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Give each group a stretch of memory, and put its entries there."""
-    scratch = _scratch(scratch_ptr, n_entries, table_size)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+@triton.jit
+def _place(i, rewards_ptr, scratch, n_entries, BLOCK: tl.constexpr):
+    """Give groups a stretch of memory each, and put their entries there: their numbers i
+    (BLOCK,)."""
     slot = tl.load(scratch.slot_ptr + i, mask=i < n_entries, other=-1)  # (BLOCK,)
     valid = slot >= 0  # (BLOCK,)
     slot = tl.maximum(slot, 0)  # (BLOCK,)
     n = tl.load(scratch.size_ptr + slot, mask=valid, other=0)  # (BLOCK,)
 
-    # The first that comes takes a stretch for its group, and says so before any waits for it: who
-    # waits has met it on a processor.
+    # The first that comes takes a stretch for its group, and says so before it waits for others: so
+    # who is waited for runs, and waits for nobody.
     expected = tl.where(valid, 0, -1)  # (BLOCK,)
     taken = tl.full([BLOCK], _TAKEN, tl.int32)  # (BLOCK,)
     seen = tl.atomic_cas(scratch.start_ptr + slot, expected, taken, sem="relaxed")  # (BLOCK,)
@@ -179,14 +181,10 @@ def place_kernel(
     tl.store(scratch.entry_ptr + at, i, mask=valid)
 
 
-@triton.jit(do_not_specialize=["n_entries", "table_size"])
-def rank_kernel(
-    scratch_ptr, n_entries, table_size, BLOCK: tl.constexpr, STEP: tl.constexpr
-):  # fmt: skip
-    """Sort each group: an entry goes behind all that are less, and of its equals behind those that
-    stand before it."""
-    scratch = _scratch(scratch_ptr, n_entries, table_size)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+@triton.jit
+def _rank(at, scratch, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """Sort groups: what stands at `at` (BLOCK,) goes behind all of its group that are less, and of
+    its equals behind those that stand before it."""
     valid = at < tl.load(scratch.counters_ptr).to(tl.int32)  # (BLOCK,)
     key = tl.load(scratch.key_ptr + at, mask=valid, other=0)  # (BLOCK,)
     entry = tl.load(scratch.entry_ptr + at, mask=valid, other=0)  # (BLOCK,)
@@ -207,44 +205,75 @@ def rank_kernel(
     tl.store(scratch.offset_ptr + (start + rank), entry, mask=valid)
 
 
-@triton.jit(do_not_specialize=["n_entries", "table_size", "factorials_size", "k"])
-def finish_kernel(
-    scratch_ptr, k_ptr, results_ptr, coefficients_ptr, factorials_ptr, n_entries, table_size,
-    factorials_size, k, requires_k_lt_n, undersized, by_mean, counted_from_top, by_group, by_size,
-    factor: "fp32",
-    K: tl.constexpr, INDEX_SHIFT: tl.constexpr, NORMALIZED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Finish the sorted groups. K says where k is: "int", the argument; else in memory.
+@triton.jit
+def _wait_for_all(arrived_ptr):
+    """Wait until all programs of the grid are here: what they have written is seen from now on."""
+    tl.debug_barrier()
+    tl.atomic_add(arrived_ptr, 1, sem="release")
+    while tl.atomic_add(arrived_ptr, 0, sem="acquire") < tl.num_programs(0):
+        pass
+    tl.debug_barrier()
 
-    Values are multiplied with the factor; by_group: over the number of groups, by_size: and over
-    the group's size.
+
+@triton.jit(
+    do_not_specialize=(
+        *("n_entries", "table_size", "factorials_size", "k", "requires_k_lt_n", "undersized"),
+        *("by_mean", "counted_from_top", "by_group", "by_size"),
+    ),
+    do_not_specialize_on_alignment=("rewards_ptr", "ids_ptr", "where_ptr", "k_ptr"),
+)
+def groups_kernel(
+    rewards_ptr, ids_ptr, where_ptr, k_ptr, scratch_ptr, results_ptr, coefficients_ptr,
+    factorials_ptr, n_entries, table_size, factorials_size, k, requires_k_lt_n, undersized,
+    by_mean, counted_from_top, by_group, by_size, factor: "fp32",
+    PHASE: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr, DROPS_NAN: tl.constexpr,
+    INDEX_SHIFT: tl.constexpr, NORMALIZED: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    BLOCK_OF_GROUP: tl.constexpr,
+):  # fmt: skip
+    """Transform entries by their ids, in one of the phases or in all.
+
+    K says where k is: "int", the argument; "scalar", in memory. Values are multiplied with the
+    factor; by_group: over the number of groups; by_size: and over the group's size.
     """
-    kind: tl.constexpr = Kind(False, False, INDEX_SHIFT, NORMALIZED, BLOCK)
+    ALL: tl.constexpr = PHASE == "all"
     scratch = _scratch(scratch_ptr, n_entries, table_size)
-    n_groups = (tl.load(scratch.counters_ptr) >> 32).to(tl.int32)  # ()
-    k = load_k(k, k_ptr, K)  # ()
-    if by_group != 0:
-        factor = factor / n_groups.to(tl.float32)  # ()
-    rules = Rules(requires_k_lt_n, undersized, by_mean, counted_from_top)
-    for group in tl.range(tl.program_id(0), n_groups, tl.num_programs(0)):
-        start = tl.load(scratch.group_start_ptr + group)  # ()
-        n = tl.load(scratch.group_size_ptr + group)  # ()
-        of_group = factor  # ()
-        if by_size != 0:
-            of_group = factor / n.to(tl.float32)  # ()
-        finish_row(
-            scratch.ordered_ptr + start,
-            scratch.offset_ptr + start,
-            results_ptr,
-            scratch_ptr,  # no mask is read
-            0,
-            n,
-            n,
-            k,
-            of_group,
-            rules,
-            coefficients_ptr,
-            factorials_ptr,
-            factorials_size,
-            kind,
-        )
+    first, step = tl.program_id(0), tl.num_programs(0)  # (), ()
+    every = tl.arange(0, BLOCK)  # (BLOCK,)
+    n_blocks = tl.cdiv(n_entries, BLOCK)  # ()
+
+    if ALL or PHASE == "insert":
+        for block in tl.range(first, n_blocks, step):
+            _insert(
+                block * BLOCK + every, rewards_ptr, ids_ptr, where_ptr, results_ptr, scratch,
+                n_entries, table_size, MASKED, DROPS_NAN, BLOCK,
+            )  # fmt: skip
+    if ALL:
+        _wait_for_all(scratch.arrived_ptr)
+    if ALL or PHASE == "place":
+        for block in tl.range(first, n_blocks, step):
+            _place(block * BLOCK + every, rewards_ptr, scratch, n_entries, BLOCK)
+    if ALL:
+        _wait_for_all(scratch.arrived_ptr + 1)
+    if ALL or PHASE == "rank":
+        for block in tl.range(first, n_blocks, step):
+            _rank(block * BLOCK + every, scratch, BLOCK, STEP)
+    if ALL:
+        _wait_for_all(scratch.arrived_ptr + 2)
+    if ALL or PHASE == "finish":
+        kind: tl.constexpr = Kind(False, False, INDEX_SHIFT, NORMALIZED, BLOCK_OF_GROUP)
+        n_groups = (tl.load(scratch.counters_ptr) >> 32).to(tl.int32)  # ()
+        k = load_k(k, k_ptr, K)  # ()
+        if by_group != 0:
+            factor = factor / n_groups.to(tl.float32)  # ()
+        rules = Rules(requires_k_lt_n, undersized, by_mean, counted_from_top)
+        for group in tl.range(first, n_groups, step):
+            start = tl.load(scratch.group_start_ptr + group)  # ()
+            n = tl.load(scratch.group_size_ptr + group)  # ()
+            of_group = factor  # ()
+            if by_size != 0:
+                of_group = factor / n.to(tl.float32)  # ()
+            finish_row(
+                scratch.ordered_ptr + start, scratch.offset_ptr + start, results_ptr,
+                scratch_ptr, 0,  # no mask is read
+                n, n, k, of_group, rules, coefficients_ptr, factorials_ptr, factorials_size, kind,
+            )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Groups by ids on a GPU: what `group_kernels` needs, and its launches. The host waits for
-nothing."""
+"""Groups by ids on a GPU: what `group_kernels` needs, and how it is launched."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -11,15 +11,12 @@ import triton
 from pkpo_triton import table_cache
 from pkpo_triton.coefficients import UNDERSIZED, Estimator
 from pkpo_triton.group_kernels import (
+    ALL,
     BLOCK,
     BLOCK_OF_GROUP,
-    MOST_PROGRAMS,
+    PHASES,
     STEP,
-    WARPS,
-    finish_kernel,
-    insert_kernel,
-    place_kernel,
-    rank_kernel,
+    groups_kernel,
     scratch_size,
     table_size,
 )
@@ -32,6 +29,10 @@ from pkpo_triton.prepared import PreparedKernel, device_of
 # An entry is compared with all of its group: beyond so many entries, which may be one group, a sort
 # by the library is faster.
 MOST_ENTRIES = 1 << 18
+
+# All programs must run at once: so many warps of a multiprocessor, of so many registers a thread.
+PROGRAMS_OF_ONE = 16
+MOST_REGISTERS = 128
 
 
 def prepared_by_id(
@@ -57,6 +58,16 @@ def prepared_by_id(
     return GroupLaunch(rewards, ids, where, k, estimator, **options)
 
 
+@functools.cache
+def most_programs() -> int:
+    """Count how many programs run at once here."""
+    if runs_on() == "":  # one after the other
+        return 1 << 20
+    driver = triton.runtime.driver.active
+    device = driver.utils.get_device_properties(driver.get_current_device())
+    return PROGRAMS_OF_ONE * int(device["multiprocessor_count"])
+
+
 class GroupLaunch:
     """The launches for entries of one form, on the device and the stream that it was made on.
 
@@ -73,7 +84,7 @@ class GroupLaunch:
         dtype: of the result, not float64. Computed in float32.
     """
 
-    __slots__ = ("_dtype", "_finish", "_insert", "_place", "_rank", "_scratch_size")
+    __slots__ = ("_dtype", "_launches", "_scratch_size")
 
     def __init__(
         self,
@@ -92,44 +103,42 @@ class GroupLaunch:
         size = table_size(n)
         self._scratch_size, self._dtype = scratch_size(n, size), dtype
         factorials = table_cache.factorials(max(n, LONGEST_ON_CHIP) + 1, device)
-        of_entries: dict[str, Any] = {"BLOCK": BLOCK, "num_warps": WARPS, **OPTIONS}
-        grid = triton.cdiv(n, BLOCK)
-        constants = {
+        by_group = scale == "batch_mean"
+        arguments = (
+            table_cache.coefficients(estimator, device),
+            factorials,
+            n,
+            size,
+            factorials.shape[1],
+            min(k, MOST) if isinstance(k, int) else 0,
+            int(estimator.requires_k_lt_n),
+            UNDERSIZED.index(undersized),
+            int(scale == "mean"),
+            int(estimator.counted_from_top),
+            int(by_group),
+            int(by_group and estimator.normalized),
+            float(n) if by_group else 1.0 if isinstance(scale, str) else scale,
+        )
+        constants: dict[str, Any] = {
+            "K": "int" if isinstance(k, int) else "scalar",
             "MASKED": where is not None,
             "DROPS_NAN": drops_nan and rewards.is_floating_point(),
-            **of_entries,
+            "INDEX_SHIFT": estimator.index_shift,
+            "NORMALIZED": estimator.normalized,
+            "BLOCK": BLOCK,
+            "STEP": STEP,
+            "BLOCK_OF_GROUP": BLOCK_OF_GROUP,
+            "num_warps": 1,
+            **OPTIONS,
         }
-        self._insert = PreparedKernel(insert_kernel, grid, (n, size), constants)
-        self._place = PreparedKernel(place_kernel, grid, (n, size), of_entries)
-        self._rank = PreparedKernel(rank_kernel, grid, (n, size), {**of_entries, "STEP": STEP})
-        by_group = scale == "batch_mean"
-        self._finish = PreparedKernel(
-            finish_kernel,
-            min(n, MOST_PROGRAMS),
-            (
-                table_cache.coefficients(estimator, device),
-                factorials,
-                n,
-                size,
-                factorials.shape[1],
-                min(k, MOST) if isinstance(k, int) else 0,
-                int(estimator.requires_k_lt_n),
-                UNDERSIZED.index(undersized),
-                int(scale == "mean"),
-                int(estimator.counted_from_top),
-                int(by_group),
-                int(by_group and estimator.normalized),
-                float(n) if by_group else 1.0 if isinstance(scale, str) else scale,
-            ),
-            {
-                "K": "int" if isinstance(k, int) else "scalar",
-                "INDEX_SHIFT": estimator.index_shift,
-                "NORMALIZED": estimator.normalized,
-                "BLOCK": BLOCK_OF_GROUP,
-                "num_warps": 1,
-                **OPTIONS,
-            },
-        )
+        grid = min(triton.cdiv(n, BLOCK), most_programs())
+        phases = (ALL,) if runs_on() == "cuda" else PHASES
+        if runs_on() == "cuda":
+            constants |= {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
+        self._launches = [
+            PreparedKernel(groups_kernel, grid, arguments, {"PHASE": phase, **constants})
+            for phase in phases
+        ]
 
     def __call__(
         self,
@@ -141,18 +150,12 @@ class GroupLaunch:
         """Transform entries: rewards, ids, where (N,), k () where it is not of the host → (N,)."""
         scratch = torch.zeros(self._scratch_size, dtype=torch.int32, device=rewards.device)
         out = torch.empty_like(rewards, dtype=self._dtype)
-        if not self._finish.is_compiled:
-            with device_of(rewards):
-                self._insert.compile((rewards, ids, where, scratch, out))
-                self._place.compile((rewards, scratch))
-                self._rank.compile((scratch,))
-                self._finish.compile((scratch, k, out))
-            return out
-        at = self._finish.address_of
-        of_rewards, shared, result = at(rewards), at(scratch), at(out)
-        of_where = None if where is None else at(where)
-        self._insert.launch((of_rewards, at(ids), of_where, shared, result))
-        self._place.launch((of_rewards, shared))
-        self._rank.launch((shared,))
-        self._finish.launch((shared, None if k is None else at(k), result))
+        for one in self._launches:
+            if not one.is_compiled:
+                with device_of(rewards):
+                    one.compile((rewards, ids, where, k, scratch, out))
+                continue
+            at = one.address_of
+            of_where, of_k = None if where is None else at(where), None if k is None else at(k)
+            one.launch((at(rewards), at(ids), of_where, of_k, at(scratch), at(out)))
         return out
