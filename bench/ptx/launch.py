@@ -130,7 +130,7 @@ class Launch:
         self.warp_barriers = np.zeros(threads // 32, np.int32)
         self.special = _special_registers(in_cta, ctas[self.cta], program.threads, self.grid)
         self.views = self._registers(threads)
-        self.memory.begin(count)
+        self.memory.begin(count, program.threads)
         self.memory.share(self.shared_bytes, count, self._shared_piece, self.rng)
 
         counter = np.zeros(threads, np.int32)

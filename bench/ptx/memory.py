@@ -14,10 +14,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.ptx.clocks import Clocks, Threads
 from bench.ptx.program import Instruction
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,16 +39,6 @@ class Pointer(NamedTuple):
 def tagged(number: int, address: int) -> int:
     """What is passed for the tensor argument of that number, counted from 1."""
     return (number << _TAG) + address
-
-
-class Threads(Protocol):
-    """The threads that run at a time: arrays with one entry for each, unless said otherwise."""
-
-    per_cta: int
-    number: Array  # in the grid, without another thread's
-    cta: Array  # counted from 0 among those that run
-    barriers: Array  # that a CTA has come through: (CTAs,)
-    warp_barriers: Array  # of a CTA or of the warp's own, that a warp has come through: (warps,)
 
 
 @dataclass
@@ -186,25 +177,11 @@ class Memory:
         self.tensors = [Tensor(pointer) for pointer in pointers]
         _lay_out([tensor for tensor in self.tensors if len(tensor.is_element)])
         self.strict, self.faults = strict, faults
-        self.begin(1)
+        self.begin(1, 1)
 
-    def begin(self, ctas: int) -> None:
-        """Some CTAs begin to run: none knows of another.
-
-        How many releases of each CTA each one knows, who acquires what others have released learns.
-        What all are known to have come to is a moment: before it and after it nobody races.
-        """
-        self._clocks = np.zeros((ctas, ctas), np.int64)
-        self._released: dict[int, Array] = {}  # address → what who acquires there learns
-
-    def _order(self, at: Instruction, address: int, cta: int) -> None:
-        """Have a CTA learn, and say, what an atomic access at an address is for."""
-        known = self._clocks[cta]
-        if {"acquire", "acq_rel"} & set(at.parts) and address in self._released:
-            np.maximum(known, self._released[address], out=known)
-        if {"release", "acq_rel"} & set(at.parts):
-            known[cta] += 1
-            self._released[address] = np.maximum(known, self._released.get(address, 0))
+    def begin(self, ctas: int, per_cta: int) -> None:
+        """Begin to run some CTAs, which know nothing of each other."""
+        self._clocks = Clocks(ctas, per_cta)
 
     def aligned(self, address: Array) -> Array:
         """Give addresses of global memory as if every tensor began where a GPU's allocations do."""
@@ -270,7 +247,10 @@ class Memory:
             *compared, new = (value[chosen] for value in values)
             for turn, (thread, word) in enumerate(zip(chosen, byte // size, strict=True)):
                 old = out[thread] = words[word]
-                self._order(at, int(address[thread]), int(threads.cta[active[thread]]))
+                if self._clocks.order(at.parts, int(address[thread]), threads, active[thread]):
+                    early = "released before others of its CTA, which have written, are here"
+                    me = np.array([thread])
+                    self._add("race", at, address[me], threads, active[me], early)
                 if what == "add":
                     words[word] = old + new[turn]
                 elif what == "exch" or old == compared[0][turn]:
@@ -352,6 +332,8 @@ class Memory:
     ) -> None:  # fmt: skip
         """`there`: memory holds already what is written, so that order makes no difference."""
         piece, byte, active = _pieces(where, byte, total, active)
+        if where is not self._shared:
+            self._clocks.wrote(threads, active)
         differs = ~np.tile(there, len(piece) // len(there)) if len(there) else ~there
         moments = self._moments(where, threads, active)
         if differs.any():
@@ -369,7 +351,7 @@ class Memory:
         moment = (me // threads.per_cta << _MOST_BARRIERS) + barriers
         moments = [_Moment(_SINCE_BARRIER, moment, 32)]
         if where is not self._shared:
-            since = self._clocks.min(1)[threads.cta[active]]
+            since = self._clocks.moments(threads)[threads.cta[active]]
             moments.append(_Moment(_SINCE_ALL, since, threads.per_cta))
         if self.strict:
             barriers = threads.warp_barriers[active >> 5].astype(np.int64)
