@@ -110,10 +110,12 @@ def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: R
             f"implementation={named!r} cannot serve group ids inside a program, where nobody knows"
             " the groups' sizes; take None, or contiguous blocks, groups=n"
         )
-    launch = prepared_by_id(entries, groups, k, rules)
+    # Where a NaN alone leaves entries out, kernels see that themselves.
+    drops_nan = entries.kept is None and entries.valid is not None
+    where = None if drops_nan else entries.valid
+    launch = prepared_by_id(entries, groups, where, k, rules, drops_nan=drops_nan)
     if launch is not None:
-        of_call = None if isinstance(k, int) else k
-        return cast(Array, launch(entries.rewards, groups[0], entries.valid, of_call))
+        return launch(entries.rewards, groups[0], where, None if isinstance(k, int) else k)
     if entries.n and not entries.traced and (of_kernels or library == "torch"):
         found = _slots(entries, groups)
         if of_kernels or math.prod(found.shape) <= max(MOST_PADDING * entries.n, SMALL):
@@ -122,7 +124,7 @@ def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: R
 
 
 def prepared_by_id(
-    entries: Entries, ids: Ids, k: Any, rules: Rules, *, drops_nan: bool = False
+    entries: Entries, ids: Ids, where: Array | None, k: Any, rules: Rules, *, drops_nan: bool
 ) -> Callable[..., Array] | None:
     """Prepare what groups entries of this form by itself: `registry.GroupsByItself`; None where
     nothing does."""
@@ -132,7 +134,7 @@ def prepared_by_id(
     if not isinstance(backend, registry.GroupsByItself):
         return None
     return backend.prepared_by_id(
-        *(entries.rewards, ids[0], entries.valid, k),
+        *(entries.rewards, ids[0], where, k),
         estimator=rules.estimator,
         scale=rules.scale,
         undersized=rules.undersized,
@@ -149,9 +151,8 @@ def _by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, rules: Rule
         for index in by_size(numbered_columns(groups)):
             _k_of_rows(entries, k[index], None if entries.valid is None else entries.valid[index])
     last = standing(entries, groups, samples)
-    out = _by_ids(
-        entries._replace(valid=last == _index(entries, last.dtype)), groups, None, k, rules
-    )
+    stands = last == _index(entries, last.dtype)
+    out = _by_ids(entries._replace(kept=stands, valid=stands), groups, None, k, rules)
     kept = last >= 0 if entries.kept is None else (last >= 0) & entries.kept
     return xp.where(kept, out[xp.clip(last, 0, None)], xp.zeros_like(out))
 

@@ -184,7 +184,7 @@ def transform_groups(
         drops = nan == "drop" and dtype_name(entries.rewards.dtype) in FLOATS
         again = None
         if ids is not None and ids.ndim == 1:
-            again = _by_id_again(entries._replace(valid=None), ids, k, rules, drops)
+            again = _by_id_again(entries, ids, k, rules, drops)
         _calls.remember(form, again or _again(block, rules, drops, entries.dtype))
     return out
 
@@ -194,7 +194,7 @@ def _by_id_again(
 ) -> _calls.Again | None:
     """Serve calls with ids in a tensor, of a form that was checked before, by kernels that group by
     themselves; None where none do."""
-    launch = _grouping.prepared_by_id(entries, (ids,), k, rules, drops_nan=drops)
+    launch = _grouping.prepared_by_id(entries, (ids,), None, k, rules, drops_nan=drops)
     return None if launch is None else lambda rewards, ids, k: launch(rewards, ids, None, None)
 
 

@@ -5,7 +5,8 @@ has a program counter, which is a basic block. Of the threads that may run, thos
 block run next, so lanes that went apart meet again where the code joins. Which may run:
 
     "lockstep"  all of them
-    "random"    those of one warp, drawn anew after every block; the same warp in all CTAs
+    "random"    those of one warp, drawn anew after every block; the same warp in all CTAs, or in
+                some of them, where CTAs wait for each other
 
 What is found, each with the line of the Triton source that it comes from:
 
@@ -13,9 +14,9 @@ What is found, each with the line of the Triton source that it comes from:
     misaligned       an address that the width of the access does not divide
     uninitialised    shared memory is read that no thread has written
     race             two warps touch a byte, one of them writing, with no bar.sync between; in
-                     global memory also two CTAs
+                     global memory also two CTAs, until one has acquired what the other released;
+                     atomic accesses race with others alone
     race in a warp   two lanes of a warp do, with no bar.sync or bar.warp.sync between (`strict`)
-                     global memory also two CTAs; two atomic accesses never do
     endless          a CTA takes more steps than any kernel of ours
     partial warp     bar.sync, shfl.sync and the like where some lanes of the warp are elsewhere
     missing lane     shfl.sync or redux.sync of a lane that its mask leaves out
@@ -83,7 +84,7 @@ class Launch:
             raise ValueError(f"order must be 'lockstep' or 'random'; got {order!r}")
         self.program, self.grid, self.order = program, grid, order
         self.shared_bytes = program.variables["global_smem"] + shared_bytes
-        self.counting = counting
+        self.counting, self.cooperative = counting, cooperative
         self.rng = np.random.default_rng(seed)
         self.faults = Faults()
         pointers: list[Pointer] = []
@@ -97,7 +98,7 @@ class Launch:
         self.memory = Memory(pointers, strict=strict, faults=self.faults)
         self.counts = Counts(program)
         self.per_cta = program.threads
-        self.parameters = _parameters(program, numbers)
+        self.parameters = program.given(numbers)
         sizes = [
             kind(it.parts[-1]).bits // 8
             for it in program.instructions
@@ -130,6 +131,7 @@ class Launch:
         self.warp_barriers = np.zeros(threads // 32, np.int32)
         self.special = _special_registers(in_cta, ctas[self.cta], program.threads, self.grid)
         self.views = self._registers(threads)
+        self._favour = np.zeros(count, bool)
         self.memory.begin(count, program.threads)
         self.memory.share(self.shared_bytes, count, self._shared_piece, self.rng)
 
@@ -141,14 +143,25 @@ class Launch:
                 self.faults.add("endless", program.instructions[-1], 1, f"{_MOST_STEPS} steps")
                 return
             able = ~(waiting | ended)
-            if not able.any():
+            # Where CTAs wait for each other, one that is whole at a barrier waits for no other.
+            early = self.cooperative and waiting.reshape(-1, count, 32).all((0, 2)).any()
+            if early or not able.any():
                 self._release(waiting, ended)
                 continue
             if self.order == "random":
                 able &= warp == self.rng.choice(np.unique(warp[able]))
+                if self.cooperative:
+                    able &= self._favoured(able)[self.cta]
             number = counter[able].min()
             able &= counter == number
             self._step(program.blocks[number], _chosen(able), counter, waiting, ended)
+
+    def _favoured(self, able: Array) -> Array:
+        """Draw the CTAs that run on while others stand still, for some 20 steps: (CTAs,) bool."""
+        if self.rng.random() < 0.05 or not self._favour[self.cta[able]].any():
+            self._favour = self.rng.random(len(self.barriers)) < 0.5
+            self._favour[self.rng.choice(self.cta[able])] = True
+        return self._favour
 
     def _step(self, block: Block, lanes: Any, counter: Array, waiting: Array, ended: Array) -> None:
         """One block, for the threads `lanes`; then on to where each of them goes."""
@@ -361,19 +374,6 @@ class Launch:
         if not inside.all():
             at = self.program.instructions[number]
             self.faults.add("missing lane", at, int((inside == 0).sum()), "is not in the mask")
-
-
-def _parameters(program: Program, arguments: Sequence[int | float]) -> dict[str, Any]:
-    """As bits: ld.param may read them as another type of the same size."""
-    out = {}
-    padded = [*arguments, *[0] * (len(program.parameters) - len(arguments))]
-    for (name, type_), value in zip(program.parameters.items(), padded, strict=True):
-        letter, bits = kind(type_)
-        if letter == "f":
-            out[name] = np.array(value, f"f{bits // 8}").view(f"u{bits // 8}")[()]
-        else:
-            out[name] = np.array(int(value) & ((1 << bits) - 1), f"u{bits // 8}")[()]
-    return out
 
 
 def _special_registers(in_cta: Array, cta: Array, per_cta: int, grid: int) -> dict[str, Array]:

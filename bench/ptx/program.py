@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +112,19 @@ class Program:
         self._parse(ptx[header.end() :], ptx.count("\n", 0, header.end()) + 1)
         for block in self.blocks:
             block.run = self._compiled(block)
+
+    def given(self, arguments: Sequence[int | float]) -> dict[str, Any]:
+        """Give each parameter its argument, or 0, as bits: ld.param may read them as another type
+        of the same size."""
+        out = {}
+        padded = [*arguments, *[0] * (len(self.parameters) - len(arguments))]
+        for (name, type_), value in zip(self.parameters.items(), padded, strict=True):
+            letter, bits = kind(type_)
+            if letter == "f":
+                out[name] = np.array(value, f"f{bits // 8}").view(f"u{bits // 8}")[()]
+            else:
+                out[name] = np.array(int(value) & ((1 << bits) - 1), f"u{bits // 8}")[()]
+        return out
 
     # ---- Parsing -------------------------------------------------------------------------------
 

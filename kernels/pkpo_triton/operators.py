@@ -73,6 +73,7 @@ def is_watched(rewards: torch.Tensor) -> bool:
         torch.compiler.is_compiling()
         or type(rewards) not in (torch.Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
     )

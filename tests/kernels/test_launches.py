@@ -233,17 +233,18 @@ class TestPreparedLaunches:
 
             def __init__(self, compiled: Any) -> None:
                 self.compiled = compiled
-                self.function, self.packed_metadata = compiled.function, compiled.packed_metadata
-
-            def run(self, *arguments: Any) -> None:
-                launched.append("run")
-                self.compiled.run(*arguments)
 
             def __getitem__(self, grid: Any) -> Any:
                 launched.append("with hooks")
                 return self.compiled[grid]
 
-        monkeypatch.setattr(made, "_compiled", Compiled(made._compiled))
+        def run(*arguments: Any) -> None:
+            launched.append("run")
+            compiled.run(*arguments)
+
+        compiled = made._compiled
+        monkeypatch.setattr(made, "_compiled", Compiled(compiled))
+        monkeypatch.setattr(made, "_run", run)
         hook = triton.knobs.runtime.launch_enter_hook
         made(rewards, None, 2)
         hook.add(self.hook)

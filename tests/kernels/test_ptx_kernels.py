@@ -26,9 +26,11 @@ if not ON_PTX:
     pytest.skip("needs TEST_DEVICE=ptx", allow_module_level=True)
 
 import pkpo_triton  # noqa: E402
+from pkpo_triton import groups as of_groups  # noqa: E402
 from pkpo_triton.plan import packed_plan, plan  # noqa: E402
 from triton.runtime import JITFunction  # noqa: E402
 
+from bench.ptx import launch as machine  # noqa: E402
 from bench.ptx.driver import Device, Launched, run_ptx  # noqa: E402
 
 
@@ -152,9 +154,14 @@ def mutants(ptx: str) -> Iterator[Mutant]:
     for number, line in enumerate(ptx.splitlines()):
         if "bar.sync" in line or "bar.warp.sync" in line:
             yield Mutant("barrier", number, "")
-        elif re.search(r"@!?%p\d+\s+(ld|st)\.global", line):
+        if re.search(r"@!?%p\d+\s+(ld|st|atom)\.global", line):
             yield Mutant("guard", number, re.sub(r"@!?%p\d+\s+", "", line))
-        elif found := re.search(r"shfl\.sync\.(?:bfly|up)\.b32\s+[^,]+, %\w+, (\d+),", line):
+        if "atom" in line:
+            yield Mutant("atomic", number, "")
+        if "acquire" in line or "release" in line:
+            weaker = line.replace("release", "relaxed").replace(".gpu.acquire", "")
+            yield Mutant("order", number, weaker)
+        if found := re.search(r"shfl\.sync\.(?:bfly|up)\.b32\s+[^,]+, %\w+, (\d+),", line):
             other = 2 if found[1] == "1" else int(found[1]) // 2
             yield Mutant(
                 "shuffle", number, line[: found.start(1)] + str(other) + line[found.end(1) :]
@@ -243,6 +250,14 @@ HARMLESS = {
     ("barrier", "to_tile"): 1,
     # The keys that are searched for the next bit are stored again, the same as before.
     ("barrier", "find"): 10,
+    # What else is loaded is of no account …
+    ("guard", "_place"): 3,
+    ("guard", "_rank"): 12,
+    # … and what else is stored overwritten, or the same as what is there.
+    ("guard", "_insert"): 1,
+    # All may ask what one asks, and what that hears goes to all through a barrier.
+    ("guard", "_wait_for_all"): 3,
+    ("barrier", "_wait_for_all"): 3,
 }
 
 
@@ -295,22 +310,41 @@ def test_planted_bugs_are_noticed(
     """A barrier dropped, a guard dropped, an address of shared memory moved, a shuffle's lane
     changed: each is seen as a fault or in a result."""
     cases = list(calls(matrices(n, rng)))
+    kinds = {"address", "barrier"}
+    if packed_plan(n, usual=True, backend="cuda") is None:
+        kinds.add("shuffle" if n > 8 else "guard")
+    plant(cases, device, share, kinds, rng)
+
+
+def plant(
+    cases: list[functools.partial[Any]],
+    device: Device,
+    share: float,
+    kinds: set[str],
+    rng: np.random.Generator,
+    *,
+    but: str = "nowhere",
+    **options: Any,
+) -> None:
+    """Change a share of the lines that the calls of a kernel run, one at a time, of these kinds at
+    least, but for those of a file: every change is noticed, but for those that are HARMLESS."""
     good = [call() for call in cases]
     ptx = device.kernels[0].assembly
     program = device.launches[0].run.program
     ran = sum(launch.run.counts.executed for launch in device.launches)
-    where = {it.line - 1: it.where for it in program.instructions if ran[it.number]}
+    where = {
+        it.line - 1: it.where
+        for it in program.instructions
+        if ran[it.number] and but not in it.where
+    }
     every = [mutant for mutant in mutants(ptx) if mutant.line in where]
-    kinds = {"address", "barrier"}
-    if packed_plan(n, usual=True, backend="cuda") is None:
-        kinds.add("shuffle" if n > 8 else "guard")
     assert {mutant.kind for mutant in every} >= kinds
     lines = ptx.splitlines()
     missed, harmless = [], Counter[tuple[str, str]]()
     chosen = [mutant for mutant in every if rng.random() < share]
     for mutant in chosen:
         changed = "\n".join([*lines[: mutant.line], mutant.text, *lines[mutant.line + 1 :]])
-        with Device(change=lambda _, text=changed: text, counting=False) as faulty:
+        with Device(change=lambda _, text=changed: text, counting=False, **options) as faulty:
             for call, want in zip(cases, good, strict=True):
                 got = call()
                 if faulty.launches[-1].run.faults.found or not same(got, want):
@@ -325,6 +359,27 @@ def test_planted_bugs_are_noticed(
     assert chosen
     assert all(count <= HARMLESS[known] for known, count in harmless.items()), harmless
     assert not missed, f"{len(missed)} of {len(chosen)}:\n" + "\n".join(missed)
+
+
+@pytest.mark.any_length
+@pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_planted_bugs_among_programs_are_noticed(
+    share: float, device: Device, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same where programs wait for each other, and orders are weakened."""
+    monkeypatch.setattr(of_groups, "most_programs", lambda: 3)
+    monkeypatch.setattr(machine, "_MOST_STEPS", 20_000)
+    n = 170
+    ids = torch.from_numpy(rng.integers(0, 30, n) * 64)
+    ids[60:140] = 5
+    rewards = torch.from_numpy(rng.standard_normal(n).astype(np.float32))
+    rewards[100:110] = 0
+    unscored = rewards.clone()
+    unscored[::7] = torch.nan
+    rest: Any = {"implementation": "triton", "estimator": "sloo"}
+    cases = [functools.partial(pk.transform_groups, x, ids, 3, **rest) for x in (unscored, rewards)]
+    kinds = {"barrier", "guard", "atomic", "order", "shuffle"}
+    plant(cases, device, share, kinds, rng, but="long_rows.py", order="random")
 
 
 def same(got: Any, want: Any) -> bool:
