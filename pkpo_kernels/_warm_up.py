@@ -11,11 +11,19 @@ import numpy as np
 from pkpo_kernels.api import max_at_k, transform
 from pkpo_kernels.backends import registry
 from pkpo_kernels.conversion import from_host
+from pkpo_kernels.groups import transform_groups
 from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.typing import EstimatorName, ImplementationName, Scale, Undersized
 from pkpo_kernels.validation import checked_integer, checked_integers, checked_name
 
-What = Literal["transform", "transform, where", "max_at_k", "max_at_k, where"]
+What = Literal[
+    "transform",
+    "transform, where",
+    "transform_groups",
+    "transform_groups, where",
+    "max_at_k",
+    "max_at_k, where",
+]
 WHAT: tuple[What, ...] = get_args(What)
 
 
@@ -39,15 +47,16 @@ def warm_up(
     Triton compiles a kernel for an n, a dtype, an estimator, with `where` or without, with k an
     integer or a tensor; row strides and masks at any address are no part of it, the number of rows
     only as few or many (65,536 and more), and a k only with `where` beyond 256 samples, as small or
-    large (more than 56 at 512, than 42 at 1024). Its cache on disk outlives the process.
+    large (more than 56 at 512, than 42 at 1024). Groups by integer ids have one for groups of any
+    sizes. Its cache on disk outlives the process.
     JAX compiles a program for a shape besides, and its own cache is to be switched on
     (`jax_compilation_cache_dir`); a call inside your own `jax.jit` is compiled with it, and not
     here. NumPy has nothing to compile.
 
     Args:
         n: the number of samples, or several.
-        what: the calls: "transform", "transform, where", "max_at_k", "max_at_k, where"; one or
-          several.
+        what: the calls: "transform", "transform_groups" (by integer ids), "max_at_k", each also with
+          ", where" behind it; one or several.
         library: "torch" or "jax".
         rows: how many.
         dtype: of the rewards, by name, or "bool".
@@ -78,6 +87,7 @@ def warm_up(
         values = np.random.default_rng(size).standard_normal((rows, size)).astype(np.float32)
         rewards = from_host(values > 0 if dtype == "bool" else values, library, dtype)
         mask = from_host(values > -1, library)
+        ids = from_host(np.arange(rows * size) // size, library, None)
         of_size: Any = {min(one, size) for one in ks}
         if dynamic_k:
             of_size = [_integer_there(library, one, rewards) for one in of_size]
@@ -85,15 +95,17 @@ def warm_up(
             options: dict[str, Any] = {"implementation": implementation}
             if call.endswith("where"):
                 options["where"] = mask
+            function: Callable[..., Array] = max_at_k
+            given: tuple[Array, ...] = (rewards,)
             if call.startswith("transform"):
-                rules = {"estimator": estimator, "scale": scale, "undersized": undersized}
-                function: Callable[..., Array] = transform
-                options |= rules
-            else:
-                function = max_at_k
+                function = transform
+                options |= {"estimator": estimator, "scale": scale, "undersized": undersized}
+            if call.startswith("transform_groups"):
+                function, given = transform_groups, (rewards.reshape(-1), ids)
+                options |= {"where": mask.reshape(-1)} if "where" in options else {}
             start = time.perf_counter()
             for one in of_size:
-                _wait_for(function(rewards, one, **options), library)
+                _wait_for(function(*given, one, **options), library)
             seconds[f"{call}, n={size}"] = time.perf_counter() - start
     return seconds
 

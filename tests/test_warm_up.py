@@ -14,7 +14,8 @@ import pkpo_kernels as pk
 
 @pytest.mark.parametrize("library", ["torch", "jax"])
 def test_it_says_what_took_how_long(library: Any) -> None:
-    everything = ("transform", "transform, where", "max_at_k", "max_at_k, where")
+    kinds = ("transform", "transform_groups", "max_at_k")
+    everything = [f"{kind}{mask}" for kind in kinds for mask in ("", ", where")]
     got = pk.warm_up([3, 5], everything, library=library, rows=2, dtype="bool", dynamic_k=True)
     assert list(got) == [f"{call}, n={n}" for n in (3, 5) for call in everything]
     assert all(seconds >= 0 for seconds in got.values())
