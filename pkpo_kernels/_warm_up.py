@@ -55,8 +55,8 @@ def warm_up(
 
     Args:
         n: the number of samples, or several.
-        what: the calls: "transform", "transform_groups" (by integer ids), "max_at_k", each also with
-          ", where" behind it; one or several.
+        what: the calls: "transform", "transform_groups" (by integer ids), "max_at_k", and each of
+          these with ", where" behind it; one or several.
         library: "torch" or "jax".
         rows: how many.
         dtype: of the rewards, by name, or "bool".

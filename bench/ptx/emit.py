@@ -40,7 +40,7 @@ class Emitter:
         it, first = self.it, self.it.parts[0]
         if first in ("ld", "st"):
             yield from self._memory(load=first == "ld")
-        elif first == "atom":
+        elif first in ("atom", "red"):
             yield from self._atomic()
         elif first in ("ldmatrix", "stmatrix"):
             yield from self._matrices(load=first == "ldmatrix")
@@ -151,10 +151,11 @@ class Emitter:
     def _atomic(self) -> Iterator[str]:
         it, type_ = self.it, self.it.parts[-1]
         order, scope = r"(\.(relaxed|acquire|release|acq_rel))?", r"(\.(cta|gpu|sys))?"
-        what = r"\.(add\.[us](32|64)|(exch|cas)\.b(32|64))"
-        if not re.fullmatch(rf"atom\.global({order}{scope}|{scope}{order}){what}", it.opcode):
+        what = rf"({order}{scope}|{scope}{order})\.(add\.[us](32|64)|(exch|cas)\.b(32|64))"
+        if not re.fullmatch(rf"(atom|red)\.global{what}", it.opcode):
             raise UnknownInstructionError(it.opcode)
-        result, address, *values = it.operands
+        # red: what was there is of no interest.
+        result, address, *values = ["_"] * (it.parts[0] == "red") + it.operands
         bits = kind(type_).bits
         given = "".join(f"{self._read(value, f'u{bits}')}, " for value in values)
         access = f"{it.parts[-2]!r}, {self._address(address)}, {bits // 8}, ({given})"

@@ -193,14 +193,19 @@ def _rank(at, scratch, BLOCK: tl.constexpr, STEP: tl.constexpr):
     n = tl.load(scratch.size_ptr + slot, mask=valid, other=0)  # (BLOCK,)
 
     rank = tl.zeros([BLOCK], tl.int32)  # (BLOCK,)
-    for first in tl.range(0, tl.max(n, 0), STEP):
-        j = first + tl.arange(0, STEP)[None, :]  # (1, STEP)
-        other_at = start[:, None] + j  # (BLOCK, STEP)
-        inside = j < n[:, None]  # (BLOCK, STEP)
-        other = tl.load(scratch.key_ptr + other_at, mask=inside, other=0)  # (BLOCK, STEP)
-        is_equal_before = (other == key[:, None]) & (other_at < at[:, None])  # (BLOCK, STEP)
-        is_less = inside & ((other < key[:, None]) | is_equal_before)  # (BLOCK, STEP)
-        rank += tl.sum(is_less.to(tl.int32), 1)
+    other_ptr, left, ahead = scratch.key_ptr + start, n, at - start  # each (BLOCK,)
+    for _ in tl.range(0, tl.max(n, 0), STEP):
+        others = ()
+        for step in tl.static_range(STEP):  # all on the way at once
+            # Where there is none, none is larger.
+            other = tl.load(other_ptr + step, mask=left > step, other=0x7FFFFFFF)  # (BLOCK,)
+            others = others + (other,)
+        for step in tl.static_range(STEP):
+            # Less than the key, or an equal that stands before it.
+            rank += (others[step] <= key - (ahead <= step).to(tl.int32)).to(tl.int32)
+        other_ptr += STEP
+        left -= STEP
+        ahead -= STEP
     tl.store(scratch.ordered_ptr + (start + rank), _of_order_key(key), mask=valid)
     tl.store(scratch.offset_ptr + (start + rank), entry, mask=valid)
 

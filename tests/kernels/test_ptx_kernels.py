@@ -154,9 +154,9 @@ def mutants(ptx: str) -> Iterator[Mutant]:
     for number, line in enumerate(ptx.splitlines()):
         if "bar.sync" in line or "bar.warp.sync" in line:
             yield Mutant("barrier", number, "")
-        if re.search(r"@!?%p\d+\s+(ld|st|atom)\.global", line):
+        if re.search(r"@!?%p\d+\s+(ld|st|atom|red)\.global", line):
             yield Mutant("guard", number, re.sub(r"@!?%p\d+\s+", "", line))
-        if "atom" in line:
+        if "atom.global" in line or "red.global" in line:
             yield Mutant("atomic", number, "")
         if "acquire" in line or "release" in line:
             weaker = line.replace("release", "relaxed").replace(".gpu.acquire", "")

@@ -22,7 +22,7 @@ ld.param.u64 %rd3, [arrived];
 setp.eq.s32 %p1, %r1, 0;
 @!%p1 bra $L_there;
 mov.b32 %r5, 1;
-{arrive} %r6, [%rd3], %r5;
+{arrive} [%rd3], %r5;
 $L_wait:
 {poll} %r6, [%rd3];
 setp.lt.s32 %p2, %r6, 4;
@@ -39,7 +39,7 @@ st.global.b32 [%rd6], %r8;
 """
 RIGHT = {
     "before": "bar.sync 0;",
-    "arrive": "atom.global.gpu.release.add.u32",
+    "arrive": "atom.global.gpu.release.add.u32 %r6,",
     "poll": "ld.global.gpu.acquire.b32",
     "after": "bar.sync 0;",
 }
@@ -54,8 +54,9 @@ def all_then_next(seed: int, **changes: str) -> tuple[set[str], list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_ctas_that_have_waited_for_each_other_do_not_race(seed: int) -> None:
-    faults, read = all_then_next(seed)
+@pytest.mark.parametrize("arrive", [RIGHT["arrive"], "red.global.gpu.release.add.u32"])
+def test_ctas_that_have_waited_for_each_other_do_not_race(seed: int, arrive: str) -> None:
+    faults, read = all_then_next(seed, arrive=arrive)
     assert not faults
     assert read == [(i + 64) % 256 for i in range(256)]
 
@@ -65,7 +66,7 @@ def test_ctas_that_have_waited_for_each_other_do_not_race(seed: int) -> None:
     [
         {"before": ""},
         {"after": ""},
-        {"arrive": "atom.global.gpu.relaxed.add.u32"},
+        {"arrive": "atom.global.gpu.relaxed.add.u32 %r6,"},
         {"poll": "ld.global.b32"},
     ],
     ids=str,
@@ -76,7 +77,7 @@ def test_a_wait_that_lacks_a_part_is_none(changes: dict[str, str]) -> None:
 
 def test_who_waits_for_what_never_comes_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_MOST_STEPS", 1000)
-    assert "endless" in all_then_next(0, arrive="atom.global.gpu.release.exch.b32")[0]
+    assert "endless" in all_then_next(0, arrive="atom.global.gpu.release.exch.b32 %r6,")[0]
 
 
 @pytest.mark.parametrize(
