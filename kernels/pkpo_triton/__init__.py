@@ -6,7 +6,7 @@ estimator is data to the kernels: see `coefficients.Estimator`. Most people call
 `pkpo_kernels.transform`.
 
 What is in which module: README.md beside this package. Of the modules, `operators`, `launch`,
-`matrices`, `long_rows` and `table_cache` alone need torch.
+`groups`, `prepared`, `matrices`, `long_rows` and `table_cache` alone need torch.
 """
 
 from __future__ import annotations

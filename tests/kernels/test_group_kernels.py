@@ -222,6 +222,19 @@ class TestPromises:
             torch.cuda.set_sync_debug_mode("default")
 
     @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+    def test_a_graph_replays_it(self) -> None:
+        rewards, ids = (torch.from_numpy(x).to(DEVICE) for x in (REWARDS, IDS))
+        pk.transform_groups(rewards, ids, 3)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = pk.transform_groups(rewards, ids, 3)
+        for times in (2.0, 3.0):
+            rewards.copy_(torch.from_numpy(REWARDS * np.float32(times)))
+            graph.replay()
+            want = pk.transform_groups(REWARDS.astype(np.float64) * times, IDS, 3)
+            np.testing.assert_allclose(out.cpu(), want, rtol=5e-6)
+
+    @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
     @pytest.mark.parametrize("n", [16384, of_kernels.MOST_ENTRIES])
     def test_more_entries_than_run_at_once(self, n: int) -> None:
         rng = np.random.default_rng(n)

@@ -11,9 +11,11 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
+from pkpo_triton import groups
 
+import pkpo_kernels as pk
 from bench import gpu_static
-from bench.ptx.driver import TARGETS
+from bench.ptx.driver import TARGETS, Device
 from bench.ptx.usage import usage_of
 from bench.records import RESULTS, read_table
 from bench.shapes import MEASURED_N
@@ -141,6 +143,30 @@ def test_kernels_of_long_rows_compile(target: str, variant: Variant) -> None:
     # Their loops may keep a few words in memory.
     assert usage.spilled_words <= 8
     assert usage.shared_bytes <= TARGETS[target][1]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "sm_90",
+        *(pytest.param(other, marks=pytest.mark.release) for other in ("sm_80", "sm_100")),
+    ],
+)
+@pytest.mark.parametrize(
+    "estimator", ["sloo_minus_one", pytest.param("passk_training", marks=pytest.mark.slow)]
+)
+def test_programs_that_wait_for_each_other_run_at_once(target: str, estimator: Any) -> None:
+    ids = torch.zeros(64, dtype=torch.int64)
+    with Device(target, executes=False) as device:
+        pk.transform_groups(ids.float(), ids, 2, estimator=estimator, implementation="triton")
+    (kernel,) = device.kernels
+    assert kernel.cooperative
+    usage = usage_of(kernel)
+    assert usage.spilled_words == 0
+    # Of a multiprocessor, as far as all GPUs have so much.
+    assert groups.PROGRAMS_OF_ONE <= 16
+    assert groups.PROGRAMS_OF_ONE * 32 * kernel.num_warps * usage.registers <= 1 << 16
+    assert groups.PROGRAMS_OF_ONE * (usage.shared_bytes + 1024) <= 64 * 1024
 
 
 @pytest.mark.parametrize(
