@@ -98,6 +98,16 @@ def _any(x):
 
 
 @triton.jit
+def _hashed(id):
+    """Mix integers of 64 bits so that all bits of one decide on each of the result, of 32 bits
+    (MurmurHash3's last step): (BLOCK,) → (BLOCK,)."""
+    x = id.to(tl.uint64)
+    x = (x ^ (x >> 33)) * 0xFF51AFD7ED558CCD
+    x = (x ^ (x >> 33)) * 0xC4CEB9FE1A85EC53
+    return (x ^ (x >> 33)).to(tl.int32)
+
+
+@triton.jit
 def _order_key(x):
     """Reinterpret floats as integers in the same order, NaN last: (BLOCK,) → (BLOCK,)."""
     bits = x.to(tl.int32, bitcast=True)
@@ -129,9 +139,7 @@ def _insert(
     tl.store(results_ptr + i, tl.zeros([BLOCK], tl.float32), mask=inside & ~valid)
 
     id = tl.load(ids_ptr + i, mask=inside, other=0).to(tl.int64)  # (BLOCK,)
-    # By the golden ratio: the upper bits of a product depend on all of a factor's.
-    hashed = (id.to(tl.uint64) * 0x9E3779B97F4A7C15) >> 33  # (BLOCK,)
-    slot = hashed.to(tl.int32) & (table_size - 1)  # (BLOCK,)
+    slot = _hashed(id) & (table_size - 1)  # (BLOCK,)
     searches = valid  # (BLOCK,)
     while _any(searches):
         # Who has found its slot compares with what is in none.

@@ -25,6 +25,9 @@ if not TRITON_RUNS:
 from pkpo_triton import groups as of_kernels  # noqa: E402
 from pkpo_triton.group_kernels import table_size  # noqa: E402
 
+# There the contract is enough.
+pytestmark = pytest.mark.costly("interpreted")
+
 Flat = np.ndarray[Any, np.dtype[Any]]
 
 RNG = np.random.default_rng(3)
@@ -33,11 +36,7 @@ IDS = RNG.integers(0, 9, N)
 IDS[:40] = 100  # more than a program has at a time
 REWARDS = RNG.standard_normal(N).astype(np.float32)
 REWARDS[20:60] = RNG.integers(0, 2, 40)
-EVERY_KIND = pytest.mark.parametrize(
-    "estimator",
-    ["sloo_minus_one", *(pytest.param(name, marks=pytest.mark.costly("interpreted"))
-                         for name in ("s", "sloo", "centered", "passk_training"))],
-)  # fmt: skip
+EVERY_KIND = pytest.mark.parametrize("estimator", list(pk.ESTIMATORS))
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +140,10 @@ class TestIds:
         """All begin to search where the last slots are, and go on at the first."""
         size = table_size(N)
         every = np.arange(200_000, dtype=np.uint64)
-        slots = (every * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)) & np.uint64(size - 1)
+        x, shift = every, np.uint64(33)
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            x = (x ^ (x >> shift)) * np.uint64(factor)
+        slots = (x ^ (x >> shift)) & np.uint64(size - 1)
         unlucky = every[slots >= size - 2][:40].astype(np.int64)
         assert len(unlucky) == 40
         check(REWARDS, unlucky[np.arange(N) % 40], 2)
@@ -243,7 +245,6 @@ class TestPromises:
             check(rewards, rng.integers(0, groups, n), 8)
 
 
-@pytest.mark.costly("interpreted")
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
