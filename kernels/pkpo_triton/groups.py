@@ -59,13 +59,12 @@ def prepared_by_id(
 
 
 @functools.cache
-def most_programs() -> int:
-    """Count how many programs run at once here."""
+def most_programs(device: torch.device) -> int:
+    """Count how many programs run at once on a device."""
     if runs_on() == "":  # one after the other
         return 1 << 20
-    driver = triton.runtime.driver.active
-    device = driver.utils.get_device_properties(driver.get_current_device())
-    return PROGRAMS_OF_ONE * int(device["multiprocessor_count"])
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+    return PROGRAMS_OF_ONE * int(properties["multiprocessor_count"])
 
 
 class GroupLaunch:
@@ -131,7 +130,7 @@ class GroupLaunch:
             "num_warps": 1,
             **OPTIONS,
         }
-        grid = min(triton.cdiv(n, BLOCK), most_programs())
+        grid = min(triton.cdiv(n, BLOCK), most_programs(device))
         phases = (ALL,) if runs_on() == "cuda" else PHASES
         if runs_on() == "cuda":
             constants |= {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}

@@ -265,7 +265,7 @@ def test_whatever_they_hold(entries: list[tuple[int, float]], k: int) -> None:
 @pytest.mark.skipif(not ON_PTX, reason="needs TEST_DEVICE=ptx")
 class TestOnTheMachine:
     def test_programs_have_more_than_one_block(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(of_kernels, "most_programs", lambda: 2)
+        monkeypatch.setattr(of_kernels, "most_programs", lambda device: 2)
         for ids in (IDS, np.arange(N), np.zeros(N, int)):
             check(REWARDS, ids, 2)
 

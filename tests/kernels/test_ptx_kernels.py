@@ -367,7 +367,7 @@ def test_planted_bugs_among_programs_are_noticed(
     share: float, device: Device, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same where programs wait for each other, and orders are weakened."""
-    monkeypatch.setattr(of_groups, "most_programs", lambda: 3)
+    monkeypatch.setattr(of_groups, "most_programs", lambda device: 3)
     monkeypatch.setattr(machine, "_MOST_STEPS", 20_000)
     n = 170
     ids = torch.from_numpy(rng.integers(0, 30, n) * 64)
