@@ -24,7 +24,7 @@ _NEW = None, None  # found of a call that goes the long way
 
 
 def find(
-    function: str, rewards: Any, k: Any, where: Any, number: Any, *names: str | None
+    function: str, rewards: Any, k: Any, where: Any, number: Any, *names: Any
 ) -> tuple[Hashable | None, Again | None]:
     """Find an eager call's form, and what serves it if one of the form was made before: (form,
     again), both None for a call that goes the long way.
@@ -33,7 +33,7 @@ def find(
         function: that is called.
         rewards, k, where: its arrays, and an integer or several as k.
         number: an integer among its other arguments.
-        names: the rest of them. What else is given for a name is equal to none.
+        names: the rest of them, and floats. What else is given for a name is equal to none.
     """
     torch = sys.modules.get("torch")
     if torch is None or type(rewards) is not torch.Tensor or torch.compiler.is_dynamo_compiling():

@@ -162,7 +162,7 @@ def transform_groups(
     """
     form = again = ids = None
     block = 0
-    if type(k) is int and samples is None and where is None and type(scale) is str:
+    if type(k) is int and samples is None and where is None and type(scale) in (str, float):
         block, ids = (groups, None) if type(groups) is int else (0, groups)
         names = estimator, scale, undersized, nan, implementation
         form, again = _calls.find("transform_groups", rewards, k, ids, block, *names)

@@ -150,7 +150,8 @@ class Emitter:
 
     def _atomic(self) -> Iterator[str]:
         it, type_ = self.it, self.it.parts[-1]
-        order, scope = r"(\.(relaxed|acquire|release|acq_rel))?", r"(\.(cta|gpu|sys))?"
+        # Other CTAs may be anywhere on the GPU.
+        order, scope = r"(\.(relaxed|acquire|release|acq_rel))?", r"(\.(gpu|sys))?"
         what = rf"({order}{scope}|{scope}{order})\.(add\.[us](32|64)|(exch|cas)\.b(32|64))"
         if not re.fullmatch(rf"(atom|red)\.global{what}", it.opcode):
             raise UnknownInstructionError(it.opcode)

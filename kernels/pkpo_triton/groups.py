@@ -26,8 +26,8 @@ from pkpo_triton.operators import is_watched
 from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS
 from pkpo_triton.prepared import PreparedKernel, device_of
 
-# An entry is compared with all of its group: beyond so many entries, which may be one group, a sort
-# by the library is faster.
+# An entry is compared with all of its group, which more entries than these would take too long for
+# where they are one.
 MOST_ENTRIES = 1 << 18
 
 # All programs must run at once: so many warps of a multiprocessor, of so many registers a thread.

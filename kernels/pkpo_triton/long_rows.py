@@ -209,14 +209,15 @@ def finish_row(
         mean_below = mean.to(tl.float32)  # ()
         # The largest deviation: relative to it, squares neither overflow nor vanish.
         unit = tl.maximum(mean_below, reach - mean_below)  # ()
-        inverse = tl.where(unit > 0, 1 / tl.where(unit > 0, unit, 1.0), zero)  # ()
+        divided_by = tl.where(unit > 0, unit, 1.0)  # () whose inverse may be infinite
         variance = nothing  # ()
         for start in tl.range(0, n_samples, kind.BLOCK):
             i = start + every  # (BLOCK,)
             chance = _ratios(i, common)  # (BLOCK,)
             below = largest - _rewards(row, i)  # (BLOCK,)
-            deviation = tl.where(chance > 0, (mean_below - below) * inverse, 0.0)  # (BLOCK,)
-            variance += tl.sum(chance * deviation * deviation, 0).to(tl.float64)  # ()
+            relative = (mean_below - below) / divided_by  # (BLOCK,)
+            relative = tl.where(chance > 0, relative, 0.0)  # (BLOCK,)
+            variance += tl.sum(chance * relative * relative, 0).to(tl.float64)  # ()
         std = unit * tl.sqrt(variance).to(tl.float32)  # ()
         divisor = tl.where(std > 0, std, float("inf"))  # ()
 

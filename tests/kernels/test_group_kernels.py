@@ -94,6 +94,15 @@ class TestValues:
         got = check(REWARDS, ids, 9, estimator=estimator, undersized=undersized)
         assert np.isnan(got).any() == (undersized == "nan")
 
+    def test_a_spread_below_all_normal_numbers(self) -> None:
+        rewards = np.array([0, 1e-39, 2e-39, 2.5e-39] * 4, np.float32)
+        ids = np.arange(16) // 8
+        got = transformed(rewards, ids, 2, estimator="passk_training", scale="sum")
+        want = pk.transform_groups(
+            rewards.astype(np.float64), ids, 2, estimator="passk_training", scale="sum"
+        )
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+
     @pytest.mark.parametrize("k", [1, 2, 10**30])
     def test_any_k(self, k: int) -> None:
         check(REWARDS, IDS, k)

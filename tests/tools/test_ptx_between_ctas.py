@@ -123,7 +123,10 @@ def test_an_address_that_is_no_elements() -> None:
     assert run([*OF_THREAD, *text], {"out": words(1)}).faults.kinds == {"out of bounds"}
 
 
-@pytest.mark.parametrize("opcode", ["atom.shared.add.u32", "atom.global.gpu.relaxed.inc.u32"])
+@pytest.mark.parametrize(
+    "opcode",
+    ["atom.shared.add.u32", "atom.global.gpu.relaxed.inc.u32", "atom.global.cta.relaxed.add.u32"],
+)
 def test_atomic_accesses_that_are_not_known(opcode: str) -> None:
     with pytest.raises(UnknownInstructionError):
         run([*OF_THREAD, f"{opcode} %r8, [%rd0], %r4;"], {"out": words(32)})
