@@ -3,9 +3,9 @@ segments of the array.
 
 What lies on a CPU outside a program NumPy computes, which is several times as fast there and
 compiles nothing. Contiguous blocks are a matrix as they lie. Kernels on a GPU group by one integer
-an entry themselves. NumPy takes the groups of each size as a matrix, torch all groups as one, with
-a mask. JAX, whose programs are made for shapes, and all that is traced, for which nobody knows the
-sizes, sort and scan the array as it is.
+an entry themselves, and blocks of which entries may be left out. NumPy takes the groups of each
+size as a matrix, torch all groups as one, with a mask. JAX, whose programs are made for shapes, and
+all that is traced, for which nobody knows the sizes, sort and scan the array as it is.
 """
 
 from __future__ import annotations
@@ -110,12 +110,9 @@ def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: R
             f"implementation={named!r} cannot serve group ids inside a program, where nobody knows"
             " the groups' sizes; take None, or contiguous blocks, groups=n"
         )
-    # Where a NaN alone leaves entries out, kernels see that themselves.
-    drops_nan = entries.kept is None and entries.valid is not None
-    where = None if drops_nan else entries.valid
-    launch = prepared_by_id(entries, groups, where, k, rules, drops_nan=drops_nan)
-    if launch is not None:
-        return launch(entries.rewards, groups[0], where, None if isinstance(k, int) else k)
+    out = _by_kernels(entries, groups[0], k, rules) if len(groups) == 1 else None
+    if out is not None:
+        return out
     if entries.n and not entries.traced and (of_kernels or library == "torch"):
         found = _slots(entries, groups)
         if of_kernels or math.prod(found.shape) <= max(MOST_PADDING * entries.n, SMALL):
@@ -123,18 +120,36 @@ def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: R
     return _as_segments(entries, groups, k, rules)
 
 
+def _by_kernels(entries: Entries, ids: Array | int, k: Any, rules: Rules) -> Array | None:
+    """Transform entries by ids, or in blocks, where kernels group by themselves; else None."""
+    # Where a NaN alone leaves entries out, kernels see that themselves.
+    drops_nan = entries.kept is None and entries.valid is not None
+    where = None if drops_nan else entries.valid
+    launch = prepared_by_id(entries, ids, where, k, rules, drops_nan=drops_nan)
+    if launch is None:
+        return None
+    of_call = (None if isinstance(x, int) else x for x in (ids, where, k))
+    return launch(entries.rewards, *of_call)
+
+
 def prepared_by_id(
-    entries: Entries, ids: Ids, where: Array | None, k: Any, rules: Rules, *, drops_nan: bool
+    entries: Entries,
+    ids: Array | int,
+    where: Array | None,
+    k: Any,
+    rules: Rules,
+    *,
+    drops_nan: bool,
 ) -> Callable[..., Array] | None:
     """Prepare what groups entries of this form by itself: `registry.GroupsByItself`; None where
     nothing does."""
-    if entries.library != "torch" or entries.traced or len(ids) != 1:
+    if entries.library != "torch" or entries.traced:
         return None
     backend = registry.choose(rules.implementation, "torch", entries.rewards).backend
     if not isinstance(backend, registry.GroupsByItself):
         return None
     return backend.prepared_by_id(
-        *(entries.rewards, ids[0], where, k),
+        *(entries.rewards, ids, where, k),
         estimator=rules.estimator,
         scale=rules.scale,
         undersized=rules.undersized,
@@ -201,6 +216,10 @@ def _in_blocks(entries: Entries, n: int, k: Any, rules: Rules) -> Array:
     if entries.library == "numpy" and entries.valid is not None:
         # To the bit what a group gets alone: a mask adds up in another order.
         return _by_size(entries, (_index(entries) // n,), k, rules)
+    # What all are samples of is a matrix as it lies.
+    of_kernels = None if entries.valid is None else _by_kernels(entries, n, k, rules)
+    if of_kernels is not None:
+        return of_kernels
     shape = entries.n // n, n
     where = None if entries.valid is None else entries.valid.reshape(shape)
     k = _k_of_rows(entries, k if isinstance(k, int) or not k.shape else k.reshape(shape), where)

@@ -262,3 +262,10 @@ def in_pairs(function: Callable[..., Array], *pairs: Array) -> Array:
     )
     low, high = (np.asarray(x, np.float32).view(np.uint32).astype(np.uint64) for x in (low, high))
     return low | (high << np.uint64(32))
+
+
+def divide(a: Array, b: Array) -> Array:
+    """Divide integers, rounding towards 0; what is divided by 0 is unspecified."""
+    magnitude = np.abs(a) // np.abs(np.where(b == 0, 1, b))
+    quotient: Array = np.where((np.asarray(a) < 0) ^ (np.asarray(b) < 0), -magnitude, magnitude)
+    return quotient.astype(np.asarray(a).dtype)

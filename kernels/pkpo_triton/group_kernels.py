@@ -1,7 +1,7 @@
 """Groups of a flat array by their ids: a hash table in memory, and every group's samples side by
 side, sorted, for `long_rows.finish_row` to finish. Four phases, with all programs in each:
 
-    insert   each entry finds the slot of its id, and its place among those of its group
+    insert   each entry finds the slot of its id, or block, and its place among those of its group
     place    each group gets a stretch of memory, and each entry puts itself there
     rank     each entry counts how many of its group are less, and goes where that says
     finish   each group becomes its values, at the entries' own offsets
@@ -123,22 +123,10 @@ def _of_order_key(key):
 
 
 @triton.jit
-def _insert(
-    i, rewards_ptr, ids_ptr, where_ptr, results_ptr, scratch, n_entries, table_size,
-    MASKED: tl.constexpr, DROPS_NAN: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Find the slots of entries' ids, and count them there: their numbers i (BLOCK,). What is left
-    out gets its result, 0."""
-    inside = i < n_entries  # (BLOCK,)
-    valid = inside  # (BLOCK,)
-    if MASKED:
-        valid = valid & (tl.load(where_ptr + i, mask=inside, other=0) != 0)
-    if DROPS_NAN:
-        x = tl.load(rewards_ptr + i, mask=inside, other=0).to(tl.float32)  # (BLOCK,)
-        valid = valid & (x == x)
-    tl.store(results_ptr + i, tl.zeros([BLOCK], tl.float32), mask=inside & ~valid)
-
-    id = tl.load(ids_ptr + i, mask=inside, other=0).to(tl.int64)  # (BLOCK,)
+def _slot(i, valid, ids_ptr, scratch, table_size, BLOCK: tl.constexpr):
+    """Find the slots of valid entries' ids in the hash table, or take one: their numbers i
+    (BLOCK,) → (BLOCK,)."""
+    id = tl.load(ids_ptr + i, mask=valid, other=0).to(tl.int64)  # (BLOCK,)
     slot = _hashed(id) & (table_size - 1)  # (BLOCK,)
     searches = valid  # (BLOCK,)
     while _any(searches):
@@ -149,6 +137,30 @@ def _insert(
         other = tl.load(ids_ptr + (seen - 1), mask=is_taken, other=0).to(tl.int64)  # (BLOCK,)
         searches = is_taken & (other != id)
         slot = tl.where(searches, (slot + 1) & (table_size - 1), slot)
+    return slot
+
+
+@triton.jit
+def _insert(
+    i, rewards_ptr, ids_ptr, where_ptr, results_ptr, scratch, n_entries, table_size,
+    entries_a_group,
+    BY_ID: tl.constexpr, MASKED: tl.constexpr, DROPS_NAN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Find the slots of entries' ids, or of their blocks, and count them there: their numbers i
+    (BLOCK,). What is left out gets its result, 0."""
+    inside = i < n_entries  # (BLOCK,)
+    valid = inside  # (BLOCK,)
+    if MASKED:
+        valid = valid & (tl.load(where_ptr + i, mask=inside, other=0) != 0)
+    if DROPS_NAN:
+        x = tl.load(rewards_ptr + i, mask=inside, other=0).to(tl.float32)  # (BLOCK,)
+        valid = valid & (x == x)
+    tl.store(results_ptr + i, tl.zeros([BLOCK], tl.float32), mask=inside & ~valid)
+
+    if BY_ID:
+        slot = _slot(i, valid, ids_ptr, scratch, table_size, BLOCK)  # (BLOCK,)
+    else:
+        slot = i // entries_a_group  # (BLOCK,) as many as there are blocks
     place = tl.atomic_add(scratch.size_ptr + slot, 1, mask=valid, sem="relaxed")  # (BLOCK,)
     tl.store(scratch.slot_ptr + i, tl.where(valid, slot, -1), mask=inside)
     tl.store(scratch.place_ptr + i, place, mask=valid)
@@ -230,20 +242,21 @@ def _wait_for_all(arrived_ptr):
 
 @triton.jit(
     do_not_specialize=(
-        *("n_entries", "table_size", "factorials_size", "k", "requires_k_lt_n", "undersized"),
-        *("by_mean", "counted_from_top", "by_group", "by_size"),
+        *("n_entries", "table_size", "entries_a_group", "factorials_size", "k"),
+        *("requires_k_lt_n", "undersized", "by_mean", "counted_from_top", "by_group", "by_size"),
     ),
     do_not_specialize_on_alignment=("rewards_ptr", "ids_ptr", "where_ptr", "k_ptr"),
 )
 def groups_kernel(
     rewards_ptr, ids_ptr, where_ptr, k_ptr, scratch_ptr, results_ptr, coefficients_ptr,
-    factorials_ptr, n_entries, table_size, factorials_size, k, requires_k_lt_n, undersized,
-    by_mean, counted_from_top, by_group, by_size, factor: "fp32",
-    PHASE: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr, DROPS_NAN: tl.constexpr,
-    INDEX_SHIFT: tl.constexpr, NORMALIZED: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
-    BLOCK_OF_GROUP: tl.constexpr,
+    factorials_ptr, n_entries, table_size, entries_a_group, factorials_size, k, requires_k_lt_n,
+    undersized, by_mean, counted_from_top, by_group, by_size, factor: "fp32",
+    PHASE: tl.constexpr, BY_ID: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
+    DROPS_NAN: tl.constexpr, INDEX_SHIFT: tl.constexpr, NORMALIZED: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, BLOCK_OF_GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Transform entries by their ids, in one of the phases or in all.
+    """Transform entries by their ids, or in blocks of so many as a group has, in one of the phases
+    or in all.
 
     K says where k is: "int", the argument; "scalar", in memory. Values are multiplied with the
     factor; by_group: over the number of groups; by_size: and over the group's size.
@@ -258,7 +271,7 @@ def groups_kernel(
         for block in tl.range(first, n_blocks, step):
             _insert(
                 block * BLOCK + every, rewards_ptr, ids_ptr, where_ptr, results_ptr, scratch,
-                n_entries, table_size, MASKED, DROPS_NAN, BLOCK,
+                n_entries, table_size, entries_a_group, BY_ID, MASKED, DROPS_NAN, BLOCK,
             )  # fmt: skip
     if ALL:
         _wait_for_all(scratch.arrived_ptr)

@@ -29,6 +29,8 @@ from pkpo_triton.prepared import PreparedKernel, device_of
 # An entry is compared with all of its group, which more entries than these would take too long for
 # where they are one.
 MOST_ENTRIES = 1 << 18
+# Blocks, which are a matrix as they lie, are spared the operations around it alone.
+MOST_ENTRIES_IN_BLOCKS = 1 << 16
 
 # All programs must run at once: so many warps of a multiprocessor, of so many registers a thread.
 PROGRAMS_OF_ONE = 16
@@ -37,7 +39,7 @@ MOST_REGISTERS = 128
 
 def prepared_by_id(
     rewards: torch.Tensor,
-    ids: torch.Tensor,
+    ids: torch.Tensor | int,
     where: torch.Tensor | None,
     k: int | torch.Tensor,
     estimator: Estimator,
@@ -45,10 +47,11 @@ def prepared_by_id(
 ) -> GroupLaunch | None:
     """Prepare the transform of entries of this form by their ids, on their device and its current
     stream: see `GroupLaunch`; None where it takes more than launches of kernels."""
-    tensors = rewards, ids, *([] if where is None else [where])
+    tensors = [x for x in (rewards, ids, where) if isinstance(x, torch.Tensor)]
+    most = MOST_ENTRIES_IN_BLOCKS if isinstance(ids, int) else MOST_ENTRIES
     if (
         is_watched(rewards)
-        or not 1 <= rewards.shape[0] <= MOST_ENTRIES
+        or not 1 <= rewards.shape[0] <= most
         or any(x.device != rewards.device or not x.is_contiguous() for x in tensors)
         or torch.float64 in (rewards.dtype, options["dtype"])
         or (isinstance(k, torch.Tensor) and k.ndim > 0)
@@ -72,7 +75,7 @@ class GroupLaunch:
 
     Args:
         rewards: (N,) floating, integer or bool, contiguous, 1 ≤ N ≤ MOST_ENTRIES; not float64.
-        ids: (N,) integers of at most 64 bits, contiguous: equal in a group.
+        ids: (N,) integers of at most 64 bits, contiguous: equal in a group; or the size of blocks.
         where: (N,) bool, contiguous: which entries are samples of their group; the others get 0.
         k: at least 1, or an integer on the device, (), whose value may be anything.
         estimator: as `coefficients.Estimator` says.
@@ -88,7 +91,7 @@ class GroupLaunch:
     def __init__(
         self,
         rewards: torch.Tensor,
-        ids: torch.Tensor,
+        ids: torch.Tensor | int,
         where: torch.Tensor | None,
         k: int | torch.Tensor,
         estimator: Estimator,
@@ -108,6 +111,7 @@ class GroupLaunch:
             factorials,
             n,
             size,
+            ids if isinstance(ids, int) else 1,
             factorials.shape[1],
             min(k, MOST) if isinstance(k, int) else 0,
             int(estimator.requires_k_lt_n),
@@ -119,6 +123,7 @@ class GroupLaunch:
             float(n) if by_group else 1.0 if isinstance(scale, str) else scale,
         )
         constants: dict[str, Any] = {
+            "BY_ID": not isinstance(ids, int),
             "K": "int" if isinstance(k, int) else "scalar",
             "MASKED": where is not None,
             "DROPS_NAN": drops_nan and rewards.is_floating_point(),
@@ -142,11 +147,12 @@ class GroupLaunch:
     def __call__(
         self,
         rewards: torch.Tensor,
-        ids: torch.Tensor,
+        ids: torch.Tensor | None,
         where: torch.Tensor | None,
         k: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Transform entries: rewards, ids, where (N,), k () where it is not of the host → (N,)."""
+        """Transform entries: rewards, ids unless they are blocks, where (N,), k () unless it is of
+        the host → (N,)."""
         scratch = torch.zeros(self._scratch_size, dtype=torch.int32, device=rewards.device)
         out = torch.empty_like(rewards, dtype=self._dtype)
         for one in self._launches:
@@ -155,6 +161,6 @@ class GroupLaunch:
                     one.compile((rewards, ids, where, k, scratch, out))
                 continue
             at = one.address_of
-            of_where, of_k = None if where is None else at(where), None if k is None else at(k)
-            one.launch((at(rewards), at(ids), of_where, of_k, at(scratch), at(out)))
+            of_ids, of_where, of_k = (None if x is None else at(x) for x in (ids, where, k))
+            one.launch((at(rewards), of_ids, of_where, of_k, at(scratch), at(out)))
         return out

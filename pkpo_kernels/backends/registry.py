@@ -71,12 +71,12 @@ class GroupsByItself(Protocol):
     """What can transform groups where nobody knows their sizes."""
 
     def prepared_by_id(
-        self, rewards: Array, ids: Array, where: Array | None, k: int | Array, **options: Any
+        self, rewards: Array, ids: Array | int, where: Array | None, k: int | Array, **options: Any
     ) -> Callable[..., Array] | None:
-        """Prepare the transform of entries by their ids: rewards, ids, where (N,) or None, k an
-        integer or () → what takes such (rewards, ids, where, k or None for an integer) and gives
-        (N,) of dtype; None where it cannot. Options: estimator, scale, undersized, drops_nan,
-        dtype."""
+        """Prepare the transform of entries by their ids: rewards, ids or a block's size, where (N,)
+        or None, k an integer or () → what takes such (rewards, ids, where, k), None for integers,
+        and gives (N,) of dtype; None where it cannot. Options: estimator, scale, undersized,
+        drops_nan, dtype."""
 
 
 # Plain import statements, which torch.compile can follow; it cannot follow importlib.

@@ -78,14 +78,14 @@ def prepared_max_at_k(
 
 def prepared_by_id(
     rewards: torch.Tensor,
-    ids: torch.Tensor,
+    ids: torch.Tensor | int,
     where: torch.Tensor | None,
     k: int | torch.Tensor,
     *,
     estimator: Estimator,
     **options: Any,
 ) -> Callable[..., torch.Tensor] | None:
-    """Prepare the transform of entries by their ids."""
+    """Prepare the transform of entries by their ids, or in blocks."""
     return groups.prepared_by_id(rewards, ids, where, k, estimator, **options)
 
 

@@ -158,6 +158,40 @@ class TestIds:
         check(REWARDS, unlucky[np.arange(N) % 40], 2)
 
 
+class TestBlocks:
+    """With entries left out: else they are a matrix."""
+
+    @pytest.mark.parametrize("size", [1, 5, 30, N])
+    @pytest.mark.parametrize("scale", ["batch_mean", 2.0])
+    def test_of_any_size(self, size: int, scale: Any) -> None:
+        rewards = REWARDS.copy()
+        rewards[::7] = np.nan
+        rewards[60:90] = np.nan  # a whole block
+        self.check(rewards, size, 4, scale=scale)
+        where = RNG.random(N) < 0.6
+        where[30:60] = False
+        self.check(rewards, size, torch.tensor(2, device=DEVICE), where=where, scale=scale)
+
+    def check(self, rewards: Flat, size: int, k: Any, **options: Any) -> None:
+        where = options.pop("where", None)
+        mask = None if where is None else torch.from_numpy(where).to(DEVICE)
+        x = torch.from_numpy(rewards).to(DEVICE)
+        options["estimator"] = "s"
+        want = pk.transform_groups(rewards.astype(np.float64), size, int(k), where=where, **options)
+        for _ in range(2):  # prepared, then served
+            got = pk.transform_groups(x, size, k, where=mask, implementation="triton", **options)
+            np.testing.assert_allclose(got.cpu(), want, rtol=1e-5, atol=1e-6)
+
+    def test_kernels_group_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rewards = torch.from_numpy(REWARDS).to(DEVICE)
+        rewards[3] = torch.nan
+        monkeypatch.setattr("pkpo_kernels._grouping._rows", None)
+        pk.transform_groups(rewards, 5, 2, implementation="triton")
+        monkeypatch.setattr(of_kernels, "MOST_ENTRIES_IN_BLOCKS", N - 1)
+        with pytest.raises(TypeError):  # as a matrix
+            pk.transform_groups(rewards, 10, 2, implementation="triton")
+
+
 class TestLeftOut:
     @pytest.mark.parametrize("k", [2, 6])
     def test_entries(self, k: int) -> None:
