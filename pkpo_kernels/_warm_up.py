@@ -48,7 +48,7 @@ def warm_up(
     integer or a tensor; row strides and masks at any address are no part of it, the number of rows
     only as few or many (65,536 and more), and a k only with `where` beyond 256 samples, as small or
     large (more than 56 at 512, than 42 at 1024). Groups by integer ids (int64 here) have one for
-    groups of any sizes, and nan="propagate" another. Its cache on disk outlives the process.
+    groups of any sizes, blocks and nan="propagate" others. Its cache on disk outlives the process.
     JAX compiles a program for a shape besides, and its own cache is to be switched on
     (`jax_compilation_cache_dir`); a call inside your own `jax.jit` is compiled with it, and not
     here. NumPy has nothing to compile.
