@@ -2,8 +2,8 @@
 
 A row is sorted on chip, its gaps are weighed and scanned, and every value goes back to its sample's
 own offset, in one launch: see `pkpo_triton.kernel`; for rows too long for that, `long_rows`, for
-groups of a flat array, `group_kernels`. An estimator is data to the kernels: see `coefficients.Estimator`. Most people call them through
-`pkpo_kernels.transform`.
+groups of a flat array, `group_kernels`. An estimator is data to the kernels: see
+`coefficients.Estimator`. Most people call them through `pkpo_kernels.transform`.
 
 What is in which module: README.md beside this package. Of the modules, `operators`, `launch`,
 `groups`, `prepared`, `matrices`, `long_rows` and `table_cache` alone need torch.
