@@ -11,11 +11,11 @@ all that is traced, for which nobody knows the sizes, sort and scan the array as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 
+from pkpo_kernels import _by_kernels
 from pkpo_kernels._entries import Entries, Rules, as_bool, k_on_host
 from pkpo_kernels._ids import (
     Ids,
@@ -110,7 +110,7 @@ def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: R
             f"implementation={named!r} cannot serve group ids inside a program, where nobody knows"
             " the groups' sizes; take None, or contiguous blocks, groups=n"
         )
-    out = _by_kernels(entries, groups[0], k, rules) if len(groups) == 1 else None
+    out = _by_kernels.transform(entries, groups[0], k, rules) if len(groups) == 1 else None
     if out is not None:
         return out
     if entries.n and not entries.traced and (of_kernels or library == "torch"):
@@ -118,44 +118,6 @@ def _by_ids(entries: Entries, groups: Ids, samples: Ids | None, k: Any, rules: R
         if of_kernels or math.prod(found.shape) <= max(MOST_PADDING * entries.n, SMALL):
             return _in_one_matrix(entries, found, k, rules)
     return _as_segments(entries, groups, k, rules)
-
-
-def _by_kernels(entries: Entries, ids: Array | int, k: Any, rules: Rules) -> Array | None:
-    """Transform entries by ids, or in blocks, where kernels group by themselves; else None."""
-    # Where a NaN alone leaves entries out, kernels see that themselves.
-    drops_nan = entries.kept is None and entries.valid is not None
-    where = None if drops_nan else entries.valid
-    launch = prepared_by_id(entries, ids, where, k, rules, drops_nan=drops_nan)
-    if launch is None:
-        return None
-    of_call = (None if isinstance(x, int) else x for x in (ids, where, k))
-    return launch(entries.rewards, *of_call)
-
-
-def prepared_by_id(
-    entries: Entries,
-    ids: Array | int,
-    where: Array | None,
-    k: Any,
-    rules: Rules,
-    *,
-    drops_nan: bool,
-) -> Callable[..., Array] | None:
-    """Prepare what groups entries of this form by itself: `registry.GroupsByItself`; None where
-    nothing does."""
-    if entries.library != "torch" or entries.traced:
-        return None
-    backend = registry.choose(rules.implementation, "torch", entries.rewards).backend
-    if not isinstance(backend, registry.GroupsByItself):
-        return None
-    return backend.prepared_by_id(
-        *(entries.rewards, ids, where, k),
-        estimator=rules.estimator,
-        scale=rules.scale,
-        undersized=rules.undersized,
-        drops_nan=drops_nan,
-        dtype=entries.dtype,
-    )
 
 
 def _by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, rules: Rules) -> Array:
@@ -217,7 +179,7 @@ def _in_blocks(entries: Entries, n: int, k: Any, rules: Rules) -> Array:
         # To the bit what a group gets alone: a mask adds up in another order.
         return _by_size(entries, (_index(entries) // n,), k, rules)
     # What all are samples of is a matrix as it lies.
-    of_kernels = None if entries.valid is None else _by_kernels(entries, n, k, rules)
+    of_kernels = None if entries.valid is None else _by_kernels.transform(entries, n, k, rules)
     if of_kernels is not None:
         return of_kernels
     shape = entries.n // n, n

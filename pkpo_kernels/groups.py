@@ -14,7 +14,7 @@ from typing import Any, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pkpo_kernels import _calls, _grouping
+from pkpo_kernels import _by_kernels, _calls, _grouping
 from pkpo_kernels._entries import (
     Entries,
     GroupScale,
@@ -194,7 +194,7 @@ def _by_id_again(
 ) -> _calls.Again | None:
     """Serve calls with blocks, or ids in a tensor, of a form that was checked before, by kernels
     that group by themselves; None where none do."""
-    launch = _grouping.prepared_by_id(entries, ids, None, k, rules, drops_nan=drops)
+    launch = _by_kernels.prepared(entries, ids, None, k, rules, drops_nan=drops)
     return None if launch is None else lambda rewards, ids, k: launch(rewards, ids, None, None)
 
 

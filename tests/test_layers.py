@@ -33,6 +33,7 @@ LAYERS = (
     ("backends.registry",),
     ("_arguments", "_dtensor", "conversion"),
     ("api", "_ids", "_entries"),
+    ("_by_kernels",),
     ("_grouping",),
     ("groups",),
     ("metrics", "distributed", "schedules", "evaluation.", "selfcheck.", "_warm_up"),

@@ -1,5 +1,5 @@
 """Groups of a flat array by their ids: a hash table in memory, and every group's samples side by
-side, sorted, for `long_rows.finish_row` to finish. Four phases, with all programs in each:
+side, sorted, for `sorted_row.finish_row` to finish. Four phases, with all programs in each:
 
     insert   each entry finds the slot of its id, or block, and its place among those of its group
     place    each group gets a stretch of memory, and each entry puts itself there
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from pkpo_triton.long_rows import Kind, Rules, finish_row, load_k
+from pkpo_triton.sorted_row import Kind, Rules, finish_row, load_k
 
 # A program is a warp: of a group few have more samples than lanes, and to add or to compare what
 # lanes hold takes no barrier. It has so many entries at a time …

@@ -20,11 +20,11 @@ from pkpo_triton.group_kernels import (
     scratch_size,
     table_size,
 )
-from pkpo_triton.long_rows import MOST
 from pkpo_triton.matrices import runs_on
 from pkpo_triton.operators import is_watched
 from pkpo_triton.plan import LONGEST_ON_CHIP, OPTIONS
 from pkpo_triton.prepared import PreparedKernel, device_of
+from pkpo_triton.sorted_row import MOST_K
 
 # An entry is compared with all of its group, which more entries than these would take too long for
 # where they are one.
@@ -113,7 +113,7 @@ class GroupLaunch:
             size,
             ids if isinstance(ids, int) else 1,
             factorials.shape[1],
-            min(k, MOST) if isinstance(k, int) else 0,
+            min(k, MOST_K) if isinstance(k, int) else 0,
             int(estimator.requires_k_lt_n),
             UNDERSIZED.index(undersized),
             int(scale == "mean"),

@@ -379,7 +379,7 @@ def test_planted_bugs_among_programs_are_noticed(
     rest: Any = {"implementation": "triton", "estimator": "sloo"}
     cases = [functools.partial(pk.transform_groups, x, ids, 3, **rest) for x in (unscored, rewards)]
     kinds = {"barrier", "guard", "atomic", "order", "shuffle"}
-    plant(cases, device, share, kinds, rng, but="long_rows.py", order="random")
+    plant(cases, device, share, kinds, rng, but="sorted_row.py", order="random")
 
 
 def same(got: Any, want: Any) -> bool:
