@@ -35,6 +35,8 @@ MOST_ENTRIES_IN_BLOCKS = 1 << 16
 # All programs must run at once: so many warps of a multiprocessor, of so many registers a thread.
 PROGRAMS_OF_ONE = 16
 MOST_REGISTERS = 128
+# What CUDA says where they cannot: of a part of a GPU that passes for the whole, say.
+REFUSALS = ("too many blocks in cooperative launch", "operation not supported")
 
 
 def prepared_by_id(
@@ -86,7 +88,7 @@ class GroupLaunch:
         dtype: of the result, not float64. Computed in float32.
     """
 
-    __slots__ = ("_dtype", "_launches", "_scratch_size")
+    __slots__ = ("_constants", "_dtype", "_launches", "_prepared", "_scratch_size")
 
     def __init__(
         self,
@@ -135,14 +137,22 @@ class GroupLaunch:
             "num_warps": 1,
             **OPTIONS,
         }
-        grid = min(triton.cdiv(n, BLOCK), most_programs(device))
-        phases = (ALL,) if runs_on() == "cuda" else PHASES
+        self._prepared = functools.partial(
+            PreparedKernel,
+            groups_kernel,
+            min(triton.cdiv(n, BLOCK), most_programs(device)),
+            arguments,
+        )
+        self._constants = constants
         if runs_on() == "cuda":
-            constants |= {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
-        self._launches = [
-            PreparedKernel(groups_kernel, grid, arguments, {"PHASE": phase, **constants})
-            for phase in phases
-        ]
+            at_once = {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
+            self._launches = [self._prepared(constants | at_once | {"PHASE": ALL})]
+        else:
+            self._launches = self._one_by_one()
+
+    def _one_by_one(self) -> list[PreparedKernel]:
+        """Prepare a launch for each phase."""
+        return [self._prepared(self._constants | {"PHASE": phase}) for phase in PHASES]
 
     def __call__(
         self,
@@ -155,12 +165,23 @@ class GroupLaunch:
         the host → (N,)."""
         scratch = torch.zeros(self._scratch_size, dtype=torch.int32, device=rewards.device)
         out = torch.empty_like(rewards, dtype=self._dtype)
-        for one in self._launches:
-            if not one.is_compiled:
-                with device_of(rewards):
-                    one.compile((rewards, ids, where, k, scratch, out))
-                continue
-            at = one.address_of
-            of_ids, of_where, of_k = (None if x is None else at(x) for x in (ids, where, k))
-            one.launch((at(rewards), of_ids, of_where, of_k, at(scratch), at(out)))
+        tensors = rewards, ids, where, k, scratch, out
+        try:
+            self._launch(*tensors, there=out)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in REFUSALS):
+                raise
+            # Nothing has run. The next calls know.
+            self._launches = self._one_by_one()
+            self._launch(*tensors, there=out)
         return out
+
+    def _launch(self, *tensors: torch.Tensor | None, there: torch.Tensor) -> None:
+        """Launch what there is, for a call's tensors, on the device of one of them."""
+        for one in self._launches:
+            if one.is_compiled:
+                at = one.address_of
+                one.launch(tuple([None if x is None else at(x) for x in tensors]))
+            else:
+                with device_of(there):
+                    one.compile(tensors)

@@ -23,7 +23,7 @@ if not TRITON_RUNS:
     pytest.skip(reason, allow_module_level=True)
 
 from pkpo_triton import groups as of_kernels  # noqa: E402
-from pkpo_triton.group_kernels import table_size  # noqa: E402
+from pkpo_triton.group_kernels import PHASES, table_size  # noqa: E402
 
 # There the contract is enough.
 pytestmark = pytest.mark.costly("interpreted")
@@ -311,6 +311,26 @@ class TestOnTheMachine:
         monkeypatch.setattr(of_kernels, "most_programs", lambda device: 2)
         for ids in (IDS, np.arange(N), np.zeros(N, int)):
             check(REWARDS, ids, 2)
+
+    def test_phases_are_launched_apart_where_programs_cannot_run_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from bench.ptx.driver import Device
+
+        class Part(Device):
+            def run(self, kernel: Any, *arguments: Any) -> None:
+                if kernel.cooperative:
+                    raise RuntimeError(f"Triton Error [CUDA]: {reason}")
+                super().run(kernel, *arguments)
+
+        reason = of_kernels.REFUSALS[0]
+        with Part(counting=False) as device:
+            for _ in range(3):
+                check(REWARDS, IDS, 4)
+            assert len(device.launches) == 3 * len(PHASES)
+            reason = "an illegal memory access was encountered"
+            with pytest.raises(RuntimeError, match="illegal"):
+                check(REWARDS[:-1], IDS[:-1], 4)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_in_any_order(self, seed: int) -> None:
