@@ -48,6 +48,7 @@ def _rank(rank: int, store: Path, world: int, work: Callable[[int], None], secon
         timeout=timedelta(seconds=seconds),
     )
     work(rank)
+    dist.destroy_process_group()  # with threads that at exit might outlive what they use
 
 
 def own(edges: list[int], rank: int) -> slice:
