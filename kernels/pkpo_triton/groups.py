@@ -44,7 +44,6 @@ def prepared_by_id(
     ids: torch.Tensor | int,
     where: torch.Tensor | None,
     k: int | torch.Tensor,
-    estimator: Estimator,
     **options: Any,
 ) -> GroupLaunch | None:
     """Prepare the transform of entries of this form by their ids, on their device and its current
@@ -60,10 +59,9 @@ def prepared_by_id(
         or runs_on() not in ("cuda", "")
     ):
         return None
-    return GroupLaunch(rewards, ids, where, k, estimator, **options)
+    return GroupLaunch(rewards, ids, where, k, **options)
 
 
-@functools.cache
 def most_programs(device: torch.device) -> int:
     """Count how many programs run at once on a device."""
     if runs_on() == "":  # one after the other
@@ -96,8 +94,8 @@ class GroupLaunch:
         ids: torch.Tensor | int,
         where: torch.Tensor | None,
         k: int | torch.Tensor,
-        estimator: Estimator,
         *,
+        estimator: Estimator,
         scale: str | float,
         undersized: str,
         drops_nan: bool,

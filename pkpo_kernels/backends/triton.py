@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pkpo_triton
 import torch
-from pkpo_triton import groups, launch
+from pkpo_triton import launch
+from pkpo_triton.groups import prepared_by_id as prepared_by_id
 
 from pkpo_kernels._calls import Again
 from pkpo_kernels.maths.weights import Estimator
@@ -74,19 +74,6 @@ def prepared_max_at_k(
 ) -> Again | None:
     """Prepare `max_at_k_rows` for rows of the form of these, and a result of some shape."""
     return launch.prepared_max_at_k(rewards, ks, where, dtype=dtype, shape=shape)
-
-
-def prepared_by_id(
-    rewards: torch.Tensor,
-    ids: torch.Tensor | int,
-    where: torch.Tensor | None,
-    k: int | torch.Tensor,
-    *,
-    estimator: Estimator,
-    **options: Any,
-) -> Callable[..., torch.Tensor] | None:
-    """Prepare the transform of entries by their ids, or in blocks."""
-    return groups.prepared_by_id(rewards, ids, where, k, estimator, **options)
 
 
 def _together(

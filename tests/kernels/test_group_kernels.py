@@ -344,11 +344,11 @@ def test_what_is_grouped_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None
     rewards, ids = (torch.from_numpy(x).to(DEVICE) for x in (REWARDS, IDS))
     prepared = of_kernels.prepared_by_id
     rest: Any = {"scale": "sum", "undersized": "zero", "drops_nan": True, "dtype": torch.float32}
-    chosen = pk.ESTIMATORS["s"]
-    assert prepared(rewards, ids, None, 2, chosen, **rest) is not None
+    rest["estimator"] = pk.ESTIMATORS["s"]
+    assert prepared(rewards, ids, None, 2, **rest) is not None
     apart = torch.stack([rewards, rewards], 1)[:, 0]
     k_a_entry = torch.full((N,), 2, device=DEVICE)
     for other, k in ((apart, 2), (rewards, k_a_entry), (rewards[:0], 2)):
-        assert prepared(other, ids[: len(other)], None, k, chosen, **rest) is None
+        assert prepared(other, ids[: len(other)], None, k, **rest) is None
     monkeypatch.setattr(of_kernels, "MOST_ENTRIES", N - 1)
-    assert prepared(rewards, ids, None, 2, chosen, **rest) is None
+    assert prepared(rewards, ids, None, 2, **rest) is None
