@@ -37,57 +37,74 @@ BLOCK_OF_GROUP = 64
 PHASES = ("insert", "place", "rank", "finish")
 ALL = "all"
 
+_COUNTERS = tl.constexpr(8)
+_SLOTS_AN_ENTRY = tl.constexpr(2)
+
 _TAKEN = tl.constexpr(1)
 _FIRST = tl.constexpr(2)
 
 
 class Scratch(NamedTuple):
-    """What the phases share, of 32 bits each; all is 0 in the beginning."""
+    """What the phases share, of 32 bits each. To the table's end all is 0 in the beginning, and
+    again in the end; what is behind may hold anything."""
 
     counters_ptr: Any  # (1,) int64: groups that have a stretch << 32 | entries in them
     arrived_ptr: Any  # (3,) programs that are done with a phase
+    left_ptr: Any  # (1,) programs that will not look at the counters again
     table_ptr: Any  # (table_size,) 1 + the number of an entry with the slot's id
     size_ptr: Any  # (table_size,) entries of the group
     start_ptr: Any  # (table_size,) where its stretch begins, + _FIRST; _TAKEN: in a moment
-    slot_ptr: Any  # (n_entries,) of an entry's id; −1 where it is left out
-    place_ptr: Any  # (n_entries,) among the entries of its group
-    key_ptr: Any  # (n_entries,) rewards as integers that compare alike, a group side by side
-    entry_ptr: Any  # (n_entries,) whose they are
-    ordered_ptr: Any  # (n_entries,) rewards, each group sorted
-    offset_ptr: Any  # (n_entries,) whose they are
-    group_start_ptr: Any  # (n_entries,) where a group begins, by its number
-    group_size_ptr: Any  # (n_entries,)
+    slot_ptr: Any  # (capacity,) of an entry's id; −1 where it is left out
+    place_ptr: Any  # (capacity,) among the entries of its group
+    key_ptr: Any  # (capacity,) rewards as integers that compare alike, a group side by side
+    entry_ptr: Any  # (capacity,) whose they are
+    ordered_ptr: Any  # (capacity,) rewards, each group sorted
+    offset_ptr: Any  # (capacity,) whose they are
+    group_start_ptr: Any  # (capacity,) where a group begins, by its number
+    group_size_ptr: Any  # (capacity,)
 
 
-def scratch_size(n_entries: int, size: int) -> int:
+def capacity_for(n_entries: int) -> int:
+    """Choose for how many entries scratch is laid out: a power of two."""
+    return 1 << (n_entries - 1).bit_length()
+
+
+def table_size(capacity: int) -> int:
+    """Count the slots of the hash table, of which at most half are taken."""
+    return _SLOTS_AN_ENTRY.value * capacity
+
+
+def cleared_size(capacity: int) -> int:
+    """Count the words of `Scratch` that are 0 in the beginning."""
+    return _COUNTERS.value + 3 * table_size(capacity)
+
+
+def scratch_size(capacity: int) -> int:
     """Count the words of `Scratch`."""
-    return 8 + 3 * size + 8 * n_entries
-
-
-def table_size(n_entries: int) -> int:
-    """Choose how many slots a hash table has: twice as many as there can be ids, or more."""
-    return 1 << (2 * n_entries - 1).bit_length()
+    return cleared_size(capacity) + 8 * capacity
 
 
 @triton.jit
-def _scratch(ptr, n_entries, table_size):
+def _scratch(ptr, capacity):
     """Lay `Scratch` out: pointers into memory of `scratch_size` words of int32."""
-    table = ptr + 8
+    table_size = _SLOTS_AN_ENTRY * capacity
+    table = ptr + _COUNTERS
     entries = table + 3 * table_size
     return Scratch(
         ptr.to(tl.pointer_type(tl.int64)),
         ptr + 2,
+        ptr + 5,
         table,
         table + table_size,
         table + 2 * table_size,
         entries,
-        entries + n_entries,
-        entries + 2 * n_entries,
-        entries + 3 * n_entries,
-        (entries + 4 * n_entries).to(tl.pointer_type(tl.float32)),
-        entries + 5 * n_entries,
-        entries + 6 * n_entries,
-        entries + 7 * n_entries,
+        entries + capacity,
+        entries + 2 * capacity,
+        entries + 3 * capacity,
+        (entries + 4 * capacity).to(tl.pointer_type(tl.float32)),
+        entries + 5 * capacity,
+        entries + 6 * capacity,
+        entries + 7 * capacity,
     )
 
 
@@ -240,16 +257,35 @@ def _wait_for_all(arrived_ptr):
     tl.debug_barrier()
 
 
+@triton.jit
+def _free_slot(entry, scratch):
+    """Leave the slot of an entry's group as it was: its number ()."""
+    slot = tl.load(scratch.slot_ptr + entry)  # ()
+    tl.store(scratch.table_ptr + slot, 0)
+    tl.store(scratch.size_ptr + slot, 0)
+    tl.store(scratch.start_ptr + slot, 0)
+
+
+@triton.jit
+def _leave(scratch):
+    """Leave the counters as they were, if this program is the last that has looked at them."""
+    tl.debug_barrier()
+    if tl.atomic_add(scratch.left_ptr, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        tl.store(scratch.counters_ptr, tl.full([], 0, tl.int64))
+        every = tl.arange(0, 4)  # (4,) and left_ptr is behind the three
+        tl.store(scratch.arrived_ptr + every, tl.zeros([4], tl.int32))
+
+
 @triton.jit(
     do_not_specialize=(
-        *("n_entries", "table_size", "entries_a_group", "factorials_size", "k"),
+        *("n_entries", "capacity", "entries_a_group", "factorials_size", "k"),
         *("requires_k_lt_n", "undersized", "by_mean", "counted_from_top", "by_group", "by_size"),
     ),
     do_not_specialize_on_alignment=("rewards_ptr", "ids_ptr", "where_ptr", "k_ptr"),
 )
 def groups_kernel(
     rewards_ptr, ids_ptr, where_ptr, k_ptr, scratch_ptr, results_ptr, coefficients_ptr,
-    factorials_ptr, n_entries, table_size, entries_a_group, factorials_size, k, requires_k_lt_n,
+    factorials_ptr, n_entries, capacity, entries_a_group, factorials_size, k, requires_k_lt_n,
     undersized, by_mean, counted_from_top, by_group, by_size, factor: "fp32",
     PHASE: tl.constexpr, BY_ID: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
     DROPS_NAN: tl.constexpr, INDEX_SHIFT: tl.constexpr, NORMALIZED: tl.constexpr,
@@ -262,7 +298,7 @@ def groups_kernel(
     factor; by_group: over the number of groups; by_size: and over the group's size.
     """
     ALL: tl.constexpr = PHASE == "all"
-    scratch = _scratch(scratch_ptr, n_entries, table_size)
+    scratch = _scratch(scratch_ptr, capacity)
     first, step = tl.program_id(0), tl.num_programs(0)  # (), ()
     every = tl.arange(0, BLOCK)  # (BLOCK,)
     n_blocks = tl.cdiv(n_entries, BLOCK)  # ()
@@ -271,7 +307,8 @@ def groups_kernel(
         for block in tl.range(first, n_blocks, step):
             _insert(
                 block * BLOCK + every, rewards_ptr, ids_ptr, where_ptr, results_ptr, scratch,
-                n_entries, table_size, entries_a_group, BY_ID, MASKED, DROPS_NAN, BLOCK,
+                n_entries, _SLOTS_AN_ENTRY * capacity, entries_a_group,
+                BY_ID, MASKED, DROPS_NAN, BLOCK,
             )  # fmt: skip
     if ALL:
         _wait_for_all(scratch.arrived_ptr)
@@ -288,6 +325,7 @@ def groups_kernel(
     if ALL or PHASE == "finish":
         kind: tl.constexpr = Kind(False, False, INDEX_SHIFT, NORMALIZED, BLOCK_OF_GROUP)
         n_groups = (tl.load(scratch.counters_ptr) >> 32).to(tl.int32)  # ()
+        _leave(scratch)
         k = load_k(k, k_ptr, K)  # ()
         if by_group != 0:
             factor = factor / n_groups.to(tl.float32)  # ()
@@ -295,6 +333,7 @@ def groups_kernel(
         for group in tl.range(first, n_groups, step):
             start = tl.load(scratch.group_start_ptr + group)  # ()
             n = tl.load(scratch.group_size_ptr + group)  # ()
+            _free_slot(tl.load(scratch.offset_ptr + start), scratch)
             of_group = factor  # ()
             if by_size != 0:
                 of_group = factor / n.to(tl.float32)  # ()

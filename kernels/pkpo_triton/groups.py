@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import triton
@@ -16,9 +17,10 @@ from pkpo_triton.group_kernels import (
     BLOCK_OF_GROUP,
     PHASES,
     STEP,
+    capacity_for,
+    cleared_size,
     groups_kernel,
     scratch_size,
-    table_size,
 )
 from pkpo_triton.matrices import runs_on
 from pkpo_triton.operators import is_watched
@@ -70,6 +72,35 @@ def most_programs(device: torch.device) -> int:
     return PROGRAMS_OF_ONE * int(properties["multiprocessor_count"])
 
 
+# By device, stream and capacity: of calls on one stream each finds it as the one before has left it.
+_scratches: WeakValueDictionary[Any, torch.Tensor] = WeakValueDictionary()
+# Of CUDA's streams a number that means another one in each thread.
+_STREAM_OF_THREAD = 2
+
+
+def _kept_scratch(capacity: int, device: torch.device) -> torch.Tensor | None:
+    """Get the scratch of the current stream of a device; None where one would be shared."""
+    stream = 0
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():  # replays may run on any stream
+            return None
+        stream = torch.cuda.current_stream(device).cuda_stream
+    if stream == _STREAM_OF_THREAD:
+        return None
+    key = device, stream, capacity
+    scratch = _scratches.get(key)
+    if scratch is None:
+        scratch = _scratches[key] = _new_scratch(capacity, device)
+    return scratch
+
+
+def _new_scratch(capacity: int, device: torch.device) -> torch.Tensor:
+    """Make memory for `Scratch` as it is in the beginning."""
+    scratch = torch.empty(scratch_size(capacity), dtype=torch.int32, device=device)
+    scratch[: cleared_size(capacity)].zero_()
+    return scratch
+
+
 class GroupLaunch:
     """The launches for entries of one form, on the device and the stream that it was made on.
 
@@ -86,7 +117,7 @@ class GroupLaunch:
         dtype: of the result, not float64. Computed in float32.
     """
 
-    __slots__ = ("_constants", "_dtype", "_launches", "_prepared", "_scratch_size")
+    __slots__ = ("_capacity", "_constants", "_dtype", "_launches", "_prepared", "_scratch")
 
     def __init__(
         self,
@@ -102,15 +133,14 @@ class GroupLaunch:
         dtype: torch.dtype,
     ) -> None:
         n, device = rewards.shape[0], rewards.device
-        size = table_size(n)
-        self._scratch_size, self._dtype = scratch_size(n, size), dtype
+        self._capacity, self._dtype = capacity_for(n), dtype
         factorials = table_cache.factorials(max(n, LONGEST_ON_CHIP) + 1, device)
         by_group = scale == "batch_mean"
         arguments = (
             table_cache.coefficients(estimator, device),
             factorials,
             n,
-            size,
+            self._capacity,
             ids if isinstance(ids, int) else 1,
             factorials.shape[1],
             min(k, MOST_K) if isinstance(k, int) else 0,
@@ -142,15 +172,19 @@ class GroupLaunch:
             arguments,
         )
         self._constants = constants
+        self._scratch: torch.Tensor | None = None
         if runs_on() == "cuda":
             at_once = {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
             self._launches = [self._prepared(constants | at_once | {"PHASE": ALL})]
+            self._scratch = _kept_scratch(self._capacity, device)
         else:
-            self._launches = self._one_by_one()
+            self._launch_phases_apart()
 
-    def _one_by_one(self) -> list[PreparedKernel]:
-        """Prepare a launch for each phase."""
-        return [self._prepared(self._constants | {"PHASE": phase}) for phase in PHASES]
+    def _launch_phases_apart(self) -> None:
+        """Take a launch for each phase, and scratch of its own for each call, of which another
+        thread's may come between."""
+        self._launches = [self._prepared(self._constants | {"PHASE": phase}) for phase in PHASES]
+        self._scratch = None
 
     def __call__(
         self,
@@ -161,7 +195,9 @@ class GroupLaunch:
     ) -> torch.Tensor:
         """Transform entries: rewards, ids unless they are blocks, where (N,), k () unless it is of
         the host → (N,)."""
-        scratch = torch.zeros(self._scratch_size, dtype=torch.int32, device=rewards.device)
+        scratch = self._scratch
+        if scratch is None:
+            scratch = _new_scratch(self._capacity, rewards.device)
         out = torch.empty_like(rewards, dtype=self._dtype)
         tensors = rewards, ids, where, k, scratch, out
         try:
@@ -170,8 +206,8 @@ class GroupLaunch:
             if not any(words in str(error) for words in REFUSALS):
                 raise
             # Nothing has run. The next calls know.
-            self._launches = self._one_by_one()
-            self._launch(*tensors, there=out)
+            self._launch_phases_apart()
+            return self(rewards, ids, where, k)
         return out
 
     def _launch(self, *tensors: torch.Tensor | None, there: torch.Tensor) -> None:

@@ -23,7 +23,13 @@ if not TRITON_RUNS:
     pytest.skip(reason, allow_module_level=True)
 
 from pkpo_triton import groups as of_kernels  # noqa: E402
-from pkpo_triton.group_kernels import PHASES, table_size  # noqa: E402
+from pkpo_triton.group_kernels import (  # noqa: E402
+    PHASES,
+    capacity_for,
+    cleared_size,
+    scratch_size,
+    table_size,
+)
 
 # There the contract is enough.
 pytestmark = pytest.mark.costly("interpreted")
@@ -147,7 +153,7 @@ class TestIds:
 
     def test_that_meet_in_one_slot(self) -> None:
         """All begin to search where the last slots are, and go on at the first."""
-        size = table_size(N)
+        size = table_size(capacity_for(N))
         every = np.arange(200_000, dtype=np.uint64)
         x, shift = every, np.uint64(33)
         for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
@@ -255,6 +261,45 @@ class TestPromises:
             REWARDS.astype(np.float64), ids.cpu().numpy(), 3, samples=samples.cpu().numpy()
         )
         np.testing.assert_allclose(got.cpu(), want, rtol=5e-6)
+
+    def test_scratch_is_left_as_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = []
+
+        def with_garbage_behind(capacity: int, device: Any) -> Any:
+            garbage = torch.randint(-(2**31), 2**31, (scratch_size(capacity),))
+            garbage[: cleared_size(capacity)] = 0
+            made.append(garbage.to(device, torch.int32))
+            return made[-1]
+
+        monkeypatch.setattr(of_kernels, "_new_scratch", with_garbage_behind)
+        monkeypatch.setattr(of_kernels, "_scratches", {})
+        where = RNG.random(N) < 0.5
+        for ids in (IDS, np.zeros(N, int), np.arange(N)):  # none is of another size
+            check(REWARDS, ids, 2, where=where)
+            check(REWARDS, ids, 3)
+            check(REWARDS[:140], ids[:140], 3)
+            check(REWARDS, ids, 2, where=np.zeros(N, bool))
+        x = torch.from_numpy(REWARDS).to(DEVICE)
+        x[3] = torch.nan
+        pk.transform_groups(x, 5, 2, implementation="triton")
+        assert len(made) == (1 if DEVICE == "cuda" or ON_PTX else 13)
+        for scratch in made:
+            assert not scratch[: cleared_size(capacity_for(N))].any()
+
+    @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+    def test_streams_share_no_scratch(self) -> None:
+        rewards, ids = (torch.from_numpy(x).to(DEVICE) for x in (REWARDS, IDS))
+        streams = [torch.cuda.Stream() for _ in range(4)]
+        torch.cuda.synchronize()
+        outs = []
+        for _ in range(20):
+            for stream in streams:
+                with torch.cuda.stream(stream):
+                    outs.append(pk.transform_groups(rewards, ids, 3))
+        torch.cuda.synchronize()
+        want = pk.transform_groups(REWARDS.astype(np.float64), IDS, 3)
+        for out in outs:
+            np.testing.assert_allclose(out.cpu(), want, rtol=5e-6)
 
     @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
     def test_the_host_waits_for_nothing(self) -> None:
