@@ -102,6 +102,7 @@ def gpu_calls() -> Calls:
     dynamic_k = torch.tensor(K)
     small, sort_form = torch.randn(2, 2), torch_sort_form(torch.randn(1))
     flat, ids = small.flatten(), torch.tensor([7, 3, 3, 7])
+    kept, of_host, texts = flat > -1, ids.numpy(), ["a", "b", "b", "a"]
     rules = as_text(pk.ESTIMATORS["sloo_minus_one"], "sum", "zero")
     compiled = torch.ops.pkpo_triton.transform.default
 
@@ -116,6 +117,10 @@ def gpu_calls() -> Calls:
         "groups, blocks": lambda _: pk.transform_groups(flat, 2, 2),
         "groups, blocks, no mask": lambda _: pk.transform_groups(flat, 2, 2, nan="propagate"),
         "groups, integers": lambda _: pk.transform_groups(flat, ids, 2),
+        "groups, integers, k a tensor": lambda _: pk.transform_groups(flat, ids, dynamic_k),
+        "groups, integers, where": lambda _: pk.transform_groups(flat, ids, 2, where=kept),
+        "groups, integers of the host": lambda _: pk.transform_groups(flat, of_host, 2),
+        "groups, text": lambda _: pk.transform_groups(flat, texts, 2),
         "compiled": lambda _: compiled(x, K, None, None, rules),
     }
 

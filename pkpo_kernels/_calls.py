@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
-# (rewards, where, k) → the result
-Again = Callable[[Any, Any, Any], Any]
+# A call's arrays, as (rewards, where, k) → the result
+Again = Callable[..., Any]
 
 # A form for every k that a run anneals through would be a leak: so many are kept, the latest made.
 MOST_FORMS = 512
@@ -24,7 +24,7 @@ _NEW = None, None  # found of a call that goes the long way
 
 
 def find(
-    function: str, rewards: Any, k: Any, where: Any, number: Any, *names: Any
+    function: str, rewards: Any, k: Any, where: Any, number: Any, *names: Any, ids: Any = None
 ) -> tuple[Hashable | None, Again | None]:
     """Find an eager call's form, and what serves it if one of the form was made before: (form,
     again), both None for a call that goes the long way.
@@ -34,6 +34,7 @@ def find(
         rewards, k, where: its arrays, and an integer or several as k.
         number: an integer among its other arguments.
         names: the rest of them, and floats. What else is given for a name is equal to none.
+        ids: one array more; what is no tensor has no form.
     """
     torch = sys.modules.get("torch")
     if torch is None or type(rewards) is not torch.Tensor or torch.compiler.is_dynamo_compiling():
@@ -59,6 +60,11 @@ def find(
     of_where: Hashable = False
     if where is not None:
         of_where = _lies(where, torch) if type(where) is torch.Tensor else None
+    if ids is not None:
+        of_ids = _lies(ids, torch) if type(ids) is torch.Tensor else None
+        if of_ids is None:
+            return _NEW
+        names = *names, of_ids
     lies, stream = _lies(rewards, torch), _stream(torch, rewards)
     if lies is None or of_k is None or of_where is None or stream is None:
         return _NEW

@@ -47,6 +47,13 @@ class Rules(NamedTuple):
     undersized: Undersized
     implementation: ImplementationName | None
 
+    def of_equal_groups(self) -> Rules:
+        """Say the same of groups of one size, all of them valid."""
+        if self.scale != "batch_mean":
+            return self
+        # N / G is every group's own size.
+        return self._replace(scale="sum" if self.estimator.normalized else "mean")
+
 
 class Entries(NamedTuple):
     """Hold what a flat call was given, checked."""
@@ -57,6 +64,7 @@ class Entries(NamedTuple):
     valid: Array | None  # (N,) bool: kept, and scored; None where all are
     dtype: Any  # of the result
     traced: bool  # a program is being made, and some values are unknown
+    drops_nan: bool = False  # a NaN leaves an entry out, whether there is one or not
 
     @property
     def n(self) -> int:
@@ -74,9 +82,7 @@ class Entries(NamedTuple):
         xp = registry.namespace(library)
         kept = None
         if where is not None:
-            kept = checked_where(where, library)
-            if len(kept.shape) == 2:
-                kept = kept.any(-1)
+            kept = entries_kept(checked_where(where, library))
             if tuple(kept.shape) != tuple(array.shape):
                 raise ValueError(
                     f"where must be (N,) or (N, T) for N={array.shape[0]} rewards;"
@@ -84,7 +90,8 @@ class Entries(NamedTuple):
                 )
             check_device("where", kept, array, library)
         valid = kept
-        if nan == "drop" and dtype_name(array.dtype) in FLOATS:
+        drops_nan = nan == "drop" and dtype_name(array.dtype) in FLOATS
+        if drops_nan:
             scored = _scored(array, library, traced)
             if scored is not None:
                 valid = scored if kept is None else scored & kept
@@ -108,7 +115,15 @@ class Entries(NamedTuple):
                 )
             # Inside a program even what is made of constants is traced.
             traced = traced or is_traced(array == array)
-        return cls(library, array, kept, valid, dtype, traced)
+        return cls(library, array, kept, valid, dtype, traced, drops_nan)
+
+    def of_another(self, rewards: Array, kept: Array | None) -> Entries:
+        """Hold tensors (N,) of another call of the same form."""
+        valid = kept
+        if self.drops_nan:
+            scored = rewards == rewards
+            valid = scored if kept is None else scored & kept
+        return self._replace(rewards=rewards, kept=kept, valid=valid)
 
     @property
     def there(self) -> dict[str, Any]:
@@ -160,6 +175,12 @@ def checked_where(where: Any, library: str) -> Array:
     if library == "numpy" and mask.dtype.kind in "USTmM":
         raise TypeError(f"where must be bool or numbers; got {shown(where)}")
     return as_bool(mask)
+
+
+def entries_kept(mask: Array) -> Array:
+    """Tell which entries a mask keeps: (N,) or (N, T) of any dtype → (N,) bool."""
+    mask = as_bool(mask)
+    return mask.any(-1) if len(mask.shape) == 2 else mask
 
 
 def as_bool(x: Array) -> Array:

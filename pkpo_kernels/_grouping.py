@@ -129,7 +129,8 @@ def _by_samples(entries: Entries, groups: Ids, samples: Ids, k: Any, rules: Rule
             _k_of_rows(entries, k[index], None if entries.valid is None else entries.valid[index])
     last = standing(entries, groups, samples)
     stands = last == _index(entries, last.dtype)
-    out = _by_ids(entries._replace(kept=stands, valid=stands), groups, None, k, rules)
+    of_samples = entries._replace(kept=stands, valid=stands, drops_nan=False)
+    out = _by_ids(of_samples, groups, None, k, rules)
     kept = last >= 0 if entries.kept is None else (last >= 0) & entries.kept
     return xp.where(kept, out[xp.clip(last, 0, None)], xp.zeros_like(out))
 
@@ -178,8 +179,7 @@ def _in_blocks(entries: Entries, n: int, k: Any, rules: Rules) -> Array:
     if entries.library == "numpy" and entries.valid is not None:
         # To the bit what a group gets alone: a mask adds up in another order.
         return _by_size(entries, (_index(entries) // n,), k, rules)
-    # What all are samples of is a matrix as it lies.
-    of_kernels = None if entries.valid is None else _by_kernels.transform(entries, n, k, rules)
+    of_kernels = _by_kernels.transform(entries, n, k, rules)
     if of_kernels is not None:
         return of_kernels
     shape = entries.n // n, n
@@ -284,9 +284,9 @@ def _rows(
         # With a mask no k is an error: each row has its own way out.
         most = k if isinstance(k, int) else np.max(k, initial=1)
         where = as_bool(xp.ones_like(rows)) if most > estimator.largest_k(rows.shape[1]) else None
-    if scale == "batch_mean" and where is None and n_groups is None:
-        scale = "sum" if estimator.normalized else "mean"  # N / G is every group's own size
-        rules = rules._replace(scale=scale)
+    if where is None and n_groups is None:
+        rules = rules.of_equal_groups()
+        scale = rules.scale
     if scale not in ("sum", "mean") and dtype_name(rows.dtype) in ("float16", "bfloat16"):
         rows = as_dtype(rows, xp.float32)  # so that the result is rounded to it once
     of_rows: Scale = "mean" if scale == "mean" else "sum"

@@ -23,6 +23,7 @@ from pkpo_kernels._entries import (
     as_bool,
     checked_k,
     checked_scale,
+    entries_kept,
 )
 from pkpo_kernels.backends import registry
 from pkpo_kernels.maths.estimators import ESTIMATORS
@@ -38,11 +39,9 @@ from pkpo_kernels.typing import (
     Undersized,
 )
 from pkpo_kernels.validation import (
-    FLOATS,
     checked_array,
     checked_library,
     checked_name,
-    dtype_name,
     is_traced,
 )
 
@@ -161,13 +160,12 @@ def transform_groups(
     array([0., 2., 0., 6.])
     """
     form = again = ids = None
-    block = 0
-    if type(k) is int and samples is None and where is None and type(scale) in (str, float):
+    if samples is None and type(scale) in (str, float):
         block, ids = (groups, None) if type(groups) is int else (0, groups)
         names = estimator, scale, undersized, nan, implementation
-        form, again = _calls.find("transform_groups", rewards, k, ids, block, *names)
+        form, again = _calls.find("transform_groups", rewards, k, where, block, *names, ids=ids)
     if again is not None:
-        return again(rewards, ids, k)
+        return again(rewards, ids, where, k)
     chosen = ESTIMATORS[checked_name("estimator", estimator, ESTIMATORS)]
     rules = Rules(
         chosen,
@@ -177,35 +175,44 @@ def transform_groups(
     )
     traced = any(map(is_traced, (rewards, groups, samples, where, k)))
     entries = Entries.of(rewards, where, checked_name("nan", nan, get_args(NaN)), traced)
-    out = _grouping.transform(entries, groups, samples, checked_k(k, entries), rules)
-    # Where NumPy serves, its work is more than the checks.
+    as_checked = checked_k(k, entries)
+    out = _grouping.transform(entries, groups, samples, as_checked, rules)
+    # Where NumPy serves, its work is more than the checks; ks in a list become a tensor each time.
     is_plain = form is not None and not entries.traced and entries.rewards.dtype == rewards.dtype
+    is_plain = is_plain and isinstance(as_checked, type(k))
     if is_plain and (implementation not in (None, "numpy") or not entries.on_cpu):
-        drops = nan == "drop" and dtype_name(entries.rewards.dtype) in FLOATS
-        again = None
-        if (block and drops) or (ids is not None and ids.ndim == 1):
-            again = _by_id_again(entries, block or ids, k, rules, drops)
-        _calls.remember(form, again or _again(block, rules, drops, entries.dtype))
+        _calls.remember(form, _again(entries, groups, where, k, rules))
     return out
 
 
-def _by_id_again(
-    entries: Entries, ids: Array | int, k: int, rules: Rules, drops: bool
-) -> _calls.Again | None:
-    """Serve calls with blocks, or ids in a tensor, of a form that was checked before, by kernels
-    that group by themselves; None where none do."""
-    launch = _by_kernels.prepared(entries, ids, None, k, rules, drops_nan=drops)
-    return None if launch is None else lambda rewards, ids, k: launch(rewards, ids, None, None)
+def _again(entries: Entries, groups: Array | int, where: Any, k: Any, rules: Rules) -> _calls.Again:
+    """Serve calls of the form of one that was checked: blocks, or ids in a tensor, a mask in one or
+    none, k in one or an integer."""
+    torch, there, n = registry.namespace("torch"), entries.rewards.device, entries.n
+    block, ids = (groups, None) if isinstance(groups, int) else (0, groups)
 
+    def to_there(ids: Any, where: Any, k: Any) -> tuple[Any, Any, Any]:
+        return (
+            None if ids is None else ids.to(there),
+            None if where is None else entries_kept(where),
+            min(k, n + 1) if isinstance(k, int) else k.to(there, torch.int64),
+        )
 
-def _again(block: int, rules: Rules, drops: bool, dtype: Any) -> _calls.Again:
-    """Serve calls with blocks, or ids in a tensor, of a form that was checked before: `_calls`."""
+    arrays = to_there(ids, where, k)
+    launch = None
+    if ids is None or ids.ndim == 1:
+        launch = _by_kernels.prepared(entries, block or arrays[0], arrays[2], rules)
+    lie_there = arrays[0] is ids and arrays[1] is where and (isinstance(k, int) or arrays[2] is k)
+    if launch is not None and lie_there:
+        return launch
+    of_form = entries._replace(rewards=None, kept=None, valid=None)
 
-    def again(rewards: Array, ids: Array | None, k: int) -> Array:
-        valid = rewards == rewards if drops else None
-        entries = Entries("torch", rewards, None, valid, dtype, traced=False)
-        groups = block if ids is None else ids
-        return _grouping.of_library(entries, groups, None, min(k, entries.n + 1), rules)
+    def again(rewards: Array, ids: Array | None, where: Array | None, k: Any) -> Array:
+        ids, where, k = to_there(ids, where, k)
+        if launch is not None:
+            return launch(rewards, ids, where, k)
+        of_call = of_form.of_another(rewards, where)
+        return _grouping.of_library(of_call, block or ids, None, k, rules)
 
     return again
 

@@ -109,7 +109,7 @@ def test_groups_are_served_again() -> None:
     unscored[3] = unscored[40] = np.nan
     ragged = unscored.clone()
     ragged[8:16] = np.nan  # no group at all
-    calls: list[tuple[torch.Tensor, Any, int, dict[str, Any]]] = [
+    calls: list[tuple[torch.Tensor, Any, Any, dict[str, Any]]] = [
         (flat, ids, 2, {}),
         (unscored, ids, 2, {}),
         (flat, ids.int(), 2, {}),
@@ -130,12 +130,26 @@ def test_groups_are_served_again() -> None:
         (flat.double(), 8, 2, {}),
         ((4 * flat).long(), 8, 2, {}),
         (flat[:24], 8, 2, {}),
+        (flat, 8, torch.tensor(2), {}),
+        (flat, ids, torch.tensor(2, dtype=torch.int32), {}),
+        (flat, ids, ids % 3 + 1, {}),
+        (flat, 8, torch.arange(48) // 8 + 1, {}),
+        (flat, ids, torch.tensor(60), {"undersized": "nan"}),
+        (flat, 8, 2, {"where": flat > 0}),
+        (unscored, ids, 2, {"where": flat > 0}),
+        (unscored, ids, 2, {"where": flat > 0, "nan": "propagate"}),
+        (unscored, ids, 2, {"where": (4 * flat).int()}),
+        (unscored, ids, torch.tensor(3), {"where": torch.stack([flat > 1, flat < -1], 1)}),
+        (torch.stack([flat, flat], 1)[:, 0], ids.flip(0), 2, {}),
     ]
     for _ in range(2):
         for rewards, groups, k, options in calls:
             got = pk.transform_groups(rewards, groups, k, implementation="torch", **options)
-            of_numpy = groups if isinstance(groups, int) else groups.numpy()
-            right = pk.transform_groups(rewards.double().numpy(), of_numpy, k, **options)
+            of_numpy: Any = [groups, k]
+            of_numpy = [x.numpy() if isinstance(x, torch.Tensor) else x for x in of_numpy]
+            if "where" in options:
+                options = options | {"where": options["where"].numpy()}
+            right = pk.transform_groups(rewards.double().numpy(), *of_numpy, **options)
             np.testing.assert_allclose(got, right, rtol=5e-6, atol=1e-6)
             assert got.dtype == (rewards.dtype if rewards.is_floating_point() else torch.float32)
         for wrong in ({"groups": 7}, {"groups": True}, {"k": 0}, {"nan": "keep"}, {"scale": "sun"}):

@@ -72,7 +72,7 @@ def most_programs(device: torch.device) -> int:
     return PROGRAMS_OF_ONE * int(properties["multiprocessor_count"])
 
 
-# By device, stream and capacity: of calls on one stream each finds it as the one before has left it.
+# By device, stream and capacity: on one stream each call finds it as the one before has left it.
 _scratches: WeakValueDictionary[Any, torch.Tensor] = WeakValueDictionary()
 # Of CUDA's streams a number that means another one in each thread.
 _STREAM_OF_THREAD = 2
@@ -117,7 +117,9 @@ class GroupLaunch:
         dtype: of the result, not float64. Computed in float32.
     """
 
-    __slots__ = ("_capacity", "_constants", "_dtype", "_launches", "_prepared", "_scratch")
+    __slots__ = (
+        *("_capacity", "_constants", "_empty", "_launches", "_prepared", "_reads_k", "_scratch"),
+    )
 
     def __init__(
         self,
@@ -133,7 +135,10 @@ class GroupLaunch:
         dtype: torch.dtype,
     ) -> None:
         n, device = rewards.shape[0], rewards.device
-        self._capacity, self._dtype = capacity_for(n), dtype
+        self._capacity = capacity_for(n)
+        of_dtype = functools.partial(torch.empty_like, dtype=dtype)
+        self._empty = torch.empty_like if dtype == rewards.dtype else of_dtype
+        self._reads_k = isinstance(k, torch.Tensor)
         factorials = table_cache.factorials(max(n, LONGEST_ON_CHIP) + 1, device)
         by_group = scale == "batch_mean"
         arguments = (
@@ -191,15 +196,16 @@ class GroupLaunch:
         rewards: torch.Tensor,
         ids: torch.Tensor | None,
         where: torch.Tensor | None,
-        k: torch.Tensor | None,
+        k: torch.Tensor | int,
     ) -> torch.Tensor:
-        """Transform entries: rewards, ids unless they are blocks, where (N,), k () unless it is of
-        the host → (N,)."""
+        """Transform entries: rewards, ids unless they are blocks, where (N,), k (), or anything if
+        the host knew it → (N,)."""
         scratch = self._scratch
         if scratch is None:
             scratch = _new_scratch(self._capacity, rewards.device)
-        out = torch.empty_like(rewards, dtype=self._dtype)
-        tensors = rewards, ids, where, k, scratch, out
+        out = self._empty(rewards)
+        of_device: Any = k if self._reads_k else None
+        tensors = rewards, ids, where, of_device, scratch, out
         try:
             self._launch(*tensors, there=out)
         except RuntimeError as error:

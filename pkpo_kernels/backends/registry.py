@@ -74,9 +74,9 @@ class GroupsByItself(Protocol):
         self, rewards: Array, ids: Array | int, where: Array | None, k: int | Array, **options: Any
     ) -> Callable[..., Array] | None:
         """Prepare the transform of entries by their ids: rewards, ids or a block's size, where (N,)
-        or None, k an integer or () → what takes such (rewards, ids, where, k), None for integers,
-        and gives (N,) of dtype; None where it cannot. Options: estimator, scale, undersized,
-        drops_nan, dtype."""
+        or None, k an integer or () → what takes such (rewards, ids, where, k), None as ids of
+        blocks and anything for an integer k, and gives (N,) of dtype; None where it cannot.
+        Options: estimator, scale, undersized, drops_nan, dtype."""
 
 
 # Plain import statements, which torch.compile can follow; it cannot follow importlib.

@@ -250,7 +250,61 @@ class TestPromises:
             )
             want = pk.transform_groups(REWARDS.astype(np.float64) * change, IDS, 3)
             np.testing.assert_allclose(got.cpu(), want, rtol=5e-6)
-        assert len(_calls._known) == 1
+        assert len(_calls._known) == 2  # of the call, and of its kernel
+
+    @pytest.mark.parametrize(
+        ("given", "of_form"),
+        [
+            ({"where": True}, 2),
+            ({"where": "of tokens"}, 2),
+            ({"k": torch.int64}, 2),
+            ({"k": torch.int32, "where": True}, 2),
+            ({"ids": "of the host"}, 1),
+            ({"ids": "text"}, 1),
+            ({"ids": "text", "k": torch.int64, "where": "of tokens"}, 1),
+            ({"apart": True}, 2),
+            ({"apart": True, "where": True}, 2),
+        ],
+        ids=str,
+    )
+    def test_whatever_it_is_given(
+        self, given: dict[str, Any], of_form: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing is prepared twice."""
+        made, prepared = [], of_kernels.GroupLaunch.__init__
+
+        def counted(*arguments: Any, **options: Any) -> None:
+            made.append(arguments)
+            prepared(*arguments, **options)
+
+        monkeypatch.setattr(of_kernels.GroupLaunch, "__init__", counted)
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            rewards, numbers = rng.standard_normal(N).astype(np.float32), rng.permutation(IDS)
+            rewards[seed] = np.nan
+            mask = rng.random((N, 3)) < 0.4
+            options: dict[str, Any] = {}
+            kept = None
+            if given.get("where"):
+                kept = mask.any(1) if given["where"] == "of tokens" else mask[:, 0]
+                of_call = mask.astype(np.int32) if given["where"] == "of tokens" else kept
+                options["where"] = torch.from_numpy(np.array(of_call)).to(DEVICE)
+            k: Any = 3
+            if "k" in given:
+                k = torch.tensor(3, dtype=given["k"], device=DEVICE)
+            x, ids = (torch.from_numpy(both).to(DEVICE) for both in (rewards, numbers))
+            if "apart" in given:
+                x, ids = (torch.stack([both, both], 1)[:, 1] for both in (x, ids))
+                if "where" in options:
+                    options["where"] = options["where"].repeat_interleave(2)[::2]
+            if "ids" in given:
+                ids = (
+                    numbers if given["ids"] == "of the host" else [f"task {one}" for one in numbers]
+                )
+            got = pk.transform_groups(x, ids, k, implementation="triton", **options)
+            want = pk.transform_groups(rewards.astype(np.float64), numbers, 3, where=kept)
+            np.testing.assert_allclose(got.cpu(), want, rtol=5e-6)
+        assert (len(made), len(_calls._known)) == (1, of_form)
 
     def test_samples_of_several_entries(self) -> None:
         samples = torch.arange(N, device=DEVICE) // 2
