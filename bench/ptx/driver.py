@@ -14,6 +14,7 @@ run, and what would have been is kept: for AMD's GPUs too.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from unittest import mock
 
 import torch
 import triton
-from pkpo_triton import operators
+from pkpo_triton import groups, operators
 from triton.backends.compiler import GPUTarget
 
 from bench.ptx.launch import Launch
@@ -84,6 +85,7 @@ def _forget_launches() -> None:
     """Have calls prepared anew: launches are another driver's."""
     _calls.forget()
     operators.forget()
+    groups.forget()
 
 
 class Device:
@@ -94,6 +96,7 @@ class Device:
         executes: launches are run, which only PTX can be.
         keep: kernels and launches are kept, in `kernels` and `launches`.
         change: PTX → PTX that is run instead, and may be faulty: then faults are kept, not raised.
+        seed: of the first `Launch`; the next have the next.
         options: of every `Launch`.
 
     Attributes:
@@ -110,12 +113,13 @@ class Device:
         executes: bool = True,
         keep: bool = True,
         change: Callable[[str], str] | None = None,
+        seed: int = 0,
         **options: Any,
     ) -> None:
         self.target, self._max_shared_bytes = TARGETS[target]
         self._number = list(TARGETS).index(target)
         self.executes, self.keep = executes, keep
-        self.change, self.options = change, options
+        self.change, self.options, self._seeds = change, options, itertools.count(seed)
         self.kernels: list[Compiled] = []
         self.launches: list[Launched] = []
         self.utils = self  # Triton asks it for device properties, and to load binaries
@@ -211,7 +215,7 @@ class Device:
         if not self.executes:
             return
         ptx = kernel.assembly if self.change is None else self.change(kernel.assembly)
-        options = self.options | {"cooperative": kernel.cooperative}
+        options = self.options | {"cooperative": kernel.cooperative, "seed": next(self._seeds)}
         run = run_ptx(ptx, grid, arguments, kernel.shared_bytes, **options)
         Device.launched += 1
         if self.keep:

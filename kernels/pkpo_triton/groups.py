@@ -78,6 +78,11 @@ _scratches: WeakValueDictionary[Any, torch.Tensor] = WeakValueDictionary()
 _STREAM_OF_THREAD = 2
 
 
+def forget() -> None:
+    """Forget all scratch: for another driver, which may leave it in any state."""
+    _scratches.clear()
+
+
 def _kept_scratch(capacity: int, device: torch.device) -> torch.Tensor | None:
     """Get the scratch of the current stream of a device; None where one would be shared."""
     stream = 0

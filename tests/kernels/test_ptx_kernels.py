@@ -251,10 +251,10 @@ HARMLESS = {
     # The keys that are searched for the next bit are stored again, the same as before.
     ("barrier", "find"): 10,
     # What else is loaded is of no account …
-    ("guard", "_place"): 3,
+    ("guard", "_place"): 4,
     ("guard", "_rank"): 12,
     # … and what else is stored overwritten, or the same as what is there.
-    ("guard", "_insert"): 1,
+    ("guard", "_insert"): 2,
     # All may ask what one asks, and what that hears goes to all through a barrier.
     ("guard", "_wait_for_all"): 3,
     ("barrier", "_wait_for_all"): 3,
