@@ -31,7 +31,7 @@ class Clocks:
         self._known = np.zeros((ctas, ctas), np.int64)  # by each CTA, of each one's releases
         self._learned = np.zeros((ctas, ctas), np.int64)  # by one of its threads …
         self._learned_at = np.zeros(ctas, np.int64)  # … since so many barriers
-        self._wrote_at = np.full((ctas, per_cta), -1, np.int64)  # each thread, by the same count
+        self._touched_at = np.full((ctas, per_cta), -1, np.int64)  # each thread, by the same count
         self._released: dict[int, Array] = {}  # address → what who acquires there learns
 
     def moments(self, threads: Threads) -> Array:
@@ -39,14 +39,14 @@ class Clocks:
         are in order."""
         return self._known_by_all(threads).min(1)
 
-    def wrote(self, threads: Threads, active: Array) -> None:
-        """Note that threads have written to global memory."""
+    def touched(self, threads: Threads, active: Array) -> None:
+        """Note that threads have read global memory, or written to it."""
         cta = threads.cta[active]
-        self._wrote_at[cta, threads.number[active] % threads.per_cta] = threads.barriers[cta]
+        self._touched_at[cta, threads.number[active] % threads.per_cta] = threads.barriers[cta]
 
     def order(self, parts: Collection[str], address: int, threads: Threads, thread: int) -> bool:
         """Have a CTA learn, and say, what an atomic access of one thread is for → whether it
-        releases what others of its CTA have written since the last barrier."""
+        releases what others of its CTA have touched since the last barrier."""
         cta = int(threads.cta[thread])
         if ("acquire" in parts or "acq_rel" in parts) and address in self._released:
             self._known_by_all(threads)
@@ -57,7 +57,7 @@ class Clocks:
         known = self._known_by_all(threads)[cta]
         known[cta] += 1
         self._released[address] = np.maximum(known, self._released.get(address, 0))
-        since = self._wrote_at[cta] == threads.barriers[cta]
+        since = self._touched_at[cta] == threads.barriers[cta]
         since[threads.number[thread] % threads.per_cta] = False
         return bool(since.any())
 

@@ -248,7 +248,7 @@ class Memory:
             for turn, (thread, word) in enumerate(zip(chosen, byte // size, strict=True)):
                 old = out[thread] = words[word]
                 if self._clocks.order(at.parts, int(address[thread]), threads, active[thread]):
-                    early = "released before others of its CTA, which have written, are here"
+                    early = "released before others of its CTA, which touch memory, are here"
                     me = np.array([thread])
                     self._add("race", at, address[me], threads, active[me], early)
                 if what == "add":
@@ -321,6 +321,8 @@ class Memory:
         bad = ~where.written[piece]
         if where is self._shared and bad.any():
             self._add("uninitialised", at, byte[bad], threads, active[bad], "never written")
+        if where is not self._shared:
+            self._clocks.touched(threads, active)
         moments = self._moments(where, threads, active)
         self._race(where.writers, moments, piece, byte, threads, active, at, "written")
         self._race(where.atomics, moments, piece, byte, threads, active, at, "changed")
@@ -333,7 +335,7 @@ class Memory:
         """`there`: memory holds already what is written, so that order makes no difference."""
         piece, byte, active = _pieces(where, byte, total, active)
         if where is not self._shared:
-            self._clocks.wrote(threads, active)
+            self._clocks.touched(threads, active)
         differs = ~np.tile(there, len(piece) // len(there)) if len(there) else ~there
         moments = self._moments(where, threads, active)
         if differs.any():

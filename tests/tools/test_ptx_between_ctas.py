@@ -65,6 +65,7 @@ def test_ctas_that_have_waited_for_each_other_do_not_race(seed: int, arrive: str
     "changes",
     [
         {"before": ""},
+        {"before": "bar.sync 0;\nld.global.b32 %r9, [%rd1];"},  # who waits may write there
         {"after": ""},
         {"arrive": "atom.global.gpu.relaxed.add.u32 %r6,"},
         {"poll": "ld.global.b32"},
