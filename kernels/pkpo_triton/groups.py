@@ -186,7 +186,8 @@ class GroupLaunch:
         if runs_on() == "cuda":
             at_once = {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
             self._launches = [self._prepared(constants | at_once | {"PHASE": ALL})]
-            self._scratch = _kept_scratch(self._capacity, device)
+            with device_of(rewards):
+                self._scratch = _kept_scratch(self._capacity, device)
         else:
             self._launch_phases_apart()
 
