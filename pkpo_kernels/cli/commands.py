@@ -175,7 +175,8 @@ def transform(
         typer.Option(
             "--bare",
             help="Write ids, rewards and transformed rewards alone: in .jsonl and .parquet a task a"
-            " line, in .csv a sample. So it is always where one of the files is .npy or .parquet.",
+            " line, in .csv a sample. So it is always where one of the files is .npy, or only one"
+            " of them .parquet.",
         ),
     ] = False,
 ) -> None:
@@ -188,8 +189,8 @@ def transform(
         reading = replace(reading, new_key=new_key or NEW_KEY)
     elif new_key is not None:
         raise ValueError(
-            "--new-key must be given only where lines come out, from and to JSON or CSV and without"
-            f" --bare; got {new_key!r}"
+            "--new-key must be given only where lines come out, from and to JSON or CSV, or from"
+            f" Parquet to Parquet, and without --bare; got {new_key!r}"
         )
     with progress(f"reading {name_of(file)}", _size(file)) as read:
         rollouts = read_rollouts(file, reading, format=format, progress=read)

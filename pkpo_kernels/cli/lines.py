@@ -183,7 +183,7 @@ class Lines:
         names, values: all that it holds."""
         task_id = self.checked_id(task_id, line)
         if self.options.new_key is not None and names not in self._keys:
-            self._check_keys(names, self.options.new_key, line)
+            self.check_new_key(names, line)
             self._keys[names] = None
         try:
             self._flat.fromlist(rewards)
@@ -202,8 +202,11 @@ class Lines:
         if len(self._numbers) >= _LINES or len(self._flat) >= _SAMPLES:
             self._flush()
 
-    def _check_keys(self, names: tuple[str, ...], new_key: str, line: int) -> None:
-        """Refuse a line that cannot get a key more."""
+    def check_new_key(self, names: tuple[str, ...], line: int | None = None) -> None:
+        """Refuse a line that is to get a key more and cannot; all lines, if none is said."""
+        new_key = self.options.new_key
+        if new_key is None:
+            return
         if new_key in names:
             self.fail(
                 f"--new-key must be a name that no line has; got {new_key!r}; choose another, or"

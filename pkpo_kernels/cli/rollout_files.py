@@ -34,7 +34,7 @@ from typing import Any, BinaryIO, Protocol
 from pkpo_kernels.cli.columns import NEW_KEY
 from pkpo_kernels.cli.formats import csv, json, jsonl, npy, parquet
 from pkpo_kernels.cli.lines import Lines, Options
-from pkpo_kernels.cli.rewriting import LineWriter, Rewriting
+from pkpo_kernels.cli.rewriting import LineWriter, Rewriting, RewritingOneByOne
 from pkpo_kernels.cli.rollouts import Floats, InARow, PathLike, RolloutFileError, Rollouts
 from pkpo_kernels.cli.sources import STDIN, TEXT, Progress, Source, format_of, opened
 from pkpo_kernels.cli.whole_files import check_folder, written_whole
@@ -233,7 +233,10 @@ def gives_lines_back(path: PathLike, output: PathLike, format: str | None = None
     Raises:
         RolloutFileError: as `format_of`; or they could be, if the file could be read twice.
     """
-    if format_of(path, format) not in TEXT or _checked_extension(output) not in _LINE_WRITERS:
+    chosen, extension = format_of(path, format), _checked_extension(output)
+    if chosen == "parquet" and extension == ".parquet":
+        return True
+    if chosen not in TEXT or extension not in _LINE_WRITERS:
         return False
     if os.fspath(path) == STDIN or Path(path).is_fifo():
         raise RolloutFileError(
@@ -258,11 +261,12 @@ def write_lines(
     reward was transformed to, or the list of what its rewards were; whole or not at all.
 
     What --only leaves out is not written. A sample that is left out as null gets null, and so does
-    what is not finite. From CSV all but rewards is text in JSON; from JSON what is no text is JSON
-    in CSV, and null is an empty cell.
+    what is not finite, but in Parquet. From CSV all but rewards is text in JSON; from JSON what is
+    no text is JSON in CSV, and null is an empty cell.
 
     Args:
-        path: where to, `.jsonl` or `.csv`.
+        path: where to, `.jsonl` or `.csv`; from Parquet, whose columns keep their types,
+          `.parquet`.
         source, options, format: what was read, and how; it is read once more.
         rollouts: what was found there.
         values: for each task as many numbers as it has rewards.
@@ -275,10 +279,16 @@ def write_lines(
     extension, chosen = _checked_extension(path), format_of(source, format)
     parsed = extension == ".jsonl" and chosen in ("csv", "tsv")
     with written_whole(path) as file, opened(source, progress) as again:
-        keys = (*rollouts.keys, options.new_key or NEW_KEY)
-        write_line = _LINE_WRITERS[extension](file, keys)
-        lines = Rewriting(again.path, options, rollouts, values, write_line, parsed=parsed)
-        _READERS[chosen](again, lines)
+        if chosen == "parquet":
+            lines = Rewriting(again.path, options, rollouts, values)
+            parquet.rewrite(again, lines, file)
+        else:
+            keys = (*rollouts.keys, options.new_key or NEW_KEY)
+            write_line = _LINE_WRITERS[extension](file, keys)
+            lines = RewritingOneByOne(
+                again.path, options, rollouts, values, write_line, parsed=parsed
+            )
+            _READERS[chosen](again, lines)
         lines.check_all_read()
 
 

@@ -222,7 +222,7 @@ class TestIds:
         # pandas makes floats of integers where one is missing.
         pq.write_table(pa.table({"task_id": [1.0, 2.0, 1.0], "reward": [1, 0, 0]}), path)
         assert plain(read_rollouts(path)) == {1: [1, 0], 2: [0]}
-        assert pkpo("transform", path, "-k", "1", "-o", output)[0] == 0
+        assert pkpo("transform", path, "-k", "1", "-o", output, "--bare")[0] == 0
         assert pq.read_table(output)["task_id"].to_pylist() == [1, 2]
         pq.write_table(pa.table({"task_id": [1.0, float("nan")], "reward": [1, 0]}), path)
         with pytest.raises(RolloutFileError, match=":2: task_id must be a string or a number"):

@@ -3,7 +3,8 @@ sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from pkpo_kernels.cli.columns import Columns
 from pkpo_kernels.cli.lines import Lines
+from pkpo_kernels.cli.rewriting import Rewriting
 from pkpo_kernels.cli.rollouts import Floats, Rollouts, TaskId
 from pkpo_kernels.cli.sources import Source
 from pkpo_kernels.validation import LARGEST_EXACT
@@ -23,29 +25,85 @@ _ROWS, _BYTES = 1 << 16, 1 << 25
 
 def read(source: Source, lines: Lines) -> None:
     """Read a row for each task or each sample."""
+    for columns, table, numbers in _tables(source, lines, whole=False):
+        with _arrow_reads(lines):
+            held = _held(lines, columns, table, numbers)
+        lines.add_all(*held, numbers.tolist())
+
+
+def rewrite(source: Source, lines: Rewriting, file: BinaryIO) -> None:
+    """Write the rows of a file that was read, each with a column more."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    writer = None
+    for columns, table, numbers in _tables(source, lines, whole=True):
+        with _arrow_reads(lines):
+            ids, flat, lengths = _held(lines, columns, table, numbers)
+        new, left_out = lines.transformed(ids, flat, lengths, numbers.tolist())
+        if columns.wide:
+            # In the place of each sample; null where a cell has none.
+            there = _there(lines, [table[columns.names[i]] for i in columns.rewards])
+            cells, none = np.zeros(there.shape), np.ones(there.shape, bool)
+            cells[there], none[there] = new, left_out
+            new, left_out = cells.reshape(-1), none.reshape(-1)
+            lengths = np.full(len(there), there.shape[1])
+        column = pa.array(new, mask=left_out)
+        if not lines.one_sample_a_line:
+            column = pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)), column)
+        table = table.append_column(lines.new_key, column)
+        if writer is None:
+            writer = pq.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+@contextmanager
+def _arrow_reads(lines: Lines) -> Iterator[None]:
+    """Refuse a file of which Arrow can make nothing."""
+    import pyarrow as pa
+
     try:
+        yield
+    # Arrow raises OSError for pages that cannot be decompressed.
+    except (pa.ArrowException, OSError) as error:
+        lines.fail(f"not a Parquet file of rollouts: {error}")
+
+
+def _tables(
+    source: Source, lines: Lines, *, whole: bool
+) -> Iterator[tuple[Columns, Any, NDArray[np.int64]]]:
+    """Read tables of some rows each, those that are wanted: → which columns are used, a table with
+    these alone or with all, and the numbers of its rows (rows,)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _arrow_reads(lines):
         parquet = pq.ParquetFile(source.file)
-        columns = lines.choose(parquet.schema_arrow.names)
-        names = list(dict.fromkeys(columns.names[i] for i in (columns.task, *columns.rewards)))
-        also = [*lines.options.only]
+        every = parquet.schema_arrow.names
+        columns = lines.choose(every)
+        lines.check_new_key(columns.names)
+        names = dict.fromkeys(columns.names[i] for i in (columns.task, *columns.rewards))
+        also = dict.fromkeys(lines.options.only)
         if columns.apart is not None:
-            also.append(columns.names[columns.apart])
+            also[columns.names[columns.apart]] = None
+        chosen = list(every if whole else names | also)
         start, rows = 0, parquet.metadata.num_rows
-        size = _rows_at_a_time(parquet.metadata, {*names, *also})
-        for batch in parquet.iter_batches(size, columns=[*names, *also]):
+        size = _rows_at_a_time(parquet.metadata, set(chosen))
+        batches = parquet.iter_batches(size, columns=None if whole else chosen)
+    while True:
+        with _arrow_reads(lines):
+            batch = next(batches, None)
+            if batch is None:
+                return
             source.tell(start / rows)
             numbers = np.arange(start + 1, start + 1 + len(batch))
             start += len(batch)
             table = pa.Table.from_batches([batch])
             if also:
-                table, numbers = _taken(lines, columns, table, numbers)
-            _add(lines, columns, [table[name] for name in names], numbers)
-    # Arrow raises OSError for pages that cannot be decompressed.
-    except (pa.ArrowException, OSError) as error:
-        lines.fail(f"not a Parquet file of rollouts: {error}")
+                table, numbers = _taken(lines, columns, table, numbers, list(also))
+        yield columns, table, numbers
 
 
 def _rows_at_a_time(metadata: Any, names: set[str]) -> int:
@@ -60,10 +118,11 @@ def _rows_at_a_time(metadata: Any, names: set[str]) -> int:
 
 
 def _taken(
-    lines: Lines, columns: Columns, table: Any, numbers: NDArray[np.int64]
+    lines: Lines, columns: Columns, table: Any, numbers: NDArray[np.int64], deciding: list[str]
 ) -> tuple[Any, NDArray[np.int64]]:
-    """Leave out the rows that are not wanted: a table, and the numbers of its rows (rows,)."""
-    held = {name: table[name].to_pylist() for name in table.column_names}
+    """Leave out the rows that are not wanted, as some columns decide: a table, and the numbers of
+    its rows (rows,)."""
+    held = {name: table[name].to_pylist() for name in deciding if name in columns.names}
     taken = np.array(
         [
             lines.takes(columns, lambda at: held[columns.names[at]][row], int(number))  # noqa: B023
@@ -74,13 +133,24 @@ def _taken(
     return table.filter(taken), numbers[taken]
 
 
-def _add(lines: Lines, columns: Columns, arrays: Sequence[Any], numbers: NDArray[np.int64]) -> None:
-    """Keep rows: Arrow columns (rows,) of ids and of rewards, and the rows' numbers (rows,)."""
-    task_ids, *rewards = arrays
+def _held(
+    lines: Lines, columns: Columns, table: Any, numbers: NDArray[np.int64]
+) -> tuple[list[TaskId], Floats, NDArray[np.int64]]:
+    """Convert what rows hold, whose numbers are (rows,): → their ids, all rewards (samples,), NaN
+    for null, and how many each row has (rows,)."""
+    task_ids, *rewards = (table[columns.names[i]] for i in (columns.task, *columns.rewards))
     _check_no_null(lines, columns.names[columns.task], task_ids, numbers)
     flat, lengths, lists = _numbers_of(lines, columns, rewards, numbers)
     lines.one_sample_a_line = not (columns.wide or lists)
-    lines.add_all(_ids_of(lines, task_ids, numbers), flat, lengths, numbers.tolist())
+    return _ids_of(lines, task_ids, numbers), flat, lengths
+
+
+def _there(lines: Lines, rewards: Sequence[Any]) -> NDArray[np.bool_]:
+    """Tell which cells of Arrow columns (rows,) are samples: (rows, columns)."""
+    import pyarrow.compute as pc
+
+    there: NDArray[np.bool_] = np.column_stack([pc.is_valid(one).to_numpy() for one in rewards])
+    return there | (lines.options.null == "zero")
 
 
 def _numbers_of(
@@ -104,8 +174,7 @@ def _numbers_of(
 
     if columns.wide:
         names = [columns.names[i] for i in columns.rewards]
-        there = np.column_stack([pc.is_valid(column).to_numpy() for column in rewards])
-        there |= lines.options.null == "zero"
+        there = _there(lines, rewards)
         lines.absent += int(there.size - there.sum())
         cells = np.column_stack(list(map(numbers, names, rewards)))
         return cells[there], there.sum(axis=1), False
