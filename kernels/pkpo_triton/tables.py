@@ -147,6 +147,7 @@ def row_weights(rules: str, samples_per_thread: int, threads_per_row: int, k: in
     estimator, scale, undersized = from_text(rules)
     n = samples_per_thread * threads_per_row
     slots = in_slots(list(range(n)), samples_per_thread, threads_per_row)
+    slot_of = dict(zip(slots, range(n), strict=True))
     # Of two numbers from 1 to C(n, k), one in a row's ratios and one in its factor, each gets half.
     # As far as `plan.MOST_BITS_MASKED` the smallest and the largest are normal numbers of float32.
     scaled = 1 << math.comb(n, k).bit_length() // 2
@@ -163,7 +164,7 @@ def row_weights(rules: str, samples_per_thread: int, threads_per_row: int, k: in
             at, factor = first, scaled / math.comb(m, k)
         else:
             # From here on the window of the top gap's slot modulo 4 has a 1 at that slot.
-            slot = slots.index(m - 1)
+            slot = slot_of[m - 1]
             at = first + n + 2 * n * (slot % 4) + n - slot // 4 * 4
             below = max(m - 1 - estimator.index_shift, 0)
             factor = math.comb(below, k_of_row - 1) / math.comb(m, k_of_row)
