@@ -39,7 +39,7 @@ def prepared(entries: Entries, ids: Array | int, k: Any, rules: Rules) -> Launch
     if launch is None:
         backend = registry.choose(rules.implementation, "torch", entries.rewards).backend
         if block and entries.kept is None and not entries.drops_nan:
-            # What has no form, since it is watched, goes by operators.
+            # What has no form may be watched, and operators may have to be seen.
             launch = None if form is None else _of_matrix(backend, entries, block, k, rules)
         elif isinstance(backend, registry.GroupsByItself):
             launch = _of_groups(backend, entries, ids, k, rules)

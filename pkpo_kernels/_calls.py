@@ -16,7 +16,7 @@ from typing import Any
 Again = Callable[..., Any]
 
 # A form for every k that a run anneals through would be a leak: so many are kept, the latest made.
-MOST_FORMS = 512
+MOST_FORMS = 1024
 
 _known: dict[Hashable, Again] = {}
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels._arguments import Groups
+from pkpo_kernels._tracing import is_traced
 from pkpo_kernels.backends import registry
 from pkpo_kernels.backends._devices import on_one_cpu
 from pkpo_kernels.conversion import (
@@ -30,7 +31,6 @@ from pkpo_kernels.validation import (
     dtype_name,
     host_integers,
     is_integer,
-    is_traced,
     library_of,
     shown,
 )

@@ -26,9 +26,9 @@ from pkpo_kernels._ids import (
     representatives,
     slots,
 )
+from pkpo_kernels._tracing import is_watched
 from pkpo_kernels.api import transform as transform_matrix
 from pkpo_kernels.backends import registry
-from pkpo_kernels.backends._devices import is_watched
 from pkpo_kernels.conversion import as_dtype
 from pkpo_kernels.maths.weights import Array
 from pkpo_kernels.typing import EstimatorName, Scale

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pkpo_kernels._tracing import is_traced
 from pkpo_kernels.backends._segments import matrix_width
 from pkpo_kernels.conversion import to_host
 from pkpo_kernels.validation import (
@@ -22,7 +23,6 @@ from pkpo_kernels.validation import (
     Array,
     dtype_name,
     is_integer,
-    is_traced,
     library_of,
     shown,
 )

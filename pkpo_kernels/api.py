@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pkpo_kernels import _calls
 from pkpo_kernels._arguments import Groups, checked_ks, k_of_groups
 from pkpo_kernels._dtensor import is_dtensor, on_every_rank
+from pkpo_kernels._tracing import is_traced
 from pkpo_kernels.backends import registry
 from pkpo_kernels.conversion import k_to_host, result_from_host, rewards_to_host, to_host
 from pkpo_kernels.maths.estimators import ESTIMATORS
@@ -32,7 +33,7 @@ from pkpo_kernels.typing import (
     Scale,
     Undersized,
 )
-from pkpo_kernels.validation import checked_name, is_traced
+from pkpo_kernels.validation import checked_name
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
 UNDERSIZED: tuple[Undersized, ...] = get_args(Undersized)

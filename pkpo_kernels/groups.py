@@ -25,6 +25,7 @@ from pkpo_kernels._entries import (
     checked_scale,
     entries_kept,
 )
+from pkpo_kernels._tracing import is_traced
 from pkpo_kernels.backends import registry
 from pkpo_kernels.maths.estimators import ESTIMATORS
 from pkpo_kernels.maths.weights import Array
@@ -42,7 +43,6 @@ from pkpo_kernels.validation import (
     checked_array,
     checked_library,
     checked_name,
-    is_traced,
 )
 
 EntryIds = Sequence[Hashable] | NDArray[Any] | TorchTensor | JaxArray

@@ -11,6 +11,7 @@ import numpy as np
 
 from pkpo_kernels import _grouping
 from pkpo_kernels._entries import Entries, GroupScale, checked_k, checked_scale, checked_where
+from pkpo_kernels._tracing import is_traced
 from pkpo_kernels.backends import registry
 from pkpo_kernels.conversion import as_dtype
 from pkpo_kernels.groups import transform_groups
@@ -23,7 +24,6 @@ from pkpo_kernels.validation import (
     checked_integers,
     checked_name,
     dtype_name,
-    is_traced,
     library_of,
     shown,
 )

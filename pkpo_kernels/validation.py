@@ -364,37 +364,3 @@ def checked_mask(where: Any, rewards: Array, library: str) -> Array:
         )
     check_device("where", where, rewards, library)
     return where
-
-
-def is_traced(array: Array) -> bool:
-    """Tell whether an array's values are unknown: a program is being made, or a batch hidden, or
-    its class says itself what becomes of operations, and may hold no values."""
-    if array is None or isinstance(array, (int, list, tuple, np.ndarray)):
-        return False
-    library = library_of(array)
-    if library == "jax":
-        import jax
-
-        return isinstance(array, jax.core.Tracer)
-    if library == "torch":
-        import torch
-
-        return (
-            torch.compiler.is_compiling()
-            or type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
-            or torch._C._functorch.is_functorch_wrapped_tensor(array)
-            or torch._C._get_tracing_state() is not None  # jit.trace
-            # make_fx with pre_dispatch
-            or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0  # type: ignore[no-untyped-call]
-            or (torch._C._len_torch_dispatch_stack() > 0 and _is_mode_of_tracing())
-        )
-    return False
-
-
-def _is_mode_of_tracing() -> bool:
-    """Tell whether torch's operations are recorded or faked (those modes have a key), and not only
-    watched, as by a counter of operations."""
-    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-
-    modes = _get_current_dispatch_mode_stack()
-    return any(getattr(mode, "_mode_key", None) is not None for mode in modes)

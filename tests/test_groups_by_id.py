@@ -281,6 +281,22 @@ class TestTraced:
         got = torch.func.vmap(lambda x: pk.transform_groups(x, ids, 3))(batch)
         close(got, np.stack([WANT, 2 * WANT]))
 
+    @pytest.mark.parametrize("implementation", [None, "torch"])
+    @pytest.mark.parametrize("transforms", ["grad", "vmap of grad"])
+    def test_a_loss_that_is_differentiated_by_torch_func(
+        self, implementation: Any, transforms: str
+    ) -> None:
+        rewards, ids = torch.from_numpy(REWARDS), torch.from_numpy(IDS)
+
+        def loss(x: torch.Tensor) -> torch.Tensor:
+            return (x * pk.transform_groups(rewards, ids, 3, implementation=implementation)).sum()
+
+        if transforms == "grad":
+            close(torch.func.grad(loss)(rewards), WANT)
+        else:
+            both = torch.stack([rewards, 2 * rewards])
+            close(torch.func.vmap(torch.func.grad(loss))(both), np.stack([WANT, WANT]))
+
     def test_one_group_much_larger_than_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_grouping, "SMALL", 0)
         ids = np.where(np.arange(N) < 20, 0, np.arange(N))

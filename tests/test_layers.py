@@ -20,7 +20,7 @@ PACKAGES = {
 # another. A name that ends in a dot is a package whose modules may.
 LAYERS = (
     ("typing", "validation", "backends._installed", "_calls"),
-    ("maths.weights", "backends._devices", "_pass_at_k"),
+    ("maths.weights", "backends._devices", "_pass_at_k", "_tracing"),
     ("maths.estimators", "backends._unsupported"),
     ("maths.reference", "backends._rows"),
     ("backends._jax_rows", "backends._segments"),

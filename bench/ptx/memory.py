@@ -255,6 +255,7 @@ class Memory:
                     words[word] = old + new[turn]
                 elif what == "exch" or old == compared[0][turn]:
                     words[word] = new[turn]
+        self._clocks.touched(threads, active)
         return out
 
     def _reached(

@@ -4,7 +4,8 @@ side, sorted, for `sorted_row.finish_row` to finish. Four phases, with all progr
     insert   each entry finds the slot of its id, or block, and its place among those of its group
     place    each group gets a stretch of memory, and each entry puts itself there
     rank     each entry counts how many of its group are less, and goes where that says
-    finish   each group becomes its values, at the entries' own offsets
+    finish   each group becomes its values, at the entries' own offsets, and its slot is left as it
+             was; the last program leaves the counters so
 
 In one launch, where all programs run at once and wait for each other between phases; or a launch
 for each phase. The host waits for nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -106,6 +107,10 @@ def _new_scratch(capacity: int, device: torch.device) -> torch.Tensor:
     return scratch
 
 
+# The kernels that are launched, and the scratch that is kept for them, if it is.
+_How = tuple[Sequence[PreparedKernel], torch.Tensor | None]
+
+
 class GroupLaunch:
     """The launches for entries of one form, on the device and the stream that it was made on.
 
@@ -122,9 +127,7 @@ class GroupLaunch:
         dtype: of the result, not float64. Computed in float32.
     """
 
-    __slots__ = (
-        *("_capacity", "_constants", "_empty", "_launches", "_prepared", "_reads_k", "_scratch"),
-    )
+    __slots__ = (*("_capacity", "_constants", "_empty", "_how", "_prepared", "_reads_k"),)
 
     def __init__(
         self,
@@ -182,20 +185,18 @@ class GroupLaunch:
             arguments,
         )
         self._constants = constants
-        self._scratch: torch.Tensor | None = None
         if runs_on() == "cuda":
             at_once = {"launch_cooperative_grid": True, "maxnreg": MOST_REGISTERS}
-            self._launches = [self._prepared(constants | at_once | {"PHASE": ALL})]
+            launch = self._prepared(constants | at_once | {"PHASE": ALL})
             with device_of(rewards):
-                self._scratch = _kept_scratch(self._capacity, device)
+                self._how: _How = (launch,), _kept_scratch(self._capacity, device)
         else:
-            self._launch_phases_apart()
+            self._how = self._phases_apart()
 
-    def _launch_phases_apart(self) -> None:
-        """Take a launch for each phase, and scratch of its own for each call, of which another
+    def _phases_apart(self) -> _How:
+        """Prepare a launch for each phase, with scratch of its own for each call, since another
         thread's may come between."""
-        self._launches = [self._prepared(self._constants | {"PHASE": phase}) for phase in PHASES]
-        self._scratch = None
+        return [self._prepared(self._constants | {"PHASE": phase}) for phase in PHASES], None
 
     def __call__(
         self,
@@ -206,28 +207,30 @@ class GroupLaunch:
     ) -> torch.Tensor:
         """Transform entries: rewards, ids unless they are blocks, where (N,), k (), or anything if
         the host knew it → (N,)."""
-        scratch = self._scratch
+        launches, scratch = self._how
         if scratch is None:
             scratch = _new_scratch(self._capacity, rewards.device)
         out = self._empty(rewards)
         of_device: Any = k if self._reads_k else None
         tensors = rewards, ids, where, of_device, scratch, out
         try:
-            self._launch(*tensors, there=out)
+            _launch(launches, tensors)
         except RuntimeError as error:
-            if not any(words in str(error) for words in REFUSALS):
+            if len(launches) > 1 or not any(words in str(error) for words in REFUSALS):
                 raise
             # Nothing has run. The next calls know.
-            self._launch_phases_apart()
+            self._how = self._phases_apart()
             return self(rewards, ids, where, k)
         return out
 
-    def _launch(self, *tensors: torch.Tensor | None, there: torch.Tensor) -> None:
-        """Launch what there is, for a call's tensors, on the device of one of them."""
-        for one in self._launches:
-            if one.is_compiled:
-                at = one.address_of
-                one.launch(tuple([None if x is None else at(x) for x in tensors]))
-            else:
-                with device_of(there):
-                    one.compile(tensors)
+
+def _launch(launches: Sequence[PreparedKernel], tensors: Sequence[torch.Tensor | None]) -> None:
+    """Launch kernels, for a call's tensors, on the device of the last."""
+    for one in launches:
+        if one.is_compiled:
+            at = one.address_of
+            one.launch(tuple([None if x is None else at(x) for x in tensors]))
+        else:
+            assert tensors[-1] is not None
+            with device_of(tensors[-1]):
+                one.compile(tensors)

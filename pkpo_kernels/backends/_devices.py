@@ -76,16 +76,6 @@ def on_one_cpu(library: str, array: Any) -> bool:
     return False
 
 
-def is_watched(array: Any) -> bool:
-    """Tell whether a tensor is of a class of its own, or a mode sees torch's operations: then they
-    must be torch's."""
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(array, torch.Tensor):
-        return False
-    is_plain = type(array) in (torch.Tensor, torch.nn.Parameter)
-    return not is_plain or torch._C._len_torch_dispatch_stack() > 0
-
-
 @dataclass(frozen=True)
 class Like:
     """Where a tensor would be. On a GPU the first one takes hundreds of megabytes."""

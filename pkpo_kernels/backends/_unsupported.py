@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from pkpo_kernels._tracing import is_traced
 from pkpo_kernels.backends import _devices
 from pkpo_kernels.backends._installed import import_jax_triton
-from pkpo_kernels.validation import is_traced, library_of
+from pkpo_kernels.validation import library_of
 
 
 def by_none(rewards: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from pkpo_kernels._calls import Again
+from pkpo_kernels._tracing import is_watched
 from pkpo_kernels.backends import _devices, _unsupported
 from pkpo_kernels.backends._installed import Requirement, why_unmet
 from pkpo_kernels.maths.weights import Array, Estimator
@@ -261,7 +262,7 @@ def _default(library: str, rewards: Any, traced: bool = False) -> Implementation
         if rewards is None:
             fits = entry.library == library
         else:
-            own = traced or _devices.is_watched(rewards)
+            own = traced or is_watched(rewards)
             fits = entry.takes(library, own) and entry.unsupported(rewards) is None
         if fits and entry.is_installed:
             return entry

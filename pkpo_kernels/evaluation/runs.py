@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pkpo_kernels._pass_at_k import pass_at_k
+from pkpo_kernels._tracing import is_traced
 from pkpo_kernels.api import max_at_k
 from pkpo_kernels.conversion import to_host
 from pkpo_kernels.evaluation.intervals import units_of
@@ -19,7 +20,6 @@ from pkpo_kernels.typing import Metric
 from pkpo_kernels.validation import (
     checked_array,
     inexact_integers,
-    is_traced,
     listed,
     not_exact,
     shown,

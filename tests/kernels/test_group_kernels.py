@@ -411,9 +411,7 @@ class TestOnTheMachine:
         for ids in (IDS, np.arange(N), np.zeros(N, int)):
             check(REWARDS, ids, 2)
 
-    def test_phases_are_launched_apart_where_programs_cannot_run_at_once(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_phases_are_launched_apart_where_programs_cannot_run_at_once(self) -> None:
         from bench.ptx.driver import Device
 
         class Part(Device):
@@ -430,6 +428,16 @@ class TestOnTheMachine:
             reason = "an illegal memory access was encountered"
             with pytest.raises(RuntimeError, match="illegal"):
                 check(REWARDS[:-1], IDS[:-1], 4)
+
+    def test_what_cannot_be_launched_at_all_says_so(self) -> None:
+        from bench.ptx.driver import Device
+
+        class Refusing(Device):
+            def run(self, *_: Any) -> None:
+                raise RuntimeError(f"Triton Error [CUDA]: {of_kernels.REFUSALS[1]}")
+
+        with Refusing(counting=False), pytest.raises(RuntimeError, match=of_kernels.REFUSALS[1]):
+            check(REWARDS, IDS, 4)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_in_any_order(self, seed: int) -> None:

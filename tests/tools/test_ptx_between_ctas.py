@@ -66,6 +66,8 @@ def test_ctas_that_have_waited_for_each_other_do_not_race(seed: int, arrive: str
     [
         {"before": ""},
         {"before": "bar.sync 0;\nld.global.b32 %r9, [%rd1];"},  # who waits may write there
+        # So may who changed it meanwhile.
+        {"before": "bar.sync 0;\natom.global.gpu.relaxed.exch.b32 %r9, [%rd1], %r4;"},
         {"after": ""},
         {"arrive": "atom.global.gpu.relaxed.add.u32 %r6,"},
         {"poll": "ld.global.b32"},
