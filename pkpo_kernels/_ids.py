@@ -196,21 +196,23 @@ def sorted_by_id(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.
     """
     if not len(ids):
         return np.zeros(0, np.int64), np.zeros(1, np.int64)
-    bits = (len(ids) - 1).bit_length()
     least, most = int(ids.min()), int(ids.max())
-    width = (most - least).bit_length() + bits
-    if width > 63:
-        order = np.argsort(ids, kind="stable")
-        by_id = ids[order]
+    if most - least < 1 << 32:
+        # Of 16 bits NumPy has a stable radix sort, on any processor several times as fast as its
+        # sorts by comparison.
+        offsets: NDArray[Any] = np.empty(
+            len(ids), np.uint16 if most - least < 1 << 16 else np.uint32
+        )
+        np.subtract(ids, least, out=offsets, casting="unsafe")
+        order = offsets.astype(np.uint16, copy=False).argsort(kind="stable")
+        if offsets.dtype == np.uint32:
+            high = (offsets >> 16).astype(np.uint16)
+            order = order[high[order].argsort(kind="stable")]
+        in_order: NDArray[Any] = offsets[order]
     else:
-        # Id and index in one number: NumPy sorts those several times as fast as it argsorts, and
-        # shorter ones in half the time.
-        packed: NDArray[Any] = (ids - least).astype(np.uint32 if width <= 32 else np.int64)
-        packed <<= bits
-        packed |= np.arange(len(ids), dtype=packed.dtype)
-        packed.sort()
-        order, by_id = (packed & ((1 << bits) - 1)).astype(np.int64), packed >> bits
-    starts = np.flatnonzero(by_id[1:] != by_id[:-1]) + 1
+        order = ids.argsort(kind="stable")
+        in_order = ids[order]
+    starts = np.flatnonzero(in_order[1:] != in_order[:-1]) + 1
     return order, np.concatenate([[0], starts, [len(ids)]])
 
 
