@@ -79,6 +79,14 @@ class Entries(NamedTuple):
                 f"rewards must be flat, one for each entry; got shape {tuple(array.shape)}:"
                 " pk.transform takes matrices"
             )
+        if library == "jax":
+            if not isinstance(array.shape[0], int):  # a symbol of jax.export
+                raise ValueError(
+                    f"rewards must have a known length; got shape {tuple(array.shape)}: export for"
+                    " a number of them, or pk.transform of a matrix"
+                )
+            # Inside a program even what is made of constants is traced.
+            traced = traced or is_traced(array == array)
         xp = registry.namespace(library)
         kept = None
         if where is not None:
@@ -107,14 +115,6 @@ class Entries(NamedTuple):
             traced = traced or array.is_meta  # values are unknown there, too
             if dtype_name(array.dtype) in ("uint16", "uint32"):  # which torch can hardly index
                 array = array.to(xp.int64)
-        if library == "jax":
-            if not isinstance(array.shape[0], int):  # a symbol of jax.export
-                raise ValueError(
-                    f"rewards must have a known length; got shape {tuple(array.shape)}: export for"
-                    " a number of them, or pk.transform of a matrix"
-                )
-            # Inside a program even what is made of constants is traced.
-            traced = traced or is_traced(array == array)
         return cls(library, array, kept, valid, dtype, traced, drops_nan)
 
     def of_another(self, rewards: Array, kept: Array | None) -> Entries:
@@ -149,13 +149,15 @@ class Entries(NamedTuple):
 
 def _scored(array: Array, library: str, traced: bool) -> Array | None:
     """Tell which entries are not NaN: (N,) bool, None where the host sees that none is."""
-    if library == "numpy" or (library == "torch" and not traced and on_one_cpu(library, array)):
-        # Of a tensor, too: torch's threads, once at work, would wait for more beside NumPy's.
+    if library == "numpy" or (not traced and on_one_cpu(library, array)):
+        # Of tensors, too: torch's threads, once at work, would wait for more beside NumPy's. Of
+        # JAX's arrays, since a mask of theirs takes longer than all the rest.
         host = to_host(array)
-        scored = host == host
+        scored: Array = host == host
         if scored.all():
             return None
-        return scored if library == "numpy" else registry.namespace(library).from_numpy(scored)
+        if library != "jax":
+            return scored if library == "numpy" else registry.namespace(library).from_numpy(scored)
     return array == array
 
 
