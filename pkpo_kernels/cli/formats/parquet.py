@@ -4,7 +4,7 @@ sample."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -33,30 +33,35 @@ def read(source: Source, lines: Lines) -> None:
 
 def rewrite(source: Source, lines: Rewriting, file: BinaryIO) -> None:
     """Write the rows of a file that was read, each with a column more."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    writer = None
-    for columns, table, numbers in _tables(source, lines, whole=True):
-        with _arrow_reads(lines):
-            ids, flat, lengths = _held(lines, columns, table, numbers)
-        new, left_out = lines.transformed(ids, flat, lengths, numbers.tolist())
-        if columns.wide:
-            # In the place of each sample; null where a cell has none.
-            there = _there(lines, [table[columns.names[i]] for i in columns.rewards])
-            cells, none = np.zeros(there.shape), np.ones(there.shape, bool)
-            cells[there], none[there] = new, left_out
-            new, left_out = cells.reshape(-1), none.reshape(-1)
-            lengths = np.full(len(there), there.shape[1])
-        column = pa.array(new, mask=left_out)
-        if not lines.one_sample_a_line:
-            column = pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)), column)
-        table = table.append_column(lines.new_key, column)
-        if writer is None:
-            writer = pq.ParquetWriter(file, table.schema)
-        writer.write_table(table)
-    if writer is not None:
-        writer.close()
+    with ExitStack() as entered:
+        writer = None
+        for columns, table, numbers in _tables(source, lines, whole=True):
+            table = table.append_column(lines.new_key, _new_column(lines, columns, table, numbers))
+            if writer is None:
+                writer = entered.enter_context(pq.ParquetWriter(file, table.schema))
+            writer.write_table(table)
+
+
+def _new_column(lines: Rewriting, columns: Columns, table: Any, numbers: NDArray[np.int64]) -> Any:
+    """Make the column more of rows, whose numbers are (rows,): a number each, or a list."""
+    import pyarrow as pa
+
+    with _arrow_reads(lines):
+        ids, flat, lengths = _held(lines, columns, table, numbers)
+    new, left_out = lines.transformed(ids, flat, lengths, numbers.tolist())
+    if columns.wide:
+        # In the place of each sample; null where a cell has none.
+        there = _there(lines, [table[columns.names[i]] for i in columns.rewards])
+        cells, none = np.zeros(there.shape), np.ones(there.shape, bool)
+        cells[there], none[there] = new, left_out
+        new, left_out = cells.reshape(-1), none.reshape(-1)
+        lengths = np.full(len(there), there.shape[1])
+    column = pa.array(new, mask=left_out)
+    if lines.one_sample_a_line:
+        return column
+    return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)), column)
 
 
 @contextmanager
