@@ -4,8 +4,7 @@ side, sorted, for `sorted_row.finish_row` to finish. Four phases, with all progr
     insert   each entry finds the slot of its id, or block, and its place among those of its group
     place    each group gets a stretch of memory, and each entry puts itself there
     rank     each entry counts how many of its group are less, and goes where that says
-    finish   each group becomes its values, at the entries' own offsets, and its slot is left as it
-             was; the last program leaves the counters so
+    finish   each group becomes its values, at the entries' own offsets, and leaves its slot empty
 
 In one launch, where all programs run at once and wait for each other between phases; or a launch
 for each phase. The host waits for nothing.
@@ -46,12 +45,11 @@ _FIRST = tl.constexpr(2)
 
 
 class Scratch(NamedTuple):
-    """What the phases share, of 32 bits each. To the table's end all is 0 in the beginning, and
-    again in the end; what is behind may hold anything."""
+    """What the phases share, of 32 bits each. In the beginning all is 0 to the table's end, and in
+    the end the table again; the counters go on. What is behind may hold anything."""
 
     counters_ptr: Any  # (1,) int64: groups that have a stretch << 32 | entries in them
     arrived_ptr: Any  # (3,) programs that are done with a phase
-    left_ptr: Any  # (1,) programs that will not look at the counters again
     table_ptr: Any  # (table_size,) 1 + the number of an entry with the slot's id
     size_ptr: Any  # (table_size,) entries of the group
     start_ptr: Any  # (table_size,) where its stretch begins, + _FIRST; _TAKEN: in a moment
@@ -63,6 +61,14 @@ class Scratch(NamedTuple):
     offset_ptr: Any  # (capacity,) whose they are
     group_start_ptr: Any  # (capacity,) where a group begins, by its number
     group_size_ptr: Any  # (capacity,)
+    group_slot_ptr: Any  # (capacity,)
+
+
+class Before(NamedTuple):
+    """What the counters have counted in other launches, up to as often as they have overflowed."""
+
+    counted: Any  # ()
+    arrived: Any  # ()
 
 
 def capacity_for(n_entries: int) -> int:
@@ -82,7 +88,7 @@ def cleared_size(capacity: int) -> int:
 
 def scratch_size(capacity: int) -> int:
     """Count the words of `Scratch`."""
-    return cleared_size(capacity) + 8 * capacity
+    return cleared_size(capacity) + 9 * capacity
 
 
 @triton.jit
@@ -94,7 +100,6 @@ def _scratch(ptr, capacity):
     return Scratch(
         ptr.to(tl.pointer_type(tl.int64)),
         ptr + 2,
-        ptr + 5,
         table,
         table + table_size,
         table + 2 * table_size,
@@ -106,6 +111,7 @@ def _scratch(ptr, capacity):
         entries + 5 * capacity,
         entries + 6 * capacity,
         entries + 7 * capacity,
+        entries + 8 * capacity,
     )
 
 
@@ -185,7 +191,7 @@ def _insert(
 
 
 @triton.jit
-def _place(i, rewards_ptr, scratch, n_entries, BLOCK: tl.constexpr):
+def _place(i, rewards_ptr, scratch, before, n_entries, BLOCK: tl.constexpr):
     """Give groups a stretch of memory each, and put their entries there: their numbers i
     (BLOCK,)."""
     slot = tl.load(scratch.slot_ptr + i, mask=i < n_entries, other=-1)  # (BLOCK,)
@@ -200,11 +206,12 @@ def _place(i, rewards_ptr, scratch, n_entries, BLOCK: tl.constexpr):
     seen = tl.atomic_cas(scratch.start_ptr + slot, expected, taken, sem="relaxed")  # (BLOCK,)
     takes = valid & (seen == 0)  # (BLOCK,)
     both = tl.where(takes, (tl.full([], 1, tl.int64) << 32) + n, 0)  # (BLOCK,)
-    before = tl.cumsum(both, 0) - both  # (BLOCK,)
     base = tl.atomic_add(scratch.counters_ptr, tl.sum(both, 0), sem="relaxed")  # ()
-    number, start = ((base + before) >> 32).to(tl.int32), (base + before).to(tl.int32)  # (BLOCK,)
+    first = base - before.counted + (tl.cumsum(both, 0) - both)  # (BLOCK,)
+    number, start = (first >> 32).to(tl.int32), first.to(tl.int32)  # (BLOCK,)
     tl.store(scratch.group_start_ptr + number, start, mask=takes)
     tl.store(scratch.group_size_ptr + number, n, mask=takes)
+    tl.store(scratch.group_slot_ptr + number, slot, mask=takes)
     tl.atomic_xchg(scratch.start_ptr + slot, start + _FIRST, mask=takes, sem="relaxed")
 
     known = tl.where(takes, start + _FIRST, tl.where(valid, seen, _FIRST))  # (BLOCK,)
@@ -220,10 +227,10 @@ def _place(i, rewards_ptr, scratch, n_entries, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _rank(at, scratch, BLOCK: tl.constexpr, STEP: tl.constexpr):
+def _rank(at, scratch, before, BLOCK: tl.constexpr, STEP: tl.constexpr):
     """Sort groups: what stands at `at` (BLOCK,) goes behind all of its group that are less, and of
     its equals behind those that stand before it."""
-    valid = at < tl.load(scratch.counters_ptr).to(tl.int32)  # (BLOCK,)
+    valid = at < (tl.load(scratch.counters_ptr) - before.counted).to(tl.int32)  # (BLOCK,)
     key = tl.load(scratch.key_ptr + at, mask=valid, other=0)  # (BLOCK,)
     entry = tl.load(scratch.entry_ptr + at, mask=valid, other=0)  # (BLOCK,)
     slot = tl.load(scratch.slot_ptr + entry, mask=valid, other=0)  # (BLOCK,)
@@ -249,32 +256,32 @@ def _rank(at, scratch, BLOCK: tl.constexpr, STEP: tl.constexpr):
 
 
 @triton.jit
-def _wait_for_all(arrived_ptr):
+def _before(scratch, ALL: tl.constexpr):
+    """Load what launches before this one have counted: → `Before`. Phases that are launched apart
+    have scratch of their own."""
+    if ALL:
+        # Nobody adds to these until all programs have arrived elsewhere, behind this.
+        return Before(tl.load(scratch.counters_ptr), tl.load(scratch.arrived_ptr + 2))
+    else:
+        return Before(tl.full([], 0, tl.int64), tl.full([], 0, tl.int32))
+
+
+@triton.jit
+def _wait_for_all(arrived_ptr, before):
     """Wait until all programs of the grid are here: what they have written is seen from now on."""
     tl.debug_barrier()
     tl.atomic_add(arrived_ptr, 1, sem="release")
-    while tl.atomic_add(arrived_ptr, 0, sem="acquire") < tl.num_programs(0):
+    while tl.atomic_add(arrived_ptr, 0, sem="acquire") - before.arrived < tl.num_programs(0):
         pass
     tl.debug_barrier()
 
 
 @triton.jit
-def _free_slot(entry, scratch):
-    """Leave the slot of an entry's group as it was: its number ()."""
-    slot = tl.load(scratch.slot_ptr + entry)  # ()
+def _free_slot(slot, scratch):
+    """Leave a group's slot () as it was in the beginning."""
     tl.store(scratch.table_ptr + slot, 0)
     tl.store(scratch.size_ptr + slot, 0)
     tl.store(scratch.start_ptr + slot, 0)
-
-
-@triton.jit
-def _leave(scratch):
-    """Leave the counters as they were, if this program is the last that has looked at them."""
-    tl.debug_barrier()
-    if tl.atomic_add(scratch.left_ptr, 1, sem="acq_rel") == tl.num_programs(0) - 1:
-        tl.store(scratch.counters_ptr, tl.full([], 0, tl.int64))
-        every = tl.arange(0, 4)  # (4,) and left_ptr is behind the three
-        tl.store(scratch.arrived_ptr + every, tl.zeros([4], tl.int32))
 
 
 @triton.jit(
@@ -300,6 +307,7 @@ def groups_kernel(
     """
     ALL: tl.constexpr = PHASE == "all"
     scratch = _scratch(scratch_ptr, capacity)
+    before = _before(scratch, ALL)
     first, step = tl.program_id(0), tl.num_programs(0)  # (), ()
     every = tl.arange(0, BLOCK)  # (BLOCK,)
     n_blocks = tl.cdiv(n_entries, BLOCK)  # ()
@@ -312,21 +320,20 @@ def groups_kernel(
                 BY_ID, MASKED, DROPS_NAN, BLOCK,
             )  # fmt: skip
     if ALL:
-        _wait_for_all(scratch.arrived_ptr)
+        _wait_for_all(scratch.arrived_ptr, before)
     if ALL or PHASE == "place":
         for block in tl.range(first, n_blocks, step):
-            _place(block * BLOCK + every, rewards_ptr, scratch, n_entries, BLOCK)
+            _place(block * BLOCK + every, rewards_ptr, scratch, before, n_entries, BLOCK)
     if ALL:
-        _wait_for_all(scratch.arrived_ptr + 1)
+        _wait_for_all(scratch.arrived_ptr + 1, before)
     if ALL or PHASE == "rank":
         for block in tl.range(first, n_blocks, step):
-            _rank(block * BLOCK + every, scratch, BLOCK, STEP)
+            _rank(block * BLOCK + every, scratch, before, BLOCK, STEP)
     if ALL:
-        _wait_for_all(scratch.arrived_ptr + 2)
+        _wait_for_all(scratch.arrived_ptr + 2, before)
     if ALL or PHASE == "finish":
         kind: tl.constexpr = Kind(False, False, INDEX_SHIFT, NORMALIZED, BLOCK_OF_GROUP)
-        n_groups = (tl.load(scratch.counters_ptr) >> 32).to(tl.int32)  # ()
-        _leave(scratch)
+        n_groups = ((tl.load(scratch.counters_ptr) - before.counted) >> 32).to(tl.int32)  # ()
         k = load_k(k, k_ptr, K)  # ()
         if by_group != 0:
             factor = factor / n_groups.to(tl.float32)  # ()
@@ -334,7 +341,7 @@ def groups_kernel(
         for group in tl.range(first, n_groups, step):
             start = tl.load(scratch.group_start_ptr + group)  # ()
             n = tl.load(scratch.group_size_ptr + group)  # ()
-            _free_slot(tl.load(scratch.offset_ptr + start), scratch)
+            _free_slot(tl.load(scratch.group_slot_ptr + group), scratch)
             of_group = factor  # ()
             if by_size != 0:
                 of_group = factor / n.to(tl.float32)  # ()

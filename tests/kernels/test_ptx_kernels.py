@@ -257,7 +257,6 @@ HARMLESS = {
     ("guard", "_insert"): 2,
     # All lanes may store the same 0.
     ("guard", "_free_slot"): 3,
-    ("guard", "_leave"): 2,
     # All may ask what one asks, and what that hears goes to all through a barrier.
     ("guard", "_wait_for_all"): 3,
     ("barrier", "_wait_for_all"): 3,
