@@ -57,6 +57,8 @@ class Scratch(NamedTuple):
     place_ptr: Any  # (capacity,) among the entries of its group
     key_ptr: Any  # (capacity,) rewards as integers that compare alike, a group side by side
     entry_ptr: Any  # (capacity,) whose they are
+    stretch_ptr: Any  # (capacity,) where the group begins that they stand in
+    count_ptr: Any  # (capacity,) how many there are in it
     ordered_ptr: Any  # (capacity,) rewards, each group sorted
     offset_ptr: Any  # (capacity,) whose they are
     group_start_ptr: Any  # (capacity,) where a group begins, by its number
@@ -88,7 +90,7 @@ def cleared_size(capacity: int) -> int:
 
 def scratch_size(capacity: int) -> int:
     """Count the words of `Scratch`."""
-    return cleared_size(capacity) + 9 * capacity
+    return cleared_size(capacity) + 11 * capacity
 
 
 @triton.jit
@@ -107,11 +109,13 @@ def _scratch(ptr, capacity):
         entries + capacity,
         entries + 2 * capacity,
         entries + 3 * capacity,
-        (entries + 4 * capacity).to(tl.pointer_type(tl.float32)),
+        entries + 4 * capacity,
         entries + 5 * capacity,
-        entries + 6 * capacity,
+        (entries + 6 * capacity).to(tl.pointer_type(tl.float32)),
         entries + 7 * capacity,
         entries + 8 * capacity,
+        entries + 9 * capacity,
+        entries + 10 * capacity,
     )
 
 
@@ -220,22 +224,27 @@ def _place(i, rewards_ptr, scratch, before, n_entries, BLOCK: tl.constexpr):
         now = tl.atomic_add(scratch.start_ptr + slot, 0, mask=waits, sem="relaxed")  # (BLOCK,)
         known = tl.where(waits, now, known)
     place = tl.load(scratch.place_ptr + i, mask=valid, other=0)  # (BLOCK,)
-    at = known - _FIRST + place  # (BLOCK,)
+    start = known - _FIRST  # (BLOCK,)
+    at = start + place  # (BLOCK,)
     x = tl.load(rewards_ptr + i, mask=valid, other=0).to(tl.float32)  # (BLOCK,)
     tl.store(scratch.key_ptr + at, _order_key(x), mask=valid)
     tl.store(scratch.entry_ptr + at, i, mask=valid)
+    # All that ranks take, so that one load does not wait for another.
+    tl.store(scratch.stretch_ptr + at, start, mask=valid)
+    tl.store(scratch.count_ptr + at, n, mask=valid)
 
 
 @triton.jit
-def _rank(at, scratch, before, BLOCK: tl.constexpr, STEP: tl.constexpr):
+def _rank(at, scratch, before, n_entries, BLOCK: tl.constexpr, STEP: tl.constexpr):
     """Sort groups: what stands at `at` (BLOCK,) goes behind all of its group that are less, and of
     its equals behind those that stand before it."""
     valid = at < (tl.load(scratch.counters_ptr) - before.counted).to(tl.int32)  # (BLOCK,)
-    key = tl.load(scratch.key_ptr + at, mask=valid, other=0)  # (BLOCK,)
-    entry = tl.load(scratch.entry_ptr + at, mask=valid, other=0)  # (BLOCK,)
-    slot = tl.load(scratch.slot_ptr + entry, mask=valid, other=0)  # (BLOCK,)
-    start = tl.load(scratch.start_ptr + slot, mask=valid, other=_FIRST) - _FIRST  # (BLOCK,)
-    n = tl.load(scratch.size_ptr + slot, mask=valid, other=0)  # (BLOCK,)
+    inside = at < n_entries  # (BLOCK,)
+    key = tl.load(scratch.key_ptr + at, mask=inside, other=0)  # (BLOCK,)
+    entry = tl.load(scratch.entry_ptr + at, mask=inside, other=0)  # (BLOCK,)
+    start = tl.load(scratch.stretch_ptr + at, mask=inside, other=0)  # (BLOCK,)
+    n = tl.load(scratch.count_ptr + at, mask=inside, other=0)  # (BLOCK,)
+    n = tl.where(valid, n, 0)  # (BLOCK,)
 
     rank = tl.zeros([BLOCK], tl.int32)  # (BLOCK,)
     other_ptr, left, ahead = scratch.key_ptr + start, n, at - start  # each (BLOCK,)
@@ -328,7 +337,7 @@ def groups_kernel(
         _wait_for_all(scratch.arrived_ptr + 1, before)
     if ALL or PHASE == "rank":
         for block in tl.range(first, n_blocks, step):
-            _rank(block * BLOCK + every, scratch, before, BLOCK, STEP)
+            _rank(block * BLOCK + every, scratch, before, n_entries, BLOCK, STEP)
     if ALL:
         _wait_for_all(scratch.arrived_ptr + 2, before)
     if ALL or PHASE == "finish":
