@@ -371,7 +371,7 @@ def test_planted_bugs_among_programs_are_noticed(
 ) -> None:
     """The same where programs wait for each other, and orders are weakened."""
     monkeypatch.setattr(of_groups, "most_programs", lambda device: 3)
-    monkeypatch.setattr(machine, "_MOST_STEPS", 20_000)
+    monkeypatch.setattr(machine, "_MOST_STEPS", 5_000)
     n = 170
     ids = torch.from_numpy(rng.integers(0, 30, n) * 64)
     ids[60:140] = 5
