@@ -164,8 +164,7 @@ def _scored(array: Array, library: str, traced: bool) -> Array | None:
 def k_on_host(k: Any) -> Any:
     """Give an array of ks to NumPy, as `k_to_host`; one below 1 as one too large for any group,
     which makes it undersized as well, and is no error."""
-    k = k_to_host(k)
-    most = int(np.iinfo(np.int32).max)
+    k, most = k_to_host(k), (1 << 31) - 1
     if isinstance(k, int):
         return k if k >= 1 else most
     return np.where(k >= 1, k, most)

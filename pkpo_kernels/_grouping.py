@@ -199,7 +199,8 @@ def _by_size(entries: Entries, ids: Ids, k: Any, rules: Rules) -> Array:
     for index in matrices:
         index = index if at is None else at[index]
         of_rows = k if isinstance(k, int) else _k_of_rows(entries, k[index], None)
-        out[index] = _rows(entries, entries.rewards[index], of_rows, None, rules, n_groups)
+        rows = entries.rewards.take(index)
+        out[index] = _rows(entries, rows, of_rows, None, rules, n_groups)
     return out
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -133,8 +134,7 @@ def _to_device(numbers: NDArray[np.int64], rewards: Array) -> Ids:
 
 def _numbered(argument: str, ids: Sequence[Any]) -> NDArray[np.int64]:
     """Number objects by first appearance: N → (N,)."""
-    numbers: defaultdict[Any, int] = defaultdict()
-    numbers.default_factory = numbers.__len__
+    numbers: defaultdict[Any, int] = defaultdict(count().__next__)
     try:
         # One call that looks all up, and one that packs what it found, take three quarters of the
         # time of np.fromiter.
@@ -207,11 +207,11 @@ def sorted_by_id(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.
         order = offsets.astype(np.uint16, copy=False).argsort(kind="stable")
         if offsets.dtype == np.uint32:
             high = (offsets >> 16).astype(np.uint16)
-            order = order[high[order].argsort(kind="stable")]
-        in_order: NDArray[Any] = offsets[order]
+            order = order.take(high.take(order).argsort(kind="stable"))
+        in_order: NDArray[Any] = offsets.take(order)
     else:
         order = ids.argsort(kind="stable")
-        in_order = ids[order]
+        in_order = ids.take(order)
     starts = np.flatnonzero(in_order[1:] != in_order[:-1]) + 1
     return order, np.concatenate([[0], starts, [len(ids)]])
 
