@@ -51,7 +51,7 @@ PARTS := test-plain test-compiled test-interpreted
 PARALLEL = @echo "Two parts run at a time; each is shown when it is done."; \
 	$(MAKE) --no-print-directory --keep-going --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
-OF_TRITON := tests/contract $(addprefix tests/kernels/test_,triton.py tables.py launches.py group_kernels.py)
+OF_TRITON := tests/contract $(addprefix tests/kernels/test_,triton.py tables.py launches.py group_kernels.py group_launches.py)
 INTERPRETED_TESTS := $(OF_TRITON) tests/kernels/test_pallas.py tests/kernels/test_pallas_packed.py \
 	tests/backends/test_jax.py tests/backends/test_jax_triton.py
 OF_PACKED := $(wildcard tests/kernels/test_packed*.py)

@@ -147,7 +147,7 @@ step verify 90 "$PYTHON" -m pkpo_kernels verify --report "$OUT/verify.json" \
   "${implementations[@]/#/--implementation=}"
 
 step gpu-tests 110 "${tests[@]}" --junitxml="$OUT/gpu.xml" \
-  tests/kernels/test_gpu.py tests/kernels/test_group_kernels.py
+  tests/kernels/test_gpu.py tests/kernels/test_group_kernels.py tests/kernels/test_group_launches.py
 if [ "$DEVICE" = cuda ]; then step packed 120 "${tests[@]}" -m "" tests/kernels/test_packed*.py; fi
 step contract 130 "${tests[@]}" --junitxml="$OUT/contract.xml" "${chosen[@]}" \
   tests/contract tests/kernels/test_triton.py tests/kernels/test_tables.py tests/kernels/test_launches.py

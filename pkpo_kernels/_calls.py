@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
-# A call's arrays, as (rewards, where, k) → the result
+# A call's arrays, such as (rewards, where, k) → the result
 Again = Callable[..., Any]
 
 # A form for every k that a run anneals through would be a leak: so many are kept, the latest made.

@@ -100,9 +100,7 @@ class Entries(NamedTuple):
         valid = kept
         drops_nan = nan == "drop" and dtype_name(array.dtype) in FLOATS
         if drops_nan:
-            scored = _scored(array, library, traced)
-            if scored is not None:
-                valid = scored if kept is None else scored & kept
+            valid = _valid(array, kept, library, traced)
         if library == "numpy" and valid is not None and valid.all():
             valid = None
         # A list as it was written, where NumPy may have rounded its integers: of those that count.
@@ -119,10 +117,7 @@ class Entries(NamedTuple):
 
     def of_another(self, rewards: Array, kept: Array | None) -> Entries:
         """Hold tensors (N,) of another call of the same form."""
-        valid = kept
-        if self.drops_nan:
-            scored = rewards == rewards
-            valid = scored if kept is None else scored & kept
+        valid = _valid(rewards, kept, self.library, self.traced) if self.drops_nan else kept
         return self._replace(rewards=rewards, kept=kept, valid=valid)
 
     @property
@@ -145,6 +140,15 @@ class Entries(NamedTuple):
     def from_host(self, result: NDArray[Any]) -> Array:
         """Give NumPy's result (N,) the library and device of these entries, and its dtype."""
         return result_from_host(result, self.rewards, self.library, self.dtype)
+
+
+def _valid(array: Array, kept: Array | None, library: str, traced: bool) -> Array | None:
+    """Tell which of the entries that are kept are not NaN: (N,) bool, None where all are kept and
+    the host sees that none is."""
+    scored = _scored(array, library, traced)
+    if scored is None or kept is None:
+        return kept if scored is None else scored
+    return scored & kept
 
 
 def _scored(array: Array, library: str, traced: bool) -> Array | None:

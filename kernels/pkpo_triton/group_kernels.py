@@ -1,7 +1,7 @@
 """Groups of a flat array by their ids: a hash table in memory, and every group's samples side by
 side, sorted, for `sorted_row.finish_row` to finish. Four phases, with all programs in each:
 
-    insert   each entry finds the slot of its id, or block, and its place among those of its group
+    insert   each entry finds the slot of its id, or block, and its index in its group
     place    each group gets a stretch of memory, and each entry puts itself there
     rank     each entry counts how many of its group are less, and goes where that says
     finish   each group becomes its values, at the entries' own offsets, and leaves its slot empty
@@ -9,8 +9,8 @@ side, sorted, for `sorted_row.finish_row` to finish. Four phases, with all progr
 In one launch, where all programs run at once and wait for each other between phases; or a launch
 for each phase. The host waits for nothing.
 
-Places come as threads happen to run, and so does what stands where before a group is sorted. Values
-do not depend on it: they are functions of a group's sorted rewards.
+Indices come as threads happen to run, and so does what stands where before a group is sorted.
+Values do not depend on it: they are functions of a group's sorted rewards.
 """
 
 # Triton compiles these functions; no type checker can check them.
@@ -37,6 +37,7 @@ BLOCK_OF_GROUP = 64
 PHASES = ("insert", "place", "rank", "finish")
 ALL = "all"
 
+# Words of counters, of which five are used, so that the table is aligned.
 _COUNTERS = tl.constexpr(8)
 _SLOTS_AN_ENTRY = tl.constexpr(2)
 
@@ -54,7 +55,7 @@ class Scratch(NamedTuple):
     size_ptr: Any  # (table_size,) entries of the group
     start_ptr: Any  # (table_size,) where its stretch begins, + _FIRST; _TAKEN: in a moment
     slot_ptr: Any  # (capacity,) of an entry's id; −1 where it is left out
-    place_ptr: Any  # (capacity,) among the entries of its group
+    index_ptr: Any  # (capacity,) of an entry in its group
     key_ptr: Any  # (capacity,) rewards as integers that compare alike, a group side by side
     entry_ptr: Any  # (capacity,) whose they are
     stretch_ptr: Any  # (capacity,) where the group begins that they stand in
@@ -189,9 +190,9 @@ def _insert(
         slot = _slot(i, valid, ids_ptr, scratch, table_size, BLOCK)  # (BLOCK,)
     else:
         slot = i // entries_a_group  # (BLOCK,) as many as there are blocks
-    place = tl.atomic_add(scratch.size_ptr + slot, 1, mask=valid, sem="relaxed")  # (BLOCK,)
+    index = tl.atomic_add(scratch.size_ptr + slot, 1, mask=valid, sem="relaxed")  # (BLOCK,)
     tl.store(scratch.slot_ptr + i, tl.where(valid, slot, -1), mask=inside)
-    tl.store(scratch.place_ptr + i, place, mask=valid)
+    tl.store(scratch.index_ptr + i, index, mask=valid)
 
 
 @triton.jit
@@ -223,9 +224,9 @@ def _place(i, rewards_ptr, scratch, before, n_entries, BLOCK: tl.constexpr):
         waits = known < _FIRST  # (BLOCK,)
         now = tl.atomic_add(scratch.start_ptr + slot, 0, mask=waits, sem="relaxed")  # (BLOCK,)
         known = tl.where(waits, now, known)
-    place = tl.load(scratch.place_ptr + i, mask=valid, other=0)  # (BLOCK,)
+    index = tl.load(scratch.index_ptr + i, mask=valid, other=0)  # (BLOCK,)
     start = known - _FIRST  # (BLOCK,)
-    at = start + place  # (BLOCK,)
+    at = start + index  # (BLOCK,)
     x = tl.load(rewards_ptr + i, mask=valid, other=0).to(tl.float32)  # (BLOCK,)
     tl.store(scratch.key_ptr + at, _order_key(x), mask=valid)
     tl.store(scratch.entry_ptr + at, i, mask=valid)

@@ -127,7 +127,7 @@ class GroupLaunch:
         dtype: of the result, not float64. Computed in float32.
     """
 
-    __slots__ = (*("_capacity", "_constants", "_empty", "_how", "_prepared", "_reads_k"),)
+    __slots__ = ("_capacity", "_constants", "_empty", "_how", "_prepared", "_reads_k")
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ def _new_column(lines: Rewriting, columns: Columns, table: Any, numbers: NDArray
         ids, flat, lengths = _held(lines, columns, table, numbers)
     new, left_out = lines.transformed(ids, flat, lengths, numbers.tolist())
     if columns.wide:
-        # In the place of each sample; null where a cell has none.
+        # Where each sample is; null where a cell has none.
         there = _there(lines, [table[columns.names[i]] for i in columns.rewards])
         cells, none = np.zeros(there.shape), np.ones(there.shape, bool)
         cells[there], none[there] = new, left_out
